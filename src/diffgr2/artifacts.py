@@ -1,0 +1,132 @@
+"""Directories that are either complete or absent: manifest, hashes, one rename.
+
+Contract: `publish` moves a finished temporary directory to its final name in one rename after every
+file was hashed, synced and listed in `manifest.json`; `read_manifest` returns a manifest only if
+the directory holds exactly the listed files with the listed sizes (and hashes, when asked). A
+reader never sees half a directory. Arrays are safetensors, tables parquet, the rest JSON; nothing
+is pickled. Not here: what a stage computes (`pipeline`, `stages`) and training checkpoints'
+rotation (`train.checkpoint`), which builds on the same functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from diffgr2.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Hex digest of a JSON-serialisable value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or directory entry to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically (temporary file, sync, rename)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a missing or broken file is an ArtifactError that names it."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: file is missing") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: not valid JSON ({error})") from None
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write named arrays as one safetensors file (deterministic bytes)."""
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read named arrays; a broken file is an ArtifactError that names it."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: file is missing") from None
+    except Exception as error:
+        raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def list_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """`{relative name: {sha256, size}}` of every file but the manifest."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {
+        str(p.relative_to(directory)): {"sha256": sha256_of(p), "size": p.stat().st_size}
+        for p in files
+    }
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """Digest of a directory's contents: what downstream keys depend on."""
+    return digest({name: entry["sha256"] for name, entry in manifest["files"].items()})
+
+
+def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Seal `temporary` with its manifest and rename it to `final`, replacing what stood there."""
+    manifest = {**manifest, "files": list_files(temporary)}
+    write_json(temporary / MANIFEST, manifest)
+    for path in temporary.rglob("*"):
+        fsync_path(path)
+    fsync_path(temporary)
+    if final.exists():
+        # A directory cannot be replaced by one rename; the old one first loses its manifest, so
+        # that a kill between the two steps leaves nothing that looks finished.
+        (final / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(temporary, final)
+    fsync_path(final.parent)
+    return manifest
+
+
+def read_manifest(directory: Path, *, verify: bool = False) -> dict[str, Any]:
+    """The manifest of a complete directory; raises ArtifactError that says what is wrong."""
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory}: no such directory")
+    manifest = read_json(directory / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ArtifactError(f"{directory / MANIFEST}: not a manifest")
+    for name, entry in manifest["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: listed in the manifest but missing")
+        if path.stat().st_size != entry["size"]:
+            raise ArtifactError(f"{path}: size differs from the manifest")
+        if verify and sha256_of(path) != entry["sha256"]:
+            raise ArtifactError(f"{path}: content differs from the manifest")
+    return manifest

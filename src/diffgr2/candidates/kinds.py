@@ -1,0 +1,58 @@
+"""The retrievers by name: fit one, load one.
+
+Contract: `fit` builds the kind that the recipe names from some users' train parts (validation items
+are used for SASRec's early stop only); `load` reads any retriever directory. Not here: how any of
+them works (`sasrec`, `neighbours`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffgr2.artifacts import read_json
+from diffgr2.candidates import sasrec
+from diffgr2.candidates.neighbours import ItemKnn, Popularity
+from diffgr2.candidates.retriever import prefixes
+from diffgr2.candidates.sasrec import SasRec
+from diffgr2.config import RetrieverConfig
+from diffgr2.errors import ArtifactError
+from diffgr2.progress import Progress
+from diffgr2.types import Histories
+
+COUNTED = {"itemknn": ItemKnn, "popularity": Popularity}
+LOADERS = {"sasrec": SasRec, **COUNTED}
+
+Fitted = SasRec | ItemKnn | Popularity
+
+
+def fit(
+    histories: Histories,
+    users: np.ndarray,
+    config: RetrieverConfig,
+    seed: int,
+    *,
+    work: Path,
+    name: str,
+    progress: Progress,
+) -> tuple[Fitted, dict[str, Any]]:
+    """A retriever that knows these users' train parts, and metrics of its training."""
+    if config.kind in COUNTED:
+        train = prefixes(histories, users, histories.lengths_U[users] - 2)
+        return COUNTED[config.kind].build(train), {}
+    model, curve = sasrec.train(
+        histories, users, config, seed, work=work, name=name, progress=progress
+    )
+    best = max(curve, key=lambda entry: entry["ndcg@10"])
+    return model, {"epochs": len(curve), "best_epoch": curve.index(best) + 1, "loss": best["loss"]}
+
+
+def load(directory: Path) -> Fitted:
+    """The retriever in a directory, whatever its kind."""
+    about = read_json(directory / "config.json")
+    kind = about.get("kind") if isinstance(about, dict) else None
+    if kind not in LOADERS:
+        raise ArtifactError(f"{directory / 'config.json'}: unknown retriever kind {kind!r}")
+    return LOADERS[kind].load(directory)

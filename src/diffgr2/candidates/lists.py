@@ -1,0 +1,139 @@
+"""Candidate lists that look in training as they will at test time.
+
+Contract: `training_lists` ranks, for each user, with a model that never saw that user
+(cross-fitting by user); `held_out_lists` ranks validation and test positions with the full model.
+Items of the visible history never appear. A target is in its list only where the retriever put it
+there, unless `inject_target` is set for training (a recorded flag: the odd one out is easy to spot
+and teaches the wrong thing). Not here: how a retriever is trained, and evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from diffgr2.artifacts import load_arrays, save_arrays
+from diffgr2.candidates.retriever import Retriever, prefixes, top_k
+from diffgr2.errors import ArtifactError, DataError
+from diffgr2.streams import permutation
+from diffgr2.types import MISS, CandidateLists, Histories
+
+MIN_HISTORY = 2
+"""Training lists need at least this many items before their target."""
+
+
+def fold_of_users(n_users: int, folds: int, seed: int) -> np.ndarray:
+    """A random fold number per user; sizes differ by at most one."""
+    fold_U = np.empty(n_users, np.int32)
+    fold_U[permutation(n_users, seed, "candidates", "folds")] = np.arange(n_users) % folds
+    return fold_U
+
+
+def training_positions(
+    histories: Histories, count: int, users: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(user_L, end_L): the last `count` positions of each user's train part, by user, oldest first.
+
+    The target is the item at `end`, inside the train part; the history is what stands before it.
+    """
+    users = np.arange(histories.n_users) if users is None else users
+    last_U = histories.lengths_U[users] - 3  # the last position of the train part
+    first_U = np.maximum(last_U - count + 1, MIN_HISTORY)
+    number_U = np.maximum(last_U - first_U + 1, 0)
+    user_L = np.repeat(users, number_U)
+    start_L = np.repeat(np.cumsum(number_U) - number_U, number_U)
+    end_L = np.repeat(first_U, number_U) + np.arange(len(user_L)) - start_L
+    return user_L.astype(np.int32), end_L.astype(np.int32)
+
+
+def ranked_lists(
+    histories: Histories,
+    retriever: Retriever,
+    split: str,
+    user_L: np.ndarray,
+    end_L: np.ndarray,
+    k: int,
+) -> CandidateLists:
+    """Lists for given positions from one retriever."""
+    if histories.n_items - int(end_L.max(initial=0)) < k:
+        raise DataError(
+            f"candidates.k: {k} unseen candidates needed, but the catalogue has "
+            f"{histories.n_items} items and a history of {int(end_L.max())}"
+        )
+    items_LK, scores_LK = top_k(retriever, prefixes(histories, user_L, end_L), k)
+    target_L = histories.items_N[histories.offsets_U1[user_L] + end_L]
+    return CandidateLists(
+        split, user_L.astype(np.int32), end_L.astype(np.int32), target_L, items_LK, scores_LK
+    )
+
+
+def held_out_lists(
+    histories: Histories, retriever: Retriever, split: str, k: int
+) -> CandidateLists:
+    """Lists of every user for `validation` (hides two items) or `test` (hides one)."""
+    hidden = {"validation": 2, "test": 1}[split]
+    user_L = np.arange(histories.n_users, dtype=np.int32)
+    return ranked_lists(histories, retriever, split, user_L, histories.lengths_U - hidden, k)
+
+
+def training_lists(
+    histories: Histories,
+    fold_U: np.ndarray,
+    fit: Callable[[np.ndarray, int], Retriever],
+    *,
+    k: int,
+    prefixes_per_user: int,
+    inject_target: bool = False,
+) -> CandidateLists:
+    """Cross-fitted lists: `fit(users, fold)` trains on the users outside that fold."""
+    parts = []
+    for fold in range(int(fold_U.max()) + 1):
+        retriever = fit(np.flatnonzero(fold_U != fold), fold)
+        positions = training_positions(histories, prefixes_per_user, np.flatnonzero(fold_U == fold))
+        parts.append(ranked_lists(histories, retriever, "train", *positions, k))
+    lists = concatenated(parts)
+    lists = lists.take(np.lexsort((lists.end_L, lists.user_L)))
+    return with_targets(lists) if inject_target else lists
+
+
+def concatenated(parts: list[CandidateLists]) -> CandidateLists:
+    """Lists of the same split and K, one after the other."""
+    names = ("user_L", "end_L", "target_L", "items_LK", "scores_LK")
+    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
+    return CandidateLists(parts[0].split, *arrays)
+
+
+def with_targets(lists: CandidateLists) -> CandidateLists:
+    """Training lists whose last candidate gives way to a target that was missed."""
+    assert lists.split == "train", "targets are never put into validation or test lists"
+    items_LK = lists.items_LK.copy()
+    missed_L = lists.hit_L == MISS
+    items_LK[missed_L, -1] = lists.target_L[missed_L]
+    return CandidateLists(
+        lists.split, lists.user_L, lists.end_L, lists.target_L, items_LK, lists.scores_LK
+    )
+
+
+def save_lists(directory: Path, lists: CandidateLists) -> None:
+    """Write `<split>.safetensors`."""
+    save_arrays(
+        directory / f"{lists.split}.safetensors",
+        user_L=lists.user_L,
+        end_L=lists.end_L,
+        target_L=lists.target_L,
+        items_LK=lists.items_LK,
+        scores_LK=lists.scores_LK,
+    )
+
+
+def load_lists(directory: Path, split: str) -> CandidateLists:
+    """Read what `save_lists` wrote."""
+    path = directory / f"{split}.safetensors"
+    arrays = load_arrays(path)
+    try:
+        names = ("user_L", "end_L", "target_L", "items_LK", "scores_LK")
+        return CandidateLists(split, *(arrays[name] for name in names))
+    except KeyError as error:
+        raise ArtifactError(f"{path}: array {error} is missing") from None

@@ -1,0 +1,335 @@
+"""SASRec: a small causal transformer over item ids, trained with cross-entropy over all items.
+
+Contract: `train(histories, ...)` fits on each user's train part and stops early on the validation
+items' NDCG@10; `SasRec.score_all` rates the catalogue for arbitrary histories. Same seed, data and
+threads give the same bits, also when training was cut off and continued from `work`. Only real
+(non-padded) positions reach the item logits, and those are made, used and dropped chunk by chunk.
+Not here: negative sampling, candidate lists (`lists`), other retrievers (`neighbours`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from diffgr2.artifacts import read_json, write_json
+from diffgr2.candidates.retriever import evaluate, padded_last, prefixes
+from diffgr2.config import RetrieverConfig
+from diffgr2.errors import ArtifactError, NonFiniteError
+from diffgr2.progress import Progress
+from diffgr2.streams import generator, permutation, torch_generator
+from diffgr2.types import Histories
+
+LOGIT_ROWS = 256
+"""Positions whose logits over all items exist at one time."""
+
+WATCHED_USERS = 8_192
+"""Users whose validation items decide the early stop (a random choice where there are more)."""
+
+SORT_BATCHES = 16
+"""Batches whose users are sorted by length together, so that little of a batch is padding."""
+
+
+def dropped(x: torch.Tensor, rate: float, source: np.random.Generator | None) -> torch.Tensor:
+    """Dropout from an explicit generator, in steps of 1/256; none without a generator."""
+    level = min(round(rate * 256), 255)
+    if source is None or level == 0:
+        return x
+    # Bytes are several times cheaper than one float or Bernoulli draw per element.
+    noise = torch.frombuffer(bytearray(source.bytes(x.numel())), dtype=torch.uint8)
+    keep = (noise >= level).view(x.shape)
+    return x * keep * (256.0 / (256 - level))
+
+
+class Block(nn.Module):
+    """Pre-norm causal self-attention and a feed-forward layer."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.rate = heads, dropout
+        self.norm_attention, self.norm_ffn = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x_BTC: torch.Tensor, source: np.random.Generator | None) -> torch.Tensor:
+        rows, length, dim = x_BTC.shape
+        qkv = self.qkv(self.norm_attention(x_BTC)).view(rows, length, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        # Padding stands at the right, so the causal mask alone hides it from real positions.
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = self.out(mixed.transpose(1, 2).reshape(rows, length, dim))
+        x_BTC = x_BTC + dropped(mixed, self.rate, source)
+        hidden = self.down(F.gelu(self.up(self.norm_ffn(x_BTC))))
+        return x_BTC + dropped(hidden, self.rate, source)
+
+
+class SasRec(nn.Module):
+    """Item and position embeddings, blocks, a final norm; logits by the tied item embeddings."""
+
+    def __init__(self, n_items: int, config: RetrieverConfig, seed: int = 0) -> None:
+        super().__init__()
+        self._n_items, self.config = n_items, config
+        self.items = nn.Embedding(n_items, config.dim)
+        self.positions = nn.Embedding(config.max_len, config.dim)
+        self.norm_in, self.norm_out = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.heads, config.dropout) for _ in range(config.layers)
+        )
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if parameter.dim() == 2:
+                    source = torch_generator(seed, "sasrec", "init", name)
+                    parameter.normal_(0.0, 0.02, generator=source)
+                elif name.endswith("bias"):
+                    parameter.zero_()
+
+    @property
+    def n_items(self) -> int:
+        return self._n_items
+
+    def forward(
+        self, items_BT: torch.Tensor, source: np.random.Generator | None = None
+    ) -> torch.Tensor:
+        """Hidden states of padded rows (padding at the right, any valid id)."""
+        position_T = torch.arange(items_BT.shape[1])
+        x_BTC = self.norm_in(self.items(items_BT) + self.positions(position_T))
+        x_BTC = dropped(x_BTC, self.config.dropout, source)
+        for block in self.blocks:
+            x_BTC = block(x_BTC, source)
+        return self.norm_out(x_BTC)
+
+    @torch.no_grad()
+    def encode(self, queries: Histories) -> torch.Tensor:
+        """The state at each history's last item; an empty history is the zero vector (L, C)."""
+        length_L = np.minimum(queries.lengths_U, self.config.max_len)
+        padded_LT = padded_last(queries, max(1, int(length_L.max(initial=1))), fill=0)
+        state_LTC = self(torch.from_numpy(padded_LT).long())
+        last_L = torch.from_numpy(np.maximum(length_L, 1) - 1)
+        state_LC = state_LTC[torch.arange(len(last_L)), last_L]
+        return state_LC * torch.from_numpy(length_L > 0)[:, None]
+
+    @torch.no_grad()
+    def score_all(self, queries: Histories) -> np.ndarray:
+        """Logits of every item for every query, f32 (L, I)."""
+        return (self.encode(queries) @ self.items.weight.T).float().numpy()
+
+    def save(self, directory: Path) -> None:
+        """Write model.safetensors and config.json."""
+        save_file(state_of(self), directory / "model.safetensors")
+        about = {"kind": "sasrec", "n_items": self._n_items, **self.config.model_dump(mode="json")}
+        write_json(directory / "config.json", about)
+
+    @staticmethod
+    def load(directory: Path) -> SasRec:
+        """Read what `save` wrote."""
+        about = read_json(directory / "config.json")
+        try:
+            n_items = about.pop("n_items")
+            model = SasRec(n_items, RetrieverConfig.model_validate(about))
+            model.load_state_dict(load_file(directory / "model.safetensors"))
+        except Exception as error:
+            line = str(error).splitlines()[0]
+            raise ArtifactError(f"{directory}: not a SASRec directory ({line})") from None
+        return model.eval()
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Detached contiguous copies of all tensors."""
+    return {name: t.detach().clone().contiguous() for name, t in model.state_dict().items()}
+
+
+class FullCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies over all items; gradients are made in the forward pass.
+
+    The N x I logits never exist as a whole and are computed once instead of twice.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden_NC: torch.Tensor,
+        weight_IC: torch.Tensor,
+        target_N: torch.Tensor,
+        bf16: bool,
+    ) -> torch.Tensor:
+        kind = torch.bfloat16 if bf16 else torch.float32
+        weight = weight_IC.to(kind)
+        grad_NC, grad_IC = torch.empty_like(hidden_NC), torch.zeros_like(weight_IC)
+        loss = torch.zeros((), dtype=torch.float64)
+        for begin in range(0, len(target_N), LOGIT_ROWS):
+            rows = slice(begin, begin + LOGIT_ROWS)
+            hidden, target = hidden_NC[rows].to(kind), target_N[rows]
+            p_RI = torch.softmax(hidden @ weight.T, 1)
+            own_R = p_RI.gather(1, target[:, None]).float()
+            loss -= own_R.clamp_min(1e-30).log().double().sum()
+            p_RI.scatter_(1, target[:, None], (own_R - 1.0).to(kind))
+            grad_NC[rows] = (p_RI @ weight).float()
+            if bf16:
+                grad_IC += (p_RI.T @ hidden).float()
+            else:
+                grad_IC.addmm_(p_RI.T, hidden)
+        ctx.save_for_backward(grad_NC, grad_IC)
+        return loss.float()
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor):  # type: ignore[override]
+        grad_NC, grad_IC = ctx.saved_tensors
+        return grad_NC * scale, grad_IC * scale, None, None
+
+
+def epoch_batches(length_U: np.ndarray, rows: int, source: np.random.Generator) -> list[np.ndarray]:
+    """Users in random batches of similar length, in random order."""
+    order_U = source.permutation(np.flatnonzero(length_U >= 2))
+    batches: list[np.ndarray] = []
+    for begin in range(0, len(order_U), rows * SORT_BATCHES):
+        group = order_U[begin : begin + rows * SORT_BATCHES]
+        group = group[np.argsort(length_U[group], kind="stable")]
+        batches += [group[at : at + rows] for at in range(0, len(group), rows)]
+    return [batches[i] for i in source.permutation(len(batches))]
+
+
+def batch_loss(
+    model: SasRec, train: Histories, users: np.ndarray, source: np.random.Generator, bf16: bool
+) -> torch.Tensor:
+    """Mean cross-entropy of every next item of these users' train parts (last max_len of them)."""
+    queries = prefixes(train, users, train.lengths_U[users])
+    length_L = np.minimum(queries.lengths_U, model.config.max_len + 1)
+    rows_LT = torch.from_numpy(padded_last(queries, int(length_L.max()), fill=0)).long()
+    real_LT = torch.arange(rows_LT.shape[1] - 1) < torch.from_numpy(length_L - 1)[:, None]
+    hidden_LTC = model(rows_LT[:, :-1], source)
+    hidden_NC, target_N = hidden_LTC[real_LT], rows_LT[:, 1:][real_LT]
+    loss = FullCrossEntropy.apply(hidden_NC, model.items.weight, target_N, bf16)
+    return loss / len(target_N)
+
+
+def train_epoch(
+    model: SasRec,
+    optimizer: torch.optim.Optimizer,
+    train: Histories,
+    epoch: int,
+    seed: int,
+) -> float:
+    """One pass over all users; returns the mean loss of its batches."""
+    config = model.config
+    batches = epoch_batches(
+        train.lengths_U, config.batch_users, generator(seed, "sasrec", "order", epoch)
+    )
+    losses = []
+    for step, users in enumerate(batches):
+        source = generator(seed, "sasrec", "dropout", epoch, step)
+        loss = batch_loss(model, train, users, source, config.precision == "bf16")
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(f"retriever: loss is {loss.item()} in epoch {epoch} step {step}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return float(np.mean(losses))
+
+
+def replace_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write safetensors so that a kill leaves the old or the new file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(tensors, temporary)
+    os.replace(temporary, path)
+
+
+class Training:
+    """The state between two epochs, and its file in the work directory."""
+
+    def __init__(self, n_items: int, config: RetrieverConfig, seed: int) -> None:
+        self.model = SasRec(n_items, config, seed)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
+        self.curve: list[dict[str, float]] = []  # one entry per finished epoch
+        self.best = state_of(self.model)
+
+    @property
+    def best_epoch(self) -> int:
+        """Number of the epoch with the best validation NDCG@10 (the first such)."""
+        return int(np.argmax([entry["ndcg@10"] for entry in self.curve])) if self.curve else -1
+
+    @property
+    def finished(self) -> bool:
+        config, done = self.model.config, len(self.curve)
+        return done >= config.epochs or (done > 0 and done - 1 - self.best_epoch >= config.patience)
+
+    def save(self, work: Path, name: str) -> None:
+        tensors = {f"model.{k}": v for k, v in state_of(self.model).items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{k}": v.contiguous() for k, v in slots.items()}
+        # The curve travels inside the tensors' file: one rename, never a half state.
+        flat = [[e["loss"], e["r@10"], e["ndcg@10"]] for e in self.curve]
+        tensors["curve"] = torch.tensor(flat, dtype=torch.float64)
+        replace_file(work / f"{name}.safetensors", tensors)
+
+    def load(self, work: Path, name: str) -> None:
+        """Continue from the file if there is one that can be read."""
+        path = work / f"{name}.safetensors"
+        if not path.is_file():
+            return
+        tensors = load_file(path)
+        self.model.load_state_dict(_under("model.", tensors))
+        self.best = _under("best.", tensors)
+        slots: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in _under("adam.", tensors).items():
+            index, slot = key.split(".")
+            slots.setdefault(int(index), {})[slot] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        self.curve = [
+            {"loss": row[0], "r@10": row[1], "ndcg@10": row[2]} for row in tensors["curve"].tolist()
+        ]
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def train(
+    histories: Histories,
+    users: np.ndarray,
+    config: RetrieverConfig,
+    seed: int,
+    *,
+    work: Path | None = None,
+    name: str = "sasrec",
+    progress: Progress | None = None,
+) -> tuple[SasRec, list[dict[str, float]]]:
+    """Fit on these users' train parts; early stop on their validation items.
+
+    Returns the model of the best epoch and the training curve.
+    """
+    end_U = histories.lengths_U[users]
+    part = prefixes(histories, users, end_U - 2)
+    watched = users[permutation(len(users), seed, "sasrec", "watched")[:WATCHED_USERS]]
+    watched_end = histories.lengths_U[watched] - 2
+    watched_part = prefixes(histories, watched, watched_end)
+    target_U = histories.items_N[histories.offsets_U1[watched] + watched_end]
+    state = Training(histories.n_items, config, seed)
+    if work is not None:
+        state.load(work, name)
+    with (progress or Progress()).task(name, config.epochs) as task:
+        if state.curve:
+            task.advance(len(state.curve), "continued")
+        while not state.finished:
+            state.model.train()
+            loss = train_epoch(state.model, state.optimizer, part, len(state.curve), seed)
+            metrics = evaluate(state.model.eval(), watched_part, target_U)
+            state.curve.append({"loss": loss, **metrics})
+            if state.best_epoch == len(state.curve) - 1:
+                state.best = state_of(state.model)
+            if work is not None:
+                state.save(work, name)
+            note = f"loss {loss:.3f} validation ndcg@10 {metrics['ndcg@10']:.4f}"
+            task.advance(1, note)
+    state.model.load_state_dict(state.best)
+    return state.model.eval(), state.curve

@@ -1,0 +1,463 @@
+"""The recipe: one strict, frozen section per stage, read from YAML plus `--set a.b=c`.
+
+Contract: `load_recipe(name_or_path, overrides)` returns a validated `Recipe` or raises a
+ConfigError whose single line names the file, the key and what was expected. Unknown keys, wrong
+types (no silent "3" -> 3), duplicate keys and values out of range are all refused. A section holds
+exactly what its stage depends on: the runner hashes it, so an irrelevant key in it would re-run
+work. Not here: defaults that depend on data, and anything that reads artifacts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from diffgr2.errors import ConfigError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: strict types, no unknown keys, no mutation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------------------- data and candidates
+
+
+class ShopConfig(Section):
+    """The simulated shop (data.shop)."""
+
+    n_items: Annotated[int, Field(ge=50, le=1_000_000)] = 2_000  # catalogue size
+    n_users: Annotated[int, Field(ge=10, le=5_000_000)] = 4_000  # shoppers
+    mean_length: Annotated[float, Field(ge=5.0, le=100.0)] = 9.0  # mean history length, minimum 5
+    noise: Share = 0.1  # share of purchases that follow nothing but popularity
+
+    @model_validator(mode="after")
+    def _enough_items(self) -> ShopConfig:
+        if self.mean_length > self.n_items / 4:
+            raise ValueError(f"mean_length: at most a quarter of n_items ({self.n_items / 4:g})")
+        return self
+
+
+COLUMN_WORDS = (
+    "user",
+    "item",
+    "timestamp",
+    "position",
+    "title",
+    "brand",
+    "categories",
+    "price",
+    "description",
+)
+"""What `data.columns` may map; the last five are read from the item file."""
+
+
+class DataConfig(Section):
+    """Where interactions come from and how they become histories (data.*)."""
+
+    source: Literal["shop", "amazon2014", "amazon2018", "amazon2023", "recbole", "p5", "table"] = (
+        "shop"
+    )
+    interactions: str | None = None  # file with interactions; not for the shop
+    items: str | None = None  # file with item metadata; optional
+    columns: dict[str, str] = {}  # table only: our word -> column of the file
+    k_core: Count = 5  # iterative: every user and item keeps at least this many; 0 = off
+    tie_order: Literal["file", "shuffle"] = "file"  # order of interactions with equal timestamps
+    tie_seed: Count = 0  # seed of `shuffle`
+    max_bad_share: Share = 0.01  # the import stops when more lines than this are malformed
+    shop: ShopConfig = ShopConfig()
+
+    @model_validator(mode="after")
+    def _file_given(self) -> DataConfig:
+        if self.source != "shop" and not self.interactions:
+            raise ValueError(f"interactions: source {self.source} needs a file")
+        if self.columns and self.source != "table":
+            raise ValueError(f"columns: source {self.source} has none, only source table")
+        for word in self.columns:
+            if word not in COLUMN_WORDS:
+                raise ValueError(f"columns: unknown word {word} (known: {', '.join(COLUMN_WORDS)})")
+            if word in COLUMN_WORDS[4:] and not self.items:
+                raise ValueError(f"columns: {word} is read from the item file, which is not given")
+        return self
+
+
+class ItemsConfig(Section):
+    """Text vectors and semantic IDs (items.*)."""
+
+    vectors: str = "tfidf"  # or sentence-transformers:<name or path>
+    vector_dim: Positive = 64  # SVD dimensions of the TF-IDF vectors
+    quantizer: Literal["rqvae", "rkmeans"] = "rqvae"
+    levels: Annotated[int, Field(ge=1, le=8)] = 4
+    codes: Annotated[int, Field(ge=2, le=65_536)] = 256  # codes per level
+    latent_dim: Positive = 32  # RQ-VAE bottleneck
+    hidden_dim: Positive = 128  # RQ-VAE encoder and decoder
+    epochs: Count = 30  # RQ-VAE
+    batch: Positive = 1024
+    lr: Rate = 1e-3
+    ema: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.97  # codebook decay
+    commitment: Annotated[float, Field(ge=0.0)] = 0.25
+    copurchase_weight: Annotated[float, Field(ge=0.0)] = 0.0  # contrastive loss on co-purchases
+    dead_after: Count = 20  # batches without use until a code is reset; 0 = never
+    random_last: Count = 1  # how many last levels take free codes at random for uniqueness
+    min_unique: Share = 0.99  # before the policy; below, the stage fails
+
+
+class RetrieverConfig(Section):
+    """SASRec with full cross-entropy (retriever.*)."""
+
+    kind: Literal["sasrec", "itemknn", "popularity"] = "sasrec"
+    dim: Positive = 64
+    layers: Positive = 2
+    heads: Positive = 2
+    dropout: Share = 0.3
+    max_len: Positive = 50
+    lr: Rate = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    batch_users: Positive = 256
+    epochs: Positive = 30
+    patience: Positive = 3  # epochs without a better validation NDCG@10 until it stops
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the item logits in training
+
+
+class CandidatesConfig(Section):
+    """Candidate lists (candidates.*)."""
+
+    k: Annotated[int, Field(ge=2, le=100)] = 10
+    folds: Annotated[int, Field(ge=2, le=20)] = 2  # cross-fitting by user
+    prefixes: Positive = 4  # training lists per user: its last `prefixes` train positions
+    inject_target: bool = False  # puts missed targets into training lists (DESIGN §5: a trap)
+
+
+class EvidenceConfig(Section):
+    """Evidence per candidate and the scorer without an LLM (evidence.*)."""
+
+    buckets: Annotated[int, Field(ge=2, le=16)] = 8
+    decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8  # recency weight per step back in history
+    history: Positive = 20  # how far back evidence looks
+    scorer: Literal["linear", "mlp", "gbdt"] = "linear"  # the row `evidence`; all are reported
+    l2: Annotated[float, Field(ge=0.0)] = 1e-3
+    fit_on: Literal["train", "validation", "both"] = "both"  # lists whose targets are known
+
+
+# ------------------------------------------------------------------------------ language and traces
+
+
+class PromptConfig(Section):
+    """Template and tokenizer (prompt.*)."""
+
+    template: Literal["compact", "gr2"] = "compact"
+    history: Positive = 8  # most recent items shown
+    text_vocab: Annotated[int, Field(ge=256, le=65_536)] = 512  # BPE size when trained here
+    cites: Annotated[int, Field(ge=1, le=8)] = 3  # pieces of evidence cited per candidate
+    strengths: Annotated[int, Field(ge=2, le=64)] = 32  # levels of the verdict on a candidate
+
+
+class LlmConfig(Section):
+    """An OpenAI-compatible endpoint (traces.llm.*)."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    model: str = "default"
+    api_key_env: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.8
+    n: Positive = 4  # samples per prompt at most; the first accepted one ends it
+    wave: Positive = 1  # samples asked per call; more saves prompt tokens, fewer saves answers
+    max_tokens: Positive = 1024
+    concurrency: Positive = 8
+    retries: Count = 6
+    timeout_s: Rate = 60.0  # of one request, answer included
+    backoff_s: Rate = 0.5  # first wait between tries, doubled each time
+    max_wait_s: Rate = 120.0  # longest wait between tries; an endpoint that asks more ends the run
+    knowledge_priming: bool = True
+    price_in: Annotated[float, Field(ge=0.0)] = 0.0  # per million prompt tokens, for the report
+    price_out: Annotated[float, Field(ge=0.0)] = 0.0  # per million completion tokens
+
+
+class TracesConfig(Section):
+    """Teacher traces (traces.*)."""
+
+    teacher: Literal["evidence", "llm"] = "evidence"
+    mode: Literal["plain", "targeted", "rejection"] = "plain"
+    attempts: Positive = 8  # rejection: orders sampled per list
+    noise: Annotated[float, Field(ge=0.0)] = 1.0  # rejection: scale of the Gumbel noise
+    max_lists: Count = 0  # 0 = all
+    llm: LlmConfig = LlmConfig()
+
+
+class ModelConfig(Section):
+    """The backbone: a Qwen3-family checkpoint directory or dimensions (model.*)."""
+
+    base: str | None = None  # directory of a Qwen3-family checkpoint
+    dim: Positive = 192
+    layers: Positive = 4
+    heads: Positive = 6
+    kv_heads: Positive = 2
+    head_dim: Positive = 32
+    ffn: Positive = 512
+    rope_theta: Rate = 10_000.0
+    pad_vocab_to: Positive = 64
+
+
+class TrainConfig(Section):
+    """What the one training loop needs; every training stage extends it."""
+
+    steps: Count = 1_000  # 0 = the stage passes its input through
+    rows: Positive = 16  # rows per optimizer step, over all processes
+    micro_rows: Positive = 16  # rows per forward
+    lr: Rate = 1e-3
+    final_lr: Share = 0.1  # cosine ends at this share of lr
+    warmup: Count = 50  # steps
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    clip: Rate = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast
+    checkpoint_every: Positive = 200  # steps
+    keep: Positive = 2  # checkpoints kept
+
+
+class MidtrainConfig(TrainConfig):
+    """Item alignment (midtrain.*)."""
+
+    sequential: Share = 0.6  # shares of the four tasks, normalised
+    caption: Share = 0.15
+    persona: Share = 0.2
+    general: Share = 0.05
+
+
+class SftConfig(TrainConfig):
+    """Supervised fine-tuning on traces (sft.*, direct_sft.*)."""
+
+    reasoning_weight: Annotated[float, Field(ge=0.0)] = 0.5  # lambda_r, below the answer's
+    answer_weight: Annotated[float, Field(gt=0.0)] = 1.0  # lambda_o
+    shuffle: Share = 0.3  # share of rows whose candidates are shuffled (position bias)
+
+
+class RlConfig(TrainConfig):
+    """DAPO on the re-ranking reward (rl.*, direct_rl.*); the diffusion policy extends it."""
+
+    group: Annotated[int, Field(ge=2)] = 8  # G
+    prompts: Positive = 8  # groups per step
+    temperature: Rate = 1.0
+    clip_low: Rate = 0.2
+    clip_high: Rate = 0.28
+    alpha: Annotated[float, Field(ge=0.0)] = 0.2  # weight of the conditional format reward
+    refill: Count = 4  # extra rollout rounds per step to replace groups without variance
+    epochs: Positive = 1  # optimizer steps per rollout batch
+    overlong_cache: Count = 16  # tokens before the limit over which the penalty grows
+
+
+# --------------------------------------------------------------------------------- block diffusion
+
+
+class ConvertConfig(Section):
+    """AR to block diffusion: same tensors, new contract (convert.*)."""
+
+    block_size: Positive = 32
+    alignment: Literal["same_position", "shifted"] = "same_position"
+    clean_attention: Literal["either", "causal", "block_causal"] = "either"
+    origin: Literal["document", "response"] = "document"
+
+
+class CftConfig(TrainConfig):
+    """Conversion fine-tuning (cft.*)."""
+
+    reasoning_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    answer_weight: Annotated[float, Field(gt=0.0)] = 1.0
+    ar_weight: Annotated[float, Field(ge=0.0)] = 0.5  # AR loss on the clean half
+    fully_masked: Share = 0.3  # share of blocks masked entirely
+    complementary: bool = True  # each row twice, masks m and 1-m
+    random_origin: bool = True  # block boundaries drawn per row
+    loss_scale: Literal["uniform", "inverse_t"] = "uniform"
+    sharpen: Annotated[float, Field(ge=0.0)] = 0.0  # entropy term on correct predictions
+    shuffle: Share = 0.3
+
+
+class OpdConfig(TrainConfig):
+    """On-policy distillation (opd.*)."""
+
+    teacher: Literal["ar", "self_careful"] = "ar"
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    positions: Literal["frontier", "all"] = "frontier"  # DESIGN §6, the trap of a causal teacher
+    rollouts: Positive = 4  # per prompt
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    threshold: Share = 0.9
+    rule: Literal["raw", "permutation"] = "raw"
+    ar_weight: Annotated[float, Field(ge=0.0)] = 0.2  # keeps the AR head
+
+
+class BlockRlConfig(RlConfig):
+    """RL on the diffusion policy (block_rl.*)."""
+
+    threshold: Share = 0.9
+    rule: Literal["raw", "permutation"] = "raw"
+    clip_high: Rate = 0.2  # symmetric, as in the paper
+
+
+# ------------------------------------------------------------------------------- decode and report
+
+
+class DecodeConfig(Section):
+    """The recommended way to decode the final model (decode.*)."""
+
+    decoder: Literal["ar", "block", "verify"] = "block"
+    accept: Literal["threshold", "static", "entropy"] = "threshold"
+    threshold: Share = 0.5  # tau
+    per_step: Positive = 8  # static accept
+    entropy_bound: Rate = 0.3
+    rule: Literal["raw", "permutation"] = "permutation"
+    clean_kv: Literal["causal", "block_causal"] = "causal"
+    canvas: Positive = 32  # verify: draft length
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0  # 0 = greedy
+    max_tokens: Positive = 192
+    repair: Literal["repair", "floor"] = "repair"
+
+
+class EvaluateConfig(Section):
+    """Evaluation and report (evaluate.*)."""
+
+    bootstrap: Positive = 10_000
+    batch: Positive = 64
+    max_users: Count = 0  # test lists to decode, hit users first; 0 = all
+    thresholds: list[float] = [1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
+
+
+class Recipe(Section):
+    """Everything one run depends on."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    seed: Count = 0
+    threads: Count = 0  # torch threads; 0 = torch's own choice
+    data: DataConfig = DataConfig()
+    items: ItemsConfig = ItemsConfig()
+    retriever: RetrieverConfig = RetrieverConfig()
+    candidates: CandidatesConfig = CandidatesConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
+    prompt: PromptConfig = PromptConfig()
+    traces: TracesConfig = TracesConfig()
+    model: ModelConfig = ModelConfig()
+    midtrain: MidtrainConfig = MidtrainConfig()
+    sft: SftConfig = SftConfig()
+    rl: RlConfig = RlConfig()
+    direct_sft: SftConfig = SftConfig()
+    direct_rl: RlConfig = RlConfig()
+    convert: ConvertConfig = ConvertConfig()
+    cft: CftConfig = CftConfig()
+    opd: OpdConfig = OpdConfig()
+    block_rl: BlockRlConfig = BlockRlConfig()
+    cft_rl: BlockRlConfig = BlockRlConfig()
+    decode: DecodeConfig = DecodeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: key {key!r} is not text")
+        if key in result:
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice")
+        result[key] = loader.construct_object(value_node, deep=True)
+    return result
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """A YAML mapping; every failure is one ConfigError line that starts with `source`."""
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader subclass
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise ConfigError(f"{source}:{where} not valid YAML ({problem})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source}: expected a mapping of sections")
+    return value
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Apply one `a.b=c` in place; the value is read as YAML."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {override}: expected key.key=value")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, ConfigError, ValueError, RecursionError):
+        raise ConfigError(f"--set {override}: value is not valid YAML") from None
+    node = values
+    for key in keys[:-1]:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {key} is not a section")
+    node[keys[-1]] = value
+
+
+def validate(values: dict[str, Any], source: str) -> Recipe:
+    """Build the recipe; the first problem becomes one line that names its key."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif first["type"] != "value_error":
+            given = repr(first["input"])
+            message = f"{message} (got {given if len(given) <= 80 else given[:77] + '...'})"
+        more = len(error.errors()) - 1
+        tail = f" (and {more} more)" if more else ""
+        raise ConfigError(f"{source}: {key}: {message}{tail}".replace(": :", ":")) from None
+
+
+def find_recipe(name: str) -> Path:
+    """A path as given, or a recipe that ships with the package by its name."""
+    path = Path(name)
+    try:
+        if path.suffix in {".yaml", ".yml"} or path.exists():
+            if not path.is_file():
+                raise ConfigError(f"{name}: no such recipe file")
+            return path
+    except OSError as error:  # a name that no file system would take
+        raise ConfigError(f"{name[:80]}: no such recipe ({error.strerror})") from None
+    shipped = RECIPES / f"{name}.yaml"
+    if not shipped.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise ConfigError(f"{name}: no such recipe (shipped: {known})")
+    return shipped
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """Read, override, validate."""
+    path = find_recipe(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name}: cannot be read ({error})") from None
+    values = parse_yaml(text, path.name)
+    values.setdefault("name", path.stem)
+    for override in overrides or []:
+        apply_override(values, override)
+    return validate(values, path.name)

@@ -1,0 +1,1 @@
+"""Interactions in, histories out: importers, the split, the simulated shop, the download."""

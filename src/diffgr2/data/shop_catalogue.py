@@ -1,0 +1,263 @@
+"""The simulated shop's catalogue: titles, brands, category paths, price tiers, complements.
+
+Contract: `build_catalogue(n_items, seed)` gives a `Catalogue` with unique titles and the item
+arrays of the truth: leaf (department, product, need), tier, brand, Zipf-like popularity and, per
+item, a small pool of complements with probabilities that sum to 1. Dense numbers and raw ids are
+random with respect to all of these, so that neither leaks. Not here: shoppers and what they buy
+(`data.shop`), the words themselves (`data.shop_words`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffgr2 import streams
+from diffgr2.data.shop_words import (
+    BRAND_ENDS,
+    BRAND_STARTS,
+    DEPARTMENTS,
+    INGREDIENTS,
+    LINE_FIRST,
+    LINE_LAST,
+    TIER_PRICE,
+    TIERS,
+    Department,
+    Product,
+)
+from diffgr2.types import Catalogue
+
+POOL = 6  # complements per item
+POOL_SHARES = np.array([0.42, 0.22, 0.14, 0.09, 0.07, 0.06])  # by place in the pool
+ZIPF = 0.95  # popularity of the item at popularity rank r is ~ 1 / (r + ZIPF_SHIFT) ** ZIPF
+ZIPF_SHIFT = 5.0
+BRAND_PULL = 6.0  # how much likelier a complement is of the same brand
+TIER_PULL = np.array([1.0, 0.3, 0.06, 0.01])  # by distance in tiers
+OTHER_NEED = 0.08  # weight of a complement for another need (curly -> dry)
+OTHER_DEPARTMENT = 0.12  # weight of a complement in another department
+BLOCK, BLOCK_CHOICE = 256, 512  # complements: items at a time, and how many they choose from
+LINES = 8  # product lines of a brand
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One category path."""
+
+    department: int
+    product: Product
+    need: int
+
+
+@dataclass(frozen=True)
+class Shelves:
+    """The catalogue and all that the truth needs to know of its items and leaves."""
+
+    catalogue: Catalogue
+    leaves: list[Leaf]
+    leaf_I: np.ndarray  # int32
+    tier_I: np.ndarray  # int32
+    brand_I: np.ndarray  # int32
+    popularity_I: np.ndarray  # float64, sums to 1
+    complements_IC: np.ndarray  # int32, -1 where the pool is smaller
+    complement_p_IC: np.ndarray  # float64, rows sum to 1
+    home_BD: np.ndarray  # bool: brand sells in department
+
+
+def leaves_for(n_items: int) -> list[Leaf]:
+    """As many category paths as a catalogue of this size can fill."""
+    n_departments = int(np.clip(n_items // 60, 1, len(DEPARTMENTS)))
+    n_needs = int(np.clip(n_items // 600, 1, 5))
+    return [
+        Leaf(d, product, need)
+        for d, department in enumerate(DEPARTMENTS[:n_departments])
+        for product in department.products
+        for need in range(min(n_needs, len(department.needs)))
+    ]
+
+
+def brand_names(n: int, rng: np.random.Generator) -> list[str]:
+    """n distinct invented names."""
+    chosen = rng.permutation(len(BRAND_STARTS) * len(BRAND_ENDS))[:n]
+    return [
+        BRAND_STARTS[code // len(BRAND_ENDS)] + BRAND_ENDS[code % len(BRAND_ENDS)]
+        for code in chosen.tolist()
+    ]
+
+
+def zipf(n: int, exponent: float, shift: float) -> np.ndarray:
+    """Weights of ranks 0..n-1, summing to 1."""
+    weight_N = (np.arange(n) + 1.0 + shift) ** -exponent
+    return weight_N / weight_N.sum()
+
+
+def draw_brands(
+    department_I: np.ndarray, n_brands: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(brand per item, tier per brand, home departments per brand)."""
+    n_departments = int(department_I.max()) + 1
+    size_B = zipf(n_brands, 0.8, 3.0)
+    tier_B = rng.choice(4, size=n_brands, p=[0.28, 0.38, 0.24, 0.10])
+    home_BD = rng.random((n_brands, n_departments)) < min(1.0, 1.6 / n_departments)
+    home_BD[np.arange(n_brands), rng.integers(n_departments, size=n_brands)] = True
+    home_BD[0] = True  # one generalist, so that every department has a brand
+    brand_I = np.zeros(len(department_I), dtype=np.int32)
+    for d in range(n_departments):
+        rows = np.flatnonzero(department_I == d)
+        weight_B = size_B * home_BD[:, d]
+        brand_I[rows] = rng.choice(n_brands, size=len(rows), p=weight_B / weight_B.sum())
+    return brand_I, tier_B, home_BD
+
+
+def leaf_links(leaves: list[Leaf]) -> np.ndarray:
+    """How strongly buying in one leaf calls for another, as weights_GG."""
+    weights_GG = np.zeros((len(leaves), len(leaves)))
+    for g, leaf in enumerate(leaves):
+        for h, other in enumerate(leaves):
+            if other.product.name not in leaf.product.goes_with:
+                continue
+            weight = 0.6 ** leaf.product.goes_with.index(other.product.name)
+            if other.department != leaf.department:
+                weight *= OTHER_DEPARTMENT
+            elif other.need != leaf.need:
+                weight *= OTHER_NEED
+            weights_GG[g, h] = weight
+    return weights_GG
+
+
+def draw_complements(
+    links_GG: np.ndarray,
+    leaf_I: np.ndarray,
+    tier_I: np.ndarray,
+    brand_I: np.ndarray,
+    popularity_I: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(pool, probability) per item: a weighted draw without replacement from the linked leaves."""
+    n_items = len(leaf_I)
+    pool_IC = np.full((n_items, POOL), -1, dtype=np.int32)
+    p_IC = np.zeros((n_items, POOL))
+    appeal_I = np.sqrt(popularity_I)
+    by_leaf = np.argsort(leaf_I, kind="stable")
+    starts = np.searchsorted(leaf_I[by_leaf], np.arange(len(links_GG) + 1))
+    for g, weight_G in enumerate(links_GG):
+        linked = [by_leaf[starts[h] : starts[h + 1]] for h in np.flatnonzero(weight_G)]
+        choice_all = np.concatenate(linked)
+        members = by_leaf[starts[g] : starts[g + 1]]
+        for at in range(0, len(members), BLOCK):
+            item_b = members[at : at + BLOCK]
+            choice_c = choice_all
+            if len(choice_all) > BLOCK_CHOICE:  # large shops: each block sees a random part
+                choice_c = rng.choice(choice_all, BLOCK_CHOICE, replace=False)
+            weight_bc = (weight_G[leaf_I[choice_c]] * appeal_I[choice_c])[None] * np.where(
+                brand_I[item_b][:, None] == brand_I[choice_c][None], BRAND_PULL, 1.0
+            )
+            weight_bc = weight_bc * TIER_PULL[np.abs(tier_I[item_b][:, None] - tier_I[choice_c])]
+            # Gumbel keys: the largest ones are a weighted draw without replacement.
+            key_bc = np.log(weight_bc) + rng.gumbel(size=weight_bc.shape)
+            best_bC = np.argsort(-key_bc, axis=1, kind="stable")[:, :POOL]
+            pool_IC[item_b, : best_bC.shape[1]] = choice_c[best_bC]
+            p_IC[item_b, : best_bC.shape[1]] = POOL_SHARES[: best_bC.shape[1]]
+    return pool_IC, p_IC / p_IC.sum(1, keepdims=True)
+
+
+def title_of(brand: str, line: str, leaf: Leaf, variant: str, size: str) -> str:
+    """A title as a shop would print it."""
+    department = DEPARTMENTS[leaf.department]
+    noun = department.needs[leaf.need][1].format(leaf.product.noun)
+    return f"{brand} {line} {noun}{variant}, {size}"
+
+
+def variants_of(department: Department, product: Product) -> tuple[str, ...]:
+    """The variants of a product as they read in a title."""
+    if product.cared:
+        return tuple(f" with {word}" for word in INGREDIENTS)
+    return tuple(department.variant.format(word) for word in department.variants)
+
+
+def write_texts(
+    leaves: list[Leaf],
+    leaf_I: np.ndarray,
+    tier_I: np.ndarray,
+    brand_I: np.ndarray,
+    brands: list[str],
+    rng: np.random.Generator,
+) -> tuple[list[str], list[str]]:
+    """(titles, descriptions); titles are unique because each (brand, leaf) counts through its own
+    combinations of line, variant and size."""
+    all_lines = [f"{first} {last}" for first in LINE_FIRST for last in LINE_LAST]
+    lines_BL = np.stack([rng.permutation(len(all_lines))[:LINES] for _ in brands])
+    offset_I = rng.integers(1 << 30, size=len(leaf_I))
+    first_seen: dict[tuple[int, int], list[int]] = {}  # (brand, leaf) -> [offset, count so far]
+    titles, descriptions = [], []
+    for item, (g, brand) in enumerate(zip(leaf_I.tolist(), brand_I.tolist(), strict=True)):
+        leaf = leaves[g]
+        department = DEPARTMENTS[leaf.department]
+        variants, sizes = variants_of(department, leaf.product), leaf.product.sizes
+        combinations = LINES * len(variants) * len(sizes)
+        state = first_seen.setdefault((brand, g), [int(offset_I[item]), 0])
+        # 7919 is prime and divides none of the numbers of combinations: every one comes once.
+        edition, place = divmod(state[1], combinations)
+        code = (state[0] + place * 7919) % combinations
+        state[1] += 1
+        code, size = divmod(code, len(sizes))
+        line, variant = divmod(code, len(variants))
+        line_name = all_lines[lines_BL[brand, line]]
+        title = title_of(brands[brand], line_name, leaf, variants[variant], sizes[size])
+        if edition:
+            title += f", Edition {edition + 1}"
+        titles.append(title)
+        need = department.needs[leaf.need][0].lower()
+        descriptions.append(
+            f"A {TIERS[int(tier_I[item])]} {leaf.product.noun.lower()} ({need}) "
+            f"from {brands[brand]}'s {line_name} line."
+        )
+    return titles, descriptions
+
+
+def build_catalogue(n_items: int, seed: int) -> Shelves:
+    """A whole shop's shelves; the same seed and size give the same shop."""
+    rng = streams.generator(seed, "shop", "catalogue")
+    leaves = leaves_for(n_items)
+    weight_G = rng.lognormal(0.0, 0.4, size=len(leaves))
+    # One item per leaf first (no leaf is empty), the rest by weight, then all shuffled.
+    more = rng.choice(len(leaves), size=n_items - len(leaves), p=weight_G / weight_G.sum())
+    leaf_I = rng.permutation(np.concatenate([np.arange(len(leaves)), more])).astype(np.int32)
+    department_I = np.array([leaf.department for leaf in leaves])[leaf_I]
+    n_brands = int(np.clip(1.5 * np.sqrt(n_items), 6, len(BRAND_STARTS) * len(BRAND_ENDS)))
+    brand_I, tier_B, home_BD = draw_brands(department_I, n_brands, rng)
+    shift_I = rng.choice([-1, 0, 1], size=n_items, p=[0.15, 0.70, 0.15])
+    tier_I = np.clip(tier_B[brand_I] + shift_I, 0, 3).astype(np.int32)
+    popularity_I = zipf(n_items, ZIPF, ZIPF_SHIFT)[rng.permutation(n_items)]
+    complements_IC, complement_p_IC = draw_complements(
+        leaf_links(leaves), leaf_I, tier_I, brand_I, popularity_I, rng
+    )
+    brands = brand_names(n_brands, rng)
+    titles, descriptions = write_texts(leaves, leaf_I, tier_I, brand_I, brands, rng)
+    base_I = np.array([leaf.product.price for leaf in leaves])[leaf_I]
+    price_I = base_I * np.array(TIER_PRICE)[tier_I] * rng.lognormal(0.0, 0.12, size=n_items)
+    catalogue = Catalogue(
+        raw_ids=[f"P{code:07d}" for code in rng.permutation(n_items).tolist()],
+        titles=titles,
+        brands=[brands[b] for b in brand_I.tolist()],
+        categories=[path_of(leaves[g]) for g in leaf_I.tolist()],
+        prices=np.maximum(np.round(price_I * 2) / 2, 1.0) - 0.01,
+        descriptions=descriptions,
+    )
+    return Shelves(
+        catalogue,
+        leaves,
+        leaf_I,
+        tier_I,
+        brand_I,
+        popularity_I,
+        complements_IC,
+        complement_p_IC,
+        home_BD,
+    )
+
+
+def path_of(leaf: Leaf) -> list[str]:
+    """Category path from general to specific."""
+    department = DEPARTMENTS[leaf.department]
+    return [department.name, leaf.product.name, department.needs[leaf.need][0]]

@@ -1,0 +1,103 @@
+"""The permutation rule: inside the answer, a candidate can be committed once (DESIGN §6, Decode).
+
+Contract: given where the answer's entries lie, `restrict` says which tokens each masked entry
+position may still take, and `settle` removes, from the positions about to commit, those that would
+leave no permutation: of positions that want the same candidate in one step only the surest commits,
+the others look again in the next step. No forward is added and no sequence is searched; with
+entries of several tokens (semantic IDs) the same rule works on the prefixes of the remaining
+candidates, and a bipartite matching keeps every entry completable. Not here: where the marker is
+(`grammar`), which positions are sure enough (`accept`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
+from diffgr2.grammar import AnswerGrammar
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class AnswerState:
+    """Entries of an answer as far as they are committed: `entry_KN` holds tokens or UNKNOWN."""
+
+    grammar: AnswerGrammar
+    start: int  # where the answer begins, in response positions
+    entry_KN: np.ndarray
+
+    @property
+    def slots_KN(self) -> np.ndarray:
+        return self.grammar.slots(self.start)
+
+
+def answer_state(grammar: AnswerGrammar, start: int, tokens_T: np.ndarray) -> AnswerState:
+    """Read the committed entries out of a response (UNKNOWN = masked or not reached)."""
+    slots_KN = grammar.slots(start)
+    inside_KN = slots_KN < len(tokens_T)
+    entry_KN = np.where(inside_KN, tokens_T[np.minimum(slots_KN, len(tokens_T) - 1)], UNKNOWN)
+    return AnswerState(grammar, start, entry_KN)
+
+
+def consistent(entry_KN: np.ndarray, choices_CN: np.ndarray) -> np.ndarray:
+    """Which candidates [K, C] agree with each entry's committed tokens."""
+    known_K1N = entry_KN[:, None, :] != UNKNOWN
+    return ((entry_KN[:, None, :] == choices_CN[None]) | ~known_K1N).all(-1)
+
+
+def completable(fits_KC: np.ndarray) -> bool:
+    """Whether the entries can still become distinct candidates, all of them."""
+    match_K = maximum_bipartite_matching(csr_array(fits_KC), perm_type="column")
+    return bool((match_K >= 0).all())
+
+
+def allowed_tokens(state: AnswerState, j: int, n: int) -> np.ndarray:
+    """Tokens that entry j may take at its position n without excluding every permutation."""
+    choices = state.grammar.choices_KN
+    fits_KC = consistent(state.entry_KN, choices)
+    full_K = (state.entry_KN != UNKNOWN).all(1)
+    used_C = fits_KC[full_K].any(0)  # spelled out in full somewhere
+    mine_C = fits_KC[j] & ~used_C
+    return np.unique(choices[mine_C, n]) if mine_C.any() else np.unique(choices[fits_KC[j], n])
+
+
+def settle(
+    state: AnswerState,
+    wanted: list[tuple[float, int, int, int]],
+) -> list[tuple[int, int]]:
+    """Of (confidence, entry, position in entry, token), those that commit: (entry, position).
+
+    The surest go first; one that would leave the answer without a permutation waits. If the
+    committed entries already exclude every permutation (a raw prefix did it), all pass.
+    """
+    choices = state.grammar.choices_KN
+    entry_KN = state.entry_KN.copy()
+    if choices.shape[1] == 1:
+        return _settle_single(entry_KN[:, 0], wanted)
+    broken = not completable(consistent(entry_KN, choices))
+    kept: list[tuple[int, int]] = []
+    for _, j, n, token in sorted(wanted, key=lambda w: (-w[0], w[1], w[2])):
+        before = entry_KN[j, n]
+        entry_KN[j, n] = token
+        if broken or completable(consistent(entry_KN, choices)):
+            kept.append((j, n))
+        else:
+            entry_KN[j, n] = before
+    return kept
+
+
+def _settle_single(
+    entry_K: np.ndarray, wanted: list[tuple[float, int, int, int]]
+) -> list[tuple[int, int]]:
+    """`settle` for entries of one token: the matching is plain uniqueness."""
+    used = set(entry_K[entry_K != UNKNOWN].tolist())
+    kept: list[tuple[int, int]] = []
+    for _, j, n, token in sorted(wanted, key=lambda w: (-w[0], w[1])):
+        if token not in used:
+            used.add(token)
+            kept.append((j, n))
+    return kept

@@ -1,0 +1,223 @@
+"""Block-diffusion decoding: denoise a canvas, commit by confidence, move on (DESIGN §6; paper §3.3).
+
+Contract: per block, every forward commits at least one position and as many as the accept rule
+allows, until the block is full; its clean tokens then enter the cache, causally or block-causally.
+With `fused` that commit shares the forward of the next block's first denoising step, which changes
+no token. Decoding ends at an end token whose predecessors in the block are all committed; the last
+block is never committed to the cache. Not here: batching, and the rules themselves (`accept`,
+`answer_rule`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from diffgr2.decode import accept
+from diffgr2.decode.answer_rule import AnswerState, allowed_tokens, answer_state, settle
+from diffgr2.decode.draw import entropy
+from diffgr2.decode.row import UNKNOWN, Record, View, Window
+from diffgr2.decode.settings import DecodeSettings
+from diffgr2.grammar import AnswerGrammar
+from diffgr2.model.layout import block_bounds, response_shift
+from diffgr2.types import Trajectory
+
+MARKER_GUESS = 0.5
+"""Above this probability a marker that is not committed yet already says where the answer lies."""
+
+
+class BlockRow:
+    """See the module's docstring; fields as in `row.Row`. Positions are response positions."""
+
+    def __init__(
+        self,
+        key: int,
+        prompt: list[int],
+        settings: DecodeSettings,
+        rng: np.random.Generator,
+        grammar: AnswerGrammar | None = None,
+    ) -> None:
+        self.key, self.prompt, self.settings = key, prompt, settings
+        self.rng, self.grammar = rng, grammar
+        self.prefill = len(prompt)
+        self._shift = response_shift(len(prompt), settings.block_size, settings.origin)
+        self.slots = len(prompt) + settings.max_tokens + settings.block_size
+        self.record = Record(settings.max_tokens + settings.block_size)
+        self.nfe = self.length = 0
+        self.done = self.finished = False
+        self._clean = (0, 0)  # a full block whose keys and values are not in the cache yet
+        self._saving = False  # unfused: the next forward only commits
+        self._enter(0)
+
+    def _enter(self, start: int) -> None:
+        """Begin the block at response position `start`."""
+        prompt = len(self.prompt)
+        _, end = block_bounds(prompt + start, self.settings.block_size, self._shift)
+        self.start, self.end = start, end - prompt
+
+    def prefill_hi(self) -> list[int]:
+        prompt = len(self.prompt)
+        if self.settings.clean_kv == "causal":
+            return list(range(1, prompt + 1))
+        size = self.settings.block_size
+        return [min(block_bounds(p, size, self._shift)[1], prompt) for p in range(prompt)]
+
+    # ------------------------------------------------------------------------------ plan
+
+    def plan(self) -> Window:
+        prompt, clean = len(self.prompt), self._clean
+        if clean[0] == clean[1] and self.settings.alignment == "shifted":
+            clean = (self.start - 1, self.start)  # its hidden state predicts the block's first
+        ids = [self._token(at) for at in range(*clean)]
+        if self.settings.clean_kv == "causal":
+            hi = [prompt + at + 1 for at in range(*clean)]
+        else:
+            hi = [prompt + clean[1]] * len(ids)
+        self._canvas_row = len(ids) - (self.settings.alignment == "shifted")
+        if not self._saving:
+            canvas_T = self.record.tokens_T[self.start : self.end]
+            ids += np.where(canvas_T == UNKNOWN, self.settings.mask_id, canvas_T).tolist()
+            hi += [prompt + self.end] * len(canvas_T)
+        logits_from = len(ids) - 1 if self._saving else max(self._canvas_row, 0)
+        self._canvas_row -= logits_from
+        start = prompt + (clean[0] if clean[0] != clean[1] else self.start)
+        return Window(ids, start, hi, logits_from)
+
+    def _token(self, at: int) -> int:
+        return int(self.record.tokens_T[at]) if at >= 0 else self.prompt[at]
+
+    # ---------------------------------------------------------------------------- update
+
+    def update(self, view: View) -> None:
+        step, self.nfe = self.nfe, self.nfe + 1
+        self._clean = (self.start, self.start)
+        if self._saving:
+            self._saving = False
+            return
+        width = self.end - self.start
+        rows = slice(self._canvas_row, self._canvas_row + width)
+        token_T, logp_T, confidence_T = (
+            np.array(a) for a in view.choose(rows, self.settings.temperature, self.rng)
+        )
+        masked_T = self.record.tokens_T[self.start : self.end] == UNKNOWN
+        state = self._answer(view.logp_TV[rows], masked_T)
+        if state is not None:
+            self._restrict(state, view.logp_TV[rows], masked_T, token_T, logp_T, confidence_T)
+        commit_T = self._accept(confidence_T, masked_T, view.logp_TV[rows])
+        if state is not None:
+            commit_T = self._settle(state, commit_T, token_T, confidence_T)
+        for t in np.flatnonzero(commit_T):
+            self.record.commit(self.start + int(t), int(token_T[t]), step, float(logp_T[t]))
+        self._advance()
+
+    def _accept(
+        self, confidence_T: np.ndarray, masked_T: np.ndarray, logp_TV: torch.Tensor
+    ) -> np.ndarray:
+        settings = self.settings
+        if settings.accept == "threshold":
+            return accept.threshold(confidence_T, masked_T, settings.threshold)
+        if settings.accept == "static":
+            return accept.static(confidence_T, masked_T, settings.per_step)
+        entropy_T = entropy(logp_TV).cpu().numpy()
+        return accept.entropy_bounded(confidence_T, masked_T, entropy_T, settings.entropy_bound)
+
+    def _advance(self) -> None:
+        """Stop, or move to the next block if this one is full."""
+        canvas_T = self.record.tokens_T[self.start : self.end]
+        known = int(np.argmax(canvas_T == UNKNOWN)) if (canvas_T == UNKNOWN).any() else len(canvas_T)
+        ends = np.flatnonzero(canvas_T[:known] == self.settings.end_id)
+        limit = self.settings.max_tokens
+        if len(ends) and self.start + int(ends[0]) < limit:
+            self.length, self.finished = self.start + int(ends[0]) + 1, True
+        elif self.start + known >= limit:
+            self.length = limit
+        elif known == len(canvas_T):
+            self._clean = (self.start, self.end)
+            self._saving = not self.settings.fused
+            self._enter(self.end)
+            return
+        else:
+            return
+        self.done = True
+
+    # ------------------------------------------------------------------- permutation rule
+
+    def _answer(self, logp_TV: torch.Tensor, masked_T: np.ndarray) -> AnswerState | None:
+        """The answer as far as it is committed, if the rule applies and its place is known."""
+        if self.settings.rule == "raw" or self.grammar is None:
+            return None
+        tokens_T = self.record.tokens_T[: self.end]
+        start = self.grammar.find(tokens_T)
+        if start is None and len(self.grammar.marker) == 1:
+            marker_T = logp_TV[:, self.grammar.marker[0]].exp().cpu().numpy() * masked_T
+            best = int(marker_T.argmax())
+            if marker_T[best] > MARKER_GUESS:
+                start = self.start + best + 1
+        return None if start is None else answer_state(self.grammar, start, tokens_T)
+
+    def _slots(self, state: AnswerState) -> list[tuple[int, int, int]]:
+        """(canvas position, entry, position in entry) of the answer's tokens in this canvas."""
+        local_KN = state.slots_KN - self.start
+        inside_KN = (local_KN >= 0) & (local_KN < self.end - self.start)
+        return [(int(local_KN[j, n]), int(j), int(n)) for j, n in np.argwhere(inside_KN)]
+
+    def _restrict(
+        self,
+        state: AnswerState,
+        logp_TV: torch.Tensor,
+        masked_T: np.ndarray,
+        token_T: np.ndarray,
+        logp_T: np.ndarray,
+        confidence_T: np.ndarray,
+    ) -> None:
+        """Let masked answer positions choose among the remaining candidates only (in place)."""
+        single = state.grammar.choices_KN.shape[1] == 1
+        shared = allowed_tokens(state, 0, 0) if single else None
+        if single:  # every open entry may take the same tokens: those not committed yet
+            used = state.entry_KN[state.entry_KN != UNKNOWN]
+            shared = np.setdiff1d(state.grammar.choices_KN[:, 0], used)
+        for t, j, n in self._slots(state):
+            if not masked_T[t]:
+                continue
+            allowed = shared if shared is not None else allowed_tokens(state, j, n)
+            if not len(allowed):
+                continue
+            raw = logp_TV[t, torch.from_numpy(allowed)]
+            if self.settings.temperature == 0.0:
+                among = torch.log_softmax(raw, -1)
+                pick = int(raw.argmax())
+            else:
+                among = torch.log_softmax(raw / self.settings.temperature, -1)
+                cumulative = among.double().exp().cumsum(-1)
+                pick = int(torch.searchsorted(cumulative, self.rng.random() * cumulative[-1]))
+                pick = min(pick, len(allowed) - 1)
+            token_T[t], logp_T[t] = int(allowed[pick]), float(among[pick])
+            confidence_T[t] = float(raw[pick].exp())
+
+    def _settle(
+        self, state: AnswerState, commit_T: np.ndarray, token_T: np.ndarray, confidence_T: np.ndarray
+    ) -> np.ndarray:
+        """Drop the commits that would leave no permutation; always keep at least one."""
+        slots = [slot for slot in self._slots(state) if commit_T[slot[0]]]
+        wanted = [(float(confidence_T[t]), j, n, int(token_T[t])) for t, j, n in slots]
+        kept = set(settle(state, wanted))
+        out_T = commit_T.copy()
+        for t, j, n in slots:
+            out_T[t] = (j, n) in kept
+        if not out_T.any():  # only with entries of several tokens: take the surest that fits
+            t, j, n = max(slots, key=lambda slot: confidence_T[slot[0]])
+            for token in allowed_tokens(state, j, n):
+                if settle(state, [(1.0, j, n, int(token))]):
+                    token_T[t], out_T[t] = int(token), True
+                    break
+            else:
+                out_T[t] = True  # no permutation is left: the raw token, reported as invalid
+        return out_T
+
+    def fresh(self) -> list[tuple[int, int]]:
+        return self.record.take_fresh()
+
+    def result(self) -> Trajectory:
+        return self.record.trajectory(
+            self.length, self.nfe, finished=self.finished, canvas=self.end
+        )

@@ -1,0 +1,51 @@
+"""From logits to probabilities and tokens: the checks and the one sampling function.
+
+Contract: `prepare` turns raw logits into log-probabilities with the mask id at −inf, or raises a
+DecodeError for logits that no distribution has (NaN, +inf, nothing finite); `draw` picks tokens
+greedily or by inverse transform from given uniforms, so that randomness stays with the caller.
+Not here: which positions commit (`accept`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffgr2.errors import DecodeError
+
+
+def prepare(logits_BTV: Tensor, mask_id: int) -> Tensor:
+    """Log-probabilities in fp32, mask id excluded; fails on NaN, +inf and empty rows."""
+    mask = torch.tensor([mask_id], device=logits_BTV.device)
+    logits_BTV = logits_BTV.float().index_fill(-1, mask, -torch.inf)
+    top_BT = logits_BTV.amax(-1)
+    if not torch.isfinite(top_BT).all():  # NaN and +inf win the maximum, all −inf is one
+        raise DecodeError("logits hold NaN, +inf or no finite value: the model's output is broken")
+    return torch.log_softmax(logits_BTV, -1)
+
+
+def tempered(logp_TV: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities at a temperature (0 and 1 leave them as they are)."""
+    if temperature in (0.0, 1.0):
+        return logp_TV
+    return torch.log_softmax(logp_TV / temperature, -1)
+
+
+def draw(logp_TV: Tensor, uniform_T: np.ndarray | None) -> Tensor:
+    """Tokens [T]: the most likely ones, or by inverse transform of one uniform per position.
+
+    Ties go to the lowest id; a token of probability zero is never drawn.
+    """
+    if uniform_T is None:
+        return logp_TV.argmax(-1)
+    cumulative_TV = logp_TV.double().exp().cumsum(-1)
+    total_T1 = cumulative_TV[:, -1:]
+    target_T1 = torch.from_numpy(uniform_T)[:, None].to(logp_TV.device) * total_T1
+    below_T1 = torch.nextafter(total_T1, torch.zeros_like(total_T1))  # never past the last token
+    return torch.searchsorted(cumulative_TV, target_T1.minimum(below_T1), right=True)[:, 0]
+
+
+def entropy(logp_TV: Tensor) -> Tensor:
+    """Entropy [T] in nats; −inf log-probabilities count 0."""
+    return -(logp_TV.exp() * logp_TV.masked_fill(logp_TV == -torch.inf, 0.0)).sum(-1)

@@ -1,0 +1,63 @@
+"""Every error a user can cause or meet, under one base.
+
+Contract: code that rejects input raises one of these with one line that names the culprit (file,
+line, key, index). `cli.main` prints that line and exits with `exit_code`; a traceback is a bug.
+Each error also inherits the standard type a caller would expect. Not here: programming errors,
+which stay `AssertionError`/`TypeError` and do show a traceback.
+"""
+
+from __future__ import annotations
+
+
+class Diffgr2Error(Exception):
+    """Base of all errors with a message meant for people."""
+
+    exit_code = 1
+
+
+class ConfigError(Diffgr2Error, ValueError):
+    """A recipe, option or argument is wrong; the message names the key."""
+
+    exit_code = 2
+
+
+class DataError(Diffgr2Error, ValueError):
+    """Input data cannot be used; the message names file and line or column."""
+
+    exit_code = 2
+
+
+class ArtifactError(Diffgr2Error, RuntimeError):
+    """A stage directory is missing, incomplete or not what its manifest says."""
+
+    exit_code = 3
+
+
+class CheckpointError(Diffgr2Error, RuntimeError):
+    """A checkpoint is corrupt or does not belong to this run or model."""
+
+    exit_code = 3
+
+
+class NonFiniteError(Diffgr2Error, ArithmeticError):
+    """A loss or gradient is not finite; raised before the optimizer step."""
+
+    exit_code = 4
+
+
+class DecodeError(Diffgr2Error, RuntimeError):
+    """A decoder was given something it cannot decode (NaN logits, prompt too long, ...)."""
+
+    exit_code = 4
+
+
+class MissingExtraError(Diffgr2Error, ImportError):
+    """An optional dependency is needed; the message names the extra to install."""
+
+    exit_code = 2
+
+
+class RemoteError(Diffgr2Error, ConnectionError):
+    """A remote endpoint failed for good after all retries."""
+
+    exit_code = 5

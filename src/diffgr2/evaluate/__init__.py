@@ -1,0 +1,1 @@
+"""Measuring saved outputs: metrics, significance, validity, reports, plots. Knows no stage."""

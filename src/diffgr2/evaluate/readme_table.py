@@ -1,0 +1,95 @@
+"""Rewrites the results tables of a README from committed reports.
+
+Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands what
+`results/NAME.json`
+says and nothing else; running it twice changes nothing. Not here: measuring.
+Run: `python -m diffgr2.evaluate.readme_table README.md results [--check]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from diffgr2.artifacts import read_json
+from diffgr2.errors import ArtifactError, DataError, Diffgr2Error
+from diffgr2.evaluate.tables import markdown_table, number, rows_of, span
+
+OPEN = re.compile(r"^<!-- results:([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
+METRICS = ("r@1", "r@3", "ndcg@3")
+
+
+def results_table(report: dict[str, Any]) -> str:
+    """The short table: hit users' metrics, the paired interval, validity and speed; all users'
+    NDCG@10."""
+    overall = {row["name"]: row for row in rows_of(report, "all")}
+    hit = rows_of(report, "hit")
+    head = ["row", "R@1", "R@3", "NDCG@3", "R@1 against AR, 95 %"]
+    head += ["raw valid", "TPF", "speed-up", "all users' NDCG@10"]
+    body = []
+    for row in hit:
+        against = row.get("vs_ar")
+        cells = [number(row["metrics"][metric]) for metric in METRICS]
+        cells.append(span(against["r@1"]) if against else "–")
+        cells += [number(row.get("raw_valid"), 3), number(row.get("tpf"), 1)]
+        cells.append(f"{row['speedup']:.1f}×" if "speedup" in row else "–")
+        everyone = overall.get(row["name"])
+        cells.append(number(everyone["metrics"]["ndcg@10"]) if everyone else "–")
+        body.append([f"`{row['name']}`", *cells])
+    n_hit = max((row["n"] for row in hit), default=0)
+    n_all = max((row["n"] for row in overall.values()), default=0)
+    note = (
+        f"{report['data']}, tie order {report['tie_order']}, seed {report['seed']}: "
+        f"{n_hit:,} hit users of {n_all:,}. Made by `{report['command']}`."
+    )
+    return f"{markdown_table(head, body)}\n\n{note}"
+
+
+def rewrite(text: str, results: Path) -> str:
+    """The text with every marked table made anew."""
+    for name in OPEN.findall(text):
+        start, end = f"<!-- results:{name} -->\n", f"<!-- /results:{name} -->"
+        if text.count(start) != 1:
+            raise DataError(f"results:{name}: the opening mark stands {text.count(start)} times")
+        before, rest = text.split(start)
+        if rest.count(end) != 1 or OPEN.search(rest.split(end)[0]):
+            raise DataError(f"results:{name}: no single closing mark follows the opening one")
+        after = rest.split(end)[1]
+        report = read_json(results / f"{name}.json")
+        try:
+            table = results_table(report)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{results / name}.json: not a report ({error!r})") from None
+        text = f"{before}{start}{table}\n{end}{after}"
+    return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Rewrite the file, or with --check only say whether it is in step (exit code 1 if not)."""
+    parser = argparse.ArgumentParser(description="Rewrite the results tables of a README.")
+    parser.add_argument("readme", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--check", action="store_true", help="change nothing, compare only")
+    options = parser.parse_args(arguments)
+    try:
+        if not options.readme.is_file():
+            raise DataError(f"{options.readme}: no such file")
+        text = options.readme.read_text(encoding="utf-8")
+        new = rewrite(text, options.results)
+    except Diffgr2Error as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    if options.check:
+        if text != new:
+            print(f"{options.readme}: results tables are out of step", file=sys.stderr)
+        return int(text != new)
+    if text != new:
+        options.readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

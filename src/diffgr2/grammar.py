@@ -1,0 +1,43 @@
+"""What the permutation rule knows of an answer: where it starts and how a candidate is spelled.
+
+Contract: after the `marker` tokens and `offset` more, K entries follow, `stride` tokens apart; entry
+j spells one candidate in its first N tokens, as given by `choices_KN`. A plain dataclass, so that
+`decode` can use it without knowing any template. Not here: the rule itself (`decode.accept`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class AnswerGrammar:
+    """Geometry and spelling of an answer."""
+
+    marker: tuple[int, ...]
+    offset: int
+    stride: int
+    choices_KN: np.ndarray  # int64 token ids
+
+    @property
+    def k(self) -> int:
+        return len(self.choices_KN)
+
+    def slots(self, start: int) -> np.ndarray:
+        """Positions [K, N] of the entries' tokens, for a marker that ends before `start`."""
+        first_K = start + self.offset + self.stride * np.arange(self.k)
+        return first_K[:, None] + np.arange(self.choices_KN.shape[1])[None]
+
+    def find(self, tokens_T: np.ndarray) -> int | None:
+        """Index after the last complete marker in these tokens, else None.
+
+        >>> AnswerGrammar((7, 8), 0, 1, np.array([[1], [2]])).find(np.array([5, 7, 8, 1]))
+        3
+        """
+        width = len(self.marker)
+        for start in range(len(tokens_T) - width, -1, -1):
+            if tuple(int(t) for t in tokens_T[start : start + width]) == self.marker:
+                return start + width
+        return None

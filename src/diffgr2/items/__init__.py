@@ -1,0 +1,1 @@
+"""Text vectors, quantizers and semantic IDs of the catalogue."""

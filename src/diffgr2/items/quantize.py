@@ -1,0 +1,103 @@
+"""A fitted residual quantizer: vector -> latent -> one code per level.
+
+Contract: `Quantizer` is plain arrays (codebooks and, for RQ-VAE, the encoder's and decoder's
+weights). `codes` takes each level's nearest code of what the levels before left over. Both
+`fit_rqvae` (items.rqvae) and `fit_rkmeans` (here) return one. Not here: uniqueness
+(`items.uniqueness`); a quantizer may give two items the same codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from diffgr2.artifacts import load_arrays, save_arrays
+from diffgr2.config import ItemsConfig
+from diffgr2.errors import ArtifactError
+from diffgr2.items.kmeans import kmeans, nearest
+from diffgr2.streams import generator
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Codebooks in latent space; without weights, the latent is the vector itself."""
+
+    codebooks_LCD: np.ndarray  # float32
+    weights: dict[str, np.ndarray] = field(default_factory=dict)  # encoder.0.weight, ...
+
+    @property
+    def levels(self) -> int:
+        return self.codebooks_LCD.shape[0]
+
+    @property
+    def n_codes(self) -> int:
+        return self.codebooks_LCD.shape[1]
+
+    def latent(self, vectors_ID: np.ndarray) -> np.ndarray:
+        """What is quantized."""
+        return self._mlp("encoder", vectors_ID)
+
+    def decode(self, latents_IE: np.ndarray) -> np.ndarray:
+        """Latents (or sums of codes) back to vectors."""
+        return self._mlp("decoder", latents_IE)
+
+    def codes(self, vectors_ID: np.ndarray) -> np.ndarray:
+        """Nearest codes per level, int32 (items, levels)."""
+        return residual_codes(self.latent(vectors_ID), self.codebooks_LCD)
+
+    def quantized(self, codes_IL: np.ndarray) -> np.ndarray:
+        """Sum of the codes' vectors."""
+        levels = np.arange(codes_IL.shape[1])
+        return self.codebooks_LCD[levels, codes_IL].sum(axis=1)
+
+    def _mlp(self, part: str, x_ID: np.ndarray) -> np.ndarray:
+        depth = sum(name.startswith(part) for name in self.weights) // 2
+        for layer in range(depth):
+            weight_OD = self.weights[f"{part}.{layer}.weight"]
+            x_ID = x_ID @ weight_OD.T + self.weights[f"{part}.{layer}.bias"]
+            if layer < depth - 1:
+                x_ID = np.maximum(x_ID, 0.0)
+        return x_ID
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
+        save_arrays(path, codebooks_LCD=self.codebooks_LCD, **self.weights)
+
+    @classmethod
+    def load(cls, path: Path) -> Quantizer:
+        """Read what `save` wrote."""
+        arrays = load_arrays(path)
+        if "codebooks_LCD" not in arrays:
+            raise ArtifactError(f"{path}: not a saved quantizer (codebooks_LCD is missing)")
+        return cls(arrays.pop("codebooks_LCD"), arrays)
+
+
+def residual_codes(latents_IE: np.ndarray, codebooks_LCD: np.ndarray) -> np.ndarray:
+    """Nearest code of the residual, level after level."""
+    rest_IE = latents_IE.astype(np.float32, copy=True)
+    columns = []
+    for codes_CE in codebooks_LCD:
+        columns.append(nearest(rest_IE, codes_CE))
+        rest_IE -= codes_CE[columns[-1]]
+    return np.stack(columns, axis=1)
+
+
+def fit_codebooks(
+    latents_IE: np.ndarray, levels: int, codes: int, *purpose: str | int
+) -> np.ndarray:
+    """k-means on the residuals of each level in turn."""
+    rest_IE = latents_IE.astype(np.float32, copy=True)
+    books = []
+    for level in range(levels):
+        books.append(kmeans(rest_IE, codes, generator(*purpose, "kmeans", level)))
+        rest_IE -= books[-1][nearest(rest_IE, books[-1])]
+    return np.stack(books)
+
+
+def fit_rkmeans(vectors_ID: np.ndarray, config: ItemsConfig, seed: int) -> Quantizer:
+    """Residual k-means on the vectors as they are."""
+    return Quantizer(
+        fit_codebooks(vectors_ID, config.levels, config.codes, seed, "items", "rkmeans")
+    )

@@ -1,0 +1,182 @@
+"""From natural codes to one semantic ID per item.
+
+Three figures, from strict to final, each the number of distinct IDs divided by the items:
+
+- `natural`: every item takes the nearest code at every level, and nothing else is done.
+- `before` (`take_neighbours`): the first item of each group of equal codes keeps them; each other
+  one takes the nearest combination of its last two codes that is still free, by total
+  reconstruction error, if one is among its `NEIGHBOURS` nearest. Such an ID still says what the
+  item is like. Whoever finds none keeps its natural codes and counts as a duplicate here.
+- `after` (`make_unique`, the policy): the remaining duplicates get their last `random_last` codes
+  at random from the free ones under their prefix ("random last levels"); where a prefix is full,
+  one more level is drawn, and so on. Always 1, or an error.
+
+Not here: whether `before` suffices; the stage compares it with `items.min_unique`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffgr2.errors import ArtifactError, ConfigError
+from diffgr2.items.kmeans import distances
+from diffgr2.streams import generator
+
+BEAM = 8
+"""Codes of the last level but one that an alternative may use."""
+NEIGHBOURS = 64
+"""Alternatives looked at per item; further ones would no longer describe it."""
+ENUMERATE = 2**20
+"""Up to this many suffixes the free ones are listed; above, they are drawn until one is free."""
+
+
+def prefix_ids(codes_IP: np.ndarray) -> np.ndarray:
+    """A dense number per distinct row, in lexicographic order (all 0 for no columns)."""
+    ids_I = np.zeros(len(codes_IP), dtype=np.int64)
+    for code_I in codes_IP.T:
+        _, ids_I = np.unique(ids_I * (int(code_I.max(initial=0)) + 1) + code_I, return_inverse=True)
+    return ids_I
+
+
+def later_rows(codes_IL: np.ndarray) -> np.ndarray:
+    """Rows whose codes an earlier row has already, ascending."""
+    _, first = np.unique(prefix_ids(codes_IL), return_index=True)
+    later_I = np.ones(len(codes_IL), dtype=bool)
+    later_I[first] = False
+    return np.flatnonzero(later_I)
+
+
+def distinct_share(codes_IL: np.ndarray) -> float:
+    """Distinct rows per row."""
+    return 1.0 - len(later_rows(codes_IL)) / max(len(codes_IL), 1)
+
+
+def check_capacity(n_items: int, levels: int, codes: int) -> None:
+    """There must be at least as many semantic IDs as items."""
+    if codes**levels < n_items:
+        raise ConfigError(
+            f"items.levels {levels} x items.codes {codes} allow {codes**levels} semantic IDs, "
+            f"fewer than the {n_items} items"
+        )
+
+
+def _alternatives(
+    rest_NE: np.ndarray, before_CE: np.ndarray, last_CE: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest pairs of (last but one, last) codes per row, nearest first."""
+    n_codes = len(last_CE)
+    beam = min(BEAM, len(before_CE))
+    error_NC = distances(rest_NE, before_CE)
+    beam_NB = np.argsort(error_NC, axis=1, kind="stable")[:, :beam]
+    left_NBE = rest_NE[:, None] - before_CE[beam_NB]
+    total_NBC = distances(left_NBE.reshape(-1, left_NBE.shape[-1]), last_CE).reshape(
+        len(rest_NE), beam, n_codes
+    )
+    total_NBC += np.einsum("nbe,nbe->nb", left_NBE, left_NBE)[:, :, None]
+    total_NA = total_NBC.reshape(len(rest_NE), -1)
+    keep = min(NEIGHBOURS, total_NA.shape[1])
+    near_NA = np.argpartition(total_NA, keep - 1, axis=1)[:, :keep]
+    near_NA.sort(axis=1)  # ties go to the lower code, whatever the partition did
+    order_NA = np.argsort(np.take_along_axis(total_NA, near_NA, 1), axis=1, kind="stable")
+    near_NA = np.take_along_axis(near_NA, order_NA, 1)
+    return np.take_along_axis(beam_NB, near_NA // n_codes, 1), near_NA % n_codes
+
+
+def take_neighbours(
+    latents_IE: np.ndarray, codes_IL: np.ndarray, codebooks_LCE: np.ndarray
+) -> np.ndarray:
+    """Codes in which later items of a group moved to a near free code, where there is one."""
+    result_IL = codes_IL.copy()
+    levels, n_codes = codebooks_LCE.shape[:2]
+    late_J = later_rows(codes_IL)
+    if not len(late_J):
+        return result_IL
+    fixed = max(levels - 2, 0)
+    # With a single level there is no last but one: a book of one zero vector takes its place.
+    before_CE = codebooks_LCE[-2] if levels > 1 else np.zeros_like(codebooks_LCE[0, :1])
+    prefix_I = prefix_ids(codes_IL[:, :fixed])
+    previous_I = codes_IL[:, -2].astype(np.int64) if levels > 1 else np.zeros_like(prefix_I)
+    taken = set(((prefix_I * n_codes + previous_I) * n_codes + codes_IL[:, -1]).tolist())
+    step = max(1, 2**22 // (min(BEAM, len(before_CE)) * n_codes))
+    for start in range(0, len(late_J), step):
+        rows_N = late_J[start : start + step]
+        rest_NE = latents_IE[rows_N].astype(np.float32, copy=True)
+        for level in range(fixed):
+            rest_NE -= codebooks_LCE[level, codes_IL[rows_N, level]]
+        previous_NA, last_NA = _alternatives(rest_NE, before_CE, codebooks_LCE[-1])
+        keys_NA = (prefix_I[rows_N, None] * n_codes + previous_NA) * n_codes + last_NA
+        for n, row in enumerate(rows_N):
+            for a, key in enumerate(keys_NA[n].tolist()):
+                if key not in taken:
+                    taken.add(key)
+                    result_IL[row, -1] = last_NA[n, a]
+                    if levels > 1:
+                        result_IL[row, -2] = previous_NA[n, a]
+                    break
+    return result_IL
+
+
+def _draw(used: np.ndarray, wanted: int, n_codes: int, rng: np.random.Generator) -> np.ndarray:
+    """Up to `wanted` suffixes (rows of codes) that are not among the rows of `used`."""
+    last = used.shape[1]
+    space = n_codes**last
+    if space <= ENUMERATE:
+        place_M = n_codes ** np.arange(last - 1, -1, -1)
+        free = np.setdiff1d(np.arange(space), used @ place_M)
+        picked = rng.permutation(free)[:wanted]
+        return picked[:, None] // place_M % n_codes
+    taken = set(map(tuple, used.tolist()))
+    wanted = min(wanted, space - len(taken))
+    drawn: list[tuple[int, ...]] = []
+    while len(drawn) < wanted:
+        suffix = tuple(rng.integers(n_codes, size=last).tolist())
+        if suffix not in taken:
+            taken.add(suffix)
+            drawn.append(suffix)
+    return np.array(drawn, dtype=np.int64).reshape(-1, last)
+
+
+def _redraw_last(
+    codes_IL: np.ndarray, late_J: np.ndarray, last: int, n_codes: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw the last codes of the late rows among the free ones; returns the rows that moved."""
+    kept = codes_IL.shape[1] - last
+    prefix_I = prefix_ids(codes_IL[:, :kept])
+    order_I = np.argsort(prefix_I, kind="stable")
+    starts_P = np.searchsorted(prefix_I[order_I], np.arange(prefix_I.max() + 2))
+    moved = []
+    late_prefix_J = prefix_I[late_J]
+    for prefix in np.unique(late_prefix_J):
+        members = order_I[starts_P[prefix] : starts_P[prefix + 1]]
+        waiting = late_J[late_prefix_J == prefix] if kept else late_J
+        used = codes_IL[members, kept:].astype(np.int64)
+        suffixes = _draw(used, len(waiting), n_codes, rng)
+        rows = waiting[: len(suffixes)]
+        codes_IL[rows, kept:] = suffixes
+        moved.append(rows)
+    return np.concatenate(moved)
+
+
+def make_unique(
+    codes_IL: np.ndarray, n_codes: int, random_last: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unique codes, and for each item how many of its last codes were drawn at random."""
+    n_items, levels = codes_IL.shape
+    check_capacity(n_items, levels, n_codes)
+    result_IL = codes_IL.astype(np.int32, copy=True)
+    drawn_I = np.zeros(n_items, dtype=np.int32)
+    late_J = later_rows(result_IL)
+    if len(late_J) and random_last == 0:
+        raise ConfigError(
+            f"items: {len(late_J)} of {n_items} items share another item's semantic ID and "
+            "items.random_last is 0"
+        )
+    for last in range(min(random_last, levels), levels + 1):
+        if not len(late_J):
+            break
+        rng = generator(seed, "items", "random_last", last)
+        drawn_I[_redraw_last(result_IL, late_J, last, n_codes, rng)] = last
+        late_J = later_rows(result_IL)
+    if len(late_J):
+        raise ArtifactError(f"items: {len(late_J)} items are still without a semantic ID of theirs")
+    return result_IL, drawn_I

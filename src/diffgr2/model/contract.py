@@ -1,0 +1,48 @@
+"""The block-diffusion section of a checkpoint's config.json, and its check at load.
+
+Contract: a converted checkpoint records `{block_size, mask_token_id, alignment, clean_attention,
+origin}`; `read_contract` returns it validated, and a section that is missing, incomplete or at odds
+with the weights is a CheckpointError, never a warning (DESIGN §5, Alignment). Not here: what the
+fields do (`layout`, `decode`, `stages.cft`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from diffgr2.errors import CheckpointError
+
+SECTION = "block_diffusion"
+
+
+class BlockContract(BaseModel):
+    """How a block-diffusion checkpoint was trained, hence how it must be decoded."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    block_size: int = Field(ge=1, le=4096)
+    mask_token_id: int = Field(ge=0)
+    alignment: Literal["same_position", "shifted"] = "same_position"
+    clean_attention: Literal["either", "causal", "block_causal"] = "either"
+    origin: Literal["document", "response"] = "document"
+
+
+def read_contract(config: dict[str, Any], vocab_size: int, source: str) -> BlockContract:
+    """The validated section of a config.json's values."""
+    section = config.get(SECTION)
+    if not isinstance(section, dict):
+        raise CheckpointError(f"{source}: no {SECTION} section: not a converted checkpoint")
+    try:
+        contract = BlockContract.model_validate(section)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{source}: {SECTION}.{key}: {first['msg']}") from None
+    if contract.mask_token_id >= vocab_size:
+        raise CheckpointError(
+            f"{source}: {SECTION}.mask_token_id {contract.mask_token_id} is outside the "
+            f"vocabulary of {vocab_size}"
+        )
+    return contract

@@ -1,0 +1,194 @@
+"""A lean Qwen3 forward over a preallocated KV cache: the decoders' only way to the model.
+
+Contract: `LeanQwen3(module)` reads the weights of a stock `Qwen3ForCausalLM` (nothing is trained
+here) and computes the same logits as the module: bit-identical on CPU in fp32 for one causal
+forward, which a test asserts. The caller gives token ids, positions, cache slots and a mask of
+which slots each token sees, so one function serves prefill, AR steps, block denoising and
+verification. Not here: who sees whom (`layout`, `decode`), sampling, training.
+
+Why not the module itself: on small models most of its time per token is Python (five times more
+than this at batch 1), which would flatter every decoder that calls it less often.
+
+Letters: B rows, T new tokens, C cache slots, V vocabulary, D hidden, H heads, G key-value heads,
+E head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class _Layer:
+    attention_norm: Tensor
+    qkv: Tensor
+    query_norm: Tensor
+    key_norm: Tensor
+    out: Tensor
+    ffn_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class KVCache:
+    """Keys and values of B rows in C slots per layer; what a slot holds is the caller's business."""
+
+    def __init__(self, model: LeanQwen3, rows: int, slots: int) -> None:
+        shape = (rows, model.kv_heads, slots, model.head_dim)
+        make = dict(dtype=model.dtype, device=model.device)
+        self.keys = [torch.zeros(shape, **make) for _ in model.layers]
+        self.values = [torch.zeros(shape, **make) for _ in model.layers]
+
+    @property
+    def rows(self) -> int:
+        return self.keys[0].shape[0]
+
+    @property
+    def slots(self) -> int:
+        return self.keys[0].shape[2]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows only (finished rows leave the batch)."""
+        self.keys = [key[rows] for key in self.keys]
+        self.values = [value[rows] for value in self.values]
+
+    def grow(self, slots: int) -> None:
+        """Make room for more slots."""
+        extra = slots - self.slots
+        if extra > 0:
+            self.keys = [F.pad(key, (0, 0, 0, extra)) for key in self.keys]
+            self.values = [F.pad(value, (0, 0, 0, extra)) for value in self.values]
+
+    def append_rows(self, other: KVCache) -> None:
+        """Add another cache's rows below (requests join the batch)."""
+        slots = max(self.slots, other.slots)
+        self.grow(slots)
+        other.grow(slots)
+        self.keys = [torch.cat(pair) for pair in zip(self.keys, other.keys, strict=True)]
+        self.values = [torch.cat(pair) for pair in zip(self.values, other.values, strict=True)]
+
+
+class LeanQwen3:
+    """See the module's docstring."""
+
+    def __init__(self, module: nn.Module) -> None:
+        config = module.config
+        self.heads = int(config.num_attention_heads)
+        self.kv_heads = int(config.num_key_value_heads)
+        self.head_dim = int(config.head_dim)
+        self.eps = float(config.rms_norm_eps)
+        self.vocab_size = int(config.vocab_size)
+        self.max_positions = int(config.max_position_embeddings)
+        inner = module.model
+        self.embedding = inner.embed_tokens.weight.detach()
+        self.norm = inner.norm.weight.detach()
+        self.head = module.lm_head.weight.detach()
+        self.dtype, self.device = self.embedding.dtype, self.embedding.device
+        self.layers = [self._layer(layer) for layer in inner.layers]
+        self._cos, self._sin = self._rotary(inner, self.max_positions)
+
+    @staticmethod
+    def _layer(layer: nn.Module) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        return _Layer(
+            attention_norm=layer.input_layernorm.weight.detach(),
+            qkv=torch.cat([w.detach() for w in qkv]),
+            query_norm=attention.q_norm.weight.detach(),
+            key_norm=attention.k_norm.weight.detach(),
+            out=attention.o_proj.weight.detach(),
+            ffn_norm=layer.post_attention_layernorm.weight.detach(),
+            gate_up=torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()]),
+            down=mlp.down_proj.weight.detach(),
+        )
+
+    def _rotary(self, inner: nn.Module, length: int) -> tuple[Tensor, Tensor]:
+        """Tables [length, E]; the sine carries the sign of the half-rotation."""
+        position = torch.arange(length, device=self.device)[None]
+        cos, sin = inner.rotary_emb(self.embedding[:1, None], position)
+        half = self.head_dim // 2
+        sign = torch.ones(self.head_dim, device=self.device, dtype=sin.dtype)
+        sign[:half] = -1
+        return cos[0], sin[0] * sign
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        ids_BT: Tensor,
+        position_BT: Tensor,
+        cache: KVCache,
+        slot: int | Tensor,
+        mask_BTC: Tensor | None,
+        seen: int,
+        *,
+        logits_from: int = 0,
+    ) -> Tensor:
+        """Logits [B, T - logits_from, V] of new tokens; their keys and values enter the cache.
+
+        `slot`: first slot of the new tokens if all rows agree (contiguous), else [B, T] slots.
+        `seen`: slots 0 … seen-1 take part in attention; `mask_BTC` says which of them each token
+        sees (None = all of them).
+        """
+        hidden_BTD = self._hidden(ids_BT, position_BT, cache, slot, mask_BTC, seen)
+        return F.linear(hidden_BTD[:, logits_from:], self.head)
+
+    @torch.inference_mode()
+    def fill(
+        self,
+        ids_BT: Tensor,
+        position_BT: Tensor,
+        cache: KVCache,
+        slot: int | Tensor,
+        mask_BTC: Tensor | None,
+        seen: int,
+    ) -> None:
+        """The same without logits: prompts enter the cache."""
+        self._hidden(ids_BT, position_BT, cache, slot, mask_BTC, seen)
+
+    def _hidden(
+        self,
+        ids_BT: Tensor,
+        position_BT: Tensor,
+        cache: KVCache,
+        slot: int | Tensor,
+        mask_BTC: Tensor | None,
+        seen: int,
+    ) -> Tensor:
+        rows, length = ids_BT.shape
+        heads, groups, size = self.heads, self.kv_heads, self.head_dim
+        cos_BTE = F.embedding(position_BT, self._cos)[:, None]
+        sin_BTE = F.embedding(position_BT, self._sin)[:, None]
+        mask = mask_BTC[:, None] if mask_BTC is not None else None
+        row = None
+        if isinstance(slot, Tensor):
+            row = torch.arange(rows, device=self.device)[:, None]
+        x_BTD = F.embedding(ids_BT, self.embedding)
+        width = (x_BTD.shape[-1],)
+        for number, layer in enumerate(self.layers):
+            h_BTD = F.rms_norm(x_BTD, width, layer.attention_norm, self.eps)
+            qkv = F.linear(h_BTD, layer.qkv).view(rows, length, heads + 2 * groups, size)
+            qkv = qkv.transpose(1, 2)
+            q = F.rms_norm(qkv[:, :heads], (size,), layer.query_norm, self.eps)
+            k = F.rms_norm(qkv[:, heads : heads + groups], (size,), layer.key_norm, self.eps)
+            q = q * cos_BTE + q.roll(size // 2, -1) * sin_BTE
+            k = k * cos_BTE + k.roll(size // 2, -1) * sin_BTE
+            keys, values = cache.keys[number], cache.values[number]
+            if row is None:
+                keys[:, :, slot : slot + length] = k
+                values[:, :, slot : slot + length] = qkv[:, heads + groups :]
+            else:
+                keys[row, :, slot] = k.transpose(1, 2)
+                values[row, :, slot] = qkv[:, heads + groups :].transpose(1, 2)
+            mixed = F.scaled_dot_product_attention(
+                q, keys[:, :, :seen], values[:, :, :seen], attn_mask=mask, enable_gqa=True
+            )
+            mixed_BTD = mixed.transpose(1, 2).reshape(rows, length, heads * size)
+            x_BTD = x_BTD + F.linear(mixed_BTD, layer.out)
+            h_BTD = F.rms_norm(x_BTD, width, layer.ffn_norm, self.eps)
+            gate, up = F.linear(h_BTD, layer.gate_up).chunk(2, -1)
+            x_BTD = x_BTD + F.linear(F.silu(gate) * up, layer.down)
+        return F.rms_norm(x_BTD, width, self.norm, self.eps)

@@ -1,0 +1,92 @@
+"""Block layout and attention masks of `[prompt | x0 | xt ...]` (DESIGN §5-6; paper §3.2).
+
+Contract: `block_of` is the only place that divides by the block size. A training row holds the
+prompt, the clean response x0 and one or more noisy copies xt that share x0's positions; `row_mask`
+says who sees whom. Masks are boolean, True = attends, for SDPA (a boolean 4-D mask is silently
+wrong with eager attention). Not here: noise (`diffusion.noise`) and caches (`forward`).
+
+Letters: B rows, T tokens of the row, P prompt, R response.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def block_of(position: torch.Tensor | np.ndarray | int, block_size: int, shift: int = 0):
+    """Block number of a document position; `shift` moves the boundaries left by that much."""
+    return (position + shift) // block_size
+
+
+def block_bounds(position: int, block_size: int, shift: int = 0) -> tuple[int, int]:
+    """First and one-past-last document position of the block that holds `position`.
+
+    >>> block_bounds(37, 32), block_bounds(37, 32, shift=30)
+    ((32, 64), (34, 66))
+    """
+    start = block_of(position, block_size, shift) * block_size - shift
+    return max(start, 0), start + block_size
+
+
+def response_shift(prompt_length: int, block_size: int, origin: str) -> int:
+    """The shift that realises the recorded origin for a prompt of this length."""
+    return 0 if origin == "document" else -prompt_length % block_size
+
+
+def row_mask(
+    prompt_length: int,
+    response_length: int,
+    noisy_copies: int,
+    block_size: int,
+    shift: int,
+    *,
+    clean_causal: bool,
+) -> torch.Tensor:
+    """Boolean [T, T] mask of one row, T = P + R * (1 + copies).
+
+    Clean tokens see clean tokens: causally, or block-causally (all of their own block within the
+    prompt or within the response; the prompt never sees the response, its cache is made before).
+    A noisy block sees the prompt, the clean blocks before it, and itself, both ways.
+    """
+    clean = prompt_length + response_length
+    position = torch.arange(clean)
+    block = block_of(position, block_size, shift)
+    is_response = position >= prompt_length
+    causal = position[None, :] <= position[:, None]
+    if not clean_causal:
+        same = (block[None, :] == block[:, None]) & (is_response[None, :] == is_response[:, None])
+        causal = causal | same
+    total = clean + response_length * noisy_copies
+    mask = torch.zeros(total, total, dtype=torch.bool)
+    mask[:clean, :clean] = causal
+    noisy_block = block[prompt_length:]
+    sees_clean = (block[None, :] < noisy_block[:, None]) | ~is_response[None, :]
+    sees_self = noisy_block[None, :] == noisy_block[:, None]
+    for copy in range(noisy_copies):
+        rows = slice(clean + copy * response_length, clean + (copy + 1) * response_length)
+        mask[rows, :clean] = sees_clean
+        mask[rows, rows] = sees_self
+    return mask
+
+
+def row_positions(prompt_length: int, response_length: int, noisy_copies: int) -> torch.Tensor:
+    """Document positions [T] of a row; every copy of the response shares x0's."""
+    clean = torch.arange(prompt_length + response_length)
+    return torch.cat([clean, *[clean[prompt_length:]] * noisy_copies])
+
+
+def causal_mask(length: int) -> torch.Tensor:
+    """Boolean [T, T] causal mask."""
+    return torch.ones(length, length, dtype=torch.bool).tril()
+
+
+def stack_masks(masks: list[torch.Tensor], length: int) -> torch.Tensor:
+    """Pad [t, t] masks to [B, 1, T, T]; a padding query sees itself only, so no row is empty."""
+    out_B1TT = torch.zeros(len(masks), 1, length, length, dtype=torch.bool)
+    for row, mask in enumerate(masks):
+        t = mask.shape[0]
+        out_B1TT[row, 0, :t, :t] = mask
+        pad = torch.arange(t, length)
+        out_B1TT[row, 0, pad, pad] = True
+    return out_B1TT

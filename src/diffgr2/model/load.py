@@ -1,0 +1,111 @@
+"""Building, loading and saving the backbone: a stock `Qwen3ForCausalLM`, never a copy of it.
+
+Contract: `build` makes a model from a recipe's dimensions (deterministic in the seed) or from a
+Qwen3-family checkpoint directory, with embeddings for the whole vocabulary; `save`/`load` use
+safetensors only and no remote code. Everything raises a CheckpointError naming directory and
+reason. Not here: the block-diffusion contract (`contract`) and training state (`train.checkpoint`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from diffgr2.config import ModelConfig
+from diffgr2.errors import CheckpointError
+from diffgr2.streams import key_of
+
+MAX_POSITIONS = 4096
+
+
+def padded(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-size // multiple) * multiple
+
+
+def build(config: ModelConfig, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
+    """A model with at least `vocab_size` embedding rows."""
+    rows = padded(vocab_size, config.pad_vocab_to)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key_of(seed, "model", "init"))
+        if config.base is not None:
+            model = load(Path(config.base))
+            if model.config.vocab_size < vocab_size:
+                model.resize_token_embeddings(rows)
+            return model
+        return Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=rows,
+                hidden_size=config.dim,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.kv_heads,
+                head_dim=config.head_dim,
+                intermediate_size=config.ffn,
+                max_position_embeddings=MAX_POSITIONS,
+                rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=None,
+                attn_implementation="sdpa",
+            )
+        )
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a checkpoint directory."""
+    path = directory / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: file is missing") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected an object")
+    return values
+
+
+def load(directory: Path) -> Qwen3ForCausalLM:
+    """A Qwen3-family checkpoint; weights must be safetensors."""
+    values = read_config(directory)
+    kind = values.get("model_type")
+    if kind not in ("qwen3", "sdar"):
+        raise CheckpointError(f"{directory}: model_type {kind!r} is not of the Qwen3 family")
+    if not list(directory.glob("*.safetensors")):
+        raise CheckpointError(f"{directory}: holds no safetensors weights")
+    try:
+        model, info = Qwen3ForCausalLM.from_pretrained(
+            directory,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{directory}: cannot be loaded ({reason})") from None
+    if info["missing_keys"] or info["mismatched_keys"]:
+        name = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))[0]
+        raise CheckpointError(f"{directory}: tensor {name} is missing or has another shape")
+    return model
+
+
+def save(model: Qwen3ForCausalLM, directory: Path, extra: dict[str, Any] | None = None) -> None:
+    """Write weights and config; `extra` sections join config.json.
+
+    `rope_theta` is repeated at top level: engines that read it there would fall back to a default.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory, safe_serialization=True)
+    values = read_config(directory)
+    parameters = values.get("rope_parameters") or {}
+    values["rope_theta"] = parameters.get("rope_theta", 10_000.0)
+    values.update(extra or {})
+    (directory / "config.json").write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,97 @@
+"""What a template is given: one re-ranking request, and one teacher trace.
+
+Contract: a `Request` holds everything a prompt may show (codes, evidence, texts) for one user and K
+candidates in the order they are shown; a `Trace` says what the teacher decided and which evidence
+moved it. Building them from artifacts is vectorised here. Not here: token ids (`compact`, `gr2`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from diffgr2.types import CandidateLists, Catalogue, Histories
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request; H shown history items (oldest first), K candidates, L levels, F fields."""
+
+    history_HL: np.ndarray  # codes
+    codes_KL: np.ndarray
+    buckets_KF: np.ndarray
+    history_texts: tuple[str, ...] = ()  # filled where the template shows text
+    texts: tuple[str, ...] = ()
+
+    @property
+    def k(self) -> int:
+        return len(self.codes_KL)
+
+    def reordered(self, order_K: np.ndarray) -> Request:
+        """The same request with its candidates shown in another order."""
+        return replace(
+            self,
+            codes_KL=self.codes_KL[order_K],
+            buckets_KF=self.buckets_KF[order_K],
+            texts=tuple(self.texts[i] for i in order_K) if self.texts else (),
+        )
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A teacher's decision on a request, in the order its candidates are shown."""
+
+    order_K: np.ndarray  # positions, best first
+    strength_K: np.ndarray  # level of the verdict on each candidate
+    for_KC: np.ndarray  # fields that speak for it, strongest first
+    against_KA: np.ndarray  # fields that speak against it, strongest first
+
+    def reordered(self, order_K: np.ndarray) -> Trace:
+        """The same decision for `Request.reordered(order_K)`, ties re-broken by shown order."""
+        strength_K = self.strength_K[order_K]
+        return Trace(
+            order_by_strength(strength_K),
+            strength_K,
+            self.for_KC[order_K],
+            self.against_KA[order_K],
+        )
+
+
+def order_by_strength(strength_K: np.ndarray) -> np.ndarray:
+    """Positions by falling strength, ties in shown order.
+
+    >>> order_by_strength(np.array([1, 3, 3, 0])).tolist()
+    [1, 2, 0, 3]
+    """
+    return np.argsort(-strength_K.astype(np.int64), kind="stable")
+
+
+def item_text(catalogue: Catalogue, item: int) -> str:
+    """One line about an item for prompts and explanations: title, brand, category."""
+    title = catalogue.titles[item] or f"item {catalogue.raw_ids[item]}"
+    extras = [text for text in (catalogue.brands[item], " > ".join(catalogue.categories[item])) if text]
+    return f"{title} ({'; '.join(extras)})" if extras else title
+
+
+def requests_of(
+    lists: CandidateLists,
+    histories: Histories,
+    codes_IL: np.ndarray,
+    buckets_LKF: np.ndarray,
+    shown: int,
+    catalogue: Catalogue | None = None,
+) -> Iterator[Request]:
+    """A request per list; texts only where a catalogue is given."""
+    for row in range(len(lists)):
+        history = histories.of(int(lists.user_L[row]), int(lists.end_L[row]))[-shown:]
+        items_K = lists.items_LK[row]
+        texts: tuple[str, ...] = ()
+        history_texts: tuple[str, ...] = ()
+        if catalogue is not None:
+            texts = tuple(item_text(catalogue, int(i)) for i in items_K)
+            history_texts = tuple(item_text(catalogue, int(i)) for i in history)
+        yield Request(
+            codes_IL[history], codes_IL[items_K], buckets_LKF[row], history_texts, texts
+        )

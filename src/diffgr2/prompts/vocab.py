@@ -1,0 +1,231 @@
+"""The vocabulary: text tokens, the mask, semantic IDs, evidence and control tokens.
+
+Contract: the mask id is reserved first, before any token of ours (151669 on a Qwen3 tokenizer,
+DESIGN §5); then come semantic IDs, candidate indices, evidence, strengths and control tokens, each
+kind a contiguous range. `text_ids` encodes user text with a tokenizer that has no added tokens at
+all, so a reserved token spelled in an item title is plain text, never a control token. Not here:
+prompts (`compact`, `gr2`) and embeddings (`model.load.resize`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from diffgr2.artifacts import read_json, write_json
+from diffgr2.errors import ArtifactError
+
+MASK = "<|MASK|>"
+END = "<|im_end|>"  # ends every response
+PAD = "<|endoftext|>"
+CHAT = (PAD, "<|im_start|>", END)  # Qwen's own names, so both kinds of tokenizer agree
+CONTROL = (
+    "<|sid_begin|>",
+    "<|sid_end|>",
+    "<history>",
+    "<candidates>",
+    "<reason>",
+    "<direct>",
+    "<habit>",
+    "<for>",
+    "<against>",
+    "<verdict>",
+    "<over>",
+    "<answer>",
+    "<none>",
+    "<focus_0>",
+    "<focus_1>",
+    "<focus_2>",
+    "<focus_3>",
+    "<task_next>",
+    "<task_caption>",
+    "<task_persona>",
+    "<task_text>",
+)
+LETTERS = "abcdefgh"  # names of the semantic-ID levels
+
+
+@dataclass(frozen=True)
+class VocabularySpec:
+    """How many tokens of each kind, and where each kind begins."""
+
+    levels: int
+    codes: int
+    k: int  # candidate index tokens
+    fields: tuple[str, ...]  # evidence fields
+    buckets: int
+    strengths: int
+    mask_id: int
+    size: int  # all ids are below this
+    bases: dict[str, int] = field(default_factory=dict)  # kind -> first id
+
+
+def strip_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer without any added token: what user text is encoded with."""
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = []
+    state["post_processor"] = None
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer; the 256 bytes come first, so any text can be encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=max(size, 256),
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+class Vocabulary:
+    """A tokenizer plus the ids of everything that is not text."""
+
+    def __init__(self, tokenizer: Tokenizer, spec: VocabularySpec) -> None:
+        self.tokenizer, self.spec = tokenizer, spec
+        self._text = strip_added_tokens(tokenizer)
+        ids = {name: tokenizer.token_to_id(name) for name in (*CHAT, *CONTROL, MASK)}
+        missing = [name for name, value in ids.items() if value is None]
+        if missing:
+            raise ArtifactError(f"tokenizer lacks reserved token {missing[0]}")
+        self.control: dict[str, int] = ids
+        self.mask_id, self.end_id, self.pad_id = spec.mask_id, ids[END], ids[PAD]
+
+    @classmethod
+    def extend(
+        cls,
+        tokenizer: Tokenizer,
+        *,
+        levels: int,
+        codes: int,
+        k: int,
+        fields: tuple[str, ...],
+        buckets: int,
+        strengths: int,
+    ) -> Vocabulary:
+        """Add the mask first, then our tokens, to a text tokenizer (trained here or Qwen's)."""
+        for name in CHAT:  # present on Qwen, added on ours
+            if tokenizer.token_to_id(name) is None:
+                tokenizer.add_special_tokens([AddedToken(name, special=True)])
+        if tokenizer.token_to_id(MASK) is None:
+            tokenizer.add_special_tokens([AddedToken(MASK, special=True)])
+        bases: dict[str, int] = {}
+
+        def add(kind: str, names: list[str]) -> None:
+            bases[kind] = tokenizer.get_vocab_size(with_added_tokens=True)
+            tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
+            last = tokenizer.token_to_id(names[-1])
+            if last != bases[kind] + len(names) - 1:
+                raise ArtifactError(f"tokenizer already knows some of the {kind} tokens")
+
+        add("sid", [f"<s_{LETTERS[lv]}_{c}>" for lv in range(levels) for c in range(codes)])
+        add("index", [f"<c_{i + 1}>" for i in range(k)])
+        add("evidence", [f"<e_{name}_{b}>" for name in fields for b in range(buckets)])
+        add("strength", [f"<v_{s}>" for s in range(strengths)])
+        add("control", list(CONTROL))
+        mask_id = tokenizer.token_to_id(MASK)
+        assert mask_id is not None
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        spec = VocabularySpec(levels, codes, k, fields, buckets, strengths, mask_id, size, bases)
+        return cls(tokenizer, spec)
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json, the files other tools read, and vocabulary.json."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(str(directory / "tokenizer.json"))
+        special = {"eos_token": END, "pad_token": PAD, "mask_token": MASK}
+        write_json(
+            directory / "tokenizer_config.json",
+            {"tokenizer_class": "PreTrainedTokenizerFast", **special},
+        )
+        write_json(directory / "special_tokens_map.json", special)
+        state = json.loads(self.tokenizer.to_str())
+        added = {entry["content"]: entry["id"] for entry in state["added_tokens"]}
+        write_json(directory / "added_tokens.json", added)
+        write_json(directory / "vocabulary.json", asdict(self.spec))
+
+    @classmethod
+    def load(cls, directory: Path) -> Vocabulary:
+        """Read what `save` wrote."""
+        values = read_json(directory / "vocabulary.json")
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise ArtifactError(f"{path}: file is missing")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+            spec = VocabularySpec(**{**values, "fields": tuple(values["fields"])})
+        except Exception as error:
+            raise ArtifactError(f"{directory}: not a vocabulary ({error})") from None
+        return cls(tokenizer, spec)
+
+    # ------------------------------------------------------------------------------ to ids
+
+    def text_ids(self, text: str) -> list[int]:
+        """User text as ids, special tokens off."""
+        return self._text.encode(text, add_special_tokens=False).ids
+
+    def template_ids(self, text: str) -> list[int]:
+        """Our own template text as ids, special tokens on."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def sid_ids(self, codes_NL: np.ndarray) -> np.ndarray:
+        """Ids of semantic IDs, same shape."""
+        levels = np.arange(codes_NL.shape[-1], dtype=np.int64)
+        return self.spec.bases["sid"] + levels * self.spec.codes + codes_NL.astype(np.int64)
+
+    def index_id(self, position: int) -> int:
+        return self.spec.bases["index"] + position
+
+    def evidence_ids(self, buckets_KF: np.ndarray) -> np.ndarray:
+        """Ids of evidence tokens, same shape."""
+        fields = np.arange(buckets_KF.shape[-1], dtype=np.int64)
+        return (
+            self.spec.bases["evidence"] + fields * self.spec.buckets + buckets_KF.astype(np.int64)
+        )
+
+    def strength_id(self, level: int) -> int:
+        return self.spec.bases["strength"] + level
+
+    # ---------------------------------------------------------------------------- from ids
+
+    def index_of(self, token: int) -> int | None:
+        """Candidate position of an index token, else None."""
+        position = token - self.spec.bases["index"]
+        return position if 0 <= position < self.spec.k else None
+
+    def evidence_of(self, token: int) -> tuple[int, int] | None:
+        """(field, bucket) of an evidence token, else None."""
+        offset = token - self.spec.bases["evidence"]
+        if 0 <= offset < len(self.spec.fields) * self.spec.buckets:
+            return divmod(offset, self.spec.buckets)
+        return None
+
+    def strength_of(self, token: int) -> int | None:
+        level = token - self.spec.bases["strength"]
+        return level if 0 <= level < self.spec.strengths else None
+
+    def sid_of(self, token: int) -> tuple[int, int] | None:
+        """(level, code) of a semantic-ID token, else None."""
+        offset = token - self.spec.bases["sid"]
+        if 0 <= offset < self.spec.levels * self.spec.codes:
+            return divmod(offset, self.spec.codes)
+        return None
+
+    def decode(self, ids: list[int]) -> str:
+        """Ids as text, reserved tokens by name."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Token text of every id (for pictures of trajectories)."""
+        return [self.tokenizer.id_to_token(i) or "" for i in range(self.spec.size)]

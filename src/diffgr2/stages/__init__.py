@@ -1,0 +1,1 @@
+"""One readable script per stage; `table` lists them."""

@@ -1,0 +1,54 @@
+"""Stage `data`: interactions and items as one dataset directory.
+
+Contract: reads nothing but the recipe's `data` section and the files it names, writes what
+`data.store` describes, `quarantine.jsonl` where lines were rejected, and for the simulated shop
+`truth.safetensors` (what a perfect re-ranker would know). Its metrics are the numbers and words of
+`report.json`. Not here: how a file is read (`data.records`) or a shop simulated (`data.shop`).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from diffgr2.artifacts import save_arrays
+from diffgr2.config import Recipe
+from diffgr2.data.records import import_dataset, outside_paths
+from diffgr2.data.store import write_dataset
+from diffgr2.pipeline import StageContext
+
+
+def outside_files(recipe: Recipe) -> list[Path]:
+    """Files outside the run's directory that this stage depends on."""
+    return outside_paths(recipe.data)
+
+
+def run(ctx: StageContext) -> dict[str, Any]:
+    """Simulate or import, then write."""
+    config = ctx.recipe.data
+    if config.source == "shop":
+        from diffgr2.data.shop import simulate_dataset
+
+        dataset, truth = simulate_dataset(config.shop, ctx.seed)
+        save_arrays(ctx.out / "truth.safetensors", **truth)
+    else:
+        dataset = import_dataset(config, ctx.seed, ctx.out / "quarantine.jsonl")
+    write_dataset(ctx.out, dataset)
+    report = dataset.report
+    for kind, rejected, total in (
+        ("first_rejected", "lines_rejected", "lines_in"),
+        ("first_items_rejected", "item_lines_rejected", "item_lines_in"),
+    ):
+        if report.get(rejected):
+            ctx.progress.line(f"data: {report[rejected]} of {report[total]} lines set aside:")
+            for entry in report[kind]:
+                ctx.progress.line(f"data:   {entry}")
+    return {key: value for key, value in report.items() if _is_flat(value)}
+
+
+def _is_flat(value: Any) -> bool:
+    """Fits a manifest's metrics: a word or a finite number."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | int)

@@ -1,0 +1,94 @@
+"""Stage `items`: text vectors and semantic IDs of the catalogue.
+
+Reads data/; writes `vectors.safetensors`, `codes.safetensors`, `items.index.json` (LC-Rec's form),
+`report.json` and the encoder for unknown items (`vectorizer.json`, `vectorizer.safetensors`,
+`quantizer.safetensors`). Co-purchases come from the train part only. Fails when fewer than
+`items.min_unique` of the IDs are distinct before the policy. Run: `diffgr2 items RECIPE`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from diffgr2.artifacts import save_arrays, write_json
+from diffgr2.config import ItemsConfig
+from diffgr2.data.store import read_dataset
+from diffgr2.errors import ArtifactError
+from diffgr2.items.encode import Encoder
+from diffgr2.items.quantize import Quantizer, fit_rkmeans
+from diffgr2.items.report import flat_metrics, id_report
+from diffgr2.items.rqvae import fit_rqvae
+from diffgr2.items.sids import SemanticIds
+from diffgr2.items.uniqueness import check_capacity, distinct_share, make_unique, take_neighbours
+from diffgr2.items.vectors import catalogue_texts, fit_vectors
+from diffgr2.pipeline import StageContext
+from diffgr2.progress import Progress
+from diffgr2.types import Histories
+
+
+def copurchases(train: Histories) -> np.ndarray:
+    """Distinct items that follow each other in a history, int32 (pairs, 2); repeats count."""
+    user_N = np.repeat(np.arange(train.n_users), train.lengths_U)
+    left_N, right_N = train.items_N[:-1], train.items_N[1:]
+    real_N = (user_N[:-1] == user_N[1:]) & (left_N != right_N)
+    return np.stack([left_N[real_N], right_N[real_N]], axis=1)
+
+
+def fit_quantizer(
+    vectors_ID: np.ndarray,
+    pairs_P2: np.ndarray | None,
+    config: ItemsConfig,
+    seed: int,
+    progress: Progress,
+) -> Quantizer:
+    """The quantizer that the recipe names."""
+    if config.quantizer == "rkmeans":
+        return fit_rkmeans(vectors_ID, config, seed)
+    with progress.task("items: RQ-VAE epochs", config.epochs) as bar:
+        return fit_rqvae(
+            vectors_ID,
+            pairs_P2,
+            config,
+            seed,
+            lambda epoch, loss: bar.advance(1, f"loss {loss:.4f}"),
+        )
+
+
+def check_unique(before_IL: np.ndarray, config: ItemsConfig) -> None:
+    """The quantizer itself must tell items apart; the policy is for the rest."""
+    share = distinct_share(before_IL)
+    if share < config.min_unique:
+        raise ArtifactError(
+            f"items: {share:.2%} of {len(before_IL)} semantic IDs are distinct before the policy, "
+            f"items.min_unique asks for {config.min_unique:.2%} (more items.codes or items.levels, "
+            "or richer item texts)"
+        )
+
+
+def run(ctx: StageContext) -> dict[str, Any]:
+    """See the module's docstring."""
+    config = ctx.recipe.items
+    dataset = read_dataset(ctx.inputs["data"])
+    check_capacity(len(dataset.catalogue), config.levels, config.codes)
+    vectors_ID, text_vectors = fit_vectors(catalogue_texts(dataset.catalogue), config, ctx.seed)
+    pairs_P2 = copurchases(dataset.histories.train_part()) if config.copurchase_weight else None
+    quantizer = fit_quantizer(vectors_ID, pairs_P2, config, ctx.seed, ctx.progress)
+
+    natural_IL = quantizer.codes(vectors_ID)
+    latents_IE = quantizer.latent(vectors_ID)
+    before_IL = take_neighbours(latents_IE, natural_IL, quantizer.codebooks_LCD)
+    check_unique(before_IL, config)
+    final_IL, drawn_I = make_unique(before_IL, config.codes, config.random_last, ctx.seed)
+
+    save_arrays(ctx.out / "vectors.safetensors", vectors_ID=vectors_ID)
+    SemanticIds(final_IL, config.codes).save(ctx.out)
+    Encoder(text_vectors, quantizer).save(ctx.out)
+    report = id_report(
+        natural_IL, before_IL, final_IL, drawn_I, config.codes, dataset.catalogue.categories
+    )
+    error = np.square(latents_IE - quantizer.quantized(natural_IL)).mean()
+    report["latent_error_share"] = float(error / max(float(latents_IE.var(axis=0).mean()), 1e-12))
+    write_json(ctx.out / "report.json", report)
+    return {**flat_metrics(report), "latent_error_share": round(report["latent_error_share"], 6)}

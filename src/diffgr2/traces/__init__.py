@@ -1,0 +1,1 @@
+"""Teacher traces: what the re-ranker learns to write (DESIGN §3)."""

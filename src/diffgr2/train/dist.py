@@ -1,0 +1,186 @@
+"""One process or several: the same loop under `torchrun`, weights sharded by FSDP2.
+
+Contract: without a process group every function here is the identity, so the loop has one code
+path. With one, `shard` splits the parameters over the ranks, `full` gathers a tensor back, and
+`rollout_model` lends an ordinary replicated copy: rollouts have uneven lengths, and a collective
+inside them would wait for ever. Small values travel as JSON; nothing is pickled.
+Run: `torchrun --nproc-per-node 2 -m diffgr2.cli run RECIPE`; `start` picks gloo on CPUs and nccl
+on GPUs. Not here: what is trained (`loop`) and where it is stored (`checkpoint`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as td
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from diffgr2.errors import CheckpointError
+
+_TWINS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among how many."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def world() -> World:
+    """This process's place; (0, 1) without a process group."""
+    if td.is_available() and td.is_initialized():
+        return World(td.get_rank(), td.get_world_size())
+    return World()
+
+
+def start() -> World:
+    """Join the process group that torchrun describes, if there is one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not td.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        td.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return world()
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if td.is_available() and td.is_initialized():
+        td.destroy_process_group()
+
+
+def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, a tied one under its first name only."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            result[name] = tensor
+    return result
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def shard(model: nn.Module) -> nn.Module:
+    """Split the parameters over all ranks, in place; a no-op for one process.
+
+    Units: each entry of a ModuleList (decoder layers), then each child of the model (trunk, head)
+    as a root of its own, so that a task may call trunk and head apart. It must call the modules:
+    `F.linear(x, model.lm_head.weight)` would see a shard. Tied weights make the model one unit.
+    """
+    if world().size == 1 or is_sharded(model):
+        return model
+    twin = copy.deepcopy(model)
+    _drop_weights(twin)
+    tied = len(unique_tensors(model)) < len(model.state_dict())
+    own = next(model.parameters(recurse=False), None) is not None
+    for module in list(model.modules()):
+        if isinstance(module, nn.ModuleList):
+            for layer in module:
+                fully_shard(layer)
+    children = [c for c in model.children() if not isinstance(c, nn.ModuleList)]
+    for unit in [model] if tied or own else children:
+        if next(unit.parameters(), None) is not None:
+            fully_shard(unit)
+    _TWINS[model] = twin
+    return model
+
+
+def _drop_weights(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor, detached; a collective for a sharded one, no copy otherwise."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def place_like(whole: Tensor, like: Tensor) -> Tensor:
+    """`whole` on the device and with the sharding of `like`; every rank holds `whole`."""
+    whole = whole.to(like.device)
+    if isinstance(like, DTensor):
+        return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    return whole
+
+
+def full_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All weights in full, by name: what a stage writes (on the first rank) after `fit`."""
+    return {name: full(tensor) for name, tensor in unique_tensors(model).items()}
+
+
+@contextmanager
+def rollout_model(model: nn.Module) -> Iterator[nn.Module]:
+    """The model to roll out with: in eval mode, without gradients, free of collectives."""
+    inner = _TWINS[model] if is_sharded(model) else model
+    training = inner.training
+    try:
+        if inner is not model:
+            mine = unique_tensors(inner)
+            for name, whole in full_tensors(model).items():
+                mine[name].data = whole
+        inner.eval()
+        with torch.no_grad():
+            yield inner
+    finally:
+        inner.train(training)
+        if inner is not model:
+            _drop_weights(inner)
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's JSON-like value, in rank order, on every rank."""
+    here = world()
+    if here.size == 1:
+        return [value]
+    device = "cuda" if td.get_backend() == "nccl" else "cpu"
+    raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(here.size)]
+    td.all_gather(sizes, torch.tensor([len(raw)], dtype=torch.int64, device=device))
+    longest = int(max(size.item() for size in sizes))
+    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
+    padded[: len(raw)] = raw
+    all_raw = [torch.empty_like(padded) for _ in range(here.size)]
+    td.all_gather(all_raw, padded)
+    return [
+        json.loads(bytes(part[: int(size)].cpu().numpy()))
+        for part, size in zip(all_raw, sizes, strict=True)
+    ]
+
+
+def on_first(work: Callable[[], Any]) -> Any:
+    """Run `work` on the first rank; all ranks get its JSON-like result, or an error."""
+    answer: dict[str, Any] = {}
+    failure: Exception | None = None
+    if world().first:
+        try:
+            answer["value"] = work()
+        except Exception as error:  # told to the other ranks, then raised here as it was
+            failure = error
+            answer["error"] = str(error)
+    answer = gather(answer)[0]
+    if failure is not None:
+        raise failure
+    if "error" in answer:
+        raise CheckpointError(f"first process: {answer['error']}")
+    return answer["value"]

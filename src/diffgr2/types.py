@@ -1,0 +1,162 @@
+"""The words the whole system speaks (DESIGN §2): small frozen dataclasses over plain arrays.
+
+Shape letters: U users, N interactions, I items, L lists, K candidates, F evidence fields,
+T tokens of one output. Item and user numbers are dense integers from 0; raw ids live in the
+catalogue and the user table only. Not here: anything that reads files or knows a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MISS = -1
+"""`hit_L` of a list that does not hold its target."""
+
+
+@dataclass(frozen=True)
+class Histories:
+    """All users' items in order, as one flat array with offsets (user u: items[off[u]:off[u+1]]).
+
+    Leave-one-out (DESIGN §7): test target = last item, validation target = last but one, the train
+    part = all before. `cut` says how many trailing items a view hides.
+    """
+
+    offsets_U1: np.ndarray  # int64, length users + 1
+    items_N: np.ndarray  # int32
+    timestamps_N: np.ndarray  # int64, unix seconds; zeros if unknown
+    n_items: int
+
+    def __post_init__(self) -> None:
+        assert self.offsets_U1[0] == 0
+        assert self.offsets_U1[-1] == len(self.items_N) == len(self.timestamps_N)
+
+    @property
+    def n_users(self) -> int:
+        return len(self.offsets_U1) - 1
+
+    @property
+    def lengths_U(self) -> np.ndarray:
+        return np.diff(self.offsets_U1)
+
+    def of(self, user: int, end: int | None = None) -> np.ndarray:
+        """The first `end` items of a user (all by default; negative counts from the end)."""
+        row = self.items_N[self.offsets_U1[user] : self.offsets_U1[user + 1]]
+        return row if end is None else row[:end]
+
+    def train_part(self) -> Histories:
+        """Everything but each user's last two items."""
+        keep_N = np.ones(len(self.items_N), dtype=bool)
+        ends_U = self.offsets_U1[1:]
+        keep_N[ends_U - 1] = False
+        keep_N[ends_U - 2] = False
+        offsets_U1 = np.concatenate([[0], np.cumsum(self.lengths_U - 2)])
+        return Histories(
+            offsets_U1.astype(np.int64),
+            self.items_N[keep_N],
+            self.timestamps_N[keep_N],
+            self.n_items,
+        )
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What is known of each item, indexed by its dense number."""
+
+    raw_ids: list[str]
+    titles: list[str]  # "" where unknown
+    brands: list[str]  # "" where unknown
+    categories: list[list[str]]  # path from general to specific, may be empty
+    prices: np.ndarray  # float64, NaN where unknown
+    descriptions: list[str]
+
+    def __len__(self) -> int:
+        return len(self.raw_ids)
+
+
+@dataclass(frozen=True)
+class CandidateLists:
+    """L candidate lists in floor order: the retriever's order, best first.
+
+    List l belongs to `user_L[l]`, sees that user's first `end_L[l]` items, and should rank
+    `target_L[l]` (the item at position `end_L[l]`) first. The target is in the list only where the
+    retriever put it there.
+    """
+
+    split: str  # train | validation | test
+    user_L: np.ndarray  # int32
+    end_L: np.ndarray  # int32
+    target_L: np.ndarray  # int32
+    items_LK: np.ndarray  # int32
+    scores_LK: np.ndarray  # float32, descending
+
+    @property
+    def k(self) -> int:
+        return self.items_LK.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.user_L)
+
+    @property
+    def hit_L(self) -> np.ndarray:
+        """Position of the target in its list, MISS where absent."""
+        match_LK = self.items_LK == self.target_L[:, None]
+        return np.where(match_LK.any(1), match_LK.argmax(1), MISS).astype(np.int32)
+
+    def take(self, rows: np.ndarray) -> CandidateLists:
+        """The lists of these rows (index or mask), in that order."""
+        return CandidateLists(
+            self.split,
+            self.user_L[rows],
+            self.end_L[rows],
+            self.target_L[rows],
+            self.items_LK[rows],
+            self.scores_LK[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One decoded output: tokens, when each was committed, and at which log-probability.
+
+    `step_of_T[i]` is the number of the forward (0-based, counted per output) whose logits committed
+    position i; for AR it is 0, 1, 2, ... . `logprob_T` is taken from the full softmax at the
+    sampling temperature, over the tokens the accept rule allowed. `canvas_T`/`canvas_step_T` hold
+    the terminal block in full (tokens after the end token included), which exact replay needs.
+    `nfe` counts the forwards of this output without the prompt's prefill.
+    """
+
+    tokens_T: np.ndarray  # int64, up to and including the end token (or the length limit)
+    step_of_T: np.ndarray  # int32
+    logprob_T: np.ndarray  # float32
+    nfe: int
+    finished: bool  # an end token was committed
+    canvas_T: np.ndarray | None = None
+    canvas_step_T: np.ndarray | None = None
+
+    @property
+    def tpf(self) -> float:
+        """Output tokens per forward."""
+        return len(self.tokens_T) / max(self.nfe, 1)
+
+
+FAILURES = ("unparseable", "duplicate", "missing", "out_of_set", "overlong")
+"""Failure kinds of a raw answer, in the order in which they are reported."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A parsed output: positions in the candidate list, as the model wrote them.
+
+    `order` may be invalid (that is what `failures` says); `repaired` and `floor` policies in
+    `diffgr2.prompts.repair` turn it into a permutation.
+    """
+
+    order: tuple[int, ...]
+    failures: tuple[str, ...]  # empty if `order` is a permutation of range(K)
+    reasoning: str = ""  # plain English
+
+    @property
+    def valid(self) -> bool:
+        return not self.failures

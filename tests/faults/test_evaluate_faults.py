@@ -1,0 +1,153 @@
+"""Broken outputs, TREC ids and READMEs: one exact line each, never a traceback."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffgr2.artifacts import read_json, save_arrays, write_json
+from diffgr2.errors import ArtifactError, DataError
+from diffgr2.evaluate.baselines import order_from_scores
+from diffgr2.evaluate.outputs import SystemOutputs, load_outputs, save_outputs
+from diffgr2.evaluate.readme_table import main, rewrite
+from diffgr2.evaluate.report import build_report
+from diffgr2.evaluate.trec import write_qrels, write_run
+from diffgr2.types import CandidateLists
+
+GOOD = np.array([[0, 1, 2], [2, 1, 0]])
+META = {"recipe": "r", "data": "d", "tie_order": "file", "commit": "c", "command": "x"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"order_LK": GOOD[0]}, "order_LK has 1 dimensions, not 2"),
+        ({"order_LK": [[0, 1, 2], [0, 1, 1]]}, "order_LK: row 1 is not a permutation"),
+        ({"order_LK": [[0, 1, 2], [0, 1, 3]]}, "order_LK: row 1 is not a permutation"),
+        ({"order_LK": [[0, 1, -1], [0, 1, 2]]}, "order_LK: row 0 is not a permutation"),
+        ({"n_lists": 3}, "order_LK has 2 rows for 3 lists and rows_L is not given"),
+        ({"rows_L": [1, 0]}, "rows_L is not 2 ascending list numbers"),
+        ({"rows_L": [1, 1]}, "rows_L is not 2 ascending list numbers"),
+        ({"rows_L": [0]}, "rows_L is not 2 ascending list numbers"),
+        ({"rows_L": [0, 2]}, "rows_L names a list outside 0..1"),
+        ({"rows_L": [-1, 0]}, "rows_L names a list outside 0..1"),
+        ({"shown_LK": [[0, 1], [1, 0]]}, "shown_LK has shape (2, 2), not (2, 3)"),
+        ({"shown_LK": [[0, 1, 2], [0, 0, 0]]}, "shown_LK: row 1 is not a permutation"),
+        ({"raw_valid_L": [True]}, "raw_valid_L has shape (1,), not (2,)"),
+        ({"failures_LX": np.zeros((2, 3))}, "failures_LX has shape (2, 3), not (2, 5)"),
+        ({"nfe_L": np.zeros((2, 1))}, "nfe_L has shape (2, 1), not (2,)"),
+        ({"cited_right_L": [1, 1]}, "cited_right_L and cited_total_L go together"),
+        (
+            {"cited_right_L": [1, 3], "cited_total_L": [1, 2]},
+            "cited_right_L exceeds cited_total_L",
+        ),
+    ],
+)
+def test_wrong_outputs_are_refused(change, message):
+    values = {"name": "ar", "order_LK": GOOD, "n_lists": 2, **change}
+    with pytest.raises(DataError) as caught:
+        SystemOutputs(**values)
+    assert str(caught.value) == f"outputs ar: {message}"
+
+
+def test_broken_saved_outputs_name_the_file(tmp_path):
+    save_outputs(tmp_path, SystemOutputs("ar", GOOD, 2))
+    good = read_json(tmp_path / "ar.json")
+    arrays = tmp_path / "ar.safetensors"
+    for value, message in (
+        ([], "ar.json: not a description of outputs"),
+        ({**good, "n_lists": "2"}, "ar.json: n_lists is missing or not of type int"),
+        ({k: v for k, v in good.items() if k != "meta"}, "ar.json: meta is missing or not of"),
+        ({**good, "order_LK": 1}, "ar.json: unknown field order_LK"),
+        ({**good, "n_lists": 9}, "ar.json: outputs ar: order_LK has 2 rows for 9 lists"),
+    ):
+        write_json(tmp_path / "ar.json", value)
+        with pytest.raises(ArtifactError) as caught:
+            load_outputs(tmp_path, "ar")
+        assert str(caught.value).startswith(f"{tmp_path}/{message}")
+    write_json(tmp_path / "ar.json", good)
+    save_arrays(arrays, strange_L=np.zeros(2))
+    with pytest.raises(ArtifactError, match=r"ar\.json: unknown field strange_L$"):
+        load_outputs(tmp_path, "ar")
+    save_arrays(arrays, nfe_L=np.zeros(2))
+    with pytest.raises(ArtifactError, match=r"ar\.safetensors: order_LK is missing$"):
+        load_outputs(tmp_path, "ar")
+    arrays.write_bytes(b"not arrays")
+    with pytest.raises(ArtifactError, match=r"ar\.safetensors: not a readable safetensors file"):
+        load_outputs(tmp_path, "ar")
+    arrays.unlink()
+    with pytest.raises(ArtifactError, match=r"ar\.safetensors: file is missing$"):
+        load_outputs(tmp_path, "ar")
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    with pytest.raises(DataError, match=r"^mlp: list 1 has a score that is not a number$"):
+        order_from_scores(np.array([[1.0, 2.0], [np.nan, 0.0]]), "mlp")
+
+
+def small_lists() -> CandidateLists:
+    number_L = np.arange(2, dtype=np.int32)
+    items_LK = np.array([[0, 1, 2], [2, 1, 0]], dtype=np.int32)
+    return CandidateLists("test", number_L, number_L, number_L, items_LK, np.zeros((2, 3)))
+
+
+def test_trec_ids_with_white_space_are_refused(tmp_path):
+    lists = small_lists()
+    with pytest.raises(DataError, match=r"^user 1: id 'a b' cannot stand in a TREC file$"):
+        write_qrels(tmp_path / "q", lists, users=["a", "a b"])
+    with pytest.raises(DataError, match=r"^item 2: id '' cannot stand in a TREC file$"):
+        write_run(tmp_path / "r", lists, GOOD, "t", items=["x", "y", ""])
+    with pytest.raises(DataError, match=r"^run t: 2 orders for 1 lists$"):
+        write_run(tmp_path / "r", lists, GOOD, "t", rows_L=np.array([1]))
+
+
+def test_trec_run_has_strictly_decreasing_scores_and_raw_ids(tmp_path):
+    write_run(tmp_path / "r", small_lists(), GOOD, "t", users=["u", "v"], items=["x", "y", "z"])
+    lines = (tmp_path / "r").read_text().splitlines()
+    assert lines[:3] == ["u Q0 x 1 3 t", "u Q0 y 2 2 t", "u Q0 z 3 1 t"]
+    assert lines[3] == "v Q0 x 1 3 t"  # its floor is z, y, x; position 2 comes first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- results:demo -->\n", "results:demo: no single closing mark follows"),
+        (
+            "<!-- results:demo -->\n<!-- results:demo -->\n<!-- /results:demo -->",
+            "results:demo: the opening mark stands 2 times",
+        ),
+        (
+            "<!-- results:demo -->\n<!-- results:b -->\n<!-- /results:demo -->",
+            "results:demo: no single closing mark follows",
+        ),
+        ("<!-- results:none -->\n<!-- /results:none -->", "none.json: file is missing"),
+        ("<!-- results:odd -->\n<!-- /results:odd -->", "odd.json: not a report"),
+    ],
+)
+def test_readme_with_wrong_marks_is_refused(tmp_path, text, message, capsys):
+    report = build_report(META, small_lists(), [], resamples=10)
+    write_json(tmp_path / "demo.json", report)
+    write_json(tmp_path / "odd.json", {"rows": [{"name": "ar"}]})
+    with pytest.raises((DataError, ArtifactError)) as caught:
+        rewrite(text, tmp_path)
+    assert message in str(caught.value)
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    assert main([str(readme), str(tmp_path)]) in (2, 3)
+    assert readme.read_text() == text
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_readme_command_rewrites_and_checks(tmp_path, capsys):
+    write_json(tmp_path / "demo.json", build_report(META, small_lists(), [], resamples=10))
+    readme = tmp_path / "README.md"
+    readme.write_text("# Title\n\n<!-- results:demo -->\n<!-- /results:demo -->\n")
+    arguments = [str(readme), str(tmp_path)]
+    assert main([*arguments, "--check"]) == 1
+    assert "out of step" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert main([*arguments, "--check"]) == 0
+    assert "| `floor` |" in readme.read_text()
+    assert main([str(tmp_path / "absent.md"), str(tmp_path)]) == 2

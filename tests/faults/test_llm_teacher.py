@@ -1,0 +1,672 @@
+"""The llm teacher against a real HTTP server that fails, and against its own death.
+
+`Endpoint` is a small HTTP/1.1 server on 127.0.0.1 in a thread of its own. It counts what it
+answered in full, so that the tests can tell what was paid for from what was kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffgr2.config import LlmConfig
+from diffgr2.errors import ArtifactError, ConfigError, MissingExtraError, RemoteError
+from diffgr2.progress import Progress
+from diffgr2.traces.journal import Journal, decode
+from diffgr2.traces.llm import KNOWLEDGE, TracePrompt, generate
+from diffgr2.types import Answer
+
+pytest.importorskip("openai")
+
+K = 4
+SECRET = "sk-very-secret-key-123"
+
+
+# ------------------------------------------------------------------------------------ the endpoint
+
+
+def chat_body(texts: list[str], finish: str = "stop", usage: bool = True) -> bytes:
+    choices = [
+        {
+            "index": i,
+            "finish_reason": finish,
+            "message": {"role": "assistant", "content": text},
+        }
+        for i, text in enumerate(texts)
+    ]
+    body: dict[str, Any] = {
+        "id": "c",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": choices,
+    }
+    if usage:
+        body["usage"] = {
+            "prompt_tokens": 10,
+            "completion_tokens": 3 * len(texts),
+            "total_tokens": 10 + 3 * len(texts),
+        }
+    return json.dumps(body).encode()
+
+
+def http(status: int, body: bytes, *headers: str, length: int | None = None) -> bytes:
+    lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json", *headers]
+    lines.append(f"Content-Length: {len(body) if length is None else length}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def error(status: int, message: str, *headers: str, code: str | None = None) -> bytes:
+    body = json.dumps({"error": {"message": message, "code": code}}).encode()
+    return http(status, body, *headers)
+
+
+RESET, HANG = b"reset", b"hang"
+
+
+class Endpoint:
+    """Serves `answer(question, request, tries)`; `question` is the last message's text."""
+
+    def __init__(self, answer: Callable[[str, dict[str, Any], int], bytes]) -> None:
+        self.answer = answer
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[str] = []
+        self.tries: Counter[str] = Counter()
+        self.paid: Counter[str] = Counter()  # full 200 answers by question
+        self.faults: Counter[str] = Counter()
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Endpoint:
+        self._thread.start()
+        assert self._ready.wait(30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        server = await asyncio.start_server(self._talk, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._stop.wait()
+        server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                length = next(
+                    int(line.split(":")[1])
+                    for line in head.split("\r\n")
+                    if line.lower().startswith("content-length:")
+                )
+                request = json.loads(await reader.readexactly(length))
+                question = request["messages"][-1]["content"]
+                self.requests.append(request)
+                self.headers.append(head)
+                self.tries[question] += 1
+                data = self.answer(question, request, self.tries[question])
+                if data == RESET:
+                    writer.transport.abort()
+                    return
+                if data == HANG:
+                    await reader.read()  # until the client has had enough
+                    return
+                writer.write(data)
+                await writer.drain()
+                if b"cut short" in data:
+                    return
+                if data.startswith(b"HTTP/1.1 200") and data.endswith(b"}"):
+                    self.paid[question] += 1
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+def parse(text: str) -> Answer:
+    """`order: 2 0 1 3`, anything else is unparseable."""
+    head, _, tail = text.partition(": ")
+    if head != "order":
+        return Answer((), ("unparseable",))
+    order = tuple(int(word) for word in tail.split())
+    failures = [] if sorted(order) == list(range(K)) else ["missing"]
+    return Answer(order, tuple(failures))
+
+
+def ordered(first: int) -> str:
+    return "order: " + " ".join(str(i) for i in [first, *(i for i in range(K) if i != first)])
+
+
+def prompt(number: int | str, target: int | None = 0) -> TracePrompt:
+    text = f"question {number}"
+    messages = ({"role": "system", "content": "expert"}, {"role": "user", "content": text})
+    return TracePrompt(f"p{number}", messages, target)
+
+
+def settings(url: str, **changes: Any) -> LlmConfig:
+    values: dict[str, Any] = {
+        "base_url": url,
+        "api_key_env": "DIFFGR2_TEST_KEY",
+        "timeout_s": 20.0,
+        "backoff_s": 0.001,
+        "knowledge_priming": False,
+    }
+    return LlmConfig(**{**values, **changes})
+
+
+def quiet() -> Progress:
+    return Progress(io.StringIO())
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Every line decoded; a damaged one fails the test."""
+    return [decode(line) for line in path.read_bytes().splitlines()]
+
+
+# -------------------------------------------------------------------- 20 % faults and ten deaths
+
+
+def draw(*parts: object) -> float:
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") / 2**64
+
+
+def faulty(endpoint_faults: Counter[str]) -> Callable[[str, dict[str, Any], int], bytes]:
+    """One request in five fails, in one of seven ways, as a function of question and try."""
+
+    def answer(question: str, request: dict[str, Any], tries: int) -> bytes:
+        good = http(200, chat_body([ordered(int(draw(question) * K))]))
+        # A question that failed eight times in a row is spared, so that no test hangs on luck.
+        if draw("fault", question, tries) >= 0.2 or tries % 9 == 0:
+            return good
+        kind = int(draw("kind", question, tries) * 7)
+        endpoint_faults[str(kind)] += 1
+        past = format_datetime(datetime.now(UTC) - timedelta(seconds=5), usegmt=True)
+        return [
+            error(429, "slow down", "Retry-After: 0.02"),
+            error(429, "slow down", f"Retry-After: {past}"),
+            error(500, "broken"),
+            http(200, good.split(b"\r\n\r\n", 1)[1][:60]),  # cut JSON, right length
+            http(200, b'{"cut short', length=500),  # cut connection
+            RESET,
+            HANG if draw("hang", question, tries) < 0.2 else http(200, chat_body([])),
+        ][kind]
+
+    return answer
+
+
+def generate_all(url: str, journal: str, count: int) -> None:
+    """The process that is killed."""
+    config = settings(url, timeout_s=3.0, retries=40, concurrency=16, max_wait_s=1.0)
+    generate([prompt(i, None) for i in range(count)], config, "plain", journal, quiet(), parse)
+
+
+def battery(tmp_path: Path, count: int, kills: int) -> None:
+    path = tmp_path / "journal.jsonl"
+    context = multiprocessing.get_context("forkserver")  # a clean process, loaded only once
+    context.set_forkserver_preload(["openai.resources.chat", "diffgr2.traces.llm"])
+    faults: Counter[str] = Counter()
+    with Endpoint(faulty(faults)) as endpoint:
+        arguments = (endpoint.url, str(path), count)
+        for kill in range(kills):
+            child = context.Process(target=generate_all, args=arguments)
+            child.start()
+            # Each death falls at another fill of the journal and at whatever the child does then.
+            goal = count * (kill + draw("moment", kill)) / (kills + 1)
+            while endpoint.paid.total() < goal:
+                assert child.is_alive()
+                time.sleep(0.002)
+            child.kill()
+            child.join()
+            assert child.exitcode == -9
+        child = context.Process(target=generate_all, args=arguments)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+
+        rows = rows_of(path)
+        assert len(rows) == len({row["key"] for row in rows}) == count
+        assert sorted(row["id"] for row in rows) == sorted(f"p{i}" for i in range(count))
+        # Paid twice: at most what was in flight at each death (and a few time-outs of answers that
+        # were on their way, where the machine is slow).
+        assert endpoint.paid.total() <= count + kills * 16 + count // 20
+        sent = len(endpoint.requests)
+        assert len(faults) == 7
+        assert 0.12 < faults.total() / sent < 0.28
+
+        prompts = [prompt(i, None) for i in range(count)]
+        report = generate(prompts, settings(endpoint.url), "plain", path, quiet(), parse)
+        assert len(endpoint.requests) == sent
+    assert (report.calls, report.prompts, report.samples) == (0, count, count)
+    assert [trace.id for trace in report.traces] == [p.id for p in prompts]
+    for trace in report.traces:
+        assert trace.answer.order[0] == int(draw(f"question {trace.id[1:]}") * K)
+    assert (report.prompt_tokens, report.completion_tokens) == (10 * count, 3 * count)
+
+
+def test_300_prompts_with_faults_and_4_kills_lose_and_repeat_nothing(tmp_path):
+    battery(tmp_path, count=300, kills=4)
+
+
+@pytest.mark.slow
+def test_2000_prompts_with_faults_and_10_kills_lose_and_repeat_nothing(tmp_path):
+    battery(tmp_path, count=2000, kills=10)
+
+
+# ------------------------------------------------------------------------------------- the modes
+
+
+def samples(*texts: str) -> Callable[[str, dict[str, Any], int], bytes]:
+    """Answers a question's tries with these texts in turn."""
+    return lambda question, request, tries: http(200, chat_body([texts[(tries - 1) % len(texts)]]))
+
+
+def run(endpoint: Endpoint, tmp_path: Path, prompts: list[TracePrompt], mode: Any, **changes: Any):
+    config = settings(endpoint.url, **changes)
+    return generate(prompts, config, mode, tmp_path / "j.jsonl", quiet(), parse)
+
+
+def test_rejection_keeps_the_first_sample_that_ranks_the_target_first_and_pays_no_more(tmp_path):
+    answers = samples(ordered(1), "nonsense", "order: 2 2 0 1", ordered(2), ordered(3))
+    with Endpoint(answers) as endpoint:
+        prompts = [prompt(i, target) for i, target in enumerate([1, 2, 3, 0])]
+        report = run(endpoint, tmp_path, prompts, "rejection", n=4, price_in=2.0, price_out=10.0)
+    assert [(t.id, t.sample, t.answer.order[0]) for t in report.traces] == [
+        ("p0", 0, 1),
+        ("p1", 3, 2),
+    ]
+    assert endpoint.tries == {f"question {i}": n for i, n in enumerate([1, 4, 4, 4])}
+    assert (report.samples, report.calls, report.acceptance_rate) == (13, 13, 0.5)
+    assert report.rejected == {"not_accepted": 3 + 2, "unparseable": 3, "missing": 3}
+    assert report.cost == pytest.approx((13 * 10 * 2.0 + 13 * 3 * 10.0) / 1e6)
+    flat = report.metrics()
+    assert flat["rejected/missing"] == 3
+    assert flat["accepted"] == 2
+    json.dumps(flat, allow_nan=False)
+
+
+@pytest.mark.parametrize("honours_n", [True, False])
+@pytest.mark.parametrize("wave", [1, 2, 3, 5])
+def test_the_accepted_sample_does_not_depend_on_waves_or_on_servers_that_ignore_n(
+    tmp_path, wave, honours_n
+):
+    texts = [ordered(i) for i in (1, 2, 3, 0, 1)]
+    given = Counter()
+
+    def answer(question: str, request: dict[str, Any], tries: int) -> bytes:
+        n = request["n"] if honours_n else 1
+        given[question] += n
+        return http(200, chat_body(texts[given[question] - n : given[question]]))
+
+    with Endpoint(answer) as endpoint:
+        prompts = [prompt(i, i) for i in range(K)]
+        report = run(endpoint, tmp_path, prompts, "rejection", n=5, wave=wave)
+    assert [t.sample for t in report.traces] == [3, 0, 1, 2]
+    step = wave if honours_n else 1
+    assert given == {
+        f"question {i}": min(-(-need // step) * step, 5) for i, need in enumerate([4, 1, 2, 3])
+    }
+    assert report.samples == given.total()
+    assert report.completion_tokens == 3 * given.total()
+    assert report.prompt_tokens == 10 * len(endpoint.requests)
+
+
+def test_plain_accepts_any_permutation_and_targeted_only_one_that_begins_with_the_target(tmp_path):
+    with Endpoint(samples("nonsense", ordered(1))) as endpoint:
+        plain = run(endpoint, tmp_path, [prompt(0, None)], "plain", n=2)
+        targeted = run(endpoint, tmp_path, [prompt(0, 2)], "targeted", n=2)
+        assert len(endpoint.requests) == 2  # the same question: nothing is asked again
+    assert [t.sample for t in plain.traces] == [1]
+    assert targeted.traces == ()
+    assert targeted.rejected == {"unparseable": 1, "not_accepted": 1}
+
+
+def test_equal_questions_share_their_answers(tmp_path):
+    with Endpoint(samples(ordered(1), ordered(2))) as endpoint:
+        twins = [
+            TracePrompt(f"twin{i}", prompt(0).messages, target)
+            for i, target in enumerate([1, 2, 1, 2])
+        ]
+        report = run(endpoint, tmp_path, twins, "rejection", concurrency=4)
+    assert [(t.id, t.sample) for t in report.traces] == [
+        ("twin0", 0),
+        ("twin1", 1),
+        ("twin2", 0),
+        ("twin3", 1),
+    ]
+    assert len(endpoint.requests) == report.samples == 2
+
+
+def test_a_larger_n_continues_where_the_smaller_one_ended(tmp_path):
+    with Endpoint(samples(ordered(1), ordered(2), ordered(3))) as endpoint:
+        assert run(endpoint, tmp_path, [prompt(0, 3)], "rejection", n=2).traces == ()
+        report = run(endpoint, tmp_path, [prompt(0, 3)], "rejection", n=3)
+        assert len(endpoint.requests) == 3
+    assert [t.sample for t in report.traces] == [2]
+
+
+def test_without_temperature_a_prompt_is_asked_once(tmp_path):
+    with Endpoint(samples("nonsense")) as endpoint:
+        report = run(endpoint, tmp_path, [prompt(0)], "plain", temperature=0.0)
+        assert len(endpoint.requests) == 1
+    assert report.rejected == {"unparseable": 1}
+
+
+def test_cut_off_answers_are_paid_but_never_accepted(tmp_path):
+    def answer(question: str, request: dict[str, Any], tries: int) -> bytes:
+        return http(200, chat_body([ordered(0)], "length" if tries == 1 else "stop", usage=False))
+
+    with Endpoint(answer) as endpoint:
+        report = run(endpoint, tmp_path, [prompt(0)], "rejection")
+    assert [t.sample for t in report.traces] == [1]
+    assert report.rejected == {"finish_length": 1}
+    assert (report.unmetered, report.prompt_tokens, report.retries) == (2, 0, 0)
+
+
+def test_a_null_text_is_a_sample_that_does_not_parse(tmp_path):
+    body = json.loads(chat_body([""]))
+    body["choices"][0]["message"]["content"] = None
+    with Endpoint(lambda *_: http(200, json.dumps(body).encode())) as endpoint:
+        report = run(endpoint, tmp_path, [prompt(0)], "plain", n=2)
+    assert (report.samples, report.rejected) == (2, {"unparseable": 2})
+
+
+def test_knowledge_priming_stands_in_the_system_message_once(tmp_path):
+    bare = TracePrompt("bare", ({"role": "user", "content": "question 1"},))
+    with Endpoint(samples(ordered(0))) as endpoint:
+        run(endpoint, tmp_path, [prompt(0), bare], "plain", knowledge_priming=True, concurrency=1)
+    first, second = (request["messages"] for request in endpoint.requests)
+    assert first[0] == {"role": "system", "content": f"expert\n\n{KNOWLEDGE}"}
+    assert second[0] == {"role": "system", "content": KNOWLEDGE}
+    assert [m["content"] for m in (first[1], second[1])] == ["question 0", "question 1"]
+
+
+# ------------------------------------------------------------------------- faults, one at a time
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (error(429, "slow", "Retry-After: 0"), "rate_limited"),
+        (error(500, "broken"), "server_error"),
+        (error(503, "busy", "retry-after-ms: 1"), "server_error"),
+        (error(408, "late"), "timeout"),
+        (HANG, "timeout"),
+        (RESET, "connection"),
+        (b"garbage cut short\r\n\r\n", "connection"),
+        (http(200, b'{"choices": [{"cut short', length=900), "connection"),
+        (http(200, b'{"choices": [{"inde'), "bad_body"),
+        (http(200, b'{"choices": "\xff"}'), "bad_body"),
+        (http(200, b"[1]"), "bad_body"),
+        (http(200, b'{"choices": null}'), "bad_body"),
+        (http(200, b'{"choices": [{"message": null}]}'), "bad_body"),
+        (http(200, b'{"choices": [{"message": {"content": 5}}]}'), "bad_body"),
+        (http(200, chat_body([])), "no_choices"),
+    ],
+)
+def test_a_fault_of_the_moment_is_retried_and_counted_by_its_kind(tmp_path, fault, kind):
+    def answer(question: str, request: dict[str, Any], tries: int) -> bytes:
+        return fault if tries == 1 else http(200, chat_body([ordered(0)]))
+
+    with Endpoint(answer) as endpoint:
+        timeout = 0.3 if fault == HANG else 20.0
+        report = run(endpoint, tmp_path, [prompt(0)], "plain", timeout_s=timeout, retries=20)
+    assert len(report.traces) == 1
+    if fault != HANG:  # a slow machine may add time-outs of its own
+        assert report.faults == {kind: 1}
+        assert (report.calls, report.retries) == (2, 1)
+    assert report.faults[kind] == report.retries
+
+
+def test_the_wait_is_never_shorter_than_the_endpoint_asks(tmp_path):
+    moments: list[float] = []
+
+    def answer(question: str, request: dict[str, Any], tries: int) -> bytes:
+        moments.append(time.monotonic())
+        good = http(200, chat_body([ordered(0)]))
+        return error(429, "slow", "Retry-After: 0.4") if tries == 1 else good
+
+    with Endpoint(answer) as endpoint:
+        run(endpoint, tmp_path, [prompt(0)], "plain")
+    assert moments[1] - moments[0] >= 0.4
+
+
+def test_an_endpoint_that_asks_for_an_hour_ends_the_run_with_one_line(tmp_path):
+    with (
+        Endpoint(lambda *_: error(429, "later", "Retry-After: 3600")) as endpoint,
+        pytest.raises(RemoteError, match=r"HTTP 429 asks to wait 3600 s, more than max_wait_s"),
+    ):
+        run(endpoint, tmp_path, [prompt(0)], "plain")
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refused_prompt_is_written_down_and_the_others_go_on(tmp_path, status):
+    def answer(question: str, request: dict[str, Any], tries: int) -> bytes:
+        if question == "question 3":
+            return error(status, "too long for me")
+        return http(200, chat_body([ordered(0)]))
+
+    with Endpoint(answer) as endpoint:
+        prompts = [prompt(i) for i in range(6)]
+        for _ in range(2):
+            report = run(endpoint, tmp_path, prompts, "plain")
+            assert [t.id for t in report.traces] == ["p0", "p1", "p2", "p4", "p5"]
+            assert (report.refused, report.samples) == (1, 5)
+            assert len(endpoint.requests) == 6  # the second run asks nothing
+    refused = [row for row in rows_of(tmp_path / "j.jsonl") if row["kind"] == "refused"]
+    assert [(row["id"], row["status"]) for row in refused] == [("p3", status)]
+    assert "too long for me" in refused[0]["reason"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_an_endpoint_that_refuses_us_ends_the_run_with_one_line(tmp_path, monkeypatch, status):
+    monkeypatch.delenv("DIFFGR2_TEST_KEY", raising=False)
+    with Endpoint(lambda *_: error(status, "go away")) as endpoint:
+        with pytest.raises(RemoteError) as caught:
+            run(endpoint, tmp_path, [prompt(i) for i in range(50)], "plain", concurrency=2)
+        assert len(endpoint.requests) <= 2
+    message = str(caught.value)
+    assert f"{endpoint.url}: HTTP {status}: " in message
+    assert "go away" in message
+    assert "the variable DIFFGR2_TEST_KEY is not set" in message
+    assert "\n" not in message
+
+
+def test_an_empty_purse_is_not_a_rate_limit(tmp_path):
+    with Endpoint(lambda *_: error(429, "pay first", code="insufficient_quota")) as endpoint:
+        with pytest.raises(RemoteError, match="no quota left"):
+            run(endpoint, tmp_path, [prompt(0)], "plain")
+        assert len(endpoint.requests) == 1
+
+
+def test_unanswered_prompts_end_the_run_after_all_others_are_kept(tmp_path):
+    sick = True
+
+    def answer(question: str, request: dict[str, Any], tries: int) -> bytes:
+        if question == "question 1" and sick:
+            return error(500, "broken")
+        return http(200, chat_body([ordered(0)]))
+
+    with Endpoint(answer) as endpoint:
+        prompts = [prompt(i) for i in range(5)]
+        with pytest.raises(RemoteError, match=r"1 of 5 prompts unanswered, prompt p1: no answer"):
+            run(endpoint, tmp_path, prompts, "plain", retries=2)
+        assert endpoint.tries["question 1"] == 3
+        assert len(rows_of(tmp_path / "j.jsonl")) == 4
+        sick = False
+        report = run(endpoint, tmp_path, prompts, "plain", retries=2)
+        assert (len(report.traces), report.calls) == (5, 1)
+
+
+def test_an_endpoint_that_is_down_is_given_up_early(tmp_path):
+    with (
+        Endpoint(lambda *_: RESET) as endpoint,
+        pytest.raises(RemoteError, match="3 prompts in a row unanswered"),
+    ):
+        run(endpoint, tmp_path, [prompt(i) for i in range(400)], "plain", retries=1, concurrency=3)
+    assert len(endpoint.requests) <= 2 * 3 * 2
+    url = endpoint.url  # nobody listens there any more
+    with pytest.raises(RemoteError, match="unanswered"):
+        generate(
+            [prompt(0)], settings(url, retries=1), "plain", tmp_path / "k.jsonl", quiet(), parse
+        )
+
+
+def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_asks_only_for_the_rest(
+    tmp_path, monkeypatch
+):
+    real, written = os.write, []
+
+    def write(handle: int, data: memoryview) -> int:
+        if len(written) >= 5:
+            raise OSError(28, "No space left on device")
+        written.append(bytes(data))
+        return real(handle, data)
+
+    with Endpoint(samples(ordered(0))) as endpoint:
+        prompts = [prompt(i) for i in range(9)]
+        monkeypatch.setattr(os, "write", write)
+        with pytest.raises(ArtifactError, match=r"j\.jsonl: cannot be written \(No space left"):
+            run(endpoint, tmp_path, prompts, "plain", concurrency=1)
+        monkeypatch.undo()
+        assert len(rows_of(tmp_path / "j.jsonl")) == 5
+        report = run(endpoint, tmp_path, prompts, "plain", concurrency=1)
+    assert (len(report.traces), report.calls) == (9, 4)
+
+
+def test_it_runs_inside_a_running_event_loop(tmp_path):
+    async def notebook(endpoint: Endpoint) -> int:
+        return len(run(endpoint, tmp_path, [prompt(0)], "plain").traces)
+
+    with Endpoint(samples(ordered(0))) as endpoint:
+        assert asyncio.run(notebook(endpoint)) == 1
+
+
+def test_no_more_than_the_allowed_calls_are_in_flight(tmp_path):
+    with Endpoint(lambda *_: HANG) as endpoint:
+        with pytest.raises(RemoteError):
+            run(
+                endpoint,
+                tmp_path,
+                [prompt(i) for i in range(12)],
+                "plain",
+                retries=0,
+                concurrency=3,
+                timeout_s=0.5,
+            )
+        # All three slots failed once before a fourth in a row could: two rounds at the most.
+        assert 3 <= len(endpoint.requests) <= 6
+
+
+# ------------------------------------------------------------------------------ secrets and inputs
+
+
+def test_the_api_key_reaches_the_endpoint_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFGR2_TEST_KEY", SECRET)
+    out = io.StringIO()
+
+    def answer(question: str, request: dict[str, Any], tries: int) -> bytes:
+        if question == "question 0":
+            return error(400, f"key {SECRET} cannot do this")
+        if question == "question 1":
+            return http(200, chat_body([f"you are {SECRET}"]))
+        return error(401, f"Incorrect API key: {SECRET}")
+
+    with Endpoint(answer) as endpoint:
+        config = settings(endpoint.url, n=1, concurrency=1)
+        arguments = (config, "plain", tmp_path / "j.jsonl", Progress(out, every_s=0.0), parse)
+        report = generate([prompt(0), prompt(1)], *arguments)
+        with pytest.raises(RemoteError) as caught:
+            generate([prompt(2)], *arguments)
+        assert all(f"Bearer {SECRET}" in head for head in endpoint.headers)
+    assert "Incorrect API key: ***" in str(caught.value)
+    assert report.refused == 1
+    everything = [str(report), str(caught.value), out.getvalue()]
+    everything += [p.read_text() for p in tmp_path.iterdir()]
+    assert SECRET not in "".join(everything)
+    assert "you are ***" in "".join(everything)
+
+
+def test_wrong_inputs_are_one_line_before_anything_is_sent(tmp_path, monkeypatch):
+    with Endpoint(samples(ordered(0))) as endpoint:
+        for prompts, mode, message in [
+            ([prompt(0), prompt(0)], "plain", "trace prompt p0: id stands twice"),
+            ([TracePrompt("e", ())], "plain", "trace prompt e: no messages"),
+            ([prompt(1, None)], "rejection", "trace prompt p1: mode rejection needs a target"),
+        ]:
+            with pytest.raises(ConfigError, match=message):
+                run(endpoint, tmp_path, prompts, mode)
+        monkeypatch.setenv("DIFFGR2_TEST_KEY", "bad\nkey")
+        with pytest.raises(ConfigError, match="DIFFGR2_TEST_KEY: the key holds characters"):
+            run(endpoint, tmp_path, [prompt(0)], "plain")
+        monkeypatch.delenv("DIFFGR2_TEST_KEY")
+        with pytest.raises(ConfigError, match=r"base_url: ftp://x is no http\(s\) address"):
+            run(endpoint, tmp_path, [prompt(0)], "plain", base_url="ftp://x")
+        with (
+            Journal(tmp_path / "j.jsonl"),
+            pytest.raises(ArtifactError, match="in use by another process"),
+        ):
+            run(endpoint, tmp_path, [prompt(0)], "plain")
+        assert endpoint.requests == []
+
+
+def test_without_the_client_package_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openai", None)
+    with pytest.raises(MissingExtraError, match=r"diffgr2\[llm\]"):
+        generate(
+            [prompt(0)],
+            settings("http://127.0.0.1:9/v1"),
+            "plain",
+            tmp_path / "j.jsonl",
+            quiet(),
+            parse,
+        )
+
+
+def test_a_torn_and_damaged_journal_is_told_and_only_what_is_missing_is_asked(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with Endpoint(samples(ordered(0))) as endpoint:
+        prompts = [prompt(i) for i in range(6)]
+        run(endpoint, tmp_path, prompts, "plain", concurrency=1)
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[2] = lines[2].replace(b"order", b"0rder")
+        lines[5] = lines[5][:50]
+        path.write_bytes(b"".join(lines))
+        out = io.StringIO()
+        report = generate(prompts, settings(endpoint.url), "plain", path, Progress(out), parse)
+        assert {q for q, n in endpoint.tries.items() if n == 2} == {"question 2", "question 5"}
+        assert len(endpoint.requests) == 8
+    assert "cut off a torn last line of 50 bytes" in out.getvalue()
+    assert "line 3: checksum differs" in out.getvalue()
+    assert (len(report.traces), report.torn_bytes, report.damaged_lines) == (6, 50, 1)

@@ -1,0 +1,165 @@
+"""Catalogues and files that cannot give semantic IDs end in one exact line."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffgr2.artifacts import save_arrays
+from diffgr2.config import ItemsConfig
+from diffgr2.errors import ArtifactError, ConfigError, DataError, MissingExtraError
+from diffgr2.items.encode import Encoder
+from diffgr2.items.quantize import Quantizer, fit_rkmeans
+from diffgr2.items.rqvae import fit_rqvae
+from diffgr2.items.sids import SemanticIds, Trie
+from diffgr2.items.uniqueness import check_capacity, make_unique, take_neighbours
+from diffgr2.items.vectors import TextVectors, fit_vectors
+from diffgr2.stages.items import check_unique
+
+SMALL = ItemsConfig(vector_dim=8, levels=3, codes=16, latent_dim=4, hidden_dim=8, epochs=2)
+
+
+def test_no_text_at_all() -> None:
+    with pytest.raises(DataError) as caught:
+        fit_vectors(["", " ", "!!"], SMALL, 0)
+    assert str(caught.value) == (
+        "items: no item has any word in title, brand, categories or description"
+    )
+
+
+def test_empty_catalogue() -> None:
+    with pytest.raises(DataError, match=r"^items: the catalogue is empty$"):
+        fit_vectors([], SMALL, 0)
+
+
+def test_unknown_kind_of_vectors() -> None:
+    with pytest.raises(ConfigError) as caught:
+        fit_vectors(["a b"], SMALL.model_copy(update={"vectors": "word2vec"}), 0)
+    assert str(caught.value) == (
+        "items.vectors: expected tfidf or sentence-transformers:<name or path> (got 'word2vec')"
+    )
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sentence_transformers") is not None,
+    reason="sentence-transformers is installed",
+)
+def test_sentence_vectors_name_their_extra() -> None:
+    config = SMALL.model_copy(update={"vectors": "sentence-transformers:some/model"})
+    with pytest.raises(MissingExtraError) as caught:
+        fit_vectors(["a b"], config, 0)
+    assert str(caught.value) == (
+        "items.vectors sentence-transformers:some/model needs the extra `text`: "
+        "pip install 'diffgr2[text]'"
+    )
+
+
+def test_fewer_ids_than_items() -> None:
+    check_capacity(16, 2, 4)
+    with pytest.raises(ConfigError) as caught:
+        check_capacity(17, 2, 4)
+    assert str(caught.value) == (
+        "items.levels 2 x items.codes 4 allow 16 semantic IDs, fewer than the 17 items"
+    )
+
+
+def test_duplicates_without_a_policy() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_unique(np.zeros((3, 2), np.int32), 4, 0, 0)
+    assert str(caught.value) == (
+        "items: 2 of 3 items share another item's semantic ID and items.random_last is 0"
+    )
+
+
+@pytest.mark.parametrize("quantizer", ["rqvae", "rkmeans"])
+def test_a_thousand_equal_titles_are_loud_and_still_become_unique(quantizer: str) -> None:
+    texts = ["same old title"] * 1_000 + [f"item number {i}" for i in range(1_000)]
+    config = SMALL.model_copy(update={"quantizer": quantizer})
+    vectors_ID, _ = fit_vectors(texts, config, 0)
+    fitted = (
+        fit_rkmeans(vectors_ID, config, 0)
+        if quantizer == "rkmeans"
+        else fit_rqvae(vectors_ID, None, config, 0)
+    )
+    natural_IL = fitted.codes(vectors_ID)
+    assert len(np.unique(natural_IL[:1_000], axis=0)) == 1
+    before_IL = take_neighbours(fitted.latent(vectors_ID), natural_IL, fitted.codebooks_LCD)
+    with pytest.raises(ArtifactError) as caught:
+        check_unique(before_IL, config)
+    assert "before the policy, items.min_unique asks for 99.00%" in str(caught.value)
+    unique_IL, drawn_I = make_unique(before_IL, config.codes, 1, 0)
+    assert len(np.unique(unique_IL, axis=0)) == 2_000
+    assert drawn_I.max() > 1  # the last level alone has 16 codes: earlier ones had to help
+
+
+@pytest.mark.parametrize("quantizer", ["rqvae", "rkmeans"])
+def test_one_item_is_enough(quantizer: str) -> None:
+    vectors_ID, _ = fit_vectors(["one lonely lipstick"], SMALL, 0)
+    assert vectors_ID.shape == (1, 8)
+    fitted = (
+        fit_rkmeans(vectors_ID, SMALL, 0)
+        if quantizer == "rkmeans"
+        else fit_rqvae(vectors_ID, None, SMALL, 0)
+    )
+    unique_IL, drawn_I = make_unique(fitted.codes(vectors_ID), SMALL.codes, 1, 0)
+    ids = SemanticIds(unique_IL, SMALL.codes)
+    assert ids.item(ids.codes(0)) == 0
+    assert not drawn_I.any()
+
+
+def test_a_huge_space_of_suffixes_is_drawn_not_listed() -> None:
+    codes_IL = np.zeros((500, 4), np.int32)
+    unique_IL, drawn_I = make_unique(codes_IL, 65_536, 4, 0)
+    assert len(np.unique(unique_IL, axis=0)) == 500
+    assert (drawn_I[1:] == 4).all()
+
+
+def test_broken_id_files_name_themselves(tmp_path: Path) -> None:
+    path = tmp_path / "codes.safetensors"
+    with pytest.raises(ArtifactError, match="file is missing"):
+        SemanticIds.load(tmp_path)
+    one = np.array([4], np.int32)
+    for arrays, message in [
+        ({"codes": one}, "not saved semantic IDs"),
+        ({"codes_IL": np.zeros((2, 2), np.int32), "n_codes": one}, "share the same codes"),
+        ({"codes_IL": np.array([[4]], np.int32), "n_codes": one}, r"outside 0\.\.3"),
+        ({"codes_IL": np.zeros((1, 2), np.int64), "n_codes": one}, "expected int32"),
+        ({"codes_IL": np.zeros((1, 9), np.int32), "n_codes": one}, "expected int32"),
+    ]:
+        save_arrays(path, **arrays)
+        with pytest.raises(ArtifactError, match=message) as caught:
+            SemanticIds.load(tmp_path)
+        assert str(caught.value).startswith(str(path))
+    path.write_bytes(b"junk")
+    with pytest.raises(ArtifactError, match="not a readable safetensors file"):
+        SemanticIds.load(tmp_path)
+
+
+def test_lookups_out_of_range_are_errors() -> None:
+    ids = SemanticIds(np.array([[0, 1], [1, 0]], np.int32), 2)
+    with pytest.raises(DataError, match=r"^item 2: the catalogue has items 0\.\.1$"):
+        ids.codes(2)
+    with pytest.raises(DataError, match="expected 2"):
+        ids.items(np.zeros((1, 3), np.int32))
+    assert ids.item((0,)) is None
+    assert ids.item((0, 0)) is None
+    with pytest.raises(DataError, match="at most 2 codes"):
+        ids.trie.nodes(np.zeros((1, 3), np.int64))
+    assert Trie.build(np.zeros((0, 2), np.int32), 2).children().tolist() == []
+
+
+def test_encoder_parts_that_do_not_fit(tmp_path: Path) -> None:
+    vectors_ID, text_vectors = fit_vectors(["red lipstick", "blue shampoo"], SMALL, 0)
+    Encoder(text_vectors, fit_rkmeans(vectors_ID, SMALL, 0)).save(tmp_path)
+    Quantizer(np.zeros((1, 2, 5), np.float32)).save(tmp_path / "quantizer.safetensors")
+    with pytest.raises(ArtifactError, match="takes vectors of 5, the vectorizer gives 8"):
+        Encoder.load(tmp_path)
+    (tmp_path / "vectorizer.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="not a saved vectorizer"):
+        TextVectors.load(tmp_path)
+    save_arrays(tmp_path / "quantizer.safetensors", other=np.zeros(1))
+    with pytest.raises(ArtifactError, match="codebooks_LCD is missing"):
+        Quantizer.load(tmp_path / "quantizer.safetensors")

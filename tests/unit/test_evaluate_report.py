@@ -1,0 +1,269 @@
+"""The report by hand arithmetic: populations, subsets, speed-up, gap closed, steps, rendering."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import diffgr2.evaluate
+from diffgr2.artifacts import load_arrays
+from diffgr2.errors import ConfigError, DataError
+from diffgr2.evaluate.outputs import SystemOutputs, load_all, save_outputs
+from diffgr2.evaluate.report import build_report, ranks_by_system, rounded
+from diffgr2.evaluate.significance import mcnemar, mean_sd
+from diffgr2.evaluate.tables import (
+    over_seeds,
+    render_markdown,
+    render_table,
+    save_report,
+    seeds_table,
+    step_sentences,
+)
+from diffgr2.types import FAILURES, CandidateLists
+
+META = {"recipe": "r", "data": "d", "tie_order": "file", "commit": "c", "command": "x"}
+K = 4
+
+
+def lists_with_hits(hits: list[int]) -> CandidateLists:
+    """One list per entry: the target stands at that position, or is absent (-1)."""
+    n = len(hits)
+    items_LK = np.tile(np.arange(K, dtype=np.int32), (n, 1))
+    target_L = np.array([hit if hit >= 0 else 99 for hit in hits], dtype=np.int32)
+    user_L = np.arange(n, dtype=np.int32)
+    scores_LK = np.tile(np.linspace(1, 0, K, dtype=np.float32), (n, 1))
+    return CandidateLists("test", user_L, user_L, target_L, items_LK, scores_LK)
+
+
+def first(positions: list[int]) -> np.ndarray:
+    """Orders that put one position first and keep the rest."""
+    return np.array([[p, *(q for q in range(K) if q != p)] for p in positions])
+
+
+def row(report: dict, name: str, population: str = "hit") -> dict:
+    (found,) = (r for r in report["rows"] if (r["name"], r["population"]) == (name, population))
+    return found
+
+
+def test_rows_by_hand():
+    """Targets at 0, 1, 3 and one miss; AR puts 0, 1, 0, 0 first: it keeps the first, lifts the
+    second to the front and leaves the third last."""
+    lists = lists_with_hits([0, 1, 3, -1])
+    report = build_report(META, lists, [SystemOutputs("ar", first([0, 1, 0, 0]), 4)], resamples=99)
+    assert row(report, "floor")["metrics"]["r@1"] == round(1 / 3, 6)
+    assert row(report, "ar")["metrics"]["r@1"] == round(2 / 3, 6)
+    assert row(report, "ar", "all")["metrics"]["r@1"] == 0.5
+    assert row(report, "ar")["metrics"]["mrr"] == round((1 + 1 + 1 / 4) / 3, 6)
+    assert row(report, "floor")["metrics"]["ndcg@3"] == round((1 + 1 / np.log2(3)) / 3, 6)
+    assert row(report, "random")["metrics"]["r@3"] == 0.75
+    assert row(report, "oracle")["metrics"]["r@1"] == 1.0
+    assert row(report, "ar")["identity"] == round(2 / 3, 6)  # over the hit users
+    assert row(report, "ar", "all")["identity"] == 0.75
+    assert [r["n"] for r in report["rows"]] == [3] * 4 + [4] * 4
+    assert "vs_ar" not in row(report, "ar")
+    assert "gap_closed" not in row(report, "ar")
+    (step,) = row(report, "ar")["steps"]
+    assert step["from"] == "floor"
+    assert step["mcnemar"] == {"gained": 1, "lost": 0, "p": 1.0, "p_holm": 1.0}
+    json.dumps(report, allow_nan=False)
+
+
+def test_without_an_ar_row_there_is_no_comparison_with_it():
+    report = build_report(META, lists_with_hits([0, 1, -1]), [], resamples=20)
+    assert {r["name"] for r in report["rows"]} == {"floor", "random", "oracle"}
+    assert not any("vs_ar" in r for r in report["rows"])
+    assert "vs_floor" in row(report, "oracle")
+
+
+def test_without_any_hit_only_all_users_have_rows():
+    ar = SystemOutputs("ar", first([0, 1]), 2)
+    report = build_report(META, lists_with_hits([-1, -1]), [ar], resamples=20)
+    assert {r["population"] for r in report["rows"]} == {"all"}
+    assert row(report, "ar", "all")["ci"]["mrr"] == [0.0, 0.0]
+    assert "Hit users" not in render_markdown(report)
+
+
+def test_a_known_truth_orders_the_oracle_and_gives_the_share_of_the_gap():
+    """Targets 1, 1, 0, 2; true probabilities prefer 1 always. Floor r@1 .25, oracle .5; a system
+    that lifts one of the two targets has closed (.5 − .25) / (.5 − .25) = 1 with its floor hit."""
+    lists = lists_with_hits([1, 1, 0, 2])
+    truth_LK = np.tile([0.2, 0.5, 0.2, 0.1], (4, 1))
+    system = SystemOutputs("ar", first([1, 0, 0, 0]), 4)
+    report = build_report(META, lists, [system], resamples=20, truth_LK=truth_LK)
+    assert row(report, "oracle")["metrics"]["r@1"] == 0.5
+    assert row(report, "ar")["gap_closed"]["r@1"] == 1.0
+    assert row(report, "floor")["gap_closed"]["r@1"] == 0.0
+    assert "r@3" not in row(report, "ar")["gap_closed"]  # the oracle is not above the floor there
+    with pytest.raises(DataError, match=r"^true probabilities: shape \(4, 3\), not \(4, 4\)$"):
+        build_report(META, lists, [], truth_LK=truth_LK[:, :3])
+
+
+def test_a_subset_is_compared_on_the_users_both_decoded():
+    lists = lists_with_hits([0, 1, 2, -1, 3])
+    some = SystemOutputs("cft", first([1, 3]), 5, rows_L=np.array([1, 4]))
+    ar = SystemOutputs("ar", first([0, 0, 2, 0]), 5, rows_L=np.array([0, 1, 2, 4]))
+    report = build_report(META, lists, [some, ar], resamples=400, steps=[("ar", "cft")])
+    cft = row(report, "cft")
+    assert (cft["n"], cft["metrics"]["r@1"]) == (2, 1.0)
+    assert cft["vs_ar"]["r@1"] == [1.0, 1.0]  # AR has neither of these two users
+    assert cft["steps"][0]["n"] == 2
+    assert cft["steps"][0]["mcnemar"]["gained"] == 2
+    assert row(report, "ar", "all")["n"] == 5  # every hit user was decoded, misses are 0 anyway
+    assert not any(r["name"] == "cft" and r["population"] == "all" for r in report["rows"])
+    assert "No row over all users for `cft`" in render_markdown(report)
+    assert cft["same_as_ar"] == 0.0
+
+
+def test_validity_length_truth_and_speed_are_ratios_of_sums():
+    lists = lists_with_hits([0, 1, -1])
+    failures_LX = np.zeros((3, len(FAILURES)), dtype=bool)
+    failures_LX[1, [FAILURES.index("duplicate"), FAILURES.index("missing")]] = True
+    common = {"n_lists": 3, "raw_valid_L": np.array([True, False, True])}
+    ar = SystemOutputs(
+        "ar", first([0, 0, 0]), timing={"tokens": 300, "seconds": 2.0, "batch": 1}, **common
+    )
+    block = SystemOutputs(
+        "cft",
+        first([0, 0, 0]),
+        failures_LX=failures_LX,
+        n_tokens_L=np.array([10, 30, 50]),
+        nfe_L=np.array([5, 5, 5]),
+        reasoning_tokens_L=np.array([8, 20, 40]),
+        cited_right_L=np.array([3, 1, 0]),
+        cited_total_L=np.array([3, 2, 0]),
+        timing={"tokens": 900, "seconds": 2.0, "batch": 1, "outputs": 10},
+        meta={"rule": "permutation"},
+        **common,
+    )
+    batched = SystemOutputs(
+        "cft_opd", first([0, 0, 0]), 3, timing={"tokens": 9000, "seconds": 2.0, "batch": 32}
+    )
+    report = build_report(META, lists, [ar, block, batched], resamples=20)
+    cft = row(report, "cft")
+    assert cft["raw_valid"] == 0.5
+    assert cft["failures"] == {k: 0.5 * (k in ("duplicate", "missing")) for k in FAILURES}
+    assert cft["tpf"] == 4.0
+    assert row(report, "cft", "all")["tpf"] == 6.0
+    assert cft["evidence_true"] == 0.8
+    assert cft["reasoning_tokens"] == {"mean": 14.0, "p5": 8.6, "p50": 14.0, "p95": 19.4}
+    assert (cft["tokens_per_s"], cft["speedup"], cft["ms_per_output"]) == (450.0, 3.0, 200.0)
+    assert row(report, "ar")["speedup"] == 1.0
+    assert "speedup" not in row(report, "cft_opd")  # another batch size is another question
+    assert cft["meta"] == {"rule": "permutation"}
+    markdown = render_markdown(report, ["ladder.png"])
+    assert "| cft | 2 | .5000 | .0000 | .5000 | .5000 |" in markdown
+    assert markdown.endswith("![ladder](ladder.png)\n")
+
+
+def test_identity_of_shuffled_candidates_is_against_what_was_shown():
+    lists = lists_with_hits([0, 1])
+    shown_LK = np.array([[3, 2, 1, 0], [1, 0, 3, 2]])
+    system = SystemOutputs("ar_shuffled", shown_LK, 2, shown_LK=shown_LK)
+    assert row(build_report(META, lists, [system], resamples=20), "ar_shuffled")["identity"] == 1.0
+
+
+def test_resamples_depend_on_the_seed_and_nothing_else():
+    rng = np.random.default_rng(0)
+    lists = lists_with_hits(rng.integers(-1, K, 200).tolist())
+    ar = SystemOutputs("ar", first(rng.integers(0, K, 200).tolist()), 200)
+    extra = SystemOutputs("cft", first(rng.integers(0, K, 200).tolist()), 200)
+    one, again, other = (
+        build_report(META, lists, systems, resamples=300, seed=seed)
+        for systems, seed in (([ar], 0), ([ar, extra], 0), ([ar], 1))
+    )
+    assert row(one, "ar")["ci"] == row(again, "ar")["ci"]
+    assert row(one, "ar")["ci"] != row(other, "ar")["ci"]
+
+
+def test_wrong_systems_and_meta_are_refused_in_one_line():
+    lists = lists_with_hits([0, 1])
+    ar = SystemOutputs("ar", first([0, 0]), 2)
+    with pytest.raises(ConfigError, match=r"^row ar: stands twice"):
+        build_report(META, lists, [ar, ar])
+    with pytest.raises(ConfigError, match=r"^row floor: stands twice"):
+        build_report(META, lists, [SystemOutputs("floor", first([0, 0]), 2)])
+    with pytest.raises(ConfigError, match=r"^report: tie_order: missing key$"):
+        build_report({k: v for k, v in META.items() if k != "tie_order"}, lists, [])
+    with pytest.raises(DataError, match=r"^outputs ar: made for 2 test lists, not these 3 test"):
+        build_report(META, lists_with_hits([0, 1, 1]), [ar])
+
+
+def test_step_sentences_name_interval_and_verdict():
+    rng = np.random.default_rng(0)
+    hits = rng.integers(0, K, 300)
+    good = np.where(rng.random(300) < 0.8, hits, 0)
+    systems = [
+        SystemOutputs("ar", first(good.tolist()), 300),
+        SystemOutputs("verify", first(good.tolist()), 300),
+    ]
+    report = build_report(META, lists_with_hits(hits.tolist()), systems, resamples=200)
+    gain, none = step_sentences(report, "hit")
+    assert gain.startswith("`floor` → `ar` (n = 300): R@1 +")
+    assert "**gain**" in gain
+    assert "p < .001, Holm < .001." in gain
+    assert "R@1 +.0000 [+.0000, +.0000] **none**" in none
+    assert "first places gained 0, lost 0, exact McNemar p = 1.000" in none
+
+
+def test_saved_report_terminal_table_and_ranks(tmp_path):
+    lists = lists_with_hits([0, 1, -1])
+    ar = SystemOutputs("ar", first([0, 1, 0]), 3, rows_L=np.arange(3))
+    save_outputs(tmp_path, ar)
+    (loaded,) = load_all(tmp_path)
+    report = build_report(META, lists, [loaded], resamples=20)
+    ranks = ranks_by_system(lists, [loaded])
+    paths = save_report(tmp_path / "report", report, ranks=ranks)
+    assert [p.name for p in paths] == ["report.json", "report.md", "ranks.safetensors"]
+    assert json.loads(paths[0].read_text()) == report
+    saved = load_arrays(paths[2])
+    assert saved["rank.ar"].tolist() == [0, 0, -1]
+    assert saved["rank.floor"].tolist() == [0, 1, -1]
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(render_table(report))
+    text = console.export_text()
+    assert "n = 2" in text
+    assert "1.0000" in text
+
+
+def test_seeds_are_summarised_by_mean_and_sample_deviation():
+    """r@1 of .5 and 1 over two seeds: mean .75, sd sqrt(2 · .25²) = .3536."""
+    lists = lists_with_hits([0, 1])
+    reports = [
+        build_report(META, lists, [SystemOutputs("ar", first(o), 2)], resamples=10, seed=s)
+        for s, o in enumerate(([0, 0], [0, 1]))
+    ]
+    summary = over_seeds(reports)
+    (ar,) = (r for r in summary if (r["name"], r["population"]) == ("ar", "hit"))
+    assert ar["metrics"]["r@1"] == {"mean": 0.75, "sd": round(0.125**0.5, 6)}
+    assert "| ar | 2 | .7500 ± .3536 |" in seeds_table(summary)
+    assert mean_sd([0.3]) == (0.3, None)
+
+
+def test_mcnemar_by_hand():
+    """5 gained, 1 lost: p = 2 · (1 + 6) / 64 = .21875."""
+    before = np.array([0] * 5 + [1] + [1] * 3)
+    after = np.array([1] * 5 + [0] + [1] * 3)
+    assert mcnemar(before, after) == (5, 1, pytest.approx(0.21875, abs=1e-12))
+
+
+def test_rounding_keeps_small_p_values_and_drops_minus_zero():
+    value = rounded({"p": 1.23456e-9, "diff": -1e-9, "n": 3, "list": [0.12345678]})
+    assert value == {"p": 1.235e-9, "diff": 0.0, "n": 3, "list": [0.123457]}
+    assert str(value["diff"]) == "0.0"
+
+
+def test_evaluate_imports_no_stage_training_or_decoding():
+    package = Path(diffgr2.evaluate.__file__).parent
+    for path in package.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                part = (name or "").split(".")[1:2]
+                assert part not in (["stages"], ["train"], ["decode"]), f"{path.name}: {name}"

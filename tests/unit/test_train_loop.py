@@ -1,0 +1,210 @@
+"""The training loop's arithmetic: schedule, accumulation, refusal of non-finite values, logs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
+import battery
+import toy
+
+from diffgr2.errors import NonFiniteError
+from diffgr2.progress import Progress
+from diffgr2.train import dist
+from diffgr2.train.log import without_wall
+from diffgr2.train.loop import Loss, fit, make_optimizer
+from diffgr2.train.schedule import learning_rate
+
+
+@given(st.integers(1, 500), st.integers(0, 600), st.floats(0, 1))
+def test_schedule_warms_up_peaks_and_ends_at_its_share(steps, warmup, final):
+    config = toy.config_of(steps=steps, warmup=warmup, final_lr=final, lr=0.5)
+    rates = [learning_rate(step, config) for step in range(1, steps + 1)]
+    assert all(0 <= rate <= 0.5 for rate in rates)
+    rising, falling = rates[:warmup], rates[warmup:]
+    assert rising == sorted(rising)
+    assert falling == sorted(falling, reverse=True)
+    if warmup < steps:
+        assert rates[-1] == pytest.approx(0.5 * final, abs=1e-12)
+    if 0 < warmup <= steps:
+        assert rates[warmup - 1] == 0.5
+
+
+def test_only_matrices_decay():
+    model = toy.ToyModel()
+    groups = make_optimizer(model, toy.config_of()).param_groups
+    assert {p.dim() for p in groups[0]["params"]} == {2}
+    assert {p.dim() for p in groups[1]["params"]} == {1}
+    assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (0.1, 0.0)
+
+
+def test_one_step_equals_plain_torch(tmp_path):
+    """AdamW on the mean over all weighted tokens, clipped: written out with stock optimizers."""
+    config = toy.config_of(steps=1, warmup=0, final_lr=1.0, clip=0.05)
+    task, model, oracle = toy.ToyTask(config), toy.ToyModel(), toy.ToyModel()
+    lines = fit(task, model, config, tmp_path, 0, Progress())
+    micros = task.micros(1, oracle)
+    loss = sum(task.loss(oracle, m).total for m in micros) / sum(m.count for m in micros)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(oracle.parameters(), 0.05)
+    matrices = [p for p in oracle.parameters() if p.dim() > 1]
+    vectors = [p for p in oracle.parameters() if p.dim() == 1]
+    for parameters, decay in ((matrices, 0.1), (vectors, 0.0)):
+        torch.optim.AdamW(parameters, lr=0.01, betas=(0.9, 0.95), weight_decay=decay).step()
+    assert lines[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert lines[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
+    for mine, other in zip(model.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
+
+
+def test_gradient_accumulation_does_not_change_the_step(tmp_path):
+    """1 x 16 = 4 x 4 = 16 x 1 rows, although rows have different numbers of tokens."""
+    results = []
+    for micro_rows in (16, 4, 1):
+        config = toy.config_of(rows=16, micro_rows=micro_rows, steps=10)
+        model = toy.ToyModel()
+        work = tmp_path / str(micro_rows)
+        lines = fit(toy.ToyTask(config), model, config, work, 0, Progress())
+        results.append((lines, model))
+    for lines, model in results[1:]:
+        for line, wanted in zip(lines, results[0][0], strict=True):
+            for key in ("loss", "grad_norm", "accuracy", "num_tokens", "learning_rate"):
+                assert line[key] == pytest.approx(wanted[key], rel=1e-6), key
+        for mine, other in zip(model.parameters(), results[0][1].parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=2e-5, atol=2e-6)
+
+
+def test_accumulated_gradients_agree_to_1e_6():
+    """The same sums for one step's gradients alone, before Adam divides by their size."""
+    grads = []
+    for micro_rows in (16, 4, 1):
+        config = toy.config_of(rows=16, micro_rows=micro_rows)
+        task, model = toy.ToyTask(config), toy.ToyModel()
+        micros = task.micros(1, model)
+        count = sum(m.count for m in micros)
+        for micro in micros:
+            (task.loss(model, micro).total / count).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    for other in grads[1:]:
+        assert (other - grads[0]).norm() / grads[0].norm() < 1e-6
+
+
+@pytest.mark.parametrize("step", [1, 4, 5])
+@pytest.mark.parametrize("kind", ["data", "loss", "grad", "metric", "count"])
+def test_non_finite_values_stop_before_the_update(kind, step, tmp_path):
+    config = toy.config_of(checkpoint_every=1, steps=8)
+    before = toy.ToyModel()
+    if step > 1:  # what an unspoilt run of the same schedule holds after the step before
+        good = toy.ToyTask(config)
+        stopped = toy.ToyTask(config, poison=("count", step))
+        stopped.loss = good.loss  # type: ignore[method-assign]
+        with pytest.raises(NonFiniteError):
+            fit(stopped, before, config, tmp_path / "good", 0, Progress())
+    task, model = toy.ToyTask(config, poison=(kind, step)), toy.ToyModel()
+    clean = toy.ToyTask(config)
+    task.loss = lambda m, micro: (  # type: ignore[method-assign]
+        toy.ToyTask.loss(task, m, micro) if micro.step == step else clean.loss(m, micro)
+    )
+    with pytest.raises(NonFiniteError) as error:
+        fit(task, model, config, tmp_path / "bad", 0, Progress())
+    assert f"toy: step {step}: " in str(error.value)
+    assert "is not finite, no update made" in str(error.value)
+    assert battery.weights_digest(model) == battery.weights_digest(before)
+    assert all(p.grad is None for p in model.parameters())
+    dump = json.loads((tmp_path / "bad" / "nonfinite.json").read_text())
+    assert dump["metrics"]["step"] == str(step)
+    if kind == "grad":
+        assert dump["culprit"] == "grad_norm"
+        assert "head.weight" in dump["gradients"]
+    root = tmp_path / "bad" / "checkpoints"
+    newest = max((p.name for p in root.iterdir()), default="") if root.exists() else ""
+    assert newest == (f"step-{step - 1:08d}" if step > 1 else "")
+
+
+def test_metrics_file_equals_the_returned_lines_and_has_trl_names(tmp_path):
+    task, model, config = toy.make()
+    lines = fit(task, model, config, tmp_path, 0, Progress())
+    stored = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert stored == lines
+    names = {"step", "loss", "grad_norm", "learning_rate", "num_tokens", "accuracy", "step_time"}
+    assert all(set(line) == names for line in lines)
+    assert [line["num_tokens"] for line in lines] == [40 * step for step in range(1, 13)]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_lines_past_the_checkpoint_are_cut_on_resume(tmp_path):
+    whole = battery.run(toy.make, tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    for kept in ("step-00000012",):
+        (tmp_path / "checkpoints" / kept / "manifest.json").unlink()
+    with path.open("a") as file:
+        file.write('{"step": 13, "loss": 0')  # a line that a kill cut short
+    battery.same(battery.run(toy.make, tmp_path), whole)
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    assert without_wall(lines) == whole.lines
+
+
+def test_a_step_without_weight_changes_nothing(tmp_path):
+    class Empty(toy.ToyTask):
+        def micros(self, step, model):
+            return [] if step == 2 else super().micros(step, model)
+
+        def metrics(self, step):
+            return {"kept": float(step != 2)}
+
+        def epoch(self, step):
+            return step / 4
+
+    config = toy.config_of(steps=2)
+    model, once = toy.ToyModel(), toy.ToyModel()
+    lines = fit(Empty(config), model, config, tmp_path / "a", 0, Progress())
+    assert (lines[1]["loss"], lines[1]["kept"], lines[1]["epoch"]) == (0.0, 0.0, 0.5)
+    assert lines[1]["num_tokens"] == lines[0]["num_tokens"]
+    task = Empty(config, poison=("count", 2))
+    task.micros = lambda step, m: toy.ToyTask.micros(task, step, m)  # type: ignore[method-assign]
+    task.loss = lambda m, x: toy.ToyTask(config).loss(m, x)  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteError):
+        fit(task, once, config, tmp_path / "b", 0, Progress())
+    assert battery.weights_digest(model) == battery.weights_digest(once)
+
+
+def test_no_steps_do_nothing(tmp_path):
+    task, model, config = toy.make()
+    before = battery.weights_digest(model)
+    none = config.model_copy(update={"steps": 0})
+    assert fit(task, model, none, tmp_path / "x", 0, Progress()) == []
+    assert battery.weights_digest(model) == before
+    assert not (tmp_path / "x").exists()
+
+
+def test_rollouts_run_in_eval_mode_without_gradients():
+    model = toy.ToyModel()
+    model.train()
+    with dist.rollout_model(model) as policy:
+        assert not policy.training
+        assert not policy(torch.ones(1, 2, dtype=torch.long)).requires_grad
+    assert model.training
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    task, model, config = toy.make()
+    lines = fit(task, model, config, tmp_path, 0, Progress(), tensorboard=tmp_path / "tb")
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    stored = [event.value for event in events.Scalars("loss")]
+    assert stored == pytest.approx([line["loss"] for line in lines], rel=1e-6)
+
+
+def test_loss_metrics_may_be_tensors():
+    loss = Loss(torch.tensor(1.0), {"a": (torch.tensor(2.0), 1)})
+    assert loss.metrics["a"][1] == 1
