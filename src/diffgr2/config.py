@@ -102,7 +102,8 @@ class ItemsConfig(Section):
     codes: Annotated[int, Field(ge=2, le=65_536)] = 256  # codes per level
     latent_dim: Positive = 32  # RQ-VAE bottleneck
     hidden_dim: Positive = 128  # RQ-VAE encoder and decoder
-    epochs: Count = 30  # RQ-VAE
+    epochs: Count = 30  # RQ-VAE; 0 = k-means codes of an untrained network
+    min_steps: Count = 1_000  # small catalogues get more epochs, until this many batches
     batch: Positive = 1024
     lr: Rate = 1e-3
     ema: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.97  # codebook decay
@@ -111,6 +112,20 @@ class ItemsConfig(Section):
     dead_after: Count = 20  # batches without use until a code is reset; 0 = never
     random_last: Count = 1  # how many last levels take free codes at random for uniqueness
     min_unique: Share = 0.99  # before the policy; below, the stage fails
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ItemsConfig:
+        kind, _, name = self.vectors.partition(":")
+        if self.vectors != "tfidf" and not (kind == "sentence-transformers" and name):
+            raise ValueError(
+                "vectors: expected tfidf or sentence-transformers:<name or path> "
+                f"(got {self.vectors!r})"
+            )
+        if self.random_last > self.levels:
+            raise ValueError(
+                f"random_last: at most items.levels ({self.levels}) (got {self.random_last})"
+            )
+        return self
 
 
 class RetrieverConfig(Section):
@@ -127,6 +142,7 @@ class RetrieverConfig(Section):
     batch_users: Positive = 256
     epochs: Positive = 30
     patience: Positive = 3  # epochs without a better validation NDCG@10 until it stops
+    init: Literal["copurchase", "random"] = "copurchase"  # of the item embeddings
     precision: Literal["fp32", "bf16"] = "fp32"  # of the item logits in training
 
 
@@ -234,11 +250,12 @@ class MidtrainConfig(TrainConfig):
 
 
 class SftConfig(TrainConfig):
-    """Supervised fine-tuning on traces (sft.*, direct_sft.*)."""
+    """Supervised fine-tuning on traces (sft.*)."""
 
     reasoning_weight: Annotated[float, Field(ge=0.0)] = 0.5  # lambda_r, below the answer's
     answer_weight: Annotated[float, Field(gt=0.0)] = 1.0  # lambda_o
     shuffle: Share = 0.3  # share of rows whose candidates are shuffled (position bias)
+    direct: Share = 0.15  # share of rows that answer without reasoning
 
 
 class RlConfig(TrainConfig):
@@ -267,6 +284,15 @@ class ConvertConfig(Section):
     origin: Literal["document", "response"] = "document"
 
 
+class DistillConfig(Section):
+    """The AR teacher's own outputs for conversion fine-tuning (distill.*)."""
+
+    lists: Count = 8_000  # training and validation lists decoded; 0 = all
+    shuffle: Share = 0.3  # share shown with shuffled candidates
+    direct: Share = 0.15  # share answered without reasoning
+    batch: Positive = 64
+
+
 class CftConfig(TrainConfig):
     """Conversion fine-tuning (cft.*)."""
 
@@ -278,7 +304,6 @@ class CftConfig(TrainConfig):
     random_origin: bool = True  # block boundaries drawn per row
     loss_scale: Literal["uniform", "inverse_t"] = "uniform"
     sharpen: Annotated[float, Field(ge=0.0)] = 0.0  # entropy term on correct predictions
-    shuffle: Share = 0.3
 
 
 class OpdConfig(TrainConfig):
@@ -347,9 +372,9 @@ class Recipe(Section):
     midtrain: MidtrainConfig = MidtrainConfig()
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
-    direct_sft: SftConfig = SftConfig()
     direct_rl: RlConfig = RlConfig()
     convert: ConvertConfig = ConvertConfig()
+    distill: DistillConfig = DistillConfig()
     cft: CftConfig = CftConfig()
     opd: OpdConfig = OpdConfig()
     block_rl: BlockRlConfig = BlockRlConfig()

@@ -31,13 +31,15 @@ class AnswerGrammar:
         return first_K[:, None] + np.arange(self.choices_KN.shape[1])[None]
 
     def find(self, tokens_T: np.ndarray) -> int | None:
-        """Index after the last complete marker in these tokens, else None.
+        """Index after the first complete marker in these tokens, else None.
 
-        >>> AnswerGrammar((7, 8), 0, 1, np.array([[1], [2]])).find(np.array([5, 7, 8, 1]))
+        The first, because parsers and AR decoding, which meets it first, take that one too.
+
+        >>> AnswerGrammar((7, 8), 0, 1, np.array([[1], [2]])).find(np.array([5, 7, 8, 7, 8]))
         3
         """
         width = len(self.marker)
-        for start in range(len(tokens_T) - width, -1, -1):
-            if tuple(int(t) for t in tokens_T[start : start + width]) == self.marker:
+        for start in (tokens_T == self.marker[0]).nonzero()[0].tolist():
+            if tuple(tokens_T[start : start + width].tolist()) == self.marker:
                 return start + width
         return None

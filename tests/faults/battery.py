@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,8 @@ def _ask(
         time.sleep(signal_after[1])
         # The child stays a zombie until the server has waited for it; if it is already gone, the
         # kill fails and the run simply counts as finished.
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal_after[0])
-        except ProcessLookupError:
-            pass
     return json.loads(server.stdout.readline())["status"]
 
 
@@ -146,7 +144,12 @@ def _result(work: Path) -> Outcome:
 
 
 def check_kills(
-    spec: str, folder: Path, kills: int = 25, draw: int = 0, from_outside: bool = False, **update: Any
+    spec: str,
+    folder: Path,
+    kills: int = 25,
+    draw: int = 0,
+    from_outside: bool = False,
+    **update: Any,
 ) -> dict[str, int]:
     """SIGKILL runs at random points until `kills` have died, resume each; count kills by kind.
 
@@ -214,16 +217,20 @@ def _edit_manifest(path: Path, draws: random.Random) -> None:
     artifacts.write_json(file, manifest)
 
 
+DEEDS = (
+    *("flip", "flip", "flip", "truncate", "truncate", "append", "missing", "extra", "rename"),
+    *("edit", "edit", "invert", "swap", "link", "folder", "resized"),
+)
+"""Ways to damage a checkpoint; the likelier ones stand more than once."""
+
+
 def corrupt(path: Path, draws: random.Random) -> str:
     """Damage a checkpoint in one random way; returns what was done."""
     names = [*sorted(checkpoint.FILES), "manifest.json"]
     name = draws.choice(names)
     file = path / name
     raw = bytearray(file.read_bytes())
-    kind = draws.choice(
-        "flip flip flip truncate truncate append missing extra rename edit edit zero swap link "
-        "folder resized".split()
-    )
+    kind = draws.choice(DEEDS)
     if kind == "flip":
         at = draws.randrange(len(raw))
         raw[at] ^= 1 << draws.randrange(8)
@@ -240,7 +247,7 @@ def corrupt(path: Path, draws: random.Random) -> str:
         file.rename(path / f"{name}.bak")
     elif kind == "edit":
         _edit_manifest(path, draws)
-    elif kind == "zero":
+    elif kind == "invert":
         start = draws.randrange(len(raw) - 1)
         raw[start:] = bytes(255 - byte for byte in raw[start:])
         file.write_bytes(raw)

@@ -63,7 +63,7 @@ SOURCE = {
 }
 
 BAD_LINES: list[tuple[str, bytes, str]] = [  # file, the bad line, the reason given
-    ("r.json", review("e")[:-5], "not valid JSON (Expecting ',' delimiter at column 60)"),
+    ("r.json", review("e")[:-5], "not valid JSON (Expecting ',' delimiter at column 58)"),
     ("r.json", b"{'reviewerID': 'U'}", "not valid JSON (Expecting property name enclosed in "
      "double quotes at column 2)"),
     ("r.json", b"\x00\x01\x02\x03", "not valid JSON (Expecting value at column 1)"),
@@ -348,7 +348,7 @@ BAD_RECIPES: list[tuple[bytes, str]] = [
      "determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd')"),
     (b"data: *nowhere\n", "x.yaml: line 1: not valid YAML (found undefined alias 'nowhere')"),
     (b"data: &a [*a]\n", "x.yaml: line 1: not valid YAML (found unconstructable recursive node)"),
-    (b"[" * 5_000, "x.yaml: not valid YAML (RecursionError)"),
+    (b"[" * 500, "x.yaml: not valid YAML (RecursionError)"),
     (b"a: 1\n---\nb: 2\n", "x.yaml: line 2: not valid YAML (but found another document)"),
     (b"\x00\x01", "x.yaml: not valid YAML (ReaderError)"),
     (b"\xff\xfe\x00", "x.yaml: cannot be read ('utf-8' codec can't decode byte 0xff in position "
@@ -414,9 +414,7 @@ def test_a_bad_override_is_one_line(tmp_path: Path, override: str, message: str)
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(
-    "name", ["gone.yaml", "no-such-recipe", "x" * 5_000, "", "a\0b"], ids=repr
-)
+@pytest.mark.parametrize("name", ["gone.yaml", "no-such-recipe", "x" * 5_000, "", "a\0b"], ids=repr)
 def test_a_recipe_that_is_not_there_is_one_line(name: str) -> None:
     with pytest.raises(ConfigError, match="no such recipe") as caught:
         load_recipe(name)

@@ -670,3 +670,20 @@ def test_a_torn_and_damaged_journal_is_told_and_only_what_is_missing_is_asked(tm
     assert "cut off a torn last line of 50 bytes" in out.getvalue()
     assert "line 3: checksum differs" in out.getvalue()
     assert (len(report.traces), report.torn_bytes, report.damaged_lines) == (6, 50, 1)
+
+
+def test_a_wave_does_not_ask_again_for_samples_behind_a_damaged_line(tmp_path):
+    path = tmp_path / "j.jsonl"
+    asked: list[int] = []
+
+    def answer(question: str, request: dict[str, Any], tries: int) -> bytes:
+        asked.append(request["n"])
+        return http(200, chat_body([ordered(1), ordered(2), ordered(3)][: request["n"]]))
+
+    with Endpoint(answer) as endpoint:
+        run(endpoint, tmp_path, [prompt(0, 3)], "rejection", n=3, wave=3)
+        path.write_bytes(path.read_bytes().replace(b"order", b"0rder", 1))
+        report = run(endpoint, tmp_path, [prompt(0, 3)], "rejection", n=3, wave=3)
+    assert asked == [3, 1]
+    assert [t.sample for t in report.traces] == [2]
+    assert (report.samples, report.damaged_lines) == (3, 1)

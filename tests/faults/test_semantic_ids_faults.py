@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffgr2.artifacts import save_arrays
-from diffgr2.config import ItemsConfig
+from diffgr2.config import ItemsConfig, validate
 from diffgr2.errors import ArtifactError, ConfigError, DataError, MissingExtraError
 from diffgr2.items.encode import Encoder
 from diffgr2.items.quantize import Quantizer, fit_rkmeans
@@ -19,7 +19,9 @@ from diffgr2.items.uniqueness import check_capacity, make_unique, take_neighbour
 from diffgr2.items.vectors import TextVectors, fit_vectors
 from diffgr2.stages.items import check_unique
 
-SMALL = ItemsConfig(vector_dim=8, levels=3, codes=16, latent_dim=4, hidden_dim=8, epochs=2)
+SMALL = ItemsConfig(
+    vector_dim=8, levels=3, codes=16, latent_dim=4, hidden_dim=8, epochs=2, min_steps=0
+)
 
 
 def test_no_text_at_all() -> None:
@@ -33,6 +35,31 @@ def test_no_text_at_all() -> None:
 def test_empty_catalogue() -> None:
     with pytest.raises(DataError, match=r"^items: the catalogue is empty$"):
         fit_vectors([], SMALL, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"vectors": "word2vec"},
+            "recipe: items: vectors: expected tfidf or sentence-transformers:<name or path> "
+            "(got 'word2vec')",
+        ),
+        (
+            {"vectors": "sentence-transformers:"},
+            "recipe: items: vectors: expected tfidf or sentence-transformers:<name or path> "
+            "(got 'sentence-transformers:')",
+        ),
+        (
+            {"levels": 2, "random_last": 3},
+            "recipe: items: random_last: at most items.levels (2) (got 3)",
+        ),
+    ],
+)
+def test_recipes_that_contradict_themselves(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate({"name": "x", "items": values}, "recipe")
+    assert str(caught.value) == message
 
 
 def test_unknown_kind_of_vectors() -> None:

@@ -120,6 +120,23 @@ def test_a_subset_is_compared_on_the_users_both_decoded():
     assert cft["same_as_ar"] == 0.0
 
 
+def test_subsets_that_only_overlap_are_compared_on_the_overlap():
+    """AR decoded lists 0, 1; the other 1, 2. Only list 1 is common: AR misses it, the other has
+    it."""
+    lists = lists_with_hits([0, 1, 2])
+    ar = SystemOutputs("ar", first([0, 0]), 3, rows_L=np.array([0, 1]))
+    cft = SystemOutputs("cft", first([1, 0]), 3, rows_L=np.array([1, 2]))
+    found = row(build_report(META, lists, [ar, cft], resamples=50, steps=[("ar", "cft")]), "cft")
+    assert found["metrics"]["r@1"] == 0.5
+    assert found["vs_ar"]["r@1"] == [1.0, 1.0]
+    assert found["steps"][0]["n"] == 1
+    assert found["steps"][0]["metrics"]["r@1"] == {
+        "diff": 1.0,
+        "ci": [1.0, 1.0],
+        "verdict": "gain",
+    }
+
+
 def test_validity_length_truth_and_speed_are_ratios_of_sums():
     lists = lists_with_hits([0, 1, -1])
     failures_LX = np.zeros((3, len(FAILURES)), dtype=bool)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -16,9 +17,9 @@ from diffgr2.items.encode import Encoder
 from diffgr2.items.kmeans import kmeans, nearest
 from diffgr2.items.quantize import fit_rkmeans
 from diffgr2.items.report import id_report, purity, top_categories
-from diffgr2.items.rqvae import Codebooks, contrastive, fit_rqvae
+from diffgr2.items.rqvae import Codebooks, contrastive, fit_rqvae, n_epochs
 from diffgr2.items.sids import SemanticIds, parse_sid, sid_text, sid_tokens
-from diffgr2.items.uniqueness import distinct_share
+from diffgr2.items.uniqueness import distinct_share, make_unique, take_neighbours
 from diffgr2.items.vectors import fit_vectors, item_text
 from diffgr2.pipeline import StageContext
 from diffgr2.progress import Progress
@@ -26,7 +27,9 @@ from diffgr2.stages import items as stage
 from diffgr2.types import Catalogue, Histories
 
 KINDS = ("shampoo", "lipstick", "razor", "lotion", "perfume")
-SMALL = ItemsConfig(vector_dim=16, levels=3, codes=16, latent_dim=8, hidden_dim=16, epochs=4)
+SMALL = ItemsConfig(
+    vector_dim=16, levels=3, codes=16, latent_dim=8, hidden_dim=16, epochs=4, min_steps=0
+)
 
 
 def make_catalogue(n: int, seed: int = 0) -> Catalogue:
@@ -112,6 +115,7 @@ def test_a_loaded_encoder_gives_the_bits_of_the_fitted_one(tmp_path: Path, quant
     for one, two in zip(encoder.encode(unseen), loaded.encode(unseen), strict=True):
         np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(loaded.vectors(texts), vectors_ID)
+    assert [part.shape for part in loaded.encode([])] == [(0, 16), (0, 3)]
     np.testing.assert_array_equal(loaded.vectors([""]), np.zeros((1, 16), np.float32))
 
 
@@ -196,6 +200,13 @@ def test_copurchase_loss_pulls_bought_together_items_together(vectors_ID: np.nda
         return float(together - (latents @ latents.T).mean())
 
     assert gap(1.0) > gap(0.0) + 0.05
+
+
+def test_small_catalogues_train_longer_and_zero_epochs_stay_zero() -> None:
+    config = ItemsConfig(batch=100, epochs=5, min_steps=60)
+    assert n_epochs(10_000, config) == 5  # 100 batches per epoch
+    assert n_epochs(201, config) == 20  # 3 batches per epoch
+    assert n_epochs(201, config.model_copy(update={"epochs": 0})) == 0
 
 
 def test_contrastive_loss_equals_its_definition_and_ignores_own_items() -> None:
@@ -283,3 +294,30 @@ def test_purity_leaves_unlabelled_items_out() -> None:
 
 def test_natural_share_counts_distinct_ids() -> None:
     assert distinct_share(np.array([[1, 2], [1, 2], [3, 4]], np.int32)) == pytest.approx(2 / 3)
+
+
+BEAUTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "beauty" / "items.parquet"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BEAUTY.is_file(), reason="the Beauty files are not here")
+def test_beauty_reaches_the_asked_uniqueness() -> None:
+    rows = pl.read_parquet(BEAUTY).sort("item_id").to_dicts()
+    texts = [
+        item_text(row["title"] or "", row["brand"] or "", row["categories"] or [], "")
+        for row in rows
+    ]
+    config = ItemsConfig()
+    vectors_ID, _ = fit_vectors(texts, config, 0)
+    fitted = fit_rqvae(vectors_ID, None, config, 0)
+    natural_IL = fitted.codes(vectors_ID)
+    before_IL = take_neighbours(fitted.latent(vectors_ID), natural_IL, fitted.codebooks_LCD)
+    final_IL, drawn_I = make_unique(before_IL, config.codes, config.random_last, 0)
+    assert len(final_IL) == 12_101
+    assert distinct_share(natural_IL) > 0.8
+    assert distinct_share(before_IL) >= 0.99
+    assert distinct_share(final_IL) == 1.0
+    paths = [row["categories"] or [] for row in rows]
+    report = id_report(natural_IL, before_IL, final_IL, drawn_I, config.codes, paths)
+    assert min(level["usage"] for level in report["levels"]) > 0.9
+    assert report["levels"][0]["purity"] > 0.9 > report["purity_by_chance"]

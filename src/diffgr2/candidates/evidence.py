@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
-from diffgr2.candidates.fields import FIELDS, NAMES
+from diffgr2.candidates.fields import FIELDS, NAMES, Field
 from diffgr2.candidates.pairs import DAY, PairCounts
 from diffgr2.candidates.retriever import padded_last, slice_rows
 from diffgr2.config import EvidenceConfig
@@ -52,7 +52,7 @@ class View:
     buyers_LK: np.ndarray
 
     @property
-    def total_L1(self) -> np.ndarray:
+    def total(self) -> np.ndarray:
         """Sum of the recency weights, at least a little."""
         return np.maximum(self.weight_LH1.sum(1), 1e-9)
 
@@ -122,7 +122,7 @@ class EvidenceIndex:
                 **retriever_fields(view),
                 **pair_fields(view, self.n_users),
                 **self._attribute_fields(view),
-                "peers": peers(view, users_UI, self.decay, self.history),
+                "peers": peers(view, users_UI),
                 "popular": view.buyers_LK,
                 "lately": self._lately(view),
             }
@@ -182,10 +182,10 @@ class EvidenceIndex:
         brand = self.same_brand(view.history_LH, view.items_LK)
         category = self.category_match(view.history_LH, view.items_LK)
         # The weighted mean of the history's vectors first: one product per candidate.
-        mean_LE = (view.weight_LH1 * self.vectors_IE[view.history_LH]).sum(1) / view.total_L1
+        mean_LE = (view.weight_LH1 * self.vectors_IE[view.history_LH]).sum(1) / view.total
         return {
-            "brand": (view.weight_LH1 * brand).sum(1) / view.total_L1,
-            "category": (view.weight_LH1 * category).sum(1) / view.total_L1,
+            "brand": (view.weight_LH1 * brand).sum(1) / view.total,
+            "category": (view.weight_LH1 * category).sum(1) / view.total,
             "text": np.einsum("le,lke->lk", mean_LE, self.vectors_IE[view.items_LK]),
         }
 
@@ -208,7 +208,9 @@ class EvidenceIndex:
     def with_edges(self, features_XF: np.ndarray) -> EvidenceIndex:
         """The same index with bucket edges at the quantiles of these candidates' features."""
         columns = [
-            bucket_edges(features_XF[:, f], self.n_buckets, field.zero_is_none, field.name == "rank")
+            bucket_edges(
+                features_XF[:, f], self.n_buckets, field.zero_is_none, field.name == "rank"
+            )
             for f, field in enumerate(FIELDS)
         ]
         return replace(self, edges_FB=np.stack(columns))
@@ -322,24 +324,46 @@ def pair_fields(view: View, n_users: int) -> dict[str, np.ndarray]:
     }
 
 
-def peers(view: View, users_UI: sp.csr_array, decay: float, history: int) -> np.ndarray:
-    """Users weighted by the square of their overlap with the history vote for what they bought."""
-    raise NotImplementedError
+def peers(view: View, users_UI: sp.csr_array) -> np.ndarray:
+    """Users vote for what they bought, by the square of their overlap with the history.
+
+    Overlap counts rare items and recent ones more; the square favours whoever shares several items
+    over many who share one. Users with long histories speak less.
+    """
+    lists, n_items = len(view.items_LK), users_UI.shape[1]
+    row_N, column_N = np.nonzero(view.history_LH >= 0)
+    weight_N = (view.weight_LH1 / np.sqrt(view.buyers_LH1))[row_N, column_N, 0]
+    position = (row_N, view.history_LH[row_N, column_N])
+    overlap_LU = sp.csr_array(
+        sp.csr_array((weight_N, position), (lists, n_items)) @ users_UI.T.tocsr()
+    )
+    of_R = np.repeat(np.arange(lists), np.diff(overlap_LU.indptr))
+    size_U = np.maximum(np.diff(users_UI.indptr), 1)
+    own_R = overlap_LU.indices == view.exclude_L[of_R]
+    vote_R = np.square(overlap_LU.data) / np.sqrt(size_U[overlap_LU.indices])
+    overlap_LU.data = np.where(own_R, 0.0, vote_R).astype(np.float32)
+    votes_LI = sp.csr_array(overlap_LU @ users_UI)
+    votes_LI.sort_indices()
+    row_V = np.repeat(np.arange(lists, dtype=np.int64), np.diff(votes_LI.indptr))
+    key_V = row_V * n_items + votes_LI.indices
+    wanted_LK = np.arange(lists, dtype=np.int64)[:, None] * n_items + view.items_LK
+    if not len(key_V):
+        return np.zeros(view.items_LK.shape, np.float32)
+    index_LK = np.minimum(np.searchsorted(key_V, wanted_LK), len(key_V) - 1)
+    return np.where(key_V[index_LK] == wanted_LK, votes_LI.data[index_LK], 0.0)
 
 
-def bucket_edges(
-    value_X: np.ndarray, n_buckets: int, zero_is_none: bool, is_rank: bool
-) -> np.ndarray:
+def bucket_edges(value_X: np.ndarray, n_buckets: int, field: Field) -> np.ndarray:
     """Increasing edges, padded with +inf; bucket = number of edges that are <= the value."""
-    limit = n_buckets - 1
-    if is_rank:
-        found = np.arange(1, n_buckets, dtype=np.float32)  # one bucket per rank, the rest shares
-    else:
-        inside = value_X[value_X > 0] if zero_is_none else value_X
-        first = [np.nextafter(np.float32(0), np.float32(1))] if zero_is_none else []
-        pieces = n_buckets - len(first)
-        cuts = np.quantile(inside, np.arange(1, pieces) / pieces) if len(inside) else []
-        found = np.unique(np.concatenate([first, cuts]).astype(np.float32))
-    edges = np.full(limit, np.inf, np.float32)
-    edges[: len(found)] = found[:limit]
+    if field.name == "rank":
+        # One bucket per place; the last places share one.
+        return np.arange(1, n_buckets, dtype=np.float32)
+    first, inside = [], value_X
+    if field.zero_is_none:
+        first, inside = [np.nextafter(np.float32(0), np.float32(1))], value_X[value_X > 0]
+    pieces = n_buckets - len(first)
+    cuts = np.quantile(inside, np.arange(1, pieces) / pieces) if len(inside) else []
+    found = np.unique(np.concatenate([first, cuts]).astype(np.float32))
+    edges = np.full(n_buckets - 1, np.inf, np.float32)
+    edges[: len(found)] = found
     return edges

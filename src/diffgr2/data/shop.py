@@ -37,11 +37,14 @@ from diffgr2.types import Histories
 
 __all__ = ["simulate_dataset", "true_probabilities"]
 
-RECENT_SHARES = np.array([0.66, 0.22, 0.12])  # which of the last purchases a motive looks at
+RECENT_SHARES = np.array([0.70, 0.20, 0.10])  # which of the last purchases a motive looks at
 CURIOSITY = 0.04  # share of taste purchases from any leaf; keeps every item possible
 WITHIN = 0.9  # popularity exponent inside a leaf, tier or brand
 START_DAY, DAYS, DAY = 15_000, 500, 86_400  # first purchases fall into these days
-REDRAWS = 64  # attempts before a repeat is resolved over the whole catalogue
+# A repeat is drawn again a few times, then resolved over the whole catalogue: soon where that is
+# cheap, late where it is not. Only repeats decide when to stop, so the distribution stays exact.
+FEW_REDRAWS, REDRAWS = 4, 64
+WHOLE_CELLS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -154,14 +157,49 @@ def draw_items(
 
 
 def draw_remaining(
-    truth: dict[str, np.ndarray], histories: Histories, user: int, step: int, u: float
-) -> int:
-    """One draw over the whole catalogue without the bought items: slow, but always ends."""
-    all_1I = np.arange(histories.n_items)[None]
-    p_I = true_probabilities(truth, histories, np.array([user]), np.array([step]), all_1I)[0]
-    cumulative_I = np.cumsum(p_I)
-    item = int(np.searchsorted(cumulative_I, u * cumulative_I[-1], "right"))
-    return min(item, int(np.flatnonzero(p_I)[-1]))
+    truth: dict[str, np.ndarray],
+    histories: Histories,
+    user_n: np.ndarray,
+    step: int,
+    u_n: np.ndarray,
+) -> np.ndarray:
+    """One draw each over the whole catalogue without the bought items: always succeeds."""
+    item_n = np.zeros(len(user_n), dtype=np.int32)
+    rows = max(1, WHOLE_CELLS // histories.n_items)
+    for at in range(0, len(user_n), rows):
+        part = slice(at, at + rows)
+        all_nI = np.tile(np.arange(histories.n_items), (len(user_n[part]), 1))
+        end_n = np.full(len(all_nI), step)
+        p_nI = true_probabilities(truth, histories, user_n[part], end_n, all_nI)
+        item_n[part] = pick(p_nI / p_nI.sum(1, keepdims=True), u_n[part])
+    return item_n
+
+
+def draw_position(
+    truth: dict[str, np.ndarray],
+    groups: dict[str, Groups],
+    histories: Histories,
+    user_n: np.ndarray,
+    step: int,
+    rng: np.random.Generator,
+) -> None:
+    """Write the item at position `step` of these shoppers; all before it must stand."""
+    items_N, start_U1 = histories.items_N, histories.offsets_U1
+    for attempt in range(REDRAWS):
+        if attempt >= FEW_REDRAWS and len(user_n) * histories.n_items <= WHOLE_CELLS:
+            break
+        end_n = np.full(len(user_n), step)
+        recent_nR = last_items(histories, user_n, end_n, len(RECENT_SHARES))
+        item_n = draw_items(truth, groups, user_n, step, recent_nR, rng)
+        repeat_n = np.zeros(len(user_n), dtype=bool)
+        for back in range(step):
+            repeat_n |= items_N[start_U1[user_n] + back] == item_n
+        items_N[start_U1[user_n[~repeat_n]] + step] = item_n[~repeat_n]
+        user_n = user_n[repeat_n]
+        if not len(user_n):
+            return
+    u_n = rng.random(len(user_n))
+    items_N[start_U1[user_n] + step] = draw_remaining(truth, histories, user_n, step, u_n)
 
 
 def draw_histories(
@@ -171,34 +209,19 @@ def draw_histories(
     n_items: int,
     seed: int,
 ) -> Histories:
-    """All purchases, one position of all shoppers at a time; repeats are drawn again, which is the
-    same as renormalising over the items not yet bought."""
+    """All purchases, one position of all shoppers at a time."""
     offsets_U1 = np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64)
     items_N = np.full(offsets_U1[-1], -1, dtype=np.int32)
     histories = Histories(offsets_U1, items_N, np.zeros(len(items_N), np.int64), n_items)
     for step in range(int(lengths_U.max())):
         rng = streams.generator(seed, "shop", "purchases", step)
-        pending = np.flatnonzero(lengths_U > step)
-        for _ in range(REDRAWS):
-            end_n = np.full(len(pending), step)
-            recent_nR = last_items(histories, pending, end_n, len(RECENT_SHARES))
-            item_n = draw_items(truth, groups, pending, step, recent_nR, rng)
-            repeat_n = np.zeros(len(pending), dtype=bool)
-            for back in range(step):
-                repeat_n |= items_N[offsets_U1[pending] + back] == item_n
-            done = pending[~repeat_n]
-            items_N[offsets_U1[done] + step] = item_n[~repeat_n]
-            pending = pending[repeat_n]
-            if not len(pending):
-                break
-        for user in pending.tolist():
-            item = draw_remaining(truth, histories, user, step, rng.random())
-            items_N[offsets_U1[user] + step] = item
+        users = np.flatnonzero(lengths_U > step)
+        draw_position(truth, groups, histories, users, step, rng)
     return histories
 
 
 def draw_timestamps(lengths_U: np.ndarray, seed: int) -> np.ndarray:
-    """Whole days that never go back; about a quarter of purchases share the day before's."""
+    """Whole days that never go back; a fifth or more share their day with the last."""
     rng = streams.generator(seed, "shop", "days")
     pace_U = rng.gamma(2.0, 12.0, size=len(lengths_U))  # days between visits
     gap_N = rng.poisson(rng.exponential(np.repeat(pace_U, lengths_U)))

@@ -28,8 +28,8 @@ from diffgr2.data.shop_words import (
 )
 from diffgr2.types import Catalogue
 
-POOL = 6  # complements per item
-POOL_SHARES = np.array([0.42, 0.22, 0.14, 0.09, 0.07, 0.06])  # by place in the pool
+POOL = 5  # complements per item
+POOL_SHARES = np.array([0.46, 0.24, 0.14, 0.09, 0.07])  # by place in the pool
 ZIPF = 0.95  # popularity of the item at popularity rank r is ~ 1 / (r + ZIPF_SHIFT) ** ZIPF
 ZIPF_SHIFT = 5.0
 BRAND_PULL = 6.0  # how much likelier a complement is of the same brand

@@ -13,7 +13,7 @@ from diffgr2 import streams
 from diffgr2.config import ShopConfig
 from diffgr2.data.shop_catalogue import Shelves
 
-MOTIVE_WEIGHTS = np.array([0.42, 0.10, 0.14, 0.08, 0.26])  # all but noise, on average
+MOTIVE_WEIGHTS = np.array([0.52, 0.08, 0.12, 0.07, 0.21])  # all but noise, on average
 MOTIVE_SPREAD = 6.0  # Dirichlet-like concentration: smaller = shoppers differ more
 TIER_AFFINITY = np.array([1.0, 0.25, 0.05, 0.01])  # by distance from the shopper's price tier
 TASTES = 6  # leaves a shopper likes: the first half fades, the second half grows

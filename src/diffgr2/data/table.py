@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +127,17 @@ def _records(
         return _parquet(path, columns, words, intake)
     lines = read_lines(path, intake)
     if kind == "jsonl":
-        # JSON lines have no header: a word counts as present if it is mapped or usual.
+        # JSON lines have no header: the first usable one says which unmapped words there are.
+        parsed = each(lines, intake, lambda text: (text, json_object(text)))
+        first = next(parsed, None)
+        known = first[1][1] if first else {}
         names = {
             word: columns.get(word, word)
             for word in words
-            if word in columns or word in ("user", "item", *TEXT_WORDS)
+            if word in columns or word in known or word in ("user", "item")
         }
-        parsed = each(lines, intake, lambda text: (text, json_object(text)))
-        return names, ((number, text, record) for number, (text, record) in parsed)
+        chained = chain([first] if first else [], parsed)
+        return names, ((number, text, record) for number, (text, record) in chained)
     delimiter = "," if kind == "csv" else "\t"
     header = read_header(lines, intake, lambda text: csv_header(text, delimiter))
     return resolve(columns, header, words, intake.name), _cells(lines, header, delimiter, intake)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
 
 from diffgr2.grammar import AnswerGrammar
 
@@ -55,14 +55,44 @@ def completable(fits_KC: np.ndarray) -> bool:
     return bool((match_K >= 0).all())
 
 
-def allowed_tokens(state: AnswerState, j: int, n: int) -> np.ndarray:
-    """Tokens that entry j may take at its position n without excluding every permutation."""
-    choices = state.grammar.choices_KN
-    fits_KC = consistent(state.entry_KN, choices)
+def admissible(fits_KC: np.ndarray) -> np.ndarray | None:
+    """Which (entry, candidate) pairs belong to some permutation [K, C]; None if there is none.
+
+    Given one perfect matching, a pair lies in another one exactly if its candidate and the one now
+    matched to its entry are in one strongly connected component of "could pass its entry on to".
+    """
+    match_K = maximum_bipartite_matching(csr_array(fits_KC), perm_type="column")
+    if (match_K < 0).any():
+        return None
+    passes_CC = np.zeros_like(fits_KC)
+    passes_CC[match_K] = fits_KC
+    _, part_C = connected_components(csr_array(passes_CC), connection="strong")
+    return fits_KC & (part_C[None, :] == part_C[match_K][:, None])
+
+
+def allowed_choices(state: AnswerState) -> np.ndarray:
+    """Which candidates [K, C] each entry may still become without excluding every permutation.
+
+    If the committed tokens exclude every permutation already, the unused candidates that agree.
+    """
+    choices_KN = state.grammar.choices_KN
+    if choices_KN.shape[1] == 1:
+        entry_K = state.entry_KN[:, 0]
+        open_C = ~np.isin(choices_KN[:, 0], entry_K)
+        agrees_KC = entry_K[:, None] == choices_KN[None, :, 0]
+        return np.where((entry_K == UNKNOWN)[:, None], open_C[None, :], agrees_KC)
+    fits_KC = consistent(state.entry_KN, choices_KN)
+    pairs_KC = admissible(fits_KC)
+    if pairs_KC is not None:
+        return pairs_KC
     full_K = (state.entry_KN != UNKNOWN).all(1)
-    used_C = fits_KC[full_K].any(0)  # spelled out in full somewhere
-    mine_C = fits_KC[j] & ~used_C
-    return np.unique(choices[mine_C, n]) if mine_C.any() else np.unique(choices[fits_KC[j], n])
+    unused_KC = fits_KC & ~fits_KC[full_K].any(0)
+    return np.where(unused_KC.any(1, keepdims=True), unused_KC, fits_KC)
+
+
+def allowed_tokens(state: AnswerState, may_KC: np.ndarray, j: int, n: int) -> np.ndarray:
+    """Tokens that entry j may take at its position n, given `allowed_choices`."""
+    return np.unique(state.grammar.choices_KN[may_KC[j], n])
 
 
 def settle(

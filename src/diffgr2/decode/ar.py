@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from diffgr2.decode.answer_rule import allowed_tokens, answer_state
+from diffgr2.decode.answer_rule import allowed_choices, allowed_tokens, answer_state
+from diffgr2.decode.draw import among
 from diffgr2.decode.row import Record, View, Window
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.grammar import AnswerGrammar
@@ -67,9 +68,12 @@ class ArRow:
         here = np.argwhere(state.slots_KN == self.length)
         if not len(here):
             return view
-        allowed = torch.from_numpy(allowed_tokens(state, *here[0].tolist()))
+        allowed = allowed_tokens(state, allowed_choices(state), *here[0].tolist())
+        if not len(allowed):  # candidates spelled alike: no permutation can be written
+            return view
+        allowed_A = torch.from_numpy(allowed).to(view.logp_TV.device)
         logp_TV = torch.full_like(view.logp_TV, -torch.inf)
-        logp_TV[:, allowed] = torch.log_softmax(view.logp_TV[:, allowed], -1)
+        logp_TV[:, allowed_A] = among(view.logp_TV[:, allowed_A])
         top_T = logp_TV.argmax(-1)
         top_logp_T = logp_TV.gather(-1, top_T[:, None])[:, 0]
         return View(logp_TV, top_T.cpu().numpy(), top_logp_T.cpu().numpy())

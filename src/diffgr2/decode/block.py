@@ -14,8 +14,14 @@ import numpy as np
 import torch
 
 from diffgr2.decode import accept
-from diffgr2.decode.answer_rule import AnswerState, allowed_tokens, answer_state, settle
-from diffgr2.decode.draw import entropy
+from diffgr2.decode.answer_rule import (
+    AnswerState,
+    allowed_choices,
+    allowed_tokens,
+    answer_state,
+    settle,
+)
+from diffgr2.decode.draw import among, draw, entropy, tempered
 from diffgr2.decode.row import UNKNOWN, Record, View, Window
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.grammar import AnswerGrammar
@@ -100,11 +106,11 @@ class BlockRow:
             np.array(a) for a in view.choose(rows, self.settings.temperature, self.rng)
         )
         masked_T = self.record.tokens_T[self.start : self.end] == UNKNOWN
-        state = self._answer(view.logp_TV[rows], masked_T)
+        commit_T = self._accept(confidence_T, masked_T, view.logp_TV[rows])
+        state = self._answer(view.logp_TV[rows], masked_T, token_T, commit_T)
         if state is not None:
             self._restrict(state, view.logp_TV[rows], masked_T, token_T, logp_T, confidence_T)
-        commit_T = self._accept(confidence_T, masked_T, view.logp_TV[rows])
-        if state is not None:
+            commit_T = self._accept(confidence_T, masked_T, view.logp_TV[rows])
             commit_T = self._settle(state, commit_T, token_T, confidence_T)
         for t in np.flatnonzero(commit_T):
             self.record.commit(self.start + int(t), int(token_T[t]), step, float(logp_T[t]))
@@ -142,12 +148,22 @@ class BlockRow:
 
     # ------------------------------------------------------------------- permutation rule
 
-    def _answer(self, logp_TV: torch.Tensor, masked_T: np.ndarray) -> AnswerState | None:
-        """The answer as far as it is committed, if the rule applies and its place is known."""
+    def _answer(
+        self, logp_TV: torch.Tensor, masked_T: np.ndarray, token_T: np.ndarray, commit_T: np.ndarray
+    ) -> AnswerState | None:
+        """The answer as far as it is committed, if the rule applies and its place is known.
+
+        A marker that is about to commit counts already: entries could commit in the same step.
+        """
         if self.settings.rule == "raw" or self.grammar is None:
             return None
         tokens_T = self.record.tokens_T[: self.end]
-        start = self.grammar.find(tokens_T)
+        if (commit_T & np.isin(token_T, self.grammar.marker)).any():
+            soon_T = tokens_T.copy()
+            soon_T[self.start :][commit_T] = token_T[commit_T]
+            start = self.grammar.find(soon_T)
+        else:
+            start = self.grammar.find(tokens_T)
         if start is None and len(self.grammar.marker) == 1:
             marker_T = logp_TV[:, self.grammar.marker[0]].exp().cpu().numpy() * masked_T
             best = int(marker_T.argmax())
@@ -171,28 +187,19 @@ class BlockRow:
         confidence_T: np.ndarray,
     ) -> None:
         """Let masked answer positions choose among the remaining candidates only (in place)."""
-        single = state.grammar.choices_KN.shape[1] == 1
-        shared = allowed_tokens(state, 0, 0) if single else None
-        if single:  # every open entry may take the same tokens: those not committed yet
-            used = state.entry_KN[state.entry_KN != UNKNOWN]
-            shared = np.setdiff1d(state.grammar.choices_KN[:, 0], used)
+        may_KC = allowed_choices(state)
         for t, j, n in self._slots(state):
             if not masked_T[t]:
                 continue
-            allowed = shared if shared is not None else allowed_tokens(state, j, n)
-            if not len(allowed):
+            allowed = allowed_tokens(state, may_KC, j, n)
+            if not len(allowed):  # a stranger got there before the rule: no candidate fits
                 continue
-            raw = logp_TV[t, torch.from_numpy(allowed)]
-            if self.settings.temperature == 0.0:
-                among = torch.log_softmax(raw, -1)
-                pick = int(raw.argmax())
-            else:
-                among = torch.log_softmax(raw / self.settings.temperature, -1)
-                cumulative = among.double().exp().cumsum(-1)
-                pick = int(torch.searchsorted(cumulative, self.rng.random() * cumulative[-1]))
-                pick = min(pick, len(allowed) - 1)
-            token_T[t], logp_T[t] = int(allowed[pick]), float(among[pick])
-            confidence_T[t] = float(raw[pick].exp())
+            raw_A = logp_TV[t, torch.from_numpy(allowed).to(logp_TV.device)]
+            hot_1A = tempered(among(raw_A)[None], self.settings.temperature)
+            sampled = self.settings.temperature > 0.0
+            pick = int(draw(hot_1A, self.rng.random(1) if sampled else None))
+            token_T[t], logp_T[t] = int(allowed[pick]), float(hot_1A[0, pick])
+            confidence_T[t] = float(raw_A[pick].exp())
 
     def _settle(
         self, state: AnswerState, commit_T: np.ndarray, token_T: np.ndarray, confidence_T: np.ndarray
@@ -204,14 +211,8 @@ class BlockRow:
         out_T = commit_T.copy()
         for t, j, n in slots:
             out_T[t] = (j, n) in kept
-        if not out_T.any():  # only with entries of several tokens: take the surest that fits
-            t, j, n = max(slots, key=lambda slot: confidence_T[slot[0]])
-            for token in allowed_tokens(state, j, n):
-                if settle(state, [(1.0, j, n, int(token))]):
-                    token_T[t], out_T[t] = int(token), True
-                    break
-            else:
-                out_T[t] = True  # no permutation is left: the raw token, reported as invalid
+        if not out_T.any():  # two candidates spelled alike: the raw token, reported as invalid
+            out_T[max(slots, key=lambda slot: confidence_T[slot[0]])[0]] = True
         return out_T
 
     def fresh(self) -> list[tuple[int, int]]:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from diffgr2.errors import DecodeError
 
+IMPOSSIBLE = -1e30
+"""Stands for −inf where a renormalisation must stay defined."""
+
 
 def prepare(logits_BTV: Tensor, mask_id: int) -> Tensor:
     """Log-probabilities in fp32, mask id excluded; fails on NaN, +inf and empty rows."""
@@ -30,6 +33,11 @@ def tempered(logp_TV: Tensor, temperature: float) -> Tensor:
     if temperature in (0.0, 1.0):
         return logp_TV
     return torch.log_softmax(logp_TV / temperature, -1)
+
+
+def among(logp_TA: Tensor) -> Tensor:
+    """Log-probabilities renormalised over A allowed tokens; uniform if all had probability zero."""
+    return torch.log_softmax(logp_TA.clamp_min(IMPOSSIBLE), -1)
 
 
 def draw(logp_TV: Tensor, uniform_T: np.ndarray | None) -> Tensor:

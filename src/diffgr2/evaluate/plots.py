@@ -295,7 +295,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-CURVES = ("loss", "reward", "kl", "entropy", "completions/mean_length", "raw_valid", "grad_norm")
+CURVES = ("loss", "grad_norm", "reward", "kl", "entropy", "completions/mean_length", "raw_valid")
 
 
 def training_curves(

@@ -148,6 +148,12 @@ def _loss(
     return loss, codes_BL, rests_BLE
 
 
+def n_epochs(n_items: int, config: ItemsConfig) -> int:
+    """`epochs`, or as many as it takes to make `min_steps` batches; 0 stays 0."""
+    batches = -(-n_items // config.batch)
+    return max(config.epochs, -(-config.min_steps // batches)) if config.epochs else 0
+
+
 def fit_rqvae(
     vectors_ID: np.ndarray,
     pairs_P2: np.ndarray | None,
@@ -168,7 +174,7 @@ def fit_rqvae(
     optimizer = torch.optim.Adam(weights.values(), lr=config.lr)
     paired = config.copurchase_weight > 0 and pairs_P2 is not None and len(pairs_P2) > 0
     step = 0
-    for epoch in range(config.epochs):
+    for epoch in range(n_epochs(n_items, config)):
         order = torch.from_numpy(permutation(n_items, seed, "items", "rqvae", "epoch", epoch))
         total = 0.0
         for batch in order.split(config.batch):

@@ -79,6 +79,8 @@ class TextVectors:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of new texts, one row each."""
+        if not texts:
+            return np.zeros((0, len(self.components_DV)), np.float32)
         if self.sentence_model is not None:
             return _sentence_vectors(self.sentence_model, texts)
         return normalise(self._weighted(texts) @ self.components_DV.T)

@@ -121,6 +121,11 @@ class Compact:
         at = body.index(marker)
         return body[:at], body[at + 1 :]
 
+    def answer_start(self, tokens: Sequence[int]) -> int:
+        """Index of the answer's marker, or the length where there is none."""
+        marker = self._ids["<answer>"]
+        return list(tokens).index(marker) if marker in tokens else len(tokens)
+
     def parse(self, tokens: Sequence[int], request: Request) -> Answer:
         """Read a response; failures are classified, never raised."""
         if not len(tokens) or tokens[-1] != self.vocab.end_id:

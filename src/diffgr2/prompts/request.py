@@ -7,7 +7,6 @@ moved it. Building them from artifacts is vectorised here. Not here: token ids (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,23 +74,21 @@ def item_text(catalogue: Catalogue, item: int) -> str:
     return f"{title} ({'; '.join(extras)})" if extras else title
 
 
-def requests_of(
+def request_at(
     lists: CandidateLists,
+    row: int,
     histories: Histories,
     codes_IL: np.ndarray,
-    buckets_LKF: np.ndarray,
+    buckets_KF: np.ndarray,
     shown: int,
     catalogue: Catalogue | None = None,
-) -> Iterator[Request]:
-    """A request per list; texts only where a catalogue is given."""
-    for row in range(len(lists)):
-        history = histories.of(int(lists.user_L[row]), int(lists.end_L[row]))[-shown:]
-        items_K = lists.items_LK[row]
-        texts: tuple[str, ...] = ()
-        history_texts: tuple[str, ...] = ()
-        if catalogue is not None:
-            texts = tuple(item_text(catalogue, int(i)) for i in items_K)
-            history_texts = tuple(item_text(catalogue, int(i)) for i in history)
-        yield Request(
-            codes_IL[history], codes_IL[items_K], buckets_LKF[row], history_texts, texts
-        )
+) -> Request:
+    """The request of one list; texts only where a catalogue is given."""
+    history_H = histories.of(int(lists.user_L[row]), int(lists.end_L[row]))[-shown:]
+    items_K = lists.items_LK[row]
+    texts: tuple[str, ...] = ()
+    history_texts: tuple[str, ...] = ()
+    if catalogue is not None:
+        texts = tuple(item_text(catalogue, int(i)) for i in items_K)
+        history_texts = tuple(item_text(catalogue, int(i)) for i in history_H)
+    return Request(codes_IL[history_H], codes_IL[items_K], buckets_KF, history_texts, texts)

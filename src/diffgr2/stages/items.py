@@ -19,7 +19,7 @@ from diffgr2.errors import ArtifactError
 from diffgr2.items.encode import Encoder
 from diffgr2.items.quantize import Quantizer, fit_rkmeans
 from diffgr2.items.report import flat_metrics, id_report
-from diffgr2.items.rqvae import fit_rqvae
+from diffgr2.items.rqvae import fit_rqvae, n_epochs
 from diffgr2.items.sids import SemanticIds
 from diffgr2.items.uniqueness import check_capacity, distinct_share, make_unique, take_neighbours
 from diffgr2.items.vectors import catalogue_texts, fit_vectors
@@ -46,7 +46,7 @@ def fit_quantizer(
     """The quantizer that the recipe names."""
     if config.quantizer == "rkmeans":
         return fit_rkmeans(vectors_ID, config, seed)
-    with progress.task("items: RQ-VAE epochs", config.epochs) as bar:
+    with progress.task("items: RQ-VAE epochs", n_epochs(len(vectors_ID), config)) as bar:
         return fit_rqvae(
             vectors_ID,
             pairs_P2,

@@ -61,7 +61,10 @@ def identity(task: str, seed: int, config: TrainConfig, model: nn.Module) -> dic
         "task": task,
         "seed": seed,
         "config": config.model_dump(mode="json", exclude=set(FREE_KEYS)),
-        "model": {"tensors": len(tensors), "digest": artifacts.digest(tensors)},
+        "model": {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "shapes": artifacts.digest(tensors),
+        },
     }
 
 
@@ -136,7 +139,7 @@ def _write(
         _set_aside(final)  # a run never reaches a step twice unless that checkpoint was refused
         os.rename(temporary, final)
         artifacts.fsync_path(root)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"{final}: step {step} cannot be written ({error})") from None
 

@@ -1,0 +1,1 @@
+"""Objectives: noise, losses and rewards as pure functions; `stages` puts them together."""

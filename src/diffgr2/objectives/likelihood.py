@@ -1,0 +1,53 @@
+"""Log-likelihoods of chosen positions: the one way in which training calls the backbone.
+
+Contract: `logits_at` runs the trunk once and the head only where a loss needs it, with the mask
+token at −inf (DESIGN §5, Vocabulary). Losses are sums; who divides is the training loop. Not here:
+which positions, and under which attention (`model.layout`, `stages`).
+
+Letters: B rows, T tokens, N chosen positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def logits_at(
+    model: nn.Module,
+    ids_BT: Tensor,
+    index_N: Tensor,
+    mask_id: int,
+    *,
+    attends_B1TT: Tensor | None = None,
+    position_BT: Tensor | None = None,
+) -> Tensor:
+    """Logits [N, V] at flat positions `index_N` (row * T + t); causal if no mask is given."""
+    hidden_BTD = model.model(
+        input_ids=ids_BT,
+        attention_mask=attends_B1TT,
+        position_ids=position_BT,
+        use_cache=False,
+    ).last_hidden_state
+    logits_NV = model.lm_head(hidden_BTD.flatten(0, 1)[index_N]).float()
+    mask = torch.tensor([mask_id], device=logits_NV.device)
+    return logits_NV.index_fill(-1, mask, -torch.inf)
+
+
+def chosen_logp(logits_NV: Tensor, target_N: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability [N] of each target at a temperature (0 counts as 1)."""
+    if temperature not in (0.0, 1.0):
+        logits_NV = logits_NV / temperature
+    return -F.cross_entropy(logits_NV, target_N, reduction="none")
+
+
+def weighted_nll(logits_NV: Tensor, target_N: Tensor, weight_N: Tensor) -> Tensor:
+    """Weighted sum of negative log-likelihoods."""
+    return -(chosen_logp(logits_NV, target_N) * weight_N).sum()
+
+
+def entropy_of(logits_NV: Tensor) -> Tensor:
+    """Entropy [N] in nats."""
+    logp_NV = torch.log_softmax(logits_NV, -1)
+    return -(logp_NV.exp() * logp_NV.masked_fill(logp_NV == -torch.inf, 0.0)).sum(-1)

@@ -1,0 +1,58 @@
+"""Corruption of a response for conversion fine-tuning (DESIGN §6, CFT; paper §3.4).
+
+Contract: `noise_mask` draws one noise level per block, masks each token of the block with that
+probability, masks at least one token per block, and masks a share of the blocks entirely (a
+decoder's first step). `complement` is the other half of a complementary pair, so that every token
+is supervised exactly once. Pure functions of a generator. Not here: which tokens a block holds
+(`model.layout`), and losses.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+T_MIN = 0.1
+"""Lowest noise level: nearly clean blocks teach little."""
+
+
+def noise_mask(
+    block_R: np.ndarray, fully_masked: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(masked [R], level [R]) for response tokens with these block numbers."""
+    blocks, inverse_R = np.unique(block_R, return_inverse=True)
+    level_b = rng.uniform(T_MIN, 1.0, len(blocks))
+    level_b[rng.random(len(blocks)) < fully_masked] = 1.0
+    level_R = level_b[inverse_R]
+    draw_R = rng.random(len(block_R))
+    masked_R = draw_R < level_R
+    for number in range(len(blocks)):  # the lowest draw of a block is masked whatever its level
+        members = np.flatnonzero(inverse_R == number)
+        masked_R[members[draw_R[members].argmin()]] = True
+    return masked_R, level_R
+
+
+def complement(masked_R: np.ndarray, level_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The other half of the pair: masked where the first is not, at level 1 − t."""
+    return ~masked_R, np.maximum(1.0 - level_R, T_MIN)
+
+
+def replay_state(step_R: np.ndarray, step: int) -> np.ndarray:
+    """Masked [R] just before forward `step`: all that was committed at or after it, or never."""
+    return (step_R < 0) | (step_R >= step)
+
+
+def frontier(masked_R: np.ndarray, block_R: np.ndarray) -> np.ndarray:
+    """Masked positions right of the last committed position of their block.
+
+    Left of it a causal teacher does not see what the student has already committed.
+
+    >>> frontier(np.array([True, False, True, True]), np.zeros(4, int)).tolist()
+    [False, False, True, True]
+    """
+    out_R = masked_R.copy()
+    for block in np.unique(block_R):
+        members = np.flatnonzero(block_R == block)
+        committed = members[~masked_R[members]]
+        if len(committed):
+            out_R[members[members < committed[-1]]] = False
+    return out_R

@@ -1,0 +1,93 @@
+"""The corpus: everything the language-model stages read, opened once from the stage directories.
+
+Contract: `open_corpus(inputs, recipe)` loads histories, semantic IDs, candidate lists, evidence
+buckets and (where given) traces; `request(split, row)` builds one request; `examples` enumerates
+the lists whose traces train, `hits` those whose target is in the list and known (train and
+validation, never test). Not here: token batches (`batches`) and training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from diffgr2.artifacts import load_arrays
+from diffgr2.candidates.lists import load_lists
+from diffgr2.config import Recipe
+from diffgr2.data.store import Dataset, read_dataset
+from diffgr2.items.sids import SemanticIds
+from diffgr2.prompts.compact import Compact
+from diffgr2.prompts.request import Request, request_at
+from diffgr2.prompts.vocab import Vocabulary
+from diffgr2.traces.evidence import Traces
+from diffgr2.types import CandidateLists
+
+KNOWN = ("train", "validation")
+"""Splits whose targets may be used for training; the test split's never are."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """See the module's docstring."""
+
+    recipe: Recipe
+    dataset: Dataset
+    sids: SemanticIds
+    vocab: Vocabulary
+    template: Compact
+    lists: dict[str, CandidateLists]
+    buckets: dict[str, np.ndarray]
+    traces: dict[str, Traces]
+
+    def request(self, split: str, row: int) -> Request:
+        """The request of a split's list, candidates in floor order."""
+        return request_at(
+            self.lists[split],
+            row,
+            self.dataset.histories,
+            self.sids.codes_IL,
+            self.buckets[split][row],
+            self.recipe.prompt.history,
+            self.dataset.catalogue if self.template.shows_text else None,
+        )
+
+    @cached_property
+    def examples(self) -> list[tuple[str, int]]:
+        """(split, index into that split's traces) of every trace."""
+        return [(split, n) for split in KNOWN for n in range(len(self.traces[split]))]
+
+    @cached_property
+    def hits(self) -> list[tuple[str, int]]:
+        """(split, list) of every known list that holds its target."""
+        return [
+            (split, int(row))
+            for split in KNOWN
+            for row in np.flatnonzero(self.lists[split].hit_L >= 0)
+        ]
+
+
+def open_corpus(inputs: Mapping[str, Path], recipe: Recipe) -> Corpus:
+    """Open what the given stage directories hold."""
+    vocab = Vocabulary.load(inputs["vocabulary"])
+    splits = (*KNOWN, "test")
+    return Corpus(
+        recipe=recipe,
+        dataset=read_dataset(inputs["data"]),
+        sids=SemanticIds.load(inputs["items"]),
+        vocab=vocab,
+        template=Compact(vocab, recipe.prompt),
+        lists={split: load_lists(inputs["candidates"], split) for split in splits},
+        buckets={
+            split: load_arrays(inputs["evidence"] / f"{split}.safetensors")["buckets_LKF"]
+            for split in splits
+        },
+        traces={
+            split: Traces.load(inputs["traces"] / f"{split}.safetensors") for split in KNOWN
+        }
+        if "traces" in inputs
+        else {},
+    )

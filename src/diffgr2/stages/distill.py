@@ -1,0 +1,108 @@
+"""The AR teacher's own greedy outputs: what conversion fine-tuning learns from (DESIGN §6, CFT).
+
+Contract: decodes training and validation lists greedily with the AR teacher, some with shuffled
+candidates, some answering directly, and keeps the valid outputs. Deterministic targets are what
+makes confident parallel commits possible. Writes `outputs.safetensors` (an `Outputs`). Not here:
+noise and training (`cft`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffgr2.artifacts import load_arrays, save_arrays
+from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.model.forward import LeanQwen3
+from diffgr2.pipeline import StageContext
+from diffgr2.prompts.request import Request
+from diffgr2.stages.batches import shown_order
+from diffgr2.stages.common import open_model
+from diffgr2.stages.corpus import KNOWN, Corpus, open_corpus
+from diffgr2.stages.rollouts import settings_for
+from diffgr2.streams import generator
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """N kept outputs: which list, in which order its candidates were shown, what was written."""
+
+    split_N: np.ndarray  # index into corpus.KNOWN
+    row_N: np.ndarray
+    order_NK: np.ndarray
+    direct_N: np.ndarray
+    length_N: np.ndarray
+    tokens_NT: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row_N)
+
+    def request(self, corpus: Corpus, n: int) -> Request:
+        request = corpus.request(KNOWN[int(self.split_N[n])], int(self.row_N[n]))
+        return request.reordered(self.order_NK[n])
+
+    def prompt(self, corpus: Corpus, n: int) -> list[int]:
+        request = self.request(corpus, n)
+        return corpus.template.prompt(request, reasoning=not bool(self.direct_N[n]))
+
+    def response(self, n: int) -> np.ndarray:
+        return self.tokens_NT[n, : self.length_N[n]].astype(np.int64)
+
+    def kinds(self, corpus: Corpus, n: int) -> np.ndarray:
+        """REASONING (0) or ANSWER (1) of each response token."""
+        tokens = self.response(n)
+        start = corpus.template.answer_start(tokens.tolist())
+        return (np.arange(len(tokens)) >= start).astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        save_arrays(path, **vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Outputs:
+        return cls(**load_arrays(path))
+
+
+def run(ctx: StageContext) -> dict[str, Any]:
+    recipe, config = ctx.recipe, ctx.recipe.distill
+    corpus = open_corpus(ctx.inputs, recipe)
+    everything = [(s, row) for s, split in enumerate(KNOWN) for row in range(len(corpus.lists[split]))]
+    rng = generator(ctx.seed, "distill")
+    count = min(config.lists or len(everything), len(everything))
+    picks = np.sort(rng.choice(len(everything), count, replace=False))
+    requests, meta = [], []
+    for n in picks:
+        s, row = everything[n]
+        request = corpus.request(KNOWN[s], row)
+        order_K = shown_order(request.k, config.shuffle, rng)
+        direct = bool(rng.random() < config.direct)
+        request = request.reordered(order_K)
+        ids = corpus.template.prompt(request, reasoning=not direct)
+        requests.append(DecodeRequest(ids, corpus.template.grammar(request.k)))
+        meta.append((s, row, order_K, direct, request))
+    lean = LeanQwen3(open_model(ctx.inputs["rl"]))
+    settings = settings_for(corpus, decoder="ar")
+    with ctx.progress.task("distill", len(requests)) as bar:
+        trajectories = decode(
+            lean, requests, settings, batch=config.batch, on_done=lambda _: bar.advance()
+        )
+    valid = [
+        corpus.template.parse(t.tokens_T.tolist(), m[4]).valid
+        for t, m in zip(trajectories, meta, strict=True)
+    ]
+    kept = np.flatnonzero(valid)
+    width = max(len(trajectories[i].tokens_T) for i in kept)
+    tokens_NT = np.zeros((len(kept), width), dtype=np.int32)
+    for n, i in enumerate(kept):
+        tokens_NT[n, : len(trajectories[i].tokens_T)] = trajectories[i].tokens_T
+    Outputs(
+        np.array([meta[i][0] for i in kept], dtype=np.int32),
+        np.array([meta[i][1] for i in kept], dtype=np.int32),
+        np.stack([meta[i][2] for i in kept]).astype(np.int32),
+        np.array([meta[i][3] for i in kept], dtype=bool),
+        np.array([len(trajectories[i].tokens_T) for i in kept], dtype=np.int32),
+        tokens_NT,
+    ).save(ctx.out / "outputs.safetensors")
+    return {"lists": count, "kept": len(kept), "valid": round(len(kept) / count, 4)}

@@ -1,0 +1,116 @@
+"""Stage `evidence`: what speaks for each candidate, and scorers that read nothing else.
+
+Reads data, items and candidates; writes the index, each split's features and buckets, the scorers
+and their scores. Bucket edges come from training and validation lists. Every list leaves its own
+user out of the counts, so the three splits look alike. The scorers are fitted on `evidence.fit_on`;
+the metrics judge a second set fitted on training lists alone, on validation lists; test lists are
+scored, not judged. Run: `diffgr2 evidence RECIPE`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffgr2.artifacts import load_arrays, save_arrays
+from diffgr2.candidates import scorers
+from diffgr2.candidates.evidence import EvidenceIndex
+from diffgr2.candidates.fields import FIELDS
+from diffgr2.candidates.lists import load_lists
+from diffgr2.candidates.retriever import prefixes
+from diffgr2.config import EvidenceConfig
+from diffgr2.data.store import read_dataset
+from diffgr2.errors import ArtifactError, DataError
+from diffgr2.pipeline import StageContext
+from diffgr2.types import MISS, CandidateLists, Histories
+
+SPLITS = ("train", "validation", "test")
+
+
+def load_vectors(directory: Path, n_items: int) -> np.ndarray:
+    """The items' text vectors."""
+    path = directory / "vectors.safetensors"
+    vectors_ID = load_arrays(path).get("vectors_ID")
+    if vectors_ID is None or vectors_ID.ndim != 2 or len(vectors_ID) != n_items:
+        raise ArtifactError(f"{path}: no vectors_ID with {n_items} rows")
+    return vectors_ID
+
+
+def list_features(index: EvidenceIndex, histories: Histories, lists: CandidateLists) -> np.ndarray:
+    """Features of lists whose users are in the index and leave themselves out."""
+    queries = prefixes(histories, lists.user_L, lists.end_L)
+    return index.features(queries, lists.items_LK, lists.scores_LK, lists.user_L)
+
+
+def fitted(
+    buckets: dict[str, np.ndarray],
+    hits: dict[str, np.ndarray],
+    splits: tuple[str, ...],
+    config: EvidenceConfig,
+    seed: int,
+) -> dict[str, scorers.Scorer]:
+    """All kinds of scorer, from the lists of these splits that hold their target."""
+    hit_L = np.concatenate([hits[split] for split in splits])
+    if not (hit_L != MISS).any():
+        raise DataError(
+            f"evidence.fit_on: none of the {len(hit_L)} {' and '.join(splits)} lists holds its "
+            "target (a better retriever, more users or a larger candidates.k is needed)"
+        )
+    buckets_LKF = np.concatenate([buckets[split] for split in splits])
+    return {
+        kind: scorers.fit(kind, buckets_LKF, hit_L, config.buckets, l2=config.l2, seed=seed)
+        for kind in scorers.KINDS
+    }
+
+
+def judged(score_LK: np.ndarray, hit_L: np.ndarray) -> dict[str, float]:
+    """R@1, R@3, NDCG@3 on the lists that hold their target."""
+    rows = hit_L != MISS
+    if not rows.any():
+        return {}
+    return scorers.hit_metrics(scorers.rank_of_target(score_LK[rows], hit_L[rows]))
+
+
+def run(ctx: StageContext) -> dict[str, Any]:
+    config, dataset = ctx.recipe.evidence, read_dataset(ctx.inputs["data"])
+    lists = {split: load_lists(ctx.inputs["candidates"], split) for split in SPLITS}
+    hits = {split: lists[split].hit_L for split in SPLITS}
+    vectors_ID = load_vectors(ctx.inputs["items"], len(dataset.catalogue))
+    index = EvidenceIndex.build(
+        dataset.histories.train_part(), dataset.catalogue, vectors_ID, config
+    )
+
+    features = {}
+    for split in ctx.progress.track(SPLITS, "evidence"):
+        features[split] = list_features(index, dataset.histories, lists[split])
+    known = [features[split].reshape(-1, len(FIELDS)) for split in ("train", "validation")]
+    index = index.with_edges(np.concatenate(known))
+    index.save(ctx.out)
+    buckets = {split: index.buckets(features[split]) for split in SPLITS}
+    for split in SPLITS:
+        save_arrays(
+            ctx.out / f"{split}.safetensors",
+            features_LKF=features[split],
+            buckets_LKF=buckets[split],
+        )
+
+    metrics: dict[str, Any] = {}
+    floor_LK = -features["validation"][:, :, 0]
+    metrics |= {f"validation_floor_{k}": v for k, v in judged(floor_LK, hits["validation"]).items()}
+    honest = fitted(buckets, hits, ("train",), config, ctx.seed)
+    for kind, scorer in honest.items():
+        for split in ("train", "validation"):
+            values = judged(scorer.score(buckets[split]), hits[split])
+            metrics |= {f"{split}_{kind}_{k}": v for k, v in values.items()}
+
+    splits = ("train", "validation") if config.fit_on == "both" else (config.fit_on,)
+    final = honest if splits == ("train",) else fitted(buckets, hits, splits, config, ctx.seed)
+    for kind, scorer in final.items():
+        if isinstance(scorer, scorers.LinearScorer | scorers.MlpScorer):
+            scorer.save(ctx.out / f"{kind}.safetensors")
+        for split in SPLITS:
+            score_LK = scorer.score(buckets[split]).astype(np.float32)
+            save_arrays(ctx.out / f"scores_{kind}_{split}.safetensors", score_LK=score_LK)
+    return metrics

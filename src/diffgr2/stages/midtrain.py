@@ -1,0 +1,107 @@
+"""Mid-training: give semantic IDs a meaning (GR2 §mid-training; OneRec-Think's four tasks).
+
+Contract: next-token prediction on a mix of sequential preference (histories of the train part),
+captioning (semantic ID → text), persona grounding (history → what the shopper likes, in words) and
+general text (the catalogue's own). Starts from a fresh model or from the recipe's base checkpoint,
+with the vocabulary's embeddings added. Not here: re-ranking.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from diffgr2.config import MidtrainConfig
+from diffgr2.model.load import build
+from diffgr2.objectives.likelihood import chosen_logp, logits_at
+from diffgr2.pipeline import StageContext
+from diffgr2.prompts.request import item_text
+from diffgr2.stages.batches import CausalBatch, chunks
+from diffgr2.stages.common import device, train_stage
+from diffgr2.stages.corpus import Corpus, open_corpus
+from diffgr2.streams import generator
+from diffgr2.train.loop import Loss
+
+TASKS = ("sequential", "caption", "persona", "general")
+LONGEST_TEXT = 64  # tokens of a caption
+
+
+class MidtrainTask:
+    """See the module's docstring."""
+
+    name = "midtrain"
+    round_steps = 1
+
+    def __init__(self, corpus: Corpus, config: MidtrainConfig, seed: int) -> None:
+        self.corpus, self.config, self.seed = corpus, config, seed
+        self.train = corpus.dataset.histories.train_part()
+        shares = np.array([getattr(config, task) for task in TASKS])
+        self.shares = shares / shares.sum()
+
+    def text(self, rng: np.random.Generator, task: int) -> tuple[list[int], list[int]]:
+        """(prompt, response) of one row."""
+        vocab, ids = self.corpus.vocab, self.corpus.vocab.control
+        catalogue, codes_IL = self.corpus.dataset.catalogue, self.corpus.sids.codes_IL
+        if TASKS[task] in ("caption", "general"):
+            item = int(rng.integers(len(catalogue)))
+            words = vocab.text_ids(item_text(catalogue, item))[:LONGEST_TEXT] + [vocab.end_id]
+            if TASKS[task] == "general":
+                return [ids["<task_text>"]], words
+            return [ids["<task_caption>"], *vocab.sid_ids(codes_IL[item]).tolist()], words
+        history = self.train.of(int(rng.integers(self.train.n_users)))
+        history = history[-self.corpus.recipe.prompt.history - 1 :]
+        sids = vocab.sid_ids(codes_IL[history]).ravel().tolist()
+        if TASKS[task] == "sequential":
+            return [ids["<task_next>"]], [*sids, vocab.end_id]
+        likes = Counter(
+            word
+            for item in history
+            for word in (catalogue.brands[item], *catalogue.categories[item][-1:])
+            if word
+        )
+        words = "likes " + ", ".join(word for word, _ in likes.most_common(3))
+        return [ids["<task_persona>"], *sids], [
+            *vocab.text_ids(words)[:LONGEST_TEXT],
+            vocab.end_id,
+        ]
+
+    def micros(self, step: int, model: nn.Module) -> list[CausalBatch]:
+        rows = []
+        for place in range(self.config.rows):
+            rng = generator(self.seed, self.name, step, place)
+            task = int(rng.choice(len(TASKS), p=self.shares))
+            rows.append((*self.text(rng, task), task))
+        return [
+            CausalBatch.pack(
+                [prompt for prompt, _, _ in part],
+                [response for _, response, _ in part],
+                [[1.0] * len(response) for _, response, _ in part],
+                [[task] * len(response) for _, response, task in part],
+                self.corpus.vocab.pad_id,
+            )
+            for part in chunks(rows, self.config.micro_rows)
+        ]
+
+    def loss(self, model: nn.Module, micro: CausalBatch) -> Loss:
+        where = device()
+        logits_NV = logits_at(
+            model, micro.ids_BT.to(where), micro.index_N.to(where), self.corpus.vocab.mask_id
+        )
+        nll_N = -chosen_logp(logits_NV, micro.target_N.to(where))
+        kind_N = micro.kind_N.to(where)
+        metrics = {
+            f"{task}/loss": (nll_N.detach()[kind_N == i].sum(), (kind_N == i).sum())
+            for i, task in enumerate(TASKS)
+        }
+        return Loss(nll_N.sum(), metrics)
+
+
+def run(ctx: StageContext) -> dict[str, Any]:
+    corpus = open_corpus(ctx.inputs, ctx.recipe)
+    model = build(ctx.recipe.model, corpus.vocab.spec.size, ctx.seed).to(device())
+    task = MidtrainTask(corpus, ctx.recipe.midtrain, ctx.seed)
+    result = train_stage(ctx, task, model, ctx.recipe.midtrain, ctx.inputs["vocabulary"])
+    return {**result, "parameters": sum(p.numel() for p in model.parameters())}

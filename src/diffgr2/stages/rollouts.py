@@ -1,0 +1,185 @@
+"""Rollouts: sampled outputs of the current model, with rewards and group advantages.
+
+Contract: `Roller.collect` samples G outputs for each of P prompts whose target is known, grades
+them, drops groups without variance and refills from further prompts, for a bounded number of
+rounds. Everything is a function of (seed, stage, step, weights). The same code rolls out the AR and
+the diffusion policy; only the decode settings differ. Not here: scoring trajectories under the
+training forward (`rl`, `block_rl`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from diffgr2.config import RlConfig
+from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.decode.settings import DecodeSettings
+from diffgr2.model.forward import LeanQwen3
+from diffgr2.objectives.policy import advantages
+from diffgr2.objectives.rewards import overlong_penalty, reward
+from diffgr2.prompts.request import Request
+from diffgr2.stages.batches import shown_order
+from diffgr2.stages.corpus import Corpus
+from diffgr2.streams import generator, permutation
+from diffgr2.train.dist import rollout_model
+from diffgr2.types import Answer, Trajectory
+
+DECODE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One graded output."""
+
+    prompt: list[int]
+    request: Request
+    target: int  # position of the target among the shown candidates
+    trajectory: Trajectory
+    answer: Answer
+    reward: float
+    advantage: float
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """A step's rollouts and what to log about them."""
+
+    rows: list[Rollout]
+    metrics: dict[str, float]
+
+
+class Roller:
+    """Samples and grades; see the module's docstring."""
+
+    def __init__(
+        self,
+        name: str,
+        corpus: Corpus,
+        config: RlConfig,
+        settings: DecodeSettings,
+        seed: int,
+        *,
+        reasoning: bool,
+        shuffle: float = 0.3,
+    ) -> None:
+        self.name, self.corpus, self.config = name, corpus, config
+        self.settings, self.seed, self.reasoning = settings, seed, reasoning
+        self.shuffle = shuffle
+
+    def prompts(self, step: int, round_: int) -> list[tuple[Request, int, list[int]]]:
+        """(request as shown, target position, token ids) of one round's prompts."""
+        corpus, rows = self.corpus, []
+        need = self.config.prompts
+        at = ((step - 1) * (1 + self.config.refill) + round_) * need
+        epoch, first = divmod(at, len(corpus.hits))
+        order = permutation(len(corpus.hits), self.seed, self.name, "prompts", epoch)
+        for place in range(need):
+            split, row = corpus.hits[order[(first + place) % len(order)]]
+            rng = generator(self.seed, self.name, "shown", step, round_, place)
+            request = corpus.request(split, row)
+            order_K = shown_order(request.k, self.shuffle, rng)
+            target = int(np.flatnonzero(order_K == corpus.lists[split].hit_L[row])[0])
+            request = request.reordered(order_K)
+            ids = corpus.template.prompt(request, reasoning=self.reasoning)
+            rows.append((request, target, ids))
+        return rows
+
+    def grade(self, trajectory: Trajectory, request: Request, target: int) -> tuple[Answer, float]:
+        """Parse and reward one output (invalid or over-long: −1)."""
+        answer = self.corpus.template.parse(trajectory.tokens_T.tolist(), request)
+        value = reward(answer.order, answer.failures, target, request.k, self.config.alpha)
+        length, limit = len(trajectory.tokens_T), self.settings.max_tokens
+        if answer.valid:
+            value += overlong_penalty(length, limit, self.config.overlong_cache)
+        return answer, value
+
+    def collect(self, step: int, model: nn.Module) -> Rollouts:
+        """Groups with variance, at most `prompts` of them, and the metrics of all sampled ones."""
+        kept: list[list[Rollout]] = []
+        every: list[Rollout] = []
+        dropped = 0
+        with rollout_model(model) as inner:
+            lean = LeanQwen3(inner)
+            for round_ in range(1 + self.config.refill):
+                groups, flat = self._round(step, round_, lean)
+                every += [row for group in groups for row in group]
+                kept += [group for group, varies in zip(groups, flat, strict=True) if varies]
+                dropped += flat.count(False)
+                if len(kept) >= self.config.prompts:
+                    break
+        kept = kept[: self.config.prompts]
+        metrics = rollout_metrics(every)
+        metrics["frac_reward_zero_std"] = dropped / max(len(every) // self.config.group, 1)
+        metrics["groups"] = float(len(kept))
+        return Rollouts([row for group in kept for row in group], metrics)
+
+    def _round(
+        self, step: int, round_: int, lean: LeanQwen3
+    ) -> tuple[list[list[Rollout]], list[bool]]:
+        prompts, size = self.prompts(step, round_), self.config.group
+        requests = [
+            DecodeRequest(
+                ids,
+                self.corpus.template.grammar(request.k),
+                (self.seed, self.name, "rollout", step, round_, place, g),
+            )
+            for place, (request, _, ids) in enumerate(prompts)
+            for g in range(size)
+        ]
+        trajectories = decode(lean, requests, self.settings, batch=DECODE_BATCH)
+        graded = [
+            self.grade(t, *prompts[i // size][:2]) for i, t in enumerate(trajectories)
+        ]
+        reward_PG = np.array([value for _, value in graded]).reshape(len(prompts), size)
+        advantage_PG, varies_P = advantages(reward_PG)
+        groups = [
+            [
+                Rollout(
+                    ids,
+                    request,
+                    target,
+                    trajectories[p * size + g],
+                    graded[p * size + g][0],
+                    float(reward_PG[p, g]),
+                    float(advantage_PG[p, g]),
+                )
+                for g in range(size)
+            ]
+            for p, (request, target, ids) in enumerate(prompts)
+        ]
+        return groups, varies_P.tolist()
+
+
+def rollout_metrics(rows: list[Rollout]) -> dict[str, float]:
+    """What shows reward hacking first: identity, validity, length; and the reward itself."""
+    valid = [row for row in rows if row.answer.valid]
+    identity = [row.answer.order == tuple(range(row.request.k)) for row in valid]
+    first = [row.answer.order[0] == row.target for row in valid]
+    after = [row.answer.order.index(row.target) for row in valid]
+    moves = [np.sign(row.target - place) for row, place in zip(valid, after, strict=True)]
+    lengths = [len(row.trajectory.tokens_T) for row in rows]
+    return {
+        "reward": float(np.mean([row.reward for row in rows])),
+        "reward_std": float(np.std([row.reward for row in rows])),
+        "completions/mean_length": float(np.mean(lengths)),
+        "rank/valid_rate": len(valid) / len(rows),
+        "rank/identity_rate": float(np.mean(identity)) if valid else 0.0,
+        "rank/r@1": sum(first) / len(rows),
+        "rank/promote": float(np.mean([move > 0 for move in moves])) if valid else 0.0,
+        "rank/demote": float(np.mean([move < 0 for move in moves])) if valid else 0.0,
+        "decode/tokens_per_forward": float(np.mean([row.trajectory.tpf for row in rows])),
+    }
+
+
+def settings_for(corpus: Corpus, **values: Any) -> DecodeSettings:
+    """Decode settings with the corpus's vocabulary and the response length its template needs."""
+    base: dict[str, Any] = {
+        "mask_id": corpus.vocab.mask_id,
+        "end_id": corpus.vocab.end_id,
+        "max_tokens": corpus.template.max_response(corpus.recipe.candidates.k) + 32,
+    }
+    return DecodeSettings(**{**base, **values})

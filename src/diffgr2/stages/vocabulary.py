@@ -1,0 +1,48 @@
+"""The vocabulary stage: a text tokenizer (trained here or the base model's) plus our tokens.
+
+Contract: writes the tokenizer files and vocabulary.json that every model directory carries on. The
+mask id comes first, then semantic IDs and control tokens (DESIGN §5). Not here: embeddings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from diffgr2.artifacts import read_json
+from diffgr2.config import Recipe
+from diffgr2.data.store import read_dataset
+from diffgr2.errors import CheckpointError
+from diffgr2.pipeline import StageContext
+from diffgr2.prompts.request import item_text
+from diffgr2.prompts.vocab import Vocabulary, train_bpe
+
+
+def text_tokenizer(recipe: Recipe, texts: list[str]) -> Tokenizer:
+    """The base checkpoint's own tokenizer, or one trained on the catalogue's texts."""
+    if recipe.model.base is None:
+        return train_bpe(texts, recipe.prompt.text_vocab)
+    path = Path(recipe.model.base) / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: file is missing (model.base needs its tokenizer)")
+    return Tokenizer.from_file(str(path))
+
+
+def run(ctx: StageContext) -> dict[str, Any]:
+    recipe = ctx.recipe
+    catalogue = read_dataset(ctx.inputs["data"]).catalogue
+    index = read_json(ctx.inputs["evidence"] / "index.json")
+    texts = [item_text(catalogue, item) for item in range(len(catalogue))]
+    vocab = Vocabulary.extend(
+        text_tokenizer(recipe, texts),
+        levels=recipe.items.levels,
+        codes=recipe.items.codes,
+        k=recipe.candidates.k,
+        fields=tuple(index["fields"]),
+        buckets=recipe.evidence.buckets,
+        strengths=recipe.prompt.strengths,
+    )
+    vocab.save(ctx.out)
+    return {"size": vocab.spec.size, "mask_id": vocab.mask_id}

@@ -1,0 +1,144 @@
+"""Evidence equals a slow count over the train part without the list's own user."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from diffgr2.candidates.evidence import EvidenceIndex
+from diffgr2.candidates.fields import NAMES
+from diffgr2.candidates.retriever import prefixes
+from diffgr2.config import EvidenceConfig
+from diffgr2.types import Catalogue, Histories
+
+DAY = 86_400
+USERS, ITEMS, K = 24, 15, 5
+
+
+def made(seed: int) -> tuple[Histories, Catalogue, np.ndarray]:
+    """Random histories with repeats and same-day ties, and a catalogue with gaps."""
+    rng = np.random.default_rng(seed)
+    rows, stamps = [], []
+    for _ in range(USERS):
+        length = int(rng.integers(5, 14))
+        rows.append(rng.integers(0, ITEMS, length))
+        stamps.append(np.sort(rng.integers(0, 200, length)) * DAY)
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    items, times = np.concatenate(rows).astype(np.int32), np.concatenate(stamps).astype(np.int64)
+    brands = [["", "a", "b", "c"][i] for i in rng.integers(0, 4, ITEMS)]
+    paths = [["x", f"y{i % 3}", f"z{i % 5}"][: int(rng.integers(0, 4))] for i in range(ITEMS)]
+    blank = [""] * ITEMS
+    catalogue = Catalogue(
+        [str(i) for i in range(ITEMS)], blank, brands, paths, np.ones(ITEMS), blank
+    )
+    return Histories(offsets, items, times, ITEMS), catalogue, rng.normal(size=(ITEMS, 4))
+
+
+class Slow:
+    """The definitions of the fields, one purchase at a time."""
+
+    def __init__(self, train: Histories, without: int, window: int) -> None:
+        self.n_users = train.n_users
+        self.users: dict[int, dict[int, tuple[int, int]]] = {}  # user -> item -> (position, day)
+        for user in range(train.n_users):
+            if user == without:
+                continue
+            first: dict[int, tuple[int, int]] = {}
+            start = train.offsets_U1[user]
+            for at, item in enumerate(train.of(user).tolist()):
+                if item not in first:
+                    first[item] = (len(first), int(train.timestamps_N[start + at]) // DAY)
+            self.users[user] = first
+        self.together: dict[tuple[int, int], float] = defaultdict(float)
+        self.forward: dict[tuple[int, int], float] = defaultdict(float)
+        for first in self.users.values():
+            for one, (p, _) in first.items():
+                for two, (q, _) in first.items():
+                    if one != two and abs(q - p) <= window:
+                        self.together[one, two] += 1
+                        self.forward[one, two] += 1 / (q - p) if q > p else 0.0
+
+    def buyers(self, item: int) -> float:
+        return sum(item in first for first in self.users.values())
+
+    def peers(self, history: list[int], weights: list[float], item: int) -> float:
+        total = 0.0
+        for first in self.users.values():
+            overlap = sum(
+                w / math.sqrt(max(self.buyers(h), 0.5))
+                for h, w in zip(history, weights, strict=True)
+                if h in first
+            )
+            total += overlap**2 / math.sqrt(len(first)) if item in first else 0.0
+        return total
+
+
+def slow_fields(slow: Slow, catalogue, vectors, history, now, item, rank, gap, decay) -> dict:
+    weights = [decay ** (len(history) - 1 - i) for i in range(len(history))]
+    pairs = list(zip(history, weights, strict=True))
+    total = max(sum(weights), 1e-9)
+    buyers = {h: max(slow.buyers(h), 0.5) for h in {*history, item}}
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    path = catalogue.categories[item]
+
+    def like(h: int) -> float:
+        other = catalogue.categories[h]
+        shared = 0
+        for a, b in zip(path, other, strict=False):
+            if a != b:
+                break
+            shared += 1
+        return shared / max(len(path), len(other), 1)
+
+    copurchase = sum(w * slow.together[h, item] for h, w in pairs)
+    expected = sum(w * buyers[h] for h, w in pairs) * buyers[item] / slow.n_users
+    newest = history[-1] if history else None
+    brand = catalogue.brands[item]
+    return {
+        "rank": rank,
+        "gap": gap,
+        "copurchase": copurchase,
+        "lift": copurchase / max(expected, 1e-9),
+        "last": slow.together[newest, item] / math.sqrt(buyers[newest] * buyers[item])
+        if history
+        else 0.0,
+        "next": sum(w * slow.forward[h, item] for h, w in pairs),
+        "peers": slow.peers(history, weights, item),
+        "brand": sum(w for h, w in pairs if brand and catalogue.brands[h] == brand) / total,
+        "category": sum(w * like(h) for h, w in pairs) / total,
+        "text": sum(w * float(unit[h] @ unit[item]) for h, w in pairs) / total,
+        "popular": slow.buyers(item),
+        "lately": sum(
+            item in first and max(now - 90, 0) <= first[item][1] <= now
+            for first in slow.users.values()
+        ),
+    }
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("leave_out", [True, False])
+def test_features_equal_a_slow_count_without_the_own_user(seed: int, leave_out: bool) -> None:
+    histories, catalogue, vectors = made(seed)
+    rng = np.random.default_rng(seed + 100)
+    config = EvidenceConfig(history=5, decay=0.7)
+    train = histories.train_part()
+    index = EvidenceIndex.build(train, catalogue, vectors.astype(np.float32), config)
+    user_L = np.repeat(np.arange(USERS), 2)[:30]
+    end_L = np.array([rng.integers(1, histories.lengths_U[u]) for u in user_L])
+    items_LK = np.stack([rng.permutation(ITEMS)[:K] for _ in user_L]).astype(np.int32)
+    scores_LK = -np.sort(-rng.normal(size=items_LK.shape).astype(np.float32), axis=1)
+    queries = prefixes(histories, user_L, end_L)
+    features = index.features(queries, items_LK, scores_LK, user_L if leave_out else None)
+    for row in range(len(user_L)):
+        slow = Slow(train, int(user_L[row]) if leave_out else -1, config.history)
+        history = queries.of(row).tolist()[-config.history :]
+        now = int(queries.timestamps_N[queries.offsets_U1[row + 1] - 1]) // DAY
+        for k in range(K):
+            gap = float(scores_LK[row, 0] - scores_LK[row, k])
+            item = int(items_LK[row, k])
+            wanted = slow_fields(slow, catalogue, vectors, history, now, item, k, gap, config.decay)
+            got = dict(zip(NAMES, features[row, k].tolist(), strict=True))
+            assert got == pytest.approx({n: wanted[n] for n in NAMES}, rel=1e-4, abs=1e-5)

@@ -1,0 +1,117 @@
+"""Scorers over buckets: optimum, additivity, bits, saving; bucket edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffgr2.candidates import scorers
+from diffgr2.candidates.evidence import bucket_edges, category_numbers
+from diffgr2.candidates.fields import FIELDS
+from diffgr2.candidates.scorers import LinearScorer, MlpScorer
+from diffgr2.errors import ArtifactError
+from diffgr2.types import MISS
+
+LISTS, K, F, B = 600, 6, 4, 5
+
+
+def made(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Buckets, targets drawn from a known scorecard, and the scorecard."""
+    rng = np.random.default_rng(seed)
+    weight_FB = rng.normal(size=(F, B))
+    buckets = rng.integers(0, B, (LISTS, K, F)).astype(np.uint8)
+    score = weight_FB[np.arange(F), buckets].sum(-1)
+    hit = (score + rng.gumbel(size=score.shape)).argmax(1).astype(np.int32)
+    return buckets, hit, weight_FB
+
+
+def loss_of(weight_FB: np.ndarray, buckets: np.ndarray, hit: np.ndarray, l2: float) -> float:
+    score = weight_FB[np.arange(F), buckets].sum(-1)
+    p = np.exp(score) / np.exp(score).sum(1, keepdims=True)
+    return float(-np.log(p[np.arange(LISTS), hit]).mean() + 0.5 * l2 * np.square(weight_FB).sum())
+
+
+def test_linear_finds_the_optimum_of_its_loss() -> None:
+    buckets, hit, truth = made()
+    scorer = LinearScorer.fit(buckets, hit, B, 1e-6)
+    base = loss_of(scorer.weight_FB, buckets, hit, 0.0)
+    rng = np.random.default_rng(1)
+    assert base < loss_of(truth, buckets, hit, 0.0)
+    for _ in range(50):
+        nearby = scorer.weight_FB + rng.normal(size=(F, B)) * 0.05
+        assert base < loss_of(nearby, buckets, hit, 0.0)
+    centred = truth - truth.mean(1, keepdims=True)
+    assert np.corrcoef(scorer.weight_FB.ravel(), centred.ravel())[0, 1] > 0.95
+
+
+def test_contributions_add_up_to_the_score_and_are_centred() -> None:
+    buckets, hit, _ = made()
+    scorer = LinearScorer.fit(buckets, hit, B, 1e-3)
+    contributions = scorer.contributions(buckets)
+    assert contributions.shape == buckets.shape
+    np.testing.assert_allclose(contributions.sum(-1), scorer.score(buckets), rtol=1e-6)
+    np.testing.assert_allclose(contributions.mean((0, 1)), 0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", scorers.KINDS)
+def test_every_kind_beats_chance_skips_misses_and_repeats_its_bits(kind: str) -> None:
+    buckets, hit, _ = made()
+    mixed_hit = np.append(hit, [MISS, MISS]).astype(np.int32)
+    mixed = np.concatenate([buckets, np.zeros((2, K, F), np.uint8)])
+    one = scorers.fit(kind, buckets, hit, B, l2=1e-3, seed=0).score(buckets)
+    two = scorers.fit(kind, mixed, mixed_hit, B, l2=1e-3, seed=0).score(buckets)
+    assert np.array_equal(one, two)
+    ranks = scorers.rank_of_target(one, hit)
+    assert scorers.hit_metrics(ranks)["r@1"] > 2 / K
+
+
+def test_scorers_survive_saving(tmp_path) -> None:
+    buckets, hit, _ = made()
+    linear = LinearScorer.fit(buckets, hit, B, 1e-3)
+    mlp = MlpScorer.fit(buckets, hit, B, 0, epochs=1)
+    for scorer, kind in ((linear, LinearScorer), (mlp, MlpScorer)):
+        scorer.save(tmp_path / "scorer.safetensors")
+        again = kind.load(tmp_path / "scorer.safetensors")
+        assert np.array_equal(again.score(buckets), scorer.score(buckets))
+    with pytest.raises(ArtifactError, match="weight_FB is missing"):
+        LinearScorer.load(tmp_path / "scorer.safetensors")
+
+
+def test_ties_keep_the_incoming_order() -> None:
+    score = np.array([[1.0, 1.0, 2.0], [0.0, 0.0, 0.0]])
+    assert scorers.rank_of_target(score, np.array([1, 2])).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("buckets", [2, 8, 16])
+def test_bucket_edges_give_even_buckets_and_zero_its_own(buckets: int) -> None:
+    rng = np.random.default_rng(0)
+    value = np.where(rng.random(20_000) < 0.4, 0.0, rng.gamma(2.0, size=20_000)).astype(np.float32)
+    none = next(f for f in FIELDS if f.zero_is_none)
+    edges = bucket_edges(value, buckets, none)
+    level = np.searchsorted(edges, value, side="right")
+    assert np.array_equal(level == 0, value == 0)
+    share = np.bincount(level[value > 0], minlength=buckets)[1:] / (value > 0).sum()
+    np.testing.assert_allclose(share, 1 / (buckets - 1), atol=0.02)
+
+
+def test_constant_and_absent_evidence_stays_in_one_bucket() -> None:
+    none = next(f for f in FIELDS if f.zero_is_none)
+    zeros = np.zeros(100, np.float32)
+    assert (np.searchsorted(bucket_edges(zeros, 8, none), zeros, side="right") == 0).all()
+    ones = np.ones(100, np.float32)
+    assert len(np.unique(np.searchsorted(bucket_edges(ones, 8, none), ones, side="right"))) == 1
+
+
+def test_ranks_keep_a_bucket_each_until_they_run_out() -> None:
+    rank = np.arange(10, dtype=np.float32)
+    field = next(f for f in FIELDS if f.name == "rank")
+    level = np.searchsorted(bucket_edges(rank, 8, field), rank, side="right")
+    assert level.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7]
+
+
+def test_category_numbers_mean_equal_paths() -> None:
+    paths = [["a", "b"], ["a", "b", "c"], ["x", "b"], [], ["a"]]
+    number = category_numbers(paths)
+    assert number[0, 0] == number[1, 0] == number[4, 0] != number[2, 0]
+    assert number[0, 1] == number[1, 1] != number[2, 1]
+    assert (number[3] == -1).all()
