@@ -290,6 +290,7 @@ class DistillConfig(Section):
     lists: Count = 8_000  # training and validation lists decoded; 0 = all
     shuffle: Share = 0.3  # share shown with shuffled candidates
     direct: Share = 0.15  # share answered without reasoning
+    keep: Literal["valid", "all"] = "valid"  # outputs that train; all only for dry runs
     batch: Positive = 64
 
 
@@ -351,8 +352,13 @@ class EvaluateConfig(Section):
 
     bootstrap: Positive = 10_000
     batch: Positive = 64
-    max_users: Count = 0  # test lists to decode, hit users first; 0 = all
+    users: Literal["hit", "all"] = "hit"  # which test lists are decoded; misses count 0 anyway
+    max_users: Count = 0  # at most this many of them; 0 = no limit
+    speed_lists: Positive = 24  # lists timed per decoder
+    rounds: Positive = 3  # timing rounds, decoders interleaved
     thresholds: list[float] = [1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
+    frontier_lists: Positive = 400  # hit lists decoded per threshold
+    lengths: list[Positive] = [64, 128, 256, 512, 1024]  # output tokens, for throughput
 
 
 class Recipe(Section):

@@ -4,8 +4,10 @@ Contract: a stage is a function `run(ctx) -> metrics` that reads `ctx.inputs`, w
 and may keep resumable state in `ctx.work`. Its key is the digest of (name, version, its config
 sections, seed, the inputs' fingerprints); a directory whose manifest carries that key is skipped,
 so a changed input re-runs just what depends on it. An interrupted stage leaves `.NAME.partial`,
-which is continued when its key still matches and thrown away otherwise. Not here: what a stage
-does; the table of stages is `stages.table`.
+which is continued when its key still matches and thrown away otherwise. Under `torchrun` every
+process walks the same order; shared stages run on all of them, the others on the first while the
+rest wait, and only the first writes. Not here: what a stage does; the table of stages is
+`stages.table`.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class Stage:
     summary: str  # one line for --help
     version: int = 1  # raise it when the stage's meaning changes
     files: Callable[[Recipe], list[Path]] | None = None  # outside files it reads
+    shared: bool = False  # several processes of a torchrun work on it together
 
 
 def versions() -> dict[str, str]:
@@ -71,6 +74,14 @@ def versions() -> dict[str, str]:
     }
 
 
+STANDS, OUTDATED, INTERRUPTED, MISSING = "stands", "outdated", "interrupted", "missing"
+
+
+def alone(work: Callable[[], Any]) -> Any:
+    """What `train.dist.on_first` is where there is one process."""
+    return work()
+
+
 class Runner:
     """Runs stages of one recipe in one directory."""
 
@@ -80,13 +91,20 @@ class Runner:
         root: Path,
         stages: Mapping[str, Stage],
         progress: Progress | None = None,
+        *,
+        rank: int = 0,
+        on_first: Callable[[Callable[[], Any]], Any] = alone,
     ) -> None:
         self.recipe, self.root, self.stages = recipe, root, stages
         self.progress = progress or Progress()
+        self._rank, self._on_first = rank, on_first
         self._checked: dict[str, str] = {}  # stage -> fingerprint, valid during this run
 
     def directory(self, name: str) -> Path:
         return self.root / name
+
+    def partial(self, name: str) -> Path:
+        return self.root / f".{name}.partial"
 
     def order(self, goals: list[str]) -> list[str]:
         """The goals and all they need, inputs first."""
@@ -131,51 +149,102 @@ class Runner:
             return None
         return fingerprint(manifest) if manifest.get("key") == key else None
 
+    def survey(self, goals: list[str]) -> dict[str, str]:
+        """How each stage stands, without running any; a stage on outdated inputs is outdated."""
+        states: dict[str, str] = {}
+        for name in self.order(goals):
+            stage = self.stages[name]
+            mark = None
+            if all(states[needed] == STANDS for needed in stage.inputs):
+                mark = self.standing(stage, self.key(stage))
+            if mark is not None:
+                self._checked[name] = mark
+                states[name] = STANDS
+            elif self.partial(name).is_dir():
+                states[name] = INTERRUPTED
+            else:
+                states[name] = OUTDATED if self.directory(name).is_dir() else MISSING
+        return states
+
     def run(self, goals: list[str], *, force: bool = False) -> dict[str, dict[str, Any]]:
         """Run what is missing; returns each stage's manifest."""
         manifests: dict[str, dict[str, Any]] = {}
+        order = self.order(goals)
         self.root.mkdir(parents=True, exist_ok=True)
-        for name in self.order(goals):
+        for name in order:
             stage = self.stages[name]
             key = self.key(stage)
-            mark = self.standing(stage, key)
-            if mark is not None and not (force and name in goals):
+            found = None
+            if not (force and name in goals):
+                found = self._on_first(lambda: self._found(stage, key))  # noqa: B023 (called now)
+            if found is not None:
                 self.progress.line(f"{name}: stands")
-                manifests[name] = read_manifest(self.directory(name))
-            else:
-                manifests[name] = self._run_one(stage, key)
-                mark = fingerprint(manifests[name])
-            self._checked[name] = mark
+            manifests[name] = found or self._run_one(stage, key)
+            self._checked[name] = fingerprint(manifests[name])
         return manifests
 
-    def _run_one(self, stage: Stage, key: str) -> dict[str, Any]:
-        partial = self.root / f".{stage.name}.partial"
+    def _found(self, stage: Stage, key: str) -> dict[str, Any] | None:
+        """The manifest of the stage's directory if it is valid for this key."""
+        if self.standing(stage, key) is None:
+            return None
+        partial = self.partial(stage.name)
+        if partial.is_dir() and self._is_for(partial, key):  # killed just after publishing
+            shutil.rmtree(partial, ignore_errors=True)
+        return read_manifest(self.directory(stage.name))
+
+    @staticmethod
+    def _is_for(partial: Path, key: str) -> bool:
         try:
-            fresh = read_json(partial / "key.json") != key
+            return read_json(partial / "key.json") == key
         except ArtifactError:
-            fresh = True
+            return False
+
+    def _run_one(self, stage: Stage, key: str) -> dict[str, Any]:
+        fresh = self._on_first(lambda: self._prepare(stage, key))
+        self.progress.line(f"{stage.name}: {'runs' if fresh else 'continues'} ({stage.summary})")
+        start = time.monotonic()
+        if stage.shared:
+            metrics = stage.run(self._context(stage))
+        else:
+            metrics = self._on_first(lambda: stage.run(self._context(stage)))
+        wall_s = round(time.monotonic() - start, 3)
+        manifest = self._on_first(lambda: self._publish(stage, key, metrics, wall_s))
+        self.progress.line(f"{stage.name}: done in {wall_s:.1f} s")
+        return manifest
+
+    def _prepare(self, stage: Stage, key: str) -> bool:
+        """Make the stage's working directories; False if an interrupted run goes on in them."""
+        partial = self.partial(stage.name)
+        fresh = not self._is_for(partial, key)
         if fresh:
             shutil.rmtree(partial, ignore_errors=True)
-        out, work = partial / "out", partial / "work"
-        shutil.rmtree(out, ignore_errors=True)  # outputs are always written anew
-        out.mkdir(parents=True)
-        work.mkdir(exist_ok=True)
+        for out in partial.glob("out*"):
+            shutil.rmtree(out, ignore_errors=True)  # outputs are always written anew
+        (partial / "out").mkdir(parents=True)
+        (partial / "work").mkdir(exist_ok=True)
         if fresh:
             write_json(partial / "key.json", key)
-        self.progress.line(f"{stage.name}: {'runs' if fresh else 'continues'} ({stage.summary})")
-        context = StageContext(
+        return fresh
+
+    def _context(self, stage: Stage) -> StageContext:
+        partial = self.partial(stage.name)
+        out = partial / ("out" if self._rank == 0 else f"out-{self._rank}")
+        out.mkdir(exist_ok=True)
+        return StageContext(
             name=stage.name,
             recipe=self.recipe,
             inputs={name: self.directory(name) for name in stage.inputs},
             out=out,
-            work=work,
+            work=partial / "work",
             progress=self.progress,
         )
-        start = time.monotonic()
-        metrics = stage.run(context)
-        wall_s = round(time.monotonic() - start, 3)
+
+    def _publish(
+        self, stage: Stage, key: str, metrics: dict[str, Any], wall_s: float
+    ) -> dict[str, Any]:
+        partial = self.partial(stage.name)
         manifest = publish(
-            out,
+            partial / "out",
             self.directory(stage.name),
             {
                 "stage": stage.name,
@@ -189,5 +258,4 @@ class Runner:
             },
         )
         shutil.rmtree(partial, ignore_errors=True)
-        self.progress.line(f"{stage.name}: done in {wall_s:.1f} s")
         return manifest

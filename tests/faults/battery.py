@@ -161,7 +161,10 @@ def check_kills(
     done: dict[str, int] = {}
     with _server(spec) as server:
         begin = time.monotonic()
-        assert _ask(server, folder / "reference", "count", **update) == 0
+        how = (
+            "none" if from_outside else "count"
+        )  # counting slows a run, which would skew the times
+        assert _ask(server, folder / "reference", how, **update) == 0
         duration = time.monotonic() - begin
         wanted = _result(folder / "reference")
         counts = json.loads((folder / "reference" / "result.json").read_text())["counts"]

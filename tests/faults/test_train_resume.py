@@ -31,9 +31,9 @@ def test_sigkill_25_times_ends_like_an_uninterrupted_run(factory, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigkill_100_times_from_outside(tmp_path):
+def test_sigkill_50_times_from_outside(tmp_path):
     battery.check_kills(
-        f"{TOY}:make", tmp_path, kills=100, from_outside=True, steps=200, checkpoint_every=1
+        f"{TOY}:make", tmp_path, kills=50, from_outside=True, steps=60, checkpoint_every=1
     )
 
 

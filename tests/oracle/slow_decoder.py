@@ -105,9 +105,7 @@ def may_take(grammar, known, j, i):
     # No permutation is left: candidates that agree with the entry, unused ones first.
     agree = [c for c in choices if all(c[b] == t for (a, b), t in known.items() if a == j)]
     full = [
-        [known.get((a, b)) for b in range(len(choices[0]))]
-        for a in range(len(choices))
-        if a != j
+        [known.get((a, b)) for b in range(len(choices[0]))] for a in range(len(choices)) if a != j
     ]
     unused = [c for c in agree if c not in full]
     return sorted({c[i] for c in unused or agree})

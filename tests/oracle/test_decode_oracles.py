@@ -53,7 +53,7 @@ def tiny(seed: int, *, kv_heads: int = 2, tied: bool = True, marker: float = 0.0
             attn_implementation="sdpa",
         )
         module = Qwen3ForCausalLM(config).eval()
-    if marker:  # choices and marker get longer output vectors, hence larger logits
+    if marker:  # marker and choices get longer output vectors, hence more extreme logits
         with torch.no_grad():
             module.lm_head.weight[1:8] *= marker
     return module
@@ -86,7 +86,9 @@ def assert_same(fast, slow) -> None:
 # ------------------------------------------------------------------ engine = slow reference
 
 
-@pytest.mark.parametrize(("rule", "temperature"), [("raw", 0.0), ("raw", 0.7), ("permutation", 0.0)])
+@pytest.mark.parametrize(
+    ("rule", "temperature"), [("raw", 0.0), ("raw", 0.7), ("permutation", 0.0)]
+)
 def test_ar_equals_the_slow_reference(rule, temperature):
     grammar = SPELLED if rule == "permutation" else None
     chosen = settings(rule=rule, temperature=temperature)
@@ -129,8 +131,8 @@ def test_block_equals_the_slow_reference_under_the_raw_rule(clean_kv, alignment,
 def test_block_equals_the_slow_reference_under_the_permutation_rule(grammar, accept):
     reached = 0
     for seed, contract in enumerate(CONTRACTS[::3]):
-        module = tiny(seed, marker=1.7)
-        given = prompts(seed)
+        module = tiny(seed, tied=False, marker=2.5)
+        given = prompts(seed, (1, 7, 8, 15))
         kv, alignment, origin = contract
         chosen = settings(decoder="block", rule="permutation", clean_kv=kv, **accept)
         chosen = replace(chosen, alignment=alignment, origin=origin)
@@ -157,7 +159,7 @@ def test_verify_equals_the_slow_reference_and_ar(alignment, canvas):
 
 @pytest.mark.parametrize("canvas", [1, 3, 16, 48, 64])
 def test_verify_writes_what_ar_writes_on_random_models(canvas):
-    for seed in range(8):
+    for seed in range(6):
         module = tiny(100 + seed)
         given = prompts(seed, (1, 5, 16, 23))
         chosen = settings(max_tokens=60)

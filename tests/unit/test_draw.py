@@ -31,8 +31,10 @@ def test_a_row_whose_only_finite_logit_is_the_masks_is_an_error():
 def test_a_bad_value_at_the_mask_id_does_no_harm():
     logits_1TV = torch.zeros(1, 1, 5)
     logits_1TV[..., 4] = float("nan")
-    logp_1TV = prepare(logits_1TV, 4)
+    logp_1TV, top_1T, top_logp_1T = prepare(logits_1TV, 4)
     assert logp_1TV[0, 0].exp().tolist() == pytest.approx([0.25] * 4 + [0.0])
+    assert top_1T.tolist() == [[0]]
+    assert np.exp(top_logp_1T) == pytest.approx(0.25)
 
 
 @given(
@@ -75,20 +77,20 @@ shares = st.lists(st.integers(0, 6), min_size=4, max_size=4).filter(any)
 def test_speculative_sampling_gives_exactly_the_target_distribution(target, proposal):
     """Sum over drafts and a fine grid of both uniforms: the outcome has distribution p."""
     p_V, q_V = (np.array(x) / sum(x) for x in (target, proposal))
-    steps = 120
+    steps = 240
     grid = (np.arange(steps) + 0.5) / steps
     found_V = np.zeros(4)
     kept = 0.0
     for draft in np.flatnonzero(q_V):
-        for one in grid:
-            token, agreed = speculative(p_V, q_V, int(draft), np.array([one, 0.0]))
-            if agreed:
-                found_V[token] += q_V[draft] / steps
-                kept += q_V[draft] / steps
-                continue
-            for two in grid:
-                token, again = speculative(p_V, q_V, int(draft), np.array([one, two]))
-                assert not again
-                found_V[token] += q_V[draft] / steps**2
-    assert found_V == pytest.approx(p_V, abs=2.5 / steps)
+        first = [speculative(p_V, q_V, int(draft), np.array([u, 0.0])) for u in grid]
+        share = float(np.mean([agreed for _, agreed in first]))
+        assert all(token == draft for token, agreed in first if agreed)
+        found_V[draft] += q_V[draft] * share
+        kept += q_V[draft] * share
+        if share < 1.0:  # the last uniform is always a rejection then
+            second = [speculative(p_V, q_V, int(draft), np.array([grid[-1], u])) for u in grid]
+            assert not any(agreed for _, agreed in second)
+            tokens = np.bincount([token for token, _ in second], minlength=4)
+            found_V += q_V[draft] * (1.0 - share) * tokens / steps
+    assert found_V == pytest.approx(p_V, abs=4 / steps)
     assert kept == pytest.approx(np.minimum(p_V, q_V).sum(), abs=4 / steps)

@@ -32,9 +32,7 @@ def test_row_mask_is_its_definition_pair_by_pair(prompt, response, copies, size,
     shift = data.draw(st.integers(0, size - 1))
     tokens = [(t, 0) for t in range(prompt + response)]
     tokens += [(prompt + t, c + 1) for c in range(copies) for t in range(response)]
-    expected = [
-        [sees(q, k, prompt, response, size, shift, causal) for k in tokens] for q in tokens
-    ]
+    expected = [[sees(q, k, prompt, response, size, shift, causal) for k in tokens] for q in tokens]
     mask = layout.row_mask(prompt, response, copies, size, shift, clean_causal=causal)
     assert mask.dtype == torch.bool
     assert mask.tolist() == expected

@@ -208,9 +208,7 @@ class EvidenceIndex:
     def with_edges(self, features_XF: np.ndarray) -> EvidenceIndex:
         """The same index with bucket edges at the quantiles of these candidates' features."""
         columns = [
-            bucket_edges(
-                features_XF[:, f], self.n_buckets, field.zero_is_none, field.name == "rank"
-            )
+            bucket_edges(features_XF[:, f], self.n_buckets, field)
             for f, field in enumerate(FIELDS)
         ]
         return replace(self, edges_FB=np.stack(columns))

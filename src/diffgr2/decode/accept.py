@@ -11,7 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def _with_surest(commit_T: np.ndarray, confidence_T: np.ndarray, masked_T: np.ndarray) -> np.ndarray:
+def _with_surest(
+    commit_T: np.ndarray, confidence_T: np.ndarray, masked_T: np.ndarray
+) -> np.ndarray:
     """Add the single surest masked position, so that every step makes progress."""
     score_T = np.where(masked_T, confidence_T, -np.inf)
     commit_T = commit_T & masked_T

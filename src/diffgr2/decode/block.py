@@ -130,7 +130,9 @@ class BlockRow:
     def _advance(self) -> None:
         """Stop, or move to the next block if this one is full."""
         canvas_T = self.record.tokens_T[self.start : self.end]
-        known = int(np.argmax(canvas_T == UNKNOWN)) if (canvas_T == UNKNOWN).any() else len(canvas_T)
+        known = (
+            int(np.argmax(canvas_T == UNKNOWN)) if (canvas_T == UNKNOWN).any() else len(canvas_T)
+        )
         ends = np.flatnonzero(canvas_T[:known] == self.settings.end_id)
         limit = self.settings.max_tokens
         if len(ends) and self.start + int(ends[0]) < limit:
@@ -202,7 +204,11 @@ class BlockRow:
             confidence_T[t] = float(raw_A[pick].exp())
 
     def _settle(
-        self, state: AnswerState, commit_T: np.ndarray, token_T: np.ndarray, confidence_T: np.ndarray
+        self,
+        state: AnswerState,
+        commit_T: np.ndarray,
+        token_T: np.ndarray,
+        confidence_T: np.ndarray,
     ) -> np.ndarray:
         """Drop the commits that would leave no permutation; always keep at least one."""
         slots = [slot for slot in self._slots(state) if commit_T[slot[0]]]

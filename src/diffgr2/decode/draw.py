@@ -18,14 +18,17 @@ IMPOSSIBLE = -1e30
 """Stands for −inf where a renormalisation must stay defined."""
 
 
-def prepare(logits_BTV: Tensor, mask_id: int) -> Tensor:
-    """Log-probabilities in fp32, mask id excluded; fails on NaN, +inf and empty rows."""
-    mask = torch.tensor([mask_id], device=logits_BTV.device)
-    logits_BTV = logits_BTV.float().index_fill(-1, mask, -torch.inf)
-    top_BT = logits_BTV.amax(-1)
-    if not torch.isfinite(top_BT).all():  # NaN and +inf win the maximum, all −inf is one
+def prepare(logits_BTV: Tensor, mask_id: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """(log-probabilities in fp32, top token [B, T], its log-probability); overwrites fp32 input."""
+    logits_BTV = logits_BTV.float()
+    logits_BTV[..., mask_id] = -torch.inf
+    logp_BTV = torch.log_softmax(logits_BTV, -1)
+    top_logp_BT, top_BT = logp_BTV.max(-1)
+    top_logp_BT = top_logp_BT.cpu().numpy()
+    # A softmax over NaN, over +inf, or over nothing finite is NaN everywhere.
+    if np.isnan(top_logp_BT).any():
         raise DecodeError("logits hold NaN, +inf or no finite value: the model's output is broken")
-    return torch.log_softmax(logits_BTV, -1)
+    return logp_BTV, top_BT.cpu().numpy(), top_logp_BT
 
 
 def tempered(logp_TV: Tensor, temperature: float) -> Tensor:

@@ -142,13 +142,9 @@ def _inputs(
     return torch.from_numpy(ids).to(device), slot_BT, cache, slot, mask_BTC, seen
 
 
-def _views(
-    logits_BTV: Tensor, windows: list[Window], skipped: int, mask_id: int
-) -> list[View]:
+def _views(logits_BTV: Tensor, windows: list[Window], skipped: int, mask_id: int) -> list[View]:
     """Each row's distributions from its own `logits_from` on."""
-    logp_BTV = prepare(logits_BTV, mask_id)
-    top_logp_BT, top_BT = logp_BTV.max(-1)
-    top, top_logp = top_BT.cpu().numpy(), top_logp_BT.cpu().numpy()
+    logp_BTV, top, top_logp = prepare(logits_BTV, mask_id)
     views = []
     for b, window in enumerate(windows):
         part = slice(window.logits_from - skipped, len(window.ids) - skipped)

@@ -23,9 +23,12 @@ def trajectory(
     texts: Sequence[str] | None = None,
     block_size: int | None = None,
     title: str = "One output: which forward committed which position",
+    *,
+    first_border: int | None = None,
 ) -> Figure:
     """Position × forward: a filled cell is the commit, the tint above it is waiting masked, the
-    shade below it is done. `block_size` draws the borders of blocks counted from position 0."""
+    shade below it is done. `block_size` draws the borders of blocks, the first one at
+    `first_border` (blocks are counted from position 0 without it)."""
     n = len(step_of_T)
     if n == 0:
         return nothing("the output is empty")
@@ -47,7 +50,7 @@ def trajectory(
         interpolation="nearest",
     )
     if block_size:
-        for border in range(block_size, n, block_size):
+        for border in range(first_border or block_size, n, block_size):
             ax.axvline(border - 0.5, color=COLOURS[1], lw=1.2, ls="--")
     if shown and texts is not None:
         ax.set_xticks(range(n), [_clip(text) for text in texts], rotation=90, fontsize=7)

@@ -1,8 +1,8 @@
 """A lean Qwen3 forward over a preallocated KV cache: the decoders' only way to the model.
 
 Contract: `LeanQwen3(module)` reads the weights of a stock `Qwen3ForCausalLM` (nothing is trained
-here) and computes the same logits as the module: bit-identical on CPU in fp32 for one causal
-forward, which a test asserts. The caller gives token ids, positions, cache slots and a mask of
+here) and computes the same logits as the module: to 1e-5 in fp32, and bit-identically on CPU for
+one causal forward at the default dimensions, which tests assert. The caller gives token ids, positions, cache slots and a mask of
 which slots each token sees, so one function serves prefill, AR steps, block denoising and
 verification. Not here: who sees whom (`layout`, `decode`), sampling, training.
 

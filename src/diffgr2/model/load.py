@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from diffgr2.config import ModelConfig
 from diffgr2.errors import CheckpointError
 from diffgr2.streams import key_of
 
 MAX_POSITIONS = 4096
+
+disable_progress_bar()  # weights load in a blink; the bars only break up our own lines
 
 
 def padded(size: int, multiple: int) -> int:

@@ -1,4 +1,4 @@
-"""The compact template: semantic IDs, evidence buckets, index tokens; short enough for small models.
+"""The compact template: semantic IDs, evidence buckets, index tokens; for small models.
 
 Prompt    <history> sid* <candidates> (<c_i> sid evidence*)* <reason>      (or <direct>)
 Response  <habit> s_a s_a s_a <focus>                                     what the history says
@@ -15,14 +15,14 @@ request, which is what lets a block decoder fill many positions at once. Wording
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
-import yaml
 
 from diffgr2.config import PromptConfig
-from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.grammar import AnswerGrammar
+from diffgr2.prompts.answers import OUT_OF_SET, make_answer
+from diffgr2.prompts.english import Phrases, listed, wording
 from diffgr2.prompts.request import Request, Trace
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.types import Answer
@@ -42,7 +42,9 @@ class Compact:
     def __init__(self, vocab: Vocabulary, config: PromptConfig) -> None:
         self.vocab, self.config = vocab, config
         self._ids = vocab.control
-        self._wording = yaml.safe_load((Path(__file__).parent / "compact.yaml").read_text())
+        words = self._wording = wording("compact")
+        spec = vocab.spec
+        self._phrases = Phrases(words["fields"], words["scales"], spec.fields, spec.buckets)
 
     # --------------------------------------------------------------------------- writing
 
@@ -90,10 +92,14 @@ class Compact:
     def _habit(self, request: Request) -> list[int]:
         """First codes of the newest items, newest first, and how much the history agrees."""
         codes_H = request.history_HL[:, 0]
-        newest = [int(self.vocab.sid_ids(request.history_HL)[-1 - i, 0]) for i in range(
-            min(HABIT_ITEMS, len(codes_H)))]
+        newest = [
+            int(self.vocab.sid_ids(request.history_HL)[-1 - i, 0])
+            for i in range(min(HABIT_ITEMS, len(codes_H)))
+        ]
         newest += [self._ids["<none>"]] * (HABIT_ITEMS - len(newest))
-        share = np.unique(codes_H, return_counts=True)[1].max() / len(codes_H) if len(codes_H) else 0
+        share = (
+            np.unique(codes_H, return_counts=True)[1].max() / len(codes_H) if len(codes_H) else 0
+        )
         return [*newest, self._ids[f"<focus_{min(int(share * 4), 3)}>"]]
 
     def max_response(self, k: int) -> int:
@@ -103,9 +109,9 @@ class Compact:
         per_candidate = 4 + max(cites, 2)
         return 2 + HABIT_ITEMS + k * per_candidate + verdict + k + 2
 
-    def grammar(self, k: int) -> AnswerGrammar:
-        """What the permutation rule may know of an answer to k candidates."""
-        choices_KN = np.array([[self.vocab.index_id(i)] for i in range(k)])
+    def grammar(self, request: Request) -> AnswerGrammar:
+        """What the permutation rule may know of an answer to this request."""
+        choices_KN = np.array([[self.vocab.index_id(i)] for i in range(request.k)])
         return AnswerGrammar((self._ids["<answer>"],), 0, 1, choices_KN)
 
     # --------------------------------------------------------------------------- reading
@@ -161,70 +167,101 @@ class Compact:
     # --------------------------------------------------------------------------- English
 
     def english(
-        self, tokens: Sequence[int], names: Sequence[str], labels: Sequence[str] = ()
+        self,
+        tokens: Sequence[int],
+        request: Request,
+        names: Sequence[str],
+        labels: Sequence[str] = (),
     ) -> str:
-        """The reasoning in plain English; `names` are the candidates, `labels` first codes."""
-        lines: list[str] = []
-        side = ""
-        clauses: dict[str, list[str]] = {}
-        subject = ""
+        """The reasoning in plain English; `names` are the candidates, `labels` first codes.
 
-        def flush(verdict: str = "") -> None:
-            if subject and (clauses or verdict):
-                lines.append(self._sentence(subject, clauses, verdict))
-            clauses.clear()
-
+        The most likely candidates get a line each, the others are only named.
+        """
         reasoning, _ = self.split(tokens)
-        control = {value: name for name, value in self._ids.items()}
+        said, verdict = self._statements(reasoning)
+        words = self._wording
+        # A later statement on the same candidate replaces an earlier one, as in a reader's mind.
+        ranked = sorted({s.position: s for s in said}.values(), key=lambda s: -s.level)
+        lines = [self._habit_english(reasoning, labels)]
+        lines += [self._line(s, names) for s in ranked[: words["shown"]]]
+        if (rest := len(ranked) - words["shown"]) > 0:
+            lines.append(words["rest"].format(n=rest))
+        lines.append(self._verdict(verdict, names))
+        return "\n".join(line for line in lines if line)
+
+    def _statements(self, reasoning: Sequence[int]) -> tuple[list[Statement], list[Statement]]:
+        """What the reasoning says of candidates, before and in the verdict."""
+        said: list[Statement] = []
+        verdict: list[Statement] = []
+        names = {value: name for name, value in self._ids.items()}
+        into, side = said, ""
         for token in reasoning:
-            name = control.get(token, "")
+            name = names.get(token, "")
             position = self.vocab.index_of(token)
-            cited = self.vocab.evidence_of(token)
-            level = self.vocab.strength_of(token)
+            cited, level = self.vocab.evidence_of(token), self.vocab.strength_of(token)
             if name in ("<for>", "<against>"):
                 side = name.strip("<>")
             elif name == "<verdict>":
-                flush()
-                subject, side = "", "verdict"
+                into, side = verdict, "for"
             elif name == "<over>":
-                flush()
-                side = "over"
+                into, side = verdict, "against"
             elif position is not None:
-                flush()
-                subject = names[position] if position < len(names) else f"#{position + 1}"
-                if side in ("verdict", "over"):
-                    subject = self._wording[side].format(name=subject)
-            elif cited is not None:
-                clauses.setdefault(side, []).append(self._phrase(*cited))
-            elif level is not None:
-                flush(self._strength(level))
-                subject = ""
-        flush()
-        return "\n".join([self._habit_english(reasoning, labels), *lines]).strip()
+                into.append(Statement(position, {}, -1))
+            elif into and cited is not None:
+                into[-1].points.setdefault(side, []).append(self._phrases.say(*cited))
+            elif into and level is not None:
+                into[-1] = replace(into[-1], level=level)
+        return said, verdict
 
-    def _sentence(self, subject: str, clauses: dict[str, list[str]], verdict: str) -> str:
-        parts = [f"{self._wording['sides'][side]} {', '.join(texts)}" if side in (
-            "for", "against") else ", ".join(texts) for side, texts in clauses.items()]
-        return f"{subject}: {'; '.join(parts)}{f'; {verdict}' if verdict else ''}."
+    def _line(self, statement: Statement, names: Sequence[str]) -> str:
+        words = self._wording
+        name, strength = called(statement.position, names), self._strength(statement.level)
+        line = words["candidate"].format(name=name, strength=strength)
+        for side, title in words["sides"].items():
+            if phrases := statement.points.get(side):
+                line += words["points"].format(side=title, phrases=listed(phrases))
+        return line
 
-    def _phrase(self, field: int, bucket: int) -> str:
-        name = self.vocab.spec.fields[field]
-        words = self._wording["fields"].get(name, name)
-        top = self.vocab.spec.buckets - 1
-        grades = self._wording["grades"]
-        if isinstance(words, dict):  # a field may word its own grades
-            grades, words = words["grades"], words["phrase"]
-        grade = grades[round(bucket / top * (len(grades) - 1))]
-        return words.format(grade=grade)
+    def _verdict(self, verdict: list[Statement], names: Sequence[str]) -> str:
+        if not verdict:
+            return ""
+        words = self._wording
+        line = ""
+        for statement, opening in zip(verdict, ("first", "ahead"), strict=False):
+            line += words[opening].format(name=called(statement.position, names))
+            if phrases := [p for part in statement.points.values() for p in part]:
+                line += words["reasons"].format(phrases=listed(phrases))
+        return line + "."
 
     def _strength(self, level: int) -> str:
         grades = self._wording["strengths"]
+        if level < 0:
+            return self._wording["unsaid"]
         share = level / (self.vocab.spec.strengths - 1)
         return grades[min(int(share * len(grades)), len(grades) - 1)]
 
     def _habit_english(self, reasoning: Sequence[int], labels: Sequence[str]) -> str:
-        codes = [sid[1] for sid in map(self.vocab.sid_of, reasoning[: 1 + HABIT_ITEMS]) if sid]
+        sids = map(self.vocab.sid_of, reasoning[: 1 + HABIT_ITEMS])
+        codes = [sid[1] for sid in sids if sid and sid[0] == 0]
         if not codes:
             return self._wording["habit_none"]
         shown = [labels[c] if c < len(labels) else f"group {c}" for c in codes]
-        return self._wording["habit"].format(groups=", ".join(dict.fromkeys(shown)))
+        focus = ""
+        for i, text in enumerate(self._wording["focus"]):
+            if self._ids[f"<focus_{i}>"] in reasoning:
+                focus = text
+        return self._wording["habit"].format(groups=listed(list(dict.fromkeys(shown))), focus=focus)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a reasoning says of one candidate."""
+
+    position: int
+    points: dict[str, list[str]]  # side -> phrases
+    level: int  # strength, -1 = not said
+
+
+def called(position: int, names: Sequence[str]) -> str:
+    """A candidate's name, or its place where it has none."""
+    return names[position] if position < len(names) else f"#{position + 1}"

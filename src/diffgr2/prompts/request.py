@@ -23,6 +23,7 @@ class Request:
     buckets_KF: np.ndarray
     history_texts: tuple[str, ...] = ()  # filled where the template shows text
     texts: tuple[str, ...] = ()
+    history_kinds: tuple[str, ...] = ()  # second category of each history item's path, or the first
 
     @property
     def k(self) -> int:
@@ -46,6 +47,7 @@ class Trace:
     strength_K: np.ndarray  # level of the verdict on each candidate
     for_KC: np.ndarray  # fields that speak for it, strongest first
     against_KA: np.ndarray  # fields that speak against it, strongest first
+    explanation: str = ""  # in the teacher's own words, items as semantic IDs; "" = verbalise
 
     def reordered(self, order_K: np.ndarray) -> Trace:
         """The same decision for `Request.reordered(order_K)`, ties re-broken by shown order."""
@@ -55,6 +57,7 @@ class Trace:
             strength_K,
             self.for_KC[order_K],
             self.against_KA[order_K],
+            self.explanation,
         )
 
 
@@ -70,7 +73,9 @@ def order_by_strength(strength_K: np.ndarray) -> np.ndarray:
 def item_text(catalogue: Catalogue, item: int) -> str:
     """One line about an item for prompts and explanations: title, brand, category."""
     title = catalogue.titles[item] or f"item {catalogue.raw_ids[item]}"
-    extras = [text for text in (catalogue.brands[item], " > ".join(catalogue.categories[item])) if text]
+    extras = [
+        text for text in (catalogue.brands[item], " > ".join(catalogue.categories[item])) if text
+    ]
     return f"{title} ({'; '.join(extras)})" if extras else title
 
 
@@ -88,7 +93,9 @@ def request_at(
     items_K = lists.items_LK[row]
     texts: tuple[str, ...] = ()
     history_texts: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
     if catalogue is not None:
         texts = tuple(item_text(catalogue, int(i)) for i in items_K)
         history_texts = tuple(item_text(catalogue, int(i)) for i in history_H)
-    return Request(codes_IL[history_H], codes_IL[items_K], buckets_KF, history_texts, texts)
+        kinds = tuple("".join(catalogue.categories[int(i)][:2][-1:]) for i in history_H)
+    return Request(codes_IL[history_H], codes_IL[items_K], buckets_KF, history_texts, texts, kinds)

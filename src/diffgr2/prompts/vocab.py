@@ -94,8 +94,9 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer, spec: VocabularySpec) -> None:
         self.tokenizer, self.spec = tokenizer, spec
         self._text = strip_added_tokens(tokenizer)
-        ids = {name: tokenizer.token_to_id(name) for name in (*CHAT, *CONTROL, MASK)}
-        missing = [name for name, value in ids.items() if value is None]
+        names = (*CHAT, *CONTROL, MASK)
+        ids = {name: i for name in names if (i := tokenizer.token_to_id(name)) is not None}
+        missing = [name for name in names if name not in ids]
         if missing:
             raise ArtifactError(f"tokenizer lacks reserved token {missing[0]}")
         self.control: dict[str, int] = ids

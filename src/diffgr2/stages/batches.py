@@ -54,7 +54,7 @@ def example(
     rng = generator(*key)
     request = corpus.request(split, int(traces.row_N[n]))
     order_K = shown_order(request.k, shuffle, rng)
-    request, trace = request.reordered(order_K), traces.at(n).reordered(order_K)
+    request, trace = request.reordered(order_K), corpus.trace(split, n).reordered(order_K)
     reasoning = bool(rng.random() >= direct)
     template = corpus.template
     response, kind = template.response(request, trace, reasoning=reasoning)

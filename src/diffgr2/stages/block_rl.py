@@ -162,7 +162,9 @@ class BlockRlTask:
     def _check(self, model: nn.Module, micro: Replay) -> None:
         """|logp_rollout − logp_replay| < 1e-4 on the first batch of every run (DESIGN §5)."""
         logits_NV = self._logits(model, micro)
-        replay_N = chosen_logp(logits_NV, micro.target_N.to(logits_NV.device), self.config.temperature)
+        replay_N = chosen_logp(
+            logits_NV, micro.target_N.to(logits_NV.device), self.config.temperature
+        )
         worst = float((replay_N.cpu() - micro.old_logp_N).abs().max())
         if worst > REPLAY_TOLERANCE:
             raise DecodeError(f"{self.name}: replay differs from the rollout by {worst:.2e}")

@@ -55,7 +55,12 @@ class CftTask:
     round_steps = 1
 
     def __init__(
-        self, corpus: Corpus, outputs: Outputs, contract: BlockContract, config: CftConfig, seed: int
+        self,
+        corpus: Corpus,
+        outputs: Outputs,
+        contract: BlockContract,
+        config: CftConfig,
+        seed: int,
     ) -> None:
         self.corpus, self.outputs, self.contract = corpus, outputs, contract
         self.config, self.seed = config, seed
@@ -69,9 +74,7 @@ class CftTask:
         numbered = list(enumerate(picks.tolist()))
         return [self._micro(step, part) for part in chunks(numbered, config.micro_rows)]
 
-    def row(
-        self, n: int, rng: np.random.Generator
-    ) -> tuple[NoisyRow, np.ndarray, np.ndarray]:
+    def row(self, n: int, rng: np.random.Generator) -> tuple[NoisyRow, np.ndarray, np.ndarray]:
         """(row, level [C, R], kind [R]) of output n."""
         config, contract, vocab = self.config, self.contract, self.corpus.vocab
         prompt, response = self.outputs.prompt(self.corpus, n), self.outputs.response(n)
@@ -112,12 +115,16 @@ class CftTask:
                 if config.loss_scale == "inverse_t":
                     weight_N = weight_N / level_CR[copy, at_N]
                 places = row.noisy_places(copy, at_N, self.contract)
-                parts.append((len(rows), places, row.response_R[at_N], weight_N, NOISY, kind_R[at_N]))
+                parts.append(
+                    (len(rows), places, row.response_R[at_N], weight_N, NOISY, kind_R[at_N])
+                )
             if row.clean_causal and config.ar_weight:
                 at_N = np.arange(length)
                 weight_N = config.ar_weight * kind_weight[kind_R[at_N]]
                 places = row.clean_places(at_N)
-                parts.append((len(rows), places, row.response_R[at_N], weight_N, CLEAN, kind_R[at_N]))
+                parts.append(
+                    (len(rows), places, row.response_R[at_N], weight_N, CLEAN, kind_R[at_N])
+                )
             rows.append(row)
         batch = NoisyBatch.pack(rows, vocab.mask_id, vocab.pad_id, self.contract.block_size)
         index = np.concatenate([b * batch.width + places for b, places, *_ in parts])

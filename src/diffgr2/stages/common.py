@@ -60,7 +60,7 @@ def train_stage(
     lines = fit(task, model, config, ctx.work, ctx.seed, ctx.progress)
     if dist.is_sharded(model):
         whole = dist.full_tensors(model)
-        model = load(source)
+        model = Qwen3ForCausalLM(model.config)
         model.load_state_dict(whole, strict=False)
     write_model(model, source, ctx.out)
     metrics = ctx.work / "metrics.jsonl"

@@ -36,7 +36,9 @@ def mask_id_of(directory: Path, rows: int) -> int:
     known = [*tokenizer["model"]["vocab"].values(), *added.values()]
     free = max(known) + 1
     if free >= rows:
-        raise CheckpointError(f"{directory}: no free embedding row for the mask token ({rows} rows)")
+        raise CheckpointError(
+            f"{directory}: no free embedding row for the mask token ({rows} rows)"
+        )
     return free
 
 

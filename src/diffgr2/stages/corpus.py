@@ -9,7 +9,7 @@ validation, never test). Not here: token batches (`batches`) and training.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from diffgr2.candidates.lists import load_lists
 from diffgr2.config import Recipe
 from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.items.sids import SemanticIds
-from diffgr2.prompts.compact import Compact
-from diffgr2.prompts.request import Request, request_at
+from diffgr2.prompts.request import Request, Trace, request_at
+from diffgr2.prompts.template import Template, make_template
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.traces.evidence import Traces
+from diffgr2.traces.words import read_explanations
 from diffgr2.types import CandidateLists
 
 KNOWN = ("train", "validation")
@@ -38,10 +39,11 @@ class Corpus:
     dataset: Dataset
     sids: SemanticIds
     vocab: Vocabulary
-    template: Compact
+    template: Template
     lists: dict[str, CandidateLists]
     buckets: dict[str, np.ndarray]
     traces: dict[str, Traces]
+    explanations: dict[str, list[str]]  # a teacher's own words per trace; empty if verbalised
 
     def request(self, split: str, row: int) -> Request:
         """The request of a split's list, candidates in floor order."""
@@ -54,6 +56,11 @@ class Corpus:
             self.recipe.prompt.history,
             self.dataset.catalogue if self.template.shows_text else None,
         )
+
+    def trace(self, split: str, n: int) -> Trace:
+        """A split's n-th trace, with its teacher's words where it has some."""
+        trace, words = self.traces[split].at(n), self.explanations.get(split)
+        return replace(trace, explanation=words[n]) if words else trace
 
     @cached_property
     def examples(self) -> list[tuple[str, int]]:
@@ -73,21 +80,25 @@ class Corpus:
 def open_corpus(inputs: Mapping[str, Path], recipe: Recipe) -> Corpus:
     """Open what the given stage directories hold."""
     vocab = Vocabulary.load(inputs["vocabulary"])
+    traces = {
+        split: Traces.load(inputs["traces"] / f"{split}.safetensors")
+        for split in (KNOWN if "traces" in inputs else ())
+    }
     splits = (*KNOWN, "test")
     return Corpus(
         recipe=recipe,
         dataset=read_dataset(inputs["data"]),
         sids=SemanticIds.load(inputs["items"]),
         vocab=vocab,
-        template=Compact(vocab, recipe.prompt),
+        template=make_template(vocab, recipe.prompt),
         lists={split: load_lists(inputs["candidates"], split) for split in splits},
         buckets={
             split: load_arrays(inputs["evidence"] / f"{split}.safetensors")["buckets_LKF"]
             for split in splits
         },
-        traces={
-            split: Traces.load(inputs["traces"] / f"{split}.safetensors") for split in KNOWN
-        }
-        if "traces" in inputs
-        else {},
+        traces=traces,
+        explanations={
+            split: read_explanations(inputs["traces"] / f"{split}.jsonl", len(traces[split]))
+            for split in traces
+        },
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.errors import ArtifactError
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import Request
@@ -68,7 +69,9 @@ class Outputs:
 def run(ctx: StageContext) -> dict[str, Any]:
     recipe, config = ctx.recipe, ctx.recipe.distill
     corpus = open_corpus(ctx.inputs, recipe)
-    everything = [(s, row) for s, split in enumerate(KNOWN) for row in range(len(corpus.lists[split]))]
+    everything = [
+        (s, row) for s, split in enumerate(KNOWN) for row in range(len(corpus.lists[split]))
+    ]
     rng = generator(ctx.seed, "distill")
     count = min(config.lists or len(everything), len(everything))
     picks = np.sort(rng.choice(len(everything), count, replace=False))
@@ -80,7 +83,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         direct = bool(rng.random() < config.direct)
         request = request.reordered(order_K)
         ids = corpus.template.prompt(request, reasoning=not direct)
-        requests.append(DecodeRequest(ids, corpus.template.grammar(request.k)))
+        requests.append(DecodeRequest(ids, corpus.template.grammar(request)))
         meta.append((s, row, order_K, direct, request))
     lean = LeanQwen3(open_model(ctx.inputs["rl"]))
     settings = settings_for(corpus, decoder="ar")
@@ -92,7 +95,12 @@ def run(ctx: StageContext) -> dict[str, Any]:
         corpus.template.parse(t.tokens_T.tolist(), m[4]).valid
         for t, m in zip(trajectories, meta, strict=True)
     ]
-    kept = np.flatnonzero(valid)
+    kept = np.flatnonzero(np.array(valid) | (config.keep == "all"))
+    if not len(kept):
+        raise ArtifactError(
+            f"distill: none of {count} outputs of the AR teacher is a valid ranking "
+            "(train sft longer, or set distill.keep: all)"
+        )
     width = max(len(trajectories[i].tokens_T) for i in kept)
     tokens_NT = np.zeros((len(kept), width), dtype=np.int32)
     for n, i in enumerate(kept):
@@ -105,4 +113,4 @@ def run(ctx: StageContext) -> dict[str, Any]:
         np.array([len(trajectories[i].tokens_T) for i in kept], dtype=np.int32),
         tokens_NT,
     ).save(ctx.out / "outputs.safetensors")
-    return {"lists": count, "kept": len(kept), "valid": round(len(kept) / count, 4)}
+    return {"lists": count, "kept": len(kept), "valid": round(float(np.mean(valid)), 4)}

@@ -139,9 +139,7 @@ class OpdTask:
             rows.append(self._row(request.prompt, trajectory, careful[place], rng))
         return [self._micro(list(part)) for part in chunks(rows, config.micro_rows)]
 
-    def _careful(
-        self, lean: LeanQwen3, requests: list[DecodeRequest]
-    ) -> list[Trajectory | None]:
+    def _careful(self, lean: LeanQwen3, requests: list[DecodeRequest]) -> list[Trajectory | None]:
         """The same prompts decoded one token a step, for `self_careful`."""
         if self.config.teacher == "ar":
             return [None] * len(requests)

@@ -53,7 +53,9 @@ def policy_batch(rows: list[Rollout], pad_id: int) -> PolicyBatch:
     return PolicyBatch(
         CausalBatch.pack([row.prompt for row in rows], tokens, ones, zeros, pad_id),
         torch.cat([torch.from_numpy(row.trajectory.logprob_T) for row in rows]),
-        torch.cat([torch.full((len(t),), row.advantage) for row, t in zip(rows, tokens, strict=True)]),
+        torch.cat(
+            [torch.full((len(t),), row.advantage) for row, t in zip(rows, tokens, strict=True)]
+        ),
     )
 
 

@@ -124,16 +124,14 @@ class Roller:
         requests = [
             DecodeRequest(
                 ids,
-                self.corpus.template.grammar(request.k),
+                self.corpus.template.grammar(request),
                 (self.seed, self.name, "rollout", step, round_, place, g),
             )
             for place, (request, _, ids) in enumerate(prompts)
             for g in range(size)
         ]
         trajectories = decode(lean, requests, self.settings, batch=DECODE_BATCH)
-        graded = [
-            self.grade(t, *prompts[i // size][:2]) for i, t in enumerate(trajectories)
-        ]
+        graded = [self.grade(t, *prompts[i // size][:2]) for i, t in enumerate(trajectories)]
         reward_PG = np.array([value for _, value in graded]).reshape(len(prompts), size)
         advantage_PG, varies_P = advantages(reward_PG)
         groups = [

@@ -1,21 +1,36 @@
 """The traces stage: what the teacher says about the training and validation lists (GR2 §traces).
 
-Contract: writes `<split>.safetensors` (a `Traces` each) and `edges.safetensors`. The test split gets
-no traces. Not here: how a decision is made (`traces.evidence`, `traces.llm`).
+Contract: writes `<split>.safetensors` (a `Traces` each), `edges.safetensors` and, with the llm
+teacher, `<split>.jsonl` (row, order and explanation of each trace). What was paid for is kept in
+`journals/traces.jsonl` of the run, outside the stage's directory, so no restart or changed setting
+pays for an answer twice. The test split gets no traces. Not here: how a decision is made
+(`traces.evidence`, `traces.llm`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
+from diffgr2.candidates.fields import NAMES
 from diffgr2.candidates.lists import load_lists
 from diffgr2.candidates.scorers import LinearScorer
+from diffgr2.data.store import read_dataset
+from diffgr2.errors import ConfigError, DataError
+from diffgr2.items.sids import SemanticIds
 from diffgr2.pipeline import StageContext
+from diffgr2.prompts.chat import Chat
+from diffgr2.prompts.request import request_at
 from diffgr2.stages.corpus import KNOWN
-from diffgr2.traces.evidence import decide, strength_edges
+from diffgr2.streams import permutation
+from diffgr2.traces.evidence import Traces, decide, strength_edges
+from diffgr2.traces.llm import ACCEPT, TracePrompt, TraceReport, generate
+from diffgr2.traces.words import from_orders, write_explanations
+from diffgr2.types import Answer, CandidateLists
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
@@ -28,27 +43,140 @@ def run(ctx: StageContext) -> dict[str, Any]:
     }
     edges_S = strength_edges(np.concatenate(list(scores.values())), recipe.prompt.strengths)
     save_arrays(ctx.out / "edges.safetensors", edges_S=edges_S)
+    lists = {split: load_lists(ctx.inputs["candidates"], split) for split in KNOWN}
+    buckets = {
+        split: load_arrays(evidence / f"{split}.safetensors")["buckets_LKF"] for split in KNOWN
+    }
     metrics: dict[str, Any] = {}
+    report = asked = None
+    if recipe.traces.teacher == "llm":
+        report, asked = ask(ctx, lists, buckets)
+        metrics |= {f"llm/{name}": value for name, value in report.metrics().items()}
     for split in KNOWN:
-        lists = load_lists(ctx.inputs["candidates"], split)
-        buckets_LKF = load_arrays(evidence / f"{split}.safetensors")["buckets_LKF"]
-        hit_L = lists.hit_L
-        traces = decide(
-            scores[split],
-            scorecard.contributions(buckets_LKF),
-            hit_L,
-            edges_S,
-            mode=recipe.traces.mode,
-            cites=recipe.prompt.cites,
-            attempts=recipe.traces.attempts,
-            noise=recipe.traces.noise,
-            seed=recipe.seed,
-        )
+        contribution_LKF = scorecard.contributions(buckets[split])
+        if report is not None:
+            traces = told(ctx, split, report, scores[split], contribution_LKF, edges_S)
+        else:
+            traces = decide(
+                scores[split],
+                contribution_LKF,
+                lists[split].hit_L,
+                edges_S,
+                mode=recipe.traces.mode,
+                cites=recipe.prompt.cites,
+                attempts=recipe.traces.attempts,
+                noise=recipe.traces.noise,
+                seed=recipe.seed,
+            )
         traces.save(ctx.out / f"{split}.safetensors")
-        hits_N = hit_L[traces.row_N] >= 0
-        first_N = traces.order_NK[:, 0] == hit_L[traces.row_N]
-        metrics[f"{split}/lists"] = len(lists)
-        metrics[f"{split}/traces"] = len(traces)
-        metrics[f"{split}/accepted"] = round(len(traces) / max(len(lists), 1), 4)
-        metrics[f"{split}/target_first"] = round(float(first_N[hits_N].mean()), 4)
+        count = asked[split] if asked else len(lists[split])
+        metrics |= figures(split, traces, lists[split].hit_L, count)
     return metrics
+
+
+def figures(split: str, traces: Traces, hit_L: np.ndarray, asked: int) -> dict[str, Any]:
+    """How many lists were put to the teacher, how many traces came of it, how right they are."""
+    hits_N = hit_L[traces.row_N] != -1
+    first_N = traces.order_NK[:, 0] == hit_L[traces.row_N]
+    return {
+        f"{split}/lists": asked,
+        f"{split}/traces": len(traces),
+        f"{split}/accepted": round(len(traces) / max(asked, 1), 4),
+        f"{split}/target_first": round(float(first_N[hits_N].mean()), 4) if hits_N.any() else 0.0,
+    }
+
+
+# ----------------------------------------------------------------------------------- the llm teacher
+
+
+def chosen(ctx: StageContext, lists: Mapping[str, CandidateLists]) -> list[tuple[str, int]]:
+    """The lists that are put to the endpoint: all that the mode can use, or a random share."""
+    config = ctx.recipe.traces
+    able = [
+        (split, row)
+        for split in KNOWN
+        for row in range(len(lists[split]))
+        if config.mode == "plain" or lists[split].hit_L[row] >= 0
+    ]
+    if config.max_lists and config.max_lists < len(able):
+        picks = permutation(len(able), ctx.seed, "traces", "lists")[: config.max_lists]
+        able = [able[i] for i in np.sort(picks)]
+    return able
+
+
+def explained(prompt: TracePrompt, answer: Answer, mode: str) -> bool:
+    """The mode's own rule, and something to learn from besides the order."""
+    return bool(answer.reasoning) and ACCEPT[mode](prompt, answer)  # type: ignore[index]
+
+
+def ask(
+    ctx: StageContext,
+    lists: Mapping[str, CandidateLists],
+    buckets: Mapping[str, np.ndarray],
+) -> tuple[TraceReport, dict[str, int]]:
+    """The endpoint's accepted answers, and how many lists of each split were asked about."""
+    recipe = ctx.recipe
+    if recipe.prompt.strengths < recipe.candidates.k:
+        raise ConfigError(
+            f"prompt.strengths: {recipe.prompt.strengths} levels cannot tell candidates.k "
+            f"({recipe.candidates.k}) apart, which traces.teacher llm needs"
+        )
+    dataset, sids = read_dataset(ctx.inputs["data"]), SemanticIds.load(ctx.inputs["items"])
+    # The teacher always reads the chat with texts, whatever the student's template shows.
+    chat = Chat(NAMES, recipe.evidence.buckets)
+    mode, prompts = recipe.traces.mode, []
+    for split, row in chosen(ctx, lists):
+        request = request_at(
+            lists[split],
+            row,
+            dataset.histories,
+            sids.codes_IL,
+            buckets[split][row],
+            recipe.prompt.history,
+            dataset.catalogue,
+        )
+        hit = int(lists[split].hit_L[row])
+        target = hit if hit >= 0 else None
+        messages = chat.messages(request, target=target if mode == "targeted" else None)
+        read = partial(chat.parse_text, request=request)
+        prompts.append(TracePrompt(f"{split}/{row}", messages, target, read))
+    if not prompts:
+        raise DataError(f"traces.mode: no list that {mode} traces could use holds its target")
+    journals = ctx.out.parent.parent / "journals"
+    journals.mkdir(parents=True, exist_ok=True)
+    report = generate(
+        prompts,
+        recipe.traces.llm,
+        mode,
+        journals / "traces.jsonl",
+        ctx.progress,
+        lambda text: Answer((), ("unparseable",)),
+        partial(explained, mode=mode),
+        seed=ctx.seed,
+    )
+    if not report.traces:
+        raise DataError(
+            f"traces.llm: none of {report.samples} answers of {recipe.traces.llm.model} was "
+            f"accepted ({', '.join(f'{n} {kind}' for kind, n in sorted(report.rejected.items()))})"
+        )
+    return report, {s: sum(p.id.startswith(f"{s}/") for p in prompts) for s in KNOWN}
+
+
+def told(
+    ctx: StageContext,
+    split: str,
+    report: TraceReport,
+    score_LK: np.ndarray,
+    contribution_LKF: np.ndarray,
+    edges_S: np.ndarray,
+) -> Traces:
+    """A split's accepted answers as traces; writes their explanations."""
+    mine = [t for t in report.traces if t.id.startswith(f"{split}/")]
+    rows = [int(t.id.removeprefix(f"{split}/")) for t in mine]
+    order_NK = np.array([t.answer.order for t in mine], dtype=np.int32)
+    order_NK = order_NK.reshape(len(mine), score_LK.shape[1])
+    cites = ctx.recipe.prompt.cites
+    traces = from_orders(rows, order_NK, score_LK, contribution_LKF, edges_S, cites)
+    words = [t.answer.reasoning for t in mine]
+    write_explanations(ctx.out / f"{split}.jsonl", traces, words)
+    return traces

@@ -16,6 +16,7 @@ from diffgr2.config import Recipe
 from diffgr2.data.store import read_dataset
 from diffgr2.errors import CheckpointError
 from diffgr2.pipeline import StageContext
+from diffgr2.prompts.chat import Chat
 from diffgr2.prompts.request import item_text
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
 
@@ -34,13 +35,17 @@ def run(ctx: StageContext) -> dict[str, Any]:
     recipe = ctx.recipe
     catalogue = read_dataset(ctx.inputs["data"]).catalogue
     index = read_json(ctx.inputs["evidence"] / "index.json")
+    fields = tuple(field["name"] for field in index["fields"])
     texts = [item_text(catalogue, item) for item in range(len(catalogue))]
+    if recipe.prompt.template == "gr2":
+        # Every response spells the template's own words: they are worth tokens of their own.
+        texts += Chat(fields, recipe.evidence.buckets).own_words() * max(1, len(texts) // 100)
     vocab = Vocabulary.extend(
         text_tokenizer(recipe, texts),
         levels=recipe.items.levels,
         codes=recipe.items.codes,
         k=recipe.candidates.k,
-        fields=tuple(index["fields"]),
+        fields=fields,
         buckets=recipe.evidence.buckets,
         strengths=recipe.prompt.strengths,
     )

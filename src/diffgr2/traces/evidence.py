@@ -34,9 +34,7 @@ class Traces:
         return len(self.row_N)
 
     def at(self, n: int) -> Trace:
-        return Trace(
-            self.order_NK[n], self.strength_NK[n], self.for_NKC[n], self.against_NKA[n]
-        )
+        return Trace(self.order_NK[n], self.strength_NK[n], self.for_NKC[n], self.against_NKA[n])
 
     def save(self, path: Path) -> None:
         save_arrays(path, **vars(self))

@@ -45,6 +45,9 @@ and to try its other products, at a similar price.
 """General knowledge for the system message (`knowledge_priming`); names no item of any shop."""
 
 
+Parse = Callable[[str], Answer]
+
+
 @dataclass(frozen=True)
 class TracePrompt:
     """One question: its name, its chat messages and the target's place in the candidate list."""
@@ -52,6 +55,7 @@ class TracePrompt:
     id: str
     messages: tuple[Message, ...]
     target: int | None = None  # None: the list does not hold it
+    parse: Parse | None = None  # where reading an answer needs to know what was asked
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,6 @@ class TraceReport:
         return flat | rates
 
 
-Parse = Callable[[str], Answer]
 Accept = Callable[[TracePrompt, Answer], bool]
 
 
@@ -247,7 +250,7 @@ class _Book:
 
     def _judge(self, prompt: TracePrompt, record: dict[str, Any]) -> tuple[list[str], Answer]:
         """Why a sample is not accepted (nothing: it is), and what it says."""
-        answer = self.parse(record["text"])
+        answer = (prompt.parse or self.parse)(record["text"])
         kinds = [] if record["finish"] in ("stop", "unknown") else [f"finish_{record['finish']}"]
         kinds += answer.failures
         if not kinds and not self.accept(prompt, answer):

@@ -1,0 +1,108 @@
+"""The command line: one verb per stage, and the verbs around them (`diffgr2 --help`).
+
+Contract: `main` prints one line `error: …` for whatever a user can cause and exits with the error's
+code (2 wrong input, 3 broken artifacts, 4 numbers, 5 a remote end, 130 interrupted); `--debug`
+shows the traceback instead. torch is imported by the verbs that need it, so `--help` is quick.
+`diffgr2.reranking_cli`, where it is there, adds `rerank` and `serve`. Not here: any work.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from diffgr2 import __version__
+from diffgr2.cli import data, doctor, recipes, reports, stages
+from diffgr2.errors import Diffgr2Error
+from diffgr2.stages.table import STAGES
+
+
+class InOrder(TyperGroup):
+    """Stages in the pipeline's order, whether a command or a group."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = [name.replace("_", "-") for name in STAGES]
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+app = typer.Typer(
+    cls=InOrder,
+    name="diffgr2",
+    help="Generative reasoning re-ranking: train, convert to block diffusion, measure, serve.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"diffgr2 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks (anywhere in the line)."),
+) -> None:
+    """Runs stand in `runs/<recipe name>`; what stands already is not run again."""
+
+
+data.register(app)
+stages.register(app)
+reports.register(app)
+recipes.register(app)
+doctor.register(app)
+if find_spec("diffgr2.reranking_cli"):
+    import_module("diffgr2.reranking_cli").register(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command line and exit."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    sys.exit(run([text for text in given if text != "--debug"], debug=debug))
+
+
+def run(arguments: list[str], *, debug: bool = False) -> int:
+    """Run a command line; the exit code."""
+    try:
+        code = app(arguments, prog_name="diffgr2", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        line = "interrupted: the same command goes on where this one stopped"
+        print(f"\n{line}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left: `diffgr2 ... | head`
+        sys.stderr.close()
+        return 141
+    except Exception as error:
+        if debug:
+            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """One line about what the user can mend; anything else is a bug and shows its traceback."""
+    if isinstance(error, Diffgr2Error):
+        message, code = str(error), error.exit_code
+    elif hasattr(error, "format_message"):  # a usage error of the command line itself
+        message, code = error.format_message(), getattr(error, "exit_code", 2)  # type: ignore
+    elif isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        message, code = f"{where}{error.strerror}", 1
+    else:
+        raise error
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,128 @@
+"""`diffgr2 data`: the data stage, downloads, and a look at files before they are used.
+
+Contract: `data RECIPE` is the first stage (`data run RECIPE` in full), `data fetch NAME DEST` gets
+a public data set from its publisher, `data check FILE…` reads files as an import would and says
+what it finds, keeping nothing. Not here: the formats (`data.records`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from diffgr2.cli.stages import PANEL, stage_verb
+from diffgr2.config import DataConfig, validate
+from diffgr2.errors import ConfigError, DataError
+
+SUFFIXES = {
+    ".inter": "recbole",
+    ".item": "recbole",
+    ".txt": "p5",
+    ".csv": "table",
+    ".tsv": "table",
+    ".parquet": "table",
+    ".jsonl": "table",
+}
+
+
+class StageOrGroup(TyperGroup):
+    """`data RECIPE` means `data run RECIPE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+group = typer.Typer(
+    cls=StageOrGroup,
+    no_args_is_help=True,
+    help="Import and split: `data RECIPE`; also `data fetch`, `data check`.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@group.command("fetch")
+def fetch_verb(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="amazon-beauty, … or an URL.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder for the files.")],
+    sha256: Annotated[str, typer.Option("--sha256", help="Of an URL's file.")] = "",
+) -> None:
+    """Download from the publisher; a cut line is resumed."""
+    from diffgr2.data.fetch import fetch
+
+    for path in fetch(name, dest, sha256=sha256):
+        typer.echo(str(path))
+
+
+def source_of(path: Path) -> str:
+    """The importer that a file's name suggests."""
+    name = path.name.lower().removesuffix(".gz")
+    if name.startswith(("reviews_", "meta_")) and name.endswith(".json"):
+        return "amazon2014"
+    for suffix, source in SUFFIXES.items():
+        if name.endswith(suffix):
+            return source
+    raise DataError(f"{path}: name tells no format (say --source)")
+
+
+@group.command("check")
+def check(
+    interactions: Annotated[Path, typer.Argument(metavar="INTERACTIONS", help="The file.")],
+    items: Annotated[Path | None, typer.Argument(metavar="[ITEMS]", help="Item file.")] = None,
+    source: Annotated[
+        str,
+        typer.Option("--source", help="amazon2014/2018/2023, recbole, p5, table; else by name."),
+    ] = "",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="WORD=COLUMN", help="table: user=user_id, item=…"),
+    ] = None,
+    k_core: Annotated[int, typer.Option("--k-core", help="0 = keep everybody.")] = 5,
+) -> None:
+    """Read files as the data stage would; print what it would make of them."""
+    for path in (interactions, items):
+        if path is not None and not path.is_file():
+            raise DataError(f"{path}: no such file")
+    values: dict[str, Any] = {
+        "source": source or source_of(interactions),
+        "interactions": str(interactions),
+        "items": str(items) if items else None,
+        "k_core": k_core,
+        "columns": dict(_pair(text) for text in columns or []),
+    }
+    config = validate({"name": "check", "data": values}, "data check").data
+    _preview(config)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    word, equals, column = text.partition("=")
+    if not (word and equals and column):
+        raise ConfigError(f"--column {text}: expected word=column")
+    return word, column
+
+
+def _preview(config: DataConfig) -> None:
+    from diffgr2.data.records import import_dataset
+    from diffgr2.prompts.request import item_text
+
+    dataset = import_dataset(config, seed=0)
+    for key, value in dataset.report.items():
+        if isinstance(value, str | int | float):
+            typer.echo(f"{key:28} {value}")
+    for kind in ("first_rejected", "first_items_rejected"):
+        for entry in dataset.report.get(kind, []):
+            typer.echo(f"set aside                    {entry}")
+    user = 0
+    typer.echo(f"for example, user {dataset.raw_users[user]}:")
+    for item in dataset.histories.of(user)[:5]:
+        typer.echo(f"  {item_text(dataset.catalogue, int(item))}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group, its stage verb included."""
+    group.command("run", help="Import, k-core, leave-one-out.")(stage_verb("data"))
+    app.add_typer(group, name="data", rich_help_panel=PANEL)

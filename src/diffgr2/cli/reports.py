@@ -1,0 +1,103 @@
+"""`diffgr2 report` and `convert-dir`.
+
+Contract: `report` collects what stands (`stages.report`), writes `<run>/report/` and prints the
+tables of both populations; `--save` writes the copy that is committed. Not here: measuring.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffgr2.cli import runs
+from diffgr2.cli.stages import Overrides, RunsDir
+from diffgr2.errors import ConfigError
+
+
+def report(
+    recipe: Annotated[
+        str, typer.Argument(metavar="DIR_OR_RECIPE", help="A run's directory, or its recipe.")
+    ],
+    directory: RunsDir = None,
+    overrides: Overrides = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Also write report.json here.")
+    ] = None,
+    trec: Annotated[
+        bool, typer.Option("--trec", help="Also write TREC run and qrels files.")
+    ] = False,
+    examples: Annotated[
+        int, typer.Option("--examples", min=0, help="Print this many worked examples.")
+    ] = 0,
+) -> None:
+    """Tables, intervals and plots of what a run has so far."""
+    from rich.console import Console
+
+    from diffgr2.artifacts import write_json
+    from diffgr2.evaluate.tables import render_table, rows_of
+    from diffgr2.stages.report import make_report, write_trec
+
+    run = runs.open_report(recipe, directory, overrides)
+    runs.set_threads(run.recipe)
+    runner = run.runner()
+    made = make_report(runner, command=run.command)
+    if trec:
+        made.paths.extend(write_trec(runner, run.root / "report" / "trec"))
+    console = Console(width=None if Console().is_terminal else 140)
+    for population in ("hit", "all"):
+        if rows_of(made.report, population):
+            console.print(render_table(made.report, population))
+    if examples:
+        _examples(runner, examples, made.paths)
+    if save is not None:
+        write_json(save, made.report)
+        made.paths.append(save)
+    for path in made.paths:
+        typer.echo(str(path))
+
+
+def _examples(runner: Any, count: int, paths: list[Path]) -> None:
+    from diffgr2.stages.examples import worked_examples
+
+    text = worked_examples(runner, count)
+    typer.echo(text)
+    path = runner.root / "report" / "examples.md"
+    path.write_text(text, encoding="utf-8")
+    paths.append(path)
+
+
+def convert_dir(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A Qwen3-family directory.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New directory.")],
+    block_size: Annotated[int, typer.Option("--block-size", min=1)] = 32,
+    alignment: Annotated[str, typer.Option("--alignment", help="same_position or shifted.")] = (
+        "same_position"
+    ),
+    clean_attention: Annotated[
+        str, typer.Option("--clean-attention", help="either, causal or block_causal.")
+    ] = "either",
+    origin: Annotated[str, typer.Option("--origin", help="document or response.")] = "document",
+) -> None:
+    """Turn an AR checkpoint directory into a block-diffusion one, bit for bit."""
+    from diffgr2.config import validate
+    from diffgr2.stages.convert import convert
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: stands already (give a new or empty directory)")
+    values = {
+        "block_size": block_size,
+        "alignment": alignment,
+        "clean_attention": clean_attention,
+        "origin": origin,
+    }
+    config = validate({"name": "convert", "convert": values}, "convert-dir").convert
+    contract = convert(source, out, config)
+    typer.echo(f"{out}: {contract.model_dump()}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command("report", rich_help_panel="Runs")(report)
+    app.command("convert-dir", rich_help_panel="Runs")(convert_dir)

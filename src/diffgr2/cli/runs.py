@@ -1,0 +1,134 @@
+"""A run: a recipe, its directory, and one process (or one torchrun) at work in it.
+
+Contract: `open_run` reads the recipe and finds the directory (`runs/<recipe name>` unless told
+otherwise); `open_report` accepts a directory that was run before as well, and finds its recipe in
+`run.json`. `work` holds the directory's lock, so that two commands never write to it at once, joins
+the process group that torchrun describes, and runs. Not here: what a stage is (`pipeline`,
+`stages.table`) and what the user sees on the terminal (`stages`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffgr2.artifacts import read_json, write_json
+from diffgr2.config import Recipe, load_recipe, validate
+from diffgr2.errors import ArtifactError, ConfigError
+from diffgr2.pipeline import Runner
+from diffgr2.progress import Progress
+from diffgr2.stages.table import GOALS, STAGES
+
+RUNS = Path("runs")
+NOTE = "run.json"  # beside the stages: which recipe the directory belongs to
+
+
+@dataclass(frozen=True)
+class Run:
+    """See the module's docstring."""
+
+    recipe: Recipe
+    root: Path
+    named: str  # as the user named the recipe
+    overrides: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """What makes this run again."""
+        named = Path(self.named).name if self.named.endswith((".yaml", ".yml")) else self.named
+        return " ".join(["diffgr2 run", named, *(f"--set {text}" for text in self.overrides)])
+
+    def runner(self, progress: Progress | None = None, **crew: Any) -> Runner:
+        return Runner(self.recipe, self.root, STAGES, progress, **crew)
+
+
+def open_run(named: str, directory: Path | None, overrides: list[str] | None) -> Run:
+    """The run that a recipe's name or file stands for."""
+    recipe = load_recipe(named, overrides)
+    return Run(recipe, directory or RUNS / recipe.name, named, tuple(overrides or ()))
+
+
+def open_report(named: str, directory: Path | None, overrides: list[str] | None) -> Run:
+    """The run in a directory, or a recipe's run."""
+    root = Path(named)
+    if not (root / NOTE).is_file():
+        if root.is_dir():
+            raise ArtifactError(f"{named}: no run was made here ({NOTE} is missing)")
+        return open_run(named, directory, overrides)
+    if overrides or directory:
+        raise ConfigError(f"{named}: a run's directory takes no --set and no --runs")
+    note = read_json(root / NOTE)
+    match note:
+        case {"recipe": dict(values), "named": str(given), "overrides": list(texts)}:
+            recipe = validate(values, f"{named}/{NOTE}")
+            return Run(recipe, root, given, tuple(map(str, texts)))
+    raise ArtifactError(f"{root / NOTE}: not the note of a run")
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the directory; the lock goes with the process, however it ends."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{root}: cannot be written ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ArtifactError(f"{root}: another command is at work here") from None
+        yield
+
+
+def set_threads(recipe: Recipe) -> None:
+    """The recipe's torch threads; results depend on their number."""
+    if recipe.threads:
+        import torch
+
+        torch.set_num_threads(recipe.threads)
+
+
+def write_note(run: Run) -> None:
+    """Remember the recipe, for `report` and `serve`."""
+    write_json(
+        run.root / NOTE,
+        {
+            "recipe": run.recipe.model_dump(mode="json"),
+            "named": run.named,
+            "overrides": list(run.overrides),
+            "command": run.command,
+        },
+    )
+
+
+def work(run: Run, goals: list[str], *, force: bool = False) -> dict[str, dict[str, Any]]:
+    """Run the goals; returns the manifests of all stages they need."""
+    from diffgr2.train import dist
+
+    set_threads(run.recipe)
+    world = dist.start()
+    try:
+        if not world.first:
+            quiet = Progress(io.StringIO())
+            runner = run.runner(quiet, rank=world.rank, on_first=dist.on_first)
+            return runner.run(goals, force=force)
+        with locked(run.root):
+            write_note(run)
+            return run.runner(on_first=dist.on_first).run(goals, force=force)
+    finally:
+        dist.stop()
+
+
+def goals_of(goal: str) -> list[str]:
+    """The stages of `--goal`: a goal's name or a stage's."""
+    if goal in GOALS:
+        return GOALS[goal]
+    if goal.replace("-", "_") in STAGES:
+        return [goal.replace("-", "_")]
+    raise ConfigError(f"--goal {goal}: expected {', '.join(GOALS)} or a stage")

@@ -1,0 +1,132 @@
+"""One verb per stage, `run` and `status`.
+
+Contract: verbs are made from `stages.table`; a verb runs its stage and what it needs, and ends with
+the stage's metrics on stdout. Progress goes to stderr. Not here: the stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffgr2.cli import runs
+from diffgr2.pipeline import STANDS, Stage
+from diffgr2.stages.rows import ROWS
+from diffgr2.stages.table import STAGES
+
+PANEL = "Stages, in order (each runs what it needs)"
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Shipped name or YAML file.")]
+RunsDir = Annotated[
+    Path | None,
+    typer.Option("--runs", metavar="DIR", help="The run's directory.", show_default="runs/<name>"),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set rl.steps=20."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Run it again although it stands.")]
+
+
+def is_row(stage: Stage) -> bool:
+    """Rows of the results table share one verb, `score`."""
+    return stage.name.startswith("score_")
+
+
+def flat(value: Any) -> str:
+    """A metric for people."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def show(name: str, metrics: dict[str, Any]) -> None:
+    """A stage's metrics, one per line."""
+    typer.echo(f"{name}:")
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {flat(v)}" for k, v in value.items())
+        typer.echo(f"  {key:32} {flat(value)}")
+
+
+def stage_verb(name: str) -> Callable[..., None]:
+    """The command of one stage."""
+
+    def verb(
+        recipe: RecipeName,
+        directory: RunsDir = None,
+        overrides: Overrides = None,
+        force: Force = False,
+    ) -> None:
+        run = runs.open_run(recipe, directory, overrides)
+        manifests = runs.work(run, [name], force=force)
+        show(name, manifests[name]["metrics"])
+
+    return verb
+
+
+def score(
+    recipe: RecipeName,
+    rows: Annotated[
+        list[str] | None, typer.Option("--row", help=f"One of {', '.join(r.name for r in ROWS)}.")
+    ] = None,
+    directory: RunsDir = None,
+    overrides: Overrides = None,
+    force: Force = False,
+) -> None:
+    """Decode the test lists: all rows of the results table, or some."""
+    run = runs.open_run(recipe, directory, overrides)
+    names = [f"score_{name}" for name in rows or [spec.name for spec in ROWS]]
+    manifests = runs.work(run, names, force=force)
+    for name in names:
+        show(name, manifests[name]["metrics"])
+
+
+def run_all(
+    recipe: RecipeName,
+    goal: Annotated[
+        str, typer.Option("--goal", help="candidates, teacher, all, or a stage.")
+    ] = "all",
+    directory: RunsDir = None,
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="Run the goal's stages again.")] = False,
+) -> None:
+    """Run what is missing of a recipe."""
+    run = runs.open_run(recipe, directory, overrides)
+    manifests = runs.work(run, runs.goals_of(goal), force=force)
+    seconds = sum(manifest["wall_s"] for manifest in manifests.values())
+    typer.echo(
+        f"{run.root}: {len(manifests)} stages stand, {seconds:,.0f} s of work; "
+        f"next: diffgr2 report {run.root}"
+    )
+
+
+def status(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe, or a run's directory.")],
+    directory: RunsDir = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show which stages stand."""
+    run = runs.open_report(recipe, directory, overrides)
+    runner = run.runner()
+    states = runner.survey(list(STAGES))
+    for name, state in states.items():
+        typer.echo(f"{name:20} {state:12} {STAGES[name].summary}")
+    standing = sum(state == STANDS for state in states.values())
+    typer.echo(f"{run.root}: {standing} of {len(states)} stages stand")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs; `data` is a group of its own."""
+    for stage in STAGES.values():
+        if stage.name != "data" and not is_row(stage) and stage.name != "speed":
+            name = stage.name.replace("_", "-")
+            summary = stage.summary[0].upper() + stage.summary[1:] + "."
+            app.command(name, help=summary, rich_help_panel=PANEL)(stage_verb(stage.name))
+    app.command("score", rich_help_panel=PANEL)(score)
+    speed = STAGES["speed"].summary
+    app.command("speed", help=speed[0].upper() + speed[1:] + ".", rich_help_panel=PANEL)(
+        stage_verb("speed")
+    )
+    app.command("run", rich_help_panel="Runs")(run_all)
+    app.command("status", rich_help_panel="Runs")(status)

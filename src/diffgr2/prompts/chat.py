@@ -1,0 +1,272 @@
+"""The text side of the gr2 template: the chat, explanations, and answers that come as text.
+
+Contract: `Chat` turns requests into chat pieces (wording, semantic IDs and user text kept apart, so
+that `gr2` can tokenize each in its own way), into messages for a language model that teaches, and
+into an explanation of a trace; `parse_text` reads such a model's answer. It classifies failures
+instead of raising, whatever the text. Not here: token ids (`gr2`), the endpoint (`traces.llm`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffgr2.candidates.fields import FIELDS
+from diffgr2.prompts.answers import OUT_OF_SET, make_answer
+from diffgr2.prompts.english import Phrases, listed, wording
+from diffgr2.prompts.request import Request, Trace
+from diffgr2.types import Answer
+
+BEGIN, FINISH = "<|sid_begin|>", "<|sid_end|>"
+CODE = re.compile(r"<s_([a-h])_(\d{1,6})>")
+MENTION = re.compile(r"(?:<\|sid_begin\|>)?((?:<s_[a-h]_\d{1,6}>)+)(?:<\|sid_end\|>)?")
+NUMBER = re.compile(r"\[\s*(\d{1,4})\s*\]")
+ITEM = re.compile(f"(?:{NUMBER.pattern}|{MENTION.pattern})")
+CHAIN = re.compile(rf"(?:{ITEM.pattern}\s*>\s*)+{ITEM.pattern}")
+LONGEST_EXPLANATION = 1500
+"""Characters; a longer one is over-long."""
+OBJECTS_TRIED = 32
+"""Places where an answer's JSON object may begin."""
+
+_KNOWN_ABSENT = {field.name for field in FIELDS if field.zero_is_none}
+
+
+@dataclass(frozen=True)
+class Sid:
+    """An item by its codes."""
+
+    codes: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        return (
+            BEGIN + "".join(f"<s_{'abcdefgh'[i]}_{c}>" for i, c in enumerate(self.codes)) + FINISH
+        )
+
+
+@dataclass(frozen=True)
+class UserText:
+    """Text that shoppers or shops wrote: data, whatever it spells."""
+
+    text: str
+
+
+Piece = str | Sid | UserText
+
+
+def sid_of_text(text: str) -> Sid | None:
+    """The semantic ID that a text is, with or without its brackets; None if it is anything else."""
+    match = MENTION.fullmatch(text.strip())
+    if match is None:
+        return None
+    parts = CODE.findall(match[1])
+    if [letter for letter, _ in parts] != list("abcdefgh"[: len(parts)]):
+        return None
+    return Sid(tuple(int(code) for _, code in parts))
+
+
+def pieces_of(text: str) -> Iterator[str | Sid]:
+    """A text with its semantic IDs taken out."""
+    end = 0
+    for match in MENTION.finditer(text):
+        sid = sid_of_text(match[0])
+        if sid is None:
+            continue
+        if match.start() > end:
+            yield text[end : match.start()]
+        yield sid
+        end = match.end()
+    if end < len(text):
+        yield text[end:]
+
+
+def as_text(pieces: Sequence[Piece]) -> str:
+    """Pieces as plain text."""
+    return "".join(piece if isinstance(piece, str) else piece.text for piece in pieces)
+
+
+def filled(pattern: str, values: dict[str, list[Piece]]) -> list[Piece]:
+    """A pattern's text and, in place of each `{name}`, that value's pieces."""
+    result: list[Piece] = []
+    for i, part in enumerate(re.split(r"\{(\w+)\}", pattern)):
+        result += values[part] if i % 2 else [part] if part else []
+    return result
+
+
+def sids_of(codes_NL: Any) -> list[Sid]:
+    """One `Sid` per row."""
+    return [Sid(tuple(row)) for row in codes_NL.tolist()]
+
+
+class Chat:
+    """See the module's docstring."""
+
+    def __init__(self, fields: Sequence[str], buckets: int) -> None:
+        self.words = wording("gr2")
+        self.fields = tuple(fields)
+        self.phrases = Phrases(self.words["fields"], self.words["scales"], fields, buckets)
+
+    # --------------------------------------------------------------------------- asking
+
+    def user(self, request: Request, *, reasoning: bool) -> list[Piece]:
+        """The user's turn."""
+        words = self.words
+        out: list[Piece] = [words["history"] if len(request.history_HL) else words["history_empty"]]
+        open_, middle, close = words["history_item"]
+        for sid, text in zip(sids_of(request.history_HL), request.history_texts, strict=True):
+            out += [open_, sid, middle, UserText(text), close]
+        out.append(words["candidates"])
+        open_, middle, evidence, close = words["candidate"]
+        for i, sid in enumerate(sids_of(request.codes_KL)):
+            out += [open_.format(place=i + 1), sid, middle, UserText(request.texts[i]), evidence]
+            out += [self.evidence(request, i), close]
+        task = words["task"].format(k=request.k)
+        out.append("\n" + words["reason" if reasoning else "direct"].format(task=task))
+        return out
+
+    def evidence(self, request: Request, position: int) -> str:
+        """A candidate's evidence in a few words; what is absent is left out."""
+        shown = [
+            self.phrases.say(f, bucket)
+            for f, bucket in enumerate(request.buckets_KF[position].tolist())
+            if bucket or self.fields[f] not in _KNOWN_ABSENT
+        ]
+        return ", ".join(shown) or self.words["no_evidence"]
+
+    def messages(
+        self, request: Request, *, target: int | None = None, priming: str = ""
+    ) -> tuple[dict[str, str], ...]:
+        """The chat for a teacher; `target` reveals the next purchase, `priming` adds knowledge."""
+        words = self.words
+        user = as_text(self.user(request, reasoning=True)) + " " + words["teacher"]
+        if target is not None:
+            sid = Sid(tuple(request.codes_KL[target].tolist()))
+            user += "\n" + words["targeted"].format(target=sid.text)
+        system = f"{words['system']}\n\n{priming}" if priming else words["system"]
+        return ({"role": "system", "content": system}, {"role": "user", "content": user})
+
+    def own_words(self) -> list[str]:
+        """What prompts and responses keep spelling, for a tokenizer that is trained here."""
+        names = ("system", "history", "candidates", "task", "reason", "direct")
+        return [*(self.words[n] for n in names), *self.words["steps"].values(), *self.phrases.all()]
+
+    # --------------------------------------------------------------------------- explaining
+
+    def explanation(self, request: Request, trace: Trace) -> list[Piece]:
+        """A trace's reasoning in three steps: history, for and against, verdict."""
+        steps, sids = self.words["steps"], sids_of(request.codes_KL)
+        out = self._habit(request)
+
+        def said(position: int, fields: Any) -> list[Piece]:
+            buckets_F = request.buckets_KF[position]
+            return [listed([self.phrases.say(int(f), int(buckets_F[f])) for f in fields])]
+
+        order, points = trace.order_K.tolist(), self.words["points"]
+        for i in order[: self.words["cited"]]:
+            values = {"for": said(i, trace.for_KC[i, :points]), "sid": [sids[i]]}
+            out += filled(
+                steps["candidate"], values | {"against": said(i, trace.against_KA[i, :1])}
+            )
+        best = order[0]
+        values = {"best": [sids[best]], "for": said(best, trace.for_KC[best, :1])}
+        if len(order) > 1:
+            second = order[1]
+            values |= {
+                "second": [sids[second]],
+                "against": said(second, trace.against_KA[second, :1]),
+            }
+        return out + filled(steps["verdict" if len(order) > 1 else "only"], values)
+
+    def _habit(self, request: Request) -> list[Piece]:
+        steps = self.words["steps"]
+        if not len(request.history_HL):
+            return [steps["nothing"]]
+        newest = sids_of(request.history_HL[-1:])
+        # Counter keeps the order of arrival, so of equally frequent kinds the newest wins.
+        kinds = Counter(kind for kind in reversed(request.history_kinds) if kind)
+        if not kinds:
+            return filled(steps["newest"], {"newest": [*newest]})
+        kind = UserText(kinds.most_common(1)[0][0])
+        return filled(steps["habit"], {"kind": [kind], "newest": [*newest]})
+
+    # --------------------------------------------------------------------------- reading
+
+    def parse_text(self, text: str, request: Request) -> Answer:
+        """A teacher's answer: JSON (fenced or among words), or `[3] > [1] > ...`."""
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        found = find_json(text)
+        if found is not None:
+            entries = found["recommendations"]
+            explanation = flat_text(found.get("explanation", ""))
+        else:
+            chains = list(CHAIN.finditer(text))
+            if not chains:
+                return Answer((), ("unparseable",))
+            entries = [match[0] for match in ITEM.finditer(chains[-1][0])]
+            explanation = text[: chains[-1].start()].strip()
+        places = {sid: i for i, sid in enumerate(sids_of(request.codes_KL))}
+        order = [self._place(entry, places) for entry in entries]
+        if not order or None in order:
+            return Answer((), ("unparseable",))
+        if len(explanation) > LONGEST_EXPLANATION:
+            return Answer(tuple(i for i in order if i is not None), ("overlong",))
+        explanation = cite_by_sid(explanation, request)
+        return make_answer([i for i in order if i is not None], request.k, explanation)
+
+    def _place(self, entry: Any, places: dict[Sid, int]) -> int | None:
+        """A recommendation's position, OUT_OF_SET for a stranger, None for what is no item."""
+        if isinstance(entry, int) and not isinstance(entry, bool):
+            return entry - 1 if 1 <= entry <= len(places) else OUT_OF_SET
+        if not isinstance(entry, str):
+            return None
+        sid = sid_of_text(entry)
+        if sid is not None:
+            return places.get(sid, OUT_OF_SET)
+        match = re.fullmatch(r"\s*\[?\s*([0-9]{1,4})\s*\]?\s*", entry)
+        if match is None:
+            mentions = {sid for sid in pieces_of(entry) if isinstance(sid, Sid)}
+            return places.get(mentions.pop(), OUT_OF_SET) if len(mentions) == 1 else None
+        number = int(match[1])
+        return number - 1 if 1 <= number <= len(places) else OUT_OF_SET
+
+
+def find_json(text: str) -> dict[str, Any] | None:
+    """The last JSON object in a text that holds a list of recommendations."""
+    decoder, at, found = json.JSONDecoder(strict=False), 0, None
+    for _ in range(OBJECTS_TRIED):
+        at = text.find("{", at)
+        if at < 0:
+            break
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            at += 1
+            continue
+        if isinstance(value, dict) and isinstance(value.get("recommendations"), list):
+            found = value
+    return found
+
+
+def flat_text(value: Any) -> str:
+    """An explanation as one line: models also write lists or objects of steps."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        value = " ".join(part for part in value if isinstance(part, str))
+    clean = value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else ""
+    return " ".join(clean.split())
+
+
+def cite_by_sid(explanation: str, request: Request) -> str:
+    """The explanation with every candidate it names by number named by its semantic ID."""
+    sids = sids_of(request.codes_KL)
+
+    def named(match: re.Match[str]) -> str:
+        number = int(match[1])
+        return sids[number - 1].text if 1 <= number <= len(sids) else match[0]
+
+    return as_text(list(pieces_of(NUMBER.sub(named, explanation))))

@@ -1,0 +1,77 @@
+"""Traces in a language model's own words: order, strengths that imply it, explanation.
+
+Contract: `from_orders` turns accepted orders into `Traces`, so that every template can use them:
+strengths follow the evidence scorer's as far as the order allows and fall strictly along it, and
+the cited fields are those that the scorer says moved it. `write_explanations` and
+`read_explanations` keep the words beside them, one JSON line per trace. Not here: asking
+(`traces.llm`) and tokenizing (`prompts.gr2`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffgr2.errors import ArtifactError
+from diffgr2.traces.evidence import Traces, cited, strengths
+
+
+def falling(strength_NK: np.ndarray, order_NK: np.ndarray, levels: int) -> np.ndarray:
+    """The same levels, dealt out strictly falling along each order; needs levels >= K.
+
+    >>> falling(np.array([[5, 5, 0]]), np.array([[1, 2, 0]]), 6).tolist()
+    [[3, 5, 4]]
+    """
+    k = order_NK.shape[1]
+    assert levels >= k
+    best_first_NK = -np.sort(-strength_NK, axis=1)
+    # Room below for those that follow; and never more than one less than the one before.
+    best_first_NK = np.maximum(best_first_NK, np.arange(k - 1, -1, -1))
+    for j in range(1, k):
+        best_first_NK[:, j] = np.minimum(best_first_NK[:, j], best_first_NK[:, j - 1] - 1)
+    result_NK = np.empty_like(best_first_NK)
+    np.put_along_axis(result_NK, order_NK.astype(np.int64), best_first_NK, axis=1)
+    return result_NK
+
+
+def from_orders(
+    row_N: Sequence[int],
+    order_NK: np.ndarray,
+    score_LK: np.ndarray,
+    contribution_LKF: np.ndarray,
+    edges_S: np.ndarray,
+    cites: int,
+) -> Traces:
+    """Traces of these lists with these orders."""
+    rows = np.array(row_N, dtype=np.int32)
+    strength_NK = strengths(score_LK[rows].astype(np.float64), edges_S)
+    for_NKC, against_NKA = cited(contribution_LKF[rows], cites)
+    order_NK = order_NK.astype(np.int32)
+    strength_NK = falling(strength_NK, order_NK, len(edges_S) + 1)
+    return Traces(rows, order_NK, strength_NK.astype(np.int32), for_NKC, against_NKA)
+
+
+def write_explanations(path: Path, traces: Traces, explanations: Sequence[str]) -> None:
+    """One line {row, order, explanation} per trace."""
+    with path.open("w", encoding="utf-8") as file:
+        for row, order_K, words in zip(traces.row_N, traces.order_NK, explanations, strict=True):
+            record = {"row": int(row), "order": order_K.tolist(), "explanation": words}
+            file.write(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_explanations(path: Path, count: int) -> list[str]:
+    """The explanations that `write_explanations` wrote; none where the file is not there."""
+    if not path.exists():
+        return []
+    try:
+        # Split at the file's own line ends only: explanations may hold other separators.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        words = [str(json.loads(line)["explanation"]) for line in lines if line]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: not a file of explanations ({error})") from None
+    if len(words) != count:
+        raise ArtifactError(f"{path}: {len(words)} explanations for {count} traces")
+    return words
