@@ -135,13 +135,13 @@ class RetrieverConfig(Section):
     dim: Positive = 64
     layers: Positive = 2
     heads: Positive = 2
-    dropout: Share = 0.3
+    dropout: Share = 0.5
     max_len: Positive = 50
     lr: Rate = 1e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    batch_users: Positive = 256
+    batch_users: Positive = 128
     epochs: Positive = 30
-    patience: Positive = 3  # epochs without a better validation NDCG@10 until it stops
+    patience: Positive = 2  # epochs without a better validation NDCG@10 until it stops
     init: Literal["copurchase", "random"] = "copurchase"  # of the item embeddings
     precision: Literal["fp32", "bf16"] = "fp32"  # of the item logits in training
 
@@ -356,6 +356,8 @@ class EvaluateConfig(Section):
     max_users: Count = 0  # at most this many of them; 0 = no limit
     speed_lists: Positive = 24  # lists timed per decoder
     rounds: Positive = 3  # timing rounds, decoders interleaved
+    frontier_lists: Positive = 400  # hit lists decoded per threshold
+    lengths: list[int] = [64, 128, 256, 512, 1024]  # forced output lengths for the timing
     thresholds: list[float] = [1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
     frontier_lists: Positive = 400  # hit lists decoded per threshold
     lengths: list[Positive] = [64, 128, 256, 512, 1024]  # output tokens, for throughput

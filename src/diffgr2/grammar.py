@@ -1,8 +1,9 @@
 """What the permutation rule knows of an answer: where it starts and how a candidate is spelled.
 
-Contract: after the `marker` tokens and `offset` more, K entries follow, `stride` tokens apart; entry
-j spells one candidate in its first N tokens, as given by `choices_KN`. A plain dataclass, so that
-`decode` can use it without knowing any template. Not here: the rule itself (`decode.accept`).
+Contract: after the first `marker` and `offset` tokens more, K entries follow, `stride` tokens
+apart; entry j spells one candidate in its first N tokens, as given by `choices_KN`. A plain
+dataclass, so that `decode` can use it without knowing any template. Not here: the rule itself
+(`decode.answer_rule`).
 """
 
 from __future__ import annotations

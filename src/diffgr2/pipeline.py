@@ -205,6 +205,7 @@ class Runner:
         start = time.monotonic()
         if stage.shared:
             metrics = stage.run(self._context(stage))
+            self._on_first(lambda: None)  # nobody writes any more when the directory moves
         else:
             metrics = self._on_first(lambda: stage.run(self._context(stage)))
         wall_s = round(time.monotonic() - start, 3)

@@ -150,7 +150,9 @@ class Names:
         known = self._known(words)
         if known is not None:
             return known
-        description = given.get("description") or (given.get("text", "") if "title" in given else "")
+        description = given.get("description") or (
+            given.get("text", "") if "title" in given else ""
+        )
         return Stranger(words, given.get("brand", ""), self._path(given), description)
 
     @staticmethod

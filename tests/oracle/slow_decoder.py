@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import permutations
 
-import numpy as np
 import torch
 from transformers import Qwen3ForCausalLM
 
@@ -256,10 +255,15 @@ def _one_step(tokens, start, end, logp, choice, settings, grammar):
                     best = int(among.argmax())
                     token = allowed[best]
                     choice[at] = (token, float(among[best]), float(logp[at][token].exp()))
+            marker = {at for at in commit if answer - len(grammar.marker) <= at < answer}
             commit = accepted(settings, {at: choice[at][2] for at in masked}, entropy)
             wanted = [(choice[at][2], *slots[at], choice[at][0]) for at in commit if at in slots]
             kept = settle(grammar, known, wanted)
-            commit = {at for at in commit if at not in slots or slots[at] in kept}
+            commit = {at for at in commit if at not in slots or slots[at] in kept} | marker
+            soon = [choice[at][0] if at in commit else token for at, token in enumerate(tokens)]
+            found = first_marker(soon, grammar.marker)
+            if found not in (None, answer):  # another one got in: it commits alone
+                commit = {at for at in commit if found - len(grammar.marker) <= at < found}
     return {at: choice[at][:2] for at in commit}
 
 

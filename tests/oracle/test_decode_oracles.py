@@ -34,7 +34,7 @@ def _one_thread():
 
 
 def tiny(seed: int, *, kv_heads: int = 2, tied: bool = True, marker: float = 0.0):
-    """A random model whose distributions are peaked enough to differ; `marker` makes it likelier."""
+    """A random model with peaked distributions; `marker` makes answers likelier."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = Qwen3Config(

@@ -25,7 +25,7 @@ def made(seed: int) -> tuple[Histories, Catalogue, np.ndarray]:
     for _ in range(USERS):
         length = int(rng.integers(5, 14))
         rows.append(rng.integers(0, ITEMS, length))
-        stamps.append(np.sort(rng.integers(0, 200, length)) * DAY)
+        stamps.append(np.sort(rng.integers(0, 12, length) * 15) * DAY)
     offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
     items, times = np.concatenate(rows).astype(np.int32), np.concatenate(stamps).astype(np.int64)
     brands = [["", "a", "b", "c"][i] for i in rng.integers(0, 4, ITEMS)]
@@ -54,29 +54,21 @@ class Slow:
             self.users[user] = first
         self.together: dict[tuple[int, int], float] = defaultdict(float)
         self.forward: dict[tuple[int, int], float] = defaultdict(float)
+        self.session: dict[tuple[int, int], float] = defaultdict(float)
         for first in self.users.values():
-            for one, (p, _) in first.items():
-                for two, (q, _) in first.items():
+            for one, (p, day) in first.items():
+                for two, (q, other) in first.items():
                     if one != two and abs(q - p) <= window:
                         self.together[one, two] += 1
-                        self.forward[one, two] += 1 / (q - p) if q > p else 0.0
+                        after = 1 / (q - p) if q > p else 0.0
+                        self.forward[one, two] += after
+                        self.session[one, two] += after if day == other else 0.0
 
     def buyers(self, item: int) -> float:
         return sum(item in first for first in self.users.values())
 
-    def peers(self, history: list[int], weights: list[float], item: int) -> float:
-        total = 0.0
-        for first in self.users.values():
-            overlap = sum(
-                w / math.sqrt(max(self.buyers(h), 0.5))
-                for h, w in zip(history, weights, strict=True)
-                if h in first
-            )
-            total += overlap**2 / math.sqrt(len(first)) if item in first else 0.0
-        return total
 
-
-def slow_fields(slow: Slow, catalogue, vectors, history, now, item, rank, gap, decay) -> dict:
+def slow_fields(slow: Slow, catalogue, vectors, history, item, rank, gap, decay) -> dict:
     weights = [decay ** (len(history) - 1 - i) for i in range(len(history))]
     pairs = list(zip(history, weights, strict=True))
     total = max(sum(weights), 1e-9)
@@ -106,15 +98,10 @@ def slow_fields(slow: Slow, catalogue, vectors, history, now, item, rank, gap, d
         if history
         else 0.0,
         "next": sum(w * slow.forward[h, item] for h, w in pairs),
-        "peers": slow.peers(history, weights, item),
+        "session": slow.session[newest, item] if history else 0.0,
         "brand": sum(w for h, w in pairs if brand and catalogue.brands[h] == brand) / total,
         "category": sum(w * like(h) for h, w in pairs) / total,
         "text": sum(w * float(unit[h] @ unit[item]) for h, w in pairs) / total,
-        "popular": slow.buyers(item),
-        "lately": sum(
-            item in first and max(now - 90, 0) <= first[item][1] <= now
-            for first in slow.users.values()
-        ),
     }
 
 
@@ -135,10 +122,9 @@ def test_features_equal_a_slow_count_without_the_own_user(seed: int, leave_out: 
     for row in range(len(user_L)):
         slow = Slow(train, int(user_L[row]) if leave_out else -1, config.history)
         history = queries.of(row).tolist()[-config.history :]
-        now = int(queries.timestamps_N[queries.offsets_U1[row + 1] - 1]) // DAY
         for k in range(K):
             gap = float(scores_LK[row, 0] - scores_LK[row, k])
             item = int(items_LK[row, k])
-            wanted = slow_fields(slow, catalogue, vectors, history, now, item, k, gap, config.decay)
+            wanted = slow_fields(slow, catalogue, vectors, history, item, k, gap, config.decay)
             got = dict(zip(NAMES, features[row, k].tolist(), strict=True))
             assert got == pytest.approx({n: wanted[n] for n in NAMES}, rel=1e-4, abs=1e-5)

@@ -13,6 +13,7 @@ from diffgr2.config import ModelConfig
 from diffgr2.decode.block import BlockRow
 from diffgr2.decode.engine import Batch, DecodeRequest, decode
 from diffgr2.decode.row import UNKNOWN, View
+from diffgr2.errors import CheckpointError
 from diffgr2.model.forward import KVCache, LeanQwen3
 from diffgr2.model.layout import causal_mask, response_shift, row_mask, row_positions
 from diffgr2.model.load import build
@@ -44,6 +45,17 @@ def test_one_causal_forward_is_bit_identical_at_the_default_dimensions():
         with torch.no_grad():
             expected_1TV = module(ids_1T, attention_mask=causal_mask(length)[None, None]).logits
         assert torch.equal(whole(LeanQwen3(module), ids_1T), expected_1TV)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("attention_bias", True), ("hidden_act", "gelu"), ("use_sliding_window", True)],
+)
+def test_a_model_that_the_lean_forward_would_get_wrong_is_refused(field, value):
+    module = tiny(17)
+    setattr(module.config, field, value)
+    with pytest.raises(CheckpointError, match="no plain Qwen3"):
+        LeanQwen3(module)
 
 
 def test_cached_steps_equal_one_forward():

@@ -6,7 +6,7 @@ NaN, +inf and huge values among them. And the permutation rule against enumerati
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def drive(row, rng: np.random.Generator, kind: str) -> list[list[tuple[int, int]
     commits = []
     while not row.done:
         window = row.plan()
-        assert 0 <= window.start
+        assert window.start >= 0
         assert window.start + len(window.ids) <= row.slots
         assert len(window.hi) == len(window.ids)
         assert max(window.hi) <= window.start + len(window.ids)
@@ -81,7 +81,7 @@ def check_trajectory(row, commits, chosen: DecodeSettings) -> None:
     assert out.nfe == len(commits)
     saving = chosen.decoder == "block" and not chosen.fused
     assert all(commits) or saving  # every denoising or causal step commits
-    assert not saving or all(one or two for one, two in zip(commits, commits[1:], strict=False))
+    assert not saving or all(one or two for one, two in pairwise(commits))
     everything = [pair for step in commits for pair in step]
     assert len({at for at, _ in everything}) == len(everything)  # nothing is committed twice
     for step, pairs in enumerate(commits):

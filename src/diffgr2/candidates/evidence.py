@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
 from diffgr2.candidates.fields import FIELDS, NAMES, Field
-from diffgr2.candidates.pairs import DAY, PairCounts
+from diffgr2.candidates.pairs import PairCounts
 from diffgr2.candidates.retriever import padded_last, slice_rows
 from diffgr2.config import EvidenceConfig
 from diffgr2.errors import ArtifactError
@@ -26,13 +26,7 @@ from diffgr2.types import Catalogue, Histories
 
 LISTS_PER_CHUNK = 2048
 
-RECENT_DAYS = 90
-"""What counts as bought lately, before the moment of the list's newest purchase."""
-
-SPAN = 1 << 20
-"""Days per item in the sorted purchase keys; more than any calendar holds."""
-
-TOGETHER, FORWARD = 0, 1
+TOGETHER, FORWARD, SESSION = 0, 1, 2
 """Columns of `PairCounts.lookup`."""
 
 
@@ -40,7 +34,6 @@ TOGETHER, FORWARD = 0, 1
 class View:
     """One chunk of lists with what the fields need, laid out as L x H x K."""
 
-    queries: Histories
     history_LH: np.ndarray  # int32, oldest first, -1 = padding
     items_LK: np.ndarray
     scores_LK: np.ndarray
@@ -69,7 +62,6 @@ class EvidenceIndex:
     brand_I: np.ndarray  # int32, -1 unknown
     category_ID: np.ndarray  # int32, number of each path prefix, -1 beyond the path's end
     vectors_IE: np.ndarray  # float32, unit rows or zero
-    bought_M: np.ndarray  # int64, item * SPAN + day of each first purchase, sorted
     n_users: int
     decay: float
     history: int
@@ -90,7 +82,6 @@ class EvidenceIndex:
             brand_I=np.array([number.get(brand, -1) for brand in catalogue.brands], np.int32),
             category_ID=category_numbers(catalogue.categories),
             vectors_IE=(vectors_IE / np.maximum(norm_I1, 1e-9)).astype(np.float32),
-            bought_M=np.sort((pairs.key_M % train.n_items) * SPAN + days(pairs.day_M)),
             n_users=train.n_users,
             decay=config.decay,
             history=config.history,
@@ -107,7 +98,6 @@ class EvidenceIndex:
     ) -> np.ndarray:
         """float32 (L, K, F) in the order of `fields.NAMES`."""
         result_LKF = np.empty((*items_LK.shape, len(FIELDS)), np.float32)
-        users_UI = self._users_items()
         nobody_L = np.full(len(items_LK), -1, np.int64)
         exclude_L = nobody_L if exclude_user_L is None else exclude_user_L.astype(np.int64)
         for begin in range(0, len(items_LK), LISTS_PER_CHUNK):
@@ -122,9 +112,6 @@ class EvidenceIndex:
                 **retriever_fields(view),
                 **pair_fields(view, self.n_users),
                 **self._attribute_fields(view),
-                "peers": peers(view, users_UI),
-                "popular": view.buyers_LK,
-                "lately": self._lately(view),
             }
             result_LKF[rows] = np.stack([columns[name] for name in NAMES], -1)
         return result_LKF
@@ -142,7 +129,6 @@ class EvidenceIndex:
         weight_LH = np.where(age_LH >= 0, self.decay ** np.maximum(age_LH, 0), 0.0)
         buyers_LH = self.pairs.buyers(history_LH, exclude_L)
         return View(
-            queries,
             history_LH,
             items_LK,
             scores_LK,
@@ -153,12 +139,6 @@ class EvidenceIndex:
             np.maximum(buyers_LH, 0.5)[:, :, None],
             self.pairs.buyers(items_LK, exclude_L),
         )
-
-    def _users_items(self) -> sp.csr_array:
-        """Users x items of the train part, 1.0 where bought."""
-        user_M, item_M = np.divmod(self.pairs.key_M, self.pairs.n_items)
-        shape = (self.n_users, self.pairs.n_items)
-        return sp.csr_array((np.ones(len(user_M), np.float32), (user_M, item_M)), shape)
 
     def same_brand(self, history_LH: np.ndarray, items_LK: np.ndarray) -> np.ndarray:
         """bool (L, H, K); unknown brands match nothing."""
@@ -189,27 +169,10 @@ class EvidenceIndex:
             "text": np.einsum("le,lke->lk", mean_LE, self.vectors_IE[view.items_LK]),
         }
 
-    def _lately(self, view: View) -> np.ndarray:
-        """Others' first purchases in the days up to the newest purchase of the history."""
-        ends_L = view.queries.offsets_U1[1:]
-        stamps_N = np.append(view.queries.timestamps_N, 0)
-        now_L1 = days(stamps_N[np.maximum(ends_L - 1, 0)] // DAY)[:, None]
-        low_LK = view.items_LK.astype(np.int64) * SPAN + np.maximum(now_L1 - RECENT_DAYS, 0)
-        high_LK = view.items_LK.astype(np.int64) * SPAN + now_L1
-        count_LK = np.searchsorted(self.bought_M, high_LK, side="right") - np.searchsorted(
-            self.bought_M, low_LK, side="left"
-        )
-        place_LK, day_LK = self.pairs.place(view.exclude_L, view.items_LK)
-        own_day_LK = days(day_LK)
-        own_LK = (place_LK >= 0) & (own_day_LK <= now_L1)
-        own_LK &= own_day_LK >= np.maximum(now_L1 - RECENT_DAYS, 0)
-        return (count_LK - own_LK).astype(np.float32)
-
     def with_edges(self, features_XF: np.ndarray) -> EvidenceIndex:
         """The same index with bucket edges at the quantiles of these candidates' features."""
         columns = [
-            bucket_edges(features_XF[:, f], self.n_buckets, field)
-            for f, field in enumerate(FIELDS)
+            bucket_edges(features_XF[:, f], self.n_buckets, field) for f, field in enumerate(FIELDS)
         ]
         return replace(self, edges_FB=np.stack(columns))
 
@@ -233,11 +196,13 @@ class EvidenceIndex:
         weight_H = self.decay ** np.arange(len(recent) - 1, -1, -1)
         pair_VH = self.pairs.lookup(recent[None], items_11, nobody_1)[:, 0, :, 0]
         buyers_H = np.maximum(self.pairs.buyers(recent[None], nobody_1)[0], 0.5)
+        newest_H = np.arange(len(recent)) == len(recent) - 1
         strength = {
             "copurchase": weight_H * pair_VH[TOGETHER],
             "lift": weight_H * pair_VH[TOGETHER] / buyers_H,
-            "last": pair_VH[TOGETHER] * (np.arange(len(recent)) == len(recent) - 1),
+            "last": pair_VH[TOGETHER] * newest_H,
             "next": weight_H * pair_VH[FORWARD],
+            "session": pair_VH[SESSION] * newest_H,
             "brand": weight_H * self.same_brand(recent[None], items_11)[0, :, 0],
             "category": weight_H * self.category_match(recent[None], items_11)[0, :, 0],
             "text": weight_H * np.maximum(self.vectors_IE[recent] @ self.vectors_IE[item], 0.0),
@@ -268,22 +233,16 @@ class EvidenceIndex:
             pairs = PairCounts(
                 about["n_items"], about["window"], *(arrays[name] for name in PAIR_ARRAYS)
             )
-            numbers = {name: about[name] for name in INDEX_NUMBERS}
-            return EvidenceIndex(
-                pairs=pairs, **numbers, **{name: arrays[name] for name in INDEX_ARRAYS}
-            )
+            values: dict[str, Any] = {name: about[name] for name in INDEX_NUMBERS}
+            values |= {name: arrays[name] for name in INDEX_ARRAYS}
+            return EvidenceIndex(pairs=pairs, **values)
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{directory}: not an evidence index ({error})") from None
 
 
 PAIR_ARRAYS = ("pair_P", "value_PV", "key_M", "position_M", "day_M", "buyers_I")
-INDEX_ARRAYS = ("brand_I", "category_ID", "vectors_IE", "bought_M", "edges_FB")
+INDEX_ARRAYS = ("brand_I", "category_ID", "vectors_IE", "edges_FB")
 INDEX_NUMBERS = ("n_users", "decay", "history", "n_buckets")
-
-
-def days(day: np.ndarray) -> np.ndarray:
-    """Days clipped into the range of the purchase keys."""
-    return np.clip(np.asarray(day, np.int64), 0, SPAN - 1)
 
 
 def category_numbers(categories: list[list[str]]) -> np.ndarray:
@@ -319,36 +278,8 @@ def pair_fields(view: View, n_users: int) -> dict[str, np.ndarray]:
         "lift": copurchase_LK / np.maximum(expected_LK, 1e-9),
         "last": last_LK,
         "next": (view.weight_LH1 * forward).sum(1),
+        "session": view.of_last(view.pair_VLHK[SESSION]),
     }
-
-
-def peers(view: View, users_UI: sp.csr_array) -> np.ndarray:
-    """Users vote for what they bought, by the square of their overlap with the history.
-
-    Overlap counts rare items and recent ones more; the square favours whoever shares several items
-    over many who share one. Users with long histories speak less.
-    """
-    lists, n_items = len(view.items_LK), users_UI.shape[1]
-    row_N, column_N = np.nonzero(view.history_LH >= 0)
-    weight_N = (view.weight_LH1 / np.sqrt(view.buyers_LH1))[row_N, column_N, 0]
-    position = (row_N, view.history_LH[row_N, column_N])
-    overlap_LU = sp.csr_array(
-        sp.csr_array((weight_N, position), (lists, n_items)) @ users_UI.T.tocsr()
-    )
-    of_R = np.repeat(np.arange(lists), np.diff(overlap_LU.indptr))
-    size_U = np.maximum(np.diff(users_UI.indptr), 1)
-    own_R = overlap_LU.indices == view.exclude_L[of_R]
-    vote_R = np.square(overlap_LU.data) / np.sqrt(size_U[overlap_LU.indices])
-    overlap_LU.data = np.where(own_R, 0.0, vote_R).astype(np.float32)
-    votes_LI = sp.csr_array(overlap_LU @ users_UI)
-    votes_LI.sort_indices()
-    row_V = np.repeat(np.arange(lists, dtype=np.int64), np.diff(votes_LI.indptr))
-    key_V = row_V * n_items + votes_LI.indices
-    wanted_LK = np.arange(lists, dtype=np.int64)[:, None] * n_items + view.items_LK
-    if not len(key_V):
-        return np.zeros(view.items_LK.shape, np.float32)
-    index_LK = np.minimum(np.searchsorted(key_V, wanted_LK), len(key_V) - 1)
-    return np.where(key_V[index_LK] == wanted_LK, votes_LI.data[index_LK], 0.0)
 
 
 def bucket_edges(value_X: np.ndarray, n_buckets: int, field: Field) -> np.ndarray:

@@ -58,17 +58,15 @@ FIELDS = (
         True,
     ),
     Field(
-        "peers",
-        "bought by users whose histories overlap in several items",
-        "bought by shoppers with a similar history",
-        "nothing",
+        "session",
+        "users who bought it soon after the newest item on the same day, by closeness",
+        "often bought right after the latest item, {what}",
+        "last_item",
         True,
     ),
     Field("brand", "history of the same brand", "same brand: {what}", "brand", True),
     Field("category", "history of like categories", "same kind: {what}", "category", True),
     Field("text", "words shared with the history", "described like {what}", "item", False),
-    Field("popular", "users who bought it", "popular", "nothing", False),
-    Field("lately", "bought in the last 90 days", "bought a lot lately", "nothing", True),
 )
 
 NAMES = tuple(field.name for field in FIELDS)

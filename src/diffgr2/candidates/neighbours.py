@@ -90,14 +90,15 @@ class ItemKnn:
         cosine_II.setdiag(0.0)
         cosine_II.eliminate_zeros()
         cosine_II.sort_indices()
-        return ItemKnn(cosine_II.astype(np.float32), count_I)
+        return ItemKnn(sp.csr_array(cosine_II, dtype=np.float32), count_I)
 
     @property
     def n_items(self) -> int:
         return len(self.count_I)
 
     def score_all(self, queries: Histories) -> np.ndarray:
-        scores_LI = (recency_weights(queries, DECAY, RECENT) @ self.cosine_II).toarray()
+        weights_LI = recency_weights(queries, DECAY, RECENT)
+        scores_LI = sp.csr_array(weights_LI @ self.cosine_II).toarray()
         # Popularity only orders what the neighbours leave at zero.
         return scores_LI + np.float32(1e-6) * self.count_I / max(float(self.count_I.max()), 1.0)
 

@@ -1,10 +1,10 @@
 """Pair counts of items over the train part, with exact leave-one-user-out.
 
 Contract: `PairCounts.build(train, window)` counts, for every two items that one user bought within
-`window` positions of each other, how many users did (`together`), how close in order and which
-first (`forward`, weighted 1/distance), and on the same day (`same_day`). `lookup` gives the values
-of (history item, candidate) pairs with one user's own share taken out, exactly as if that user's
-history had never been counted. A user's repeated purchases of an item count once, at the first.
+`window` positions of each other, how many users did (`together`), how soon the second came after
+the first (`forward`, 1/distance each), and the same within one day (`session`). `lookup` gives the
+values of (history item, candidate) pairs with one user's own share taken out, exactly as if that
+user's history had never been counted. A user's repeated purchases count once, at the first.
 Not here: how counts become evidence fields (`evidence`).
 """
 
@@ -18,7 +18,7 @@ from diffgr2.types import Histories
 
 DAY = 86_400
 
-KINDS = ("together", "forward", "same_day")
+KINDS = ("together", "forward", "session")
 """Names of the counts, in the order of `value_PV`'s columns."""
 
 
@@ -46,7 +46,7 @@ def pair_values(distance: np.ndarray, same_day: np.ndarray, window: int) -> list
     return [
         near.astype(np.float32),
         forward.astype(np.float32),
-        (near & same_day).astype(np.float32),
+        (forward * same_day).astype(np.float32),
     ]
 
 

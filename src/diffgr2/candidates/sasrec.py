@@ -247,16 +247,21 @@ def replace_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def copurchase_vectors(train: Histories, dim: int, seed: int) -> torch.Tensor:
     """Unit vectors per item whose products follow co-purchase (zero for items nobody bought).
 
-    Started from these, the model ranks by co-purchase with the newest item before its first step
-    and needs a third of the epochs that it needs from noise.
+    Started from these, the model ranks by co-purchase with the newest item before its first step,
+    which saves the epochs that it takes to find this structure from noise.
     """
     users_UI = bought(train)
     scale_U = sp.diags_array(1.0 / np.sqrt(np.maximum(users_UI.sum(1), 1.0)))
     scale_I = sp.diags_array(1.0 / np.sqrt(np.maximum(users_UI.sum(0), 1.0)))
     matrix_UI = sp.csr_array(scale_U @ users_UI @ scale_I)
-    rank = min(dim, min(matrix_UI.shape) - 1)
+    rank = min(dim, train.n_users, train.n_items)
     state = key_of(seed, "sasrec", "svd") % (1 << 32)
-    _, value_D, right_DI = randomized_svd(matrix_UI, rank, n_iter=4, random_state=state)
+    _, value_D, right_DI = randomized_svd(
+        matrix_UI,
+        rank,
+        n_iter=4,  # pyright: ignore[reportArgumentType]
+        random_state=state,
+    )
     vectors_ID = np.zeros((train.n_items, dim), np.float32)
     vectors_ID[:, :rank] = right_DI.T * np.sqrt(value_D)
     norm_I1 = np.linalg.norm(vectors_ID, axis=1, keepdims=True)

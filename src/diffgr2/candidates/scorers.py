@@ -196,7 +196,7 @@ class GbdtScorer:
             max_leaf_nodes=15,
             min_samples_leaf=100,
             l2_regularization=5.0,
-            early_stopping=False,
+            early_stopping=False,  # pyright: ignore[reportArgumentType]
             random_state=seed,
         )
         label_LK = np.arange(buckets_LKF.shape[1]) == hit_L[:, None]

@@ -89,6 +89,4 @@ class Seats:
                 path = stranger.categories[: level + 1]
                 other = fresh.setdefault(path, NEW_PATH + len(fresh))
                 category_ID[row, level] = self._path.get(path, other)
-        return replace(
-            self.index, brand_I=brand_I, category_ID=category_ID, vectors_IE=vectors_IE
-        )
+        return replace(self.index, brand_I=brand_I, category_ID=category_ID, vectors_IE=vectors_IE)

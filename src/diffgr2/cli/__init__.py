@@ -21,6 +21,8 @@ from diffgr2.cli import data, doctor, recipes, reports, stages
 from diffgr2.errors import Diffgr2Error
 from diffgr2.stages.table import STAGES
 
+INTERRUPTED = 130
+
 
 class InOrder(TyperGroup):
     """Stages in the pipeline's order, whether a command or a group."""
@@ -79,11 +81,15 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
     """Run a command line; the exit code."""
     try:
         code = app(arguments, prog_name="diffgr2", standalone_mode=False)
+        if code == INTERRUPTED:  # typer's own word for Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        line = "interrupted: the same command goes on where this one stopped"
-        print(f"\n{line}", file=sys.stderr)
-        return 130
+        print(
+            "\ninterrupted: the same command goes on where this one stopped",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output left: `diffgr2 ... | head`
         sys.stderr.close()
         return 141
@@ -104,5 +110,6 @@ def _explain(error: Exception) -> int:
         message, code = f"{where}{error.strerror}", 1
     else:
         raise error
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if message:  # an empty one: the help was shown instead
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code

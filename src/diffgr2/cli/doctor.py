@@ -107,7 +107,8 @@ def doctor() -> None:
     if broken:
         typer.echo(f"to mend: {', '.join(broken)} (pip install -e . -c constraints.txt)")
         raise typer.Exit(1)
-    typer.echo("all required packages are here")
+    if groups:
+        typer.echo("all required packages are here")
 
 
 def register(app: typer.Typer) -> None:

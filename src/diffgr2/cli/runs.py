@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,12 @@ def set_threads(recipe: Recipe) -> None:
         import torch
 
         torch.set_num_threads(recipe.threads)
+
+
+def say(text: str) -> None:
+    """Print a line; under torchrun the first process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
 
 
 def write_note(run: Run) -> None:

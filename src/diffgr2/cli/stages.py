@@ -42,11 +42,11 @@ def flat(value: Any) -> str:
 
 def show(name: str, metrics: dict[str, Any]) -> None:
     """A stage's metrics, one per line."""
-    typer.echo(f"{name}:")
+    runs.say(f"{name}:")
     for key, value in metrics.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k} {flat(v)}" for k, v in value.items())
-        typer.echo(f"  {key:32} {flat(value)}")
+        runs.say(f"  {key:32} {flat(value)}")
 
 
 def stage_verb(name: str) -> Callable[..., None]:
@@ -95,7 +95,7 @@ def run_all(
     run = runs.open_run(recipe, directory, overrides)
     manifests = runs.work(run, runs.goals_of(goal), force=force)
     seconds = sum(manifest["wall_s"] for manifest in manifests.values())
-    typer.echo(
+    runs.say(
         f"{run.root}: {len(manifests)} stages stand, {seconds:,.0f} s of work; "
         f"next: diffgr2 report {run.root}"
     )

@@ -31,7 +31,7 @@ class AnswerState:
     entry_KN: np.ndarray
 
     @property
-    def slots_KN(self) -> np.ndarray:
+    def slots_KN(self) -> np.ndarray:  # noqa: N802
         return self.grammar.slots(self.start)
 
 

@@ -1,4 +1,4 @@
-"""Block-diffusion decoding: denoise a canvas, commit by confidence, move on (DESIGN §6; paper §3.3).
+"""Block-diffusion decoding: denoise a canvas, commit by confidence, move on (DESIGN §6, Decode).
 
 Contract: per block, every forward commits at least one position and as many as the accept rule
 allows, until the block is full; its clean tokens then enter the cache, causally or block-causally.
@@ -110,8 +110,12 @@ class BlockRow:
         state = self._answer(view.logp_TV[rows], masked_T, token_T, commit_T)
         if state is not None:
             self._restrict(state, view.logp_TV[rows], masked_T, token_T, logp_T, confidence_T)
+            marker_T = commit_T & self._marker(state.start)
             commit_T = self._accept(confidence_T, masked_T, view.logp_TV[rows])
-            commit_T = self._settle(state, commit_T, token_T, confidence_T)
+            commit_T = self._settle(state, commit_T, token_T, confidence_T) | marker_T
+            found = self._found(token_T, commit_T)
+            if found not in (None, state.start):  # an earlier marker got in: it commits alone
+                commit_T &= self._marker(found)
         for t in np.flatnonzero(commit_T):
             self.record.commit(self.start + int(t), int(token_T[t]), step, float(logp_T[t]))
         self._advance()
@@ -159,19 +163,31 @@ class BlockRow:
         """
         if self.settings.rule == "raw" or self.grammar is None:
             return None
-        tokens_T = self.record.tokens_T[: self.end]
-        if (commit_T & np.isin(token_T, self.grammar.marker)).any():
-            soon_T = tokens_T.copy()
-            soon_T[self.start :][commit_T] = token_T[commit_T]
-            start = self.grammar.find(soon_T)
-        else:
-            start = self.grammar.find(tokens_T)
+        start = self._found(token_T, commit_T)
         if start is None and len(self.grammar.marker) == 1:
             marker_T = logp_TV[:, self.grammar.marker[0]].exp().cpu().numpy() * masked_T
             best = int(marker_T.argmax())
             if marker_T[best] > MARKER_GUESS:
                 start = self.start + best + 1
-        return None if start is None else answer_state(self.grammar, start, tokens_T)
+        if start is None:
+            return None
+        return answer_state(self.grammar, start, self.record.tokens_T[: self.end])
+
+    def _found(self, token_T: np.ndarray, commit_T: np.ndarray) -> int | None:
+        """Where the answer begins once these commits are made."""
+        assert self.grammar is not None
+        tokens_T = self.record.tokens_T[: self.end]
+        if (commit_T & np.isin(token_T, self.grammar.marker)).any():
+            tokens_T = tokens_T.copy()
+            tokens_T[self.start :][commit_T] = token_T[commit_T]
+        return self.grammar.find(tokens_T)
+
+    def _marker(self, start: int | None) -> np.ndarray:
+        """Which canvas positions hold the marker of an answer that begins at `start`."""
+        assert self.grammar is not None
+        assert start is not None
+        at_T = np.arange(self.start, self.end)
+        return (at_T < start) & (at_T >= start - len(self.grammar.marker))
 
     def _slots(self, state: AnswerState) -> list[tuple[int, int, int]]:
         """(canvas position, entry, position in entry) of the answer's tokens in this canvas."""

@@ -215,7 +215,8 @@ def frontier(
         )
     words = {"tpf": "tokens per forward (TPF)", "speedup": "tokens/s ÷ AR, batch 1"}
     ax.set_xlabel(words.get(x, x))
-    ax.set_ylabel(f"{metric.upper()}, 95 % interval")
+    banded = any(point.get("ci") for point in usable)
+    ax.set_ylabel(f"{metric.upper()}, 95 % interval" if banded else metric.upper())
     ax.margins(x=0.08)
     heading(ax, "Quality against speed over the threshold τ")
     figure.legend(loc="outside lower center", ncols=len(names), frameon=False)
@@ -317,7 +318,9 @@ def training_curves(
                     ax.text(0, 0.5, stage, fontweight="bold", transform=ax.transAxes)
                 continue
             width = max(1, len(ys) // 20)
-            ax.plot(xs, ys, color=COLOURS[0], alpha=0.25 if width > 1 else 1, lw=1)
+            mark = "o" if len(ys) == 1 else ""
+            faint = 0.25 if width > 1 else 1
+            ax.plot(xs, ys, color=COLOURS[0], alpha=faint, lw=1, marker=mark, ms=4)
             if width > 1:
                 smooth = np.convolve(ys, np.ones(width) / width, mode="valid")
                 centre = (width - 1) // 2

@@ -2,9 +2,10 @@
 
 Contract: `LeanQwen3(module)` reads the weights of a stock `Qwen3ForCausalLM` (nothing is trained
 here) and computes the same logits as the module: to 1e-5 in fp32, and bit-identically on CPU for
-one causal forward at the default dimensions, which tests assert. The caller gives token ids, positions, cache slots and a mask of
-which slots each token sees, so one function serves prefill, AR steps, block denoising and
-verification. Not here: who sees whom (`layout`, `decode`), sampling, training.
+one causal forward at the default dimensions, which tests assert. The caller gives token ids,
+positions, cache slots and a mask of which slots each token sees, so one function serves prefill, AR
+steps, block denoising and verification. Not here: who sees whom (`layout`, `decode`), sampling,
+training.
 
 Why not the module itself: on small models most of its time per token is Python (five times more
 than this at batch 1), which would flatter every decoder that calls it less often.
@@ -16,10 +17,13 @@ E head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from diffgr2.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,11 @@ class _Layer:
 
 
 class KVCache:
-    """Keys and values of B rows in C slots per layer; what a slot holds is the caller's business."""
+    """Keys and values of B rows in C slots per layer; what a slot holds is up to the caller."""
 
     def __init__(self, model: LeanQwen3, rows: int, slots: int) -> None:
         shape = (rows, model.kv_heads, slots, model.head_dim)
-        make = dict(dtype=model.dtype, device=model.device)
+        make = {"dtype": model.dtype, "device": model.device}
         self.keys = [torch.zeros(shape, **make) for _ in model.layers]
         self.values = [torch.zeros(shape, **make) for _ in model.layers]
 
@@ -75,8 +79,13 @@ class KVCache:
 class LeanQwen3:
     """See the module's docstring."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:  # a Qwen3ForCausalLM
         config = module.config
+        if config.attention_bias or config.hidden_act != "silu" or config.use_sliding_window:
+            raise CheckpointError(
+                "attention_bias, use_sliding_window and activations other than silu are not "
+                "supported: this is no plain Qwen3 model"
+            )
         self.heads = int(config.num_attention_heads)
         self.kv_heads = int(config.num_key_value_heads)
         self.head_dim = int(config.head_dim)
@@ -92,7 +101,7 @@ class LeanQwen3:
         self._cos, self._sin = self._rotary(inner, self.max_positions)
 
     @staticmethod
-    def _layer(layer: nn.Module) -> _Layer:
+    def _layer(layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         qkv = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
         return _Layer(
@@ -106,7 +115,7 @@ class LeanQwen3:
             down=mlp.down_proj.weight.detach(),
         )
 
-    def _rotary(self, inner: nn.Module, length: int) -> tuple[Tensor, Tensor]:
+    def _rotary(self, inner: Any, length: int) -> tuple[Tensor, Tensor]:
         """Tables [length, E]; the sine carries the sign of the half-rotation."""
         position = torch.arange(length, device=self.device)[None]
         cos, sin = inner.rotary_emb(self.embedding[:1, None], position)

@@ -54,7 +54,7 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
                 tie_word_embeddings=True,
                 bos_token_id=None,
                 eos_token_id=None,
-                attn_implementation="sdpa",
+                attn_implementation="sdpa",  # pyright: ignore[reportCallIssue] (a PreTrainedConfig key)
             )
         )
 
@@ -82,7 +82,7 @@ def load(directory: Path) -> Qwen3ForCausalLM:
     if not list(directory.glob("*.safetensors")):
         raise CheckpointError(f"{directory}: holds no safetensors weights")
     try:
-        model, info = Qwen3ForCausalLM.from_pretrained(
+        loaded: Any = Qwen3ForCausalLM.from_pretrained(
             directory,
             local_files_only=True,
             use_safetensors=True,
@@ -91,6 +91,7 @@ def load(directory: Path) -> Qwen3ForCausalLM:
             dtype=torch.float32,
             output_loading_info=True,
         )
+        model, info = loaded
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{directory}: cannot be loaded ({reason})") from None

@@ -9,13 +9,15 @@ Letters: B rows, T tokens, N chosen positions, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def logits_at(
-    model: nn.Module,
+    model: Any,  # a Qwen3ForCausalLM: trunk `model.model`, head `model.lm_head`
     ids_BT: Tensor,
     index_N: Tensor,
     mask_id: int,
@@ -24,13 +26,19 @@ def logits_at(
     position_BT: Tensor | None = None,
 ) -> Tensor:
     """Logits [N, V] at flat positions `index_N` (row * T + t); causal if no mask is given."""
-    hidden_BTD = model.model(
-        input_ids=ids_BT,
-        attention_mask=attends_B1TT,
-        position_ids=position_BT,
-        use_cache=False,
-    ).last_hidden_state
-    logits_NV = model.lm_head(hidden_BTD.flatten(0, 1)[index_N]).float()
+
+    def work() -> Tensor:
+        hidden_BTD = model.model(
+            input_ids=ids_BT,
+            attention_mask=attends_B1TT,
+            position_ids=position_BT,
+            use_cache=False,
+        ).last_hidden_state
+        return model.lm_head(hidden_BTD.flatten(0, 1)[index_N]).float()
+
+    # A sharded model gathers its weights around a call of the whole; trunk and head are parts.
+    around = getattr(model, "around", None)
+    logits_NV = work() if around is None else around(work)
     mask = torch.tensor([mask_id], device=logits_NV.device)
     return logits_NV.index_fill(-1, mask, -torch.inf)
 

@@ -227,10 +227,12 @@ class Compact:
             return ""
         words = self._wording
         line = ""
-        for statement, opening in zip(verdict, ("first", "ahead"), strict=False):
+        for statement, opening, reason in zip(
+            verdict, ("first", "ahead"), ("because", "weaker"), strict=False
+        ):
             line += words[opening].format(name=called(statement.position, names))
             if phrases := [p for part in statement.points.values() for p in part]:
-                line += words["reasons"].format(phrases=listed(phrases))
+                line += words[reason].format(phrases=listed(phrases))
         return line + "."
 
     def _strength(self, level: int) -> str:

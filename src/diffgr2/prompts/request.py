@@ -23,7 +23,7 @@ class Request:
     buckets_KF: np.ndarray
     history_texts: tuple[str, ...] = ()  # filled where the template shows text
     texts: tuple[str, ...] = ()
-    history_kinds: tuple[str, ...] = ()  # second category of each history item's path, or the first
+    history_kinds: tuple[str, ...] = ()  # `item_kind` of each history item
 
     @property
     def k(self) -> int:
@@ -79,6 +79,11 @@ def item_text(catalogue: Catalogue, item: int) -> str:
     return f"{title} ({'; '.join(extras)})" if extras else title
 
 
+def item_kind(catalogue: Catalogue, item: int) -> str:
+    """The kind of goods an explanation names: wide enough that several purchases share it."""
+    return " > ".join(catalogue.categories[item][:2])
+
+
 def request_at(
     lists: CandidateLists,
     row: int,
@@ -97,5 +102,5 @@ def request_at(
     if catalogue is not None:
         texts = tuple(item_text(catalogue, int(i)) for i in items_K)
         history_texts = tuple(item_text(catalogue, int(i)) for i in history_H)
-        kinds = tuple("".join(catalogue.categories[int(i)][:2][-1:]) for i in history_H)
+        kinds = tuple(item_kind(catalogue, int(i)) for i in history_H)
     return Request(codes_IL[history_H], codes_IL[items_K], buckets_KF, history_texts, texts, kinds)

@@ -94,12 +94,10 @@ def replay_batch(
             old.append(rollout.trajectory.logprob_T[at_N])
             advantage.append(np.full(len(at_N), rollout.advantage, dtype=np.float32))
     n = sum(len(part) for part in index)
-    return Replay(
-        batch,
-        *(torch.from_numpy(np.concatenate(part)) for part in (index, target, old, advantage)),
-        float(n),
-        n,
+    index_N, target_N, old_N, advantage_N = (
+        torch.from_numpy(np.concatenate(part)) for part in (index, target, old, advantage)
     )
+    return Replay(batch, index_N, target_N, old_N, advantage_N, float(n), n)
 
 
 class BlockRlTask:

@@ -9,6 +9,7 @@ outputs themselves (`distill`), the layout (`noisy`, `model.layout`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +103,7 @@ class CftTask:
         row = NoisyRow(prompt, full_R, np.stack(masks), shift, causal)
         return row, np.stack(levels), kind_R
 
-    def _micro(self, step: int, part: list[tuple[int, int]]) -> CftMicro:
+    def _micro(self, step: int, part: Sequence[tuple[int, int]]) -> CftMicro:
         config, vocab = self.config, self.corpus.vocab
         kind_weight = np.array([config.reasoning_weight, config.answer_weight])
         rows, parts = [], []

@@ -7,17 +7,20 @@ or `torchrun`. Not here: tasks (each stage's own) and evaluation.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Qwen3ForCausalLM
 
 from diffgr2.config import TrainConfig
 from diffgr2.model.load import load, read_config, save
 from diffgr2.pipeline import StageContext
 from diffgr2.train import dist
+from diffgr2.train.log import without_wall
 from diffgr2.train.loop import Task, fit
 
 VOCABULARY_FILES = (
@@ -36,9 +39,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def to_device(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
+    """The model on the device."""
+    return nn.Module.to(model, device())  # transformers' own `to` is typed for other uses
+
+
 def open_model(directory: Path) -> Qwen3ForCausalLM:
     """A stage's model on the device."""
-    return load(directory).to(device())  # type: ignore[arg-type]
+    return to_device(load(directory))
 
 
 def write_model(
@@ -62,6 +70,8 @@ def train_stage(
         whole = dist.full_tensors(model)
         model = Qwen3ForCausalLM(model.config)
         model.load_state_dict(whole, strict=False)
+    if not dist.world().first:
+        return summary(lines)  # the first process writes
     write_model(model, source, ctx.out)
     metrics = ctx.work / "metrics.jsonl"
     if metrics.exists():
@@ -72,9 +82,7 @@ def train_stage(
 
 def write_metrics(lines: list[dict[str, Any]], path: Path) -> None:
     """Metrics of all steps without wall-clock fields."""
-    import json
 
-    from diffgr2.train.log import without_wall
 
     text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in without_wall(lines))
     path.write_text(text)

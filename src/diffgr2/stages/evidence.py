@@ -1,10 +1,10 @@
 """Stage `evidence`: what speaks for each candidate, and scorers that read nothing else.
 
 Reads data, items and candidates; writes the index, each split's features and buckets, the scorers
-and their scores. Bucket edges come from training and validation lists. Every list leaves its own
-user out of the counts, so the three splits look alike. The scorers are fitted on `evidence.fit_on`;
-the metrics judge a second set fitted on training lists alone, on validation lists; test lists are
-scored, not judged. Run: `diffgr2 evidence RECIPE`.
+and their scores. Bucket edges come from the training and validation lists that hold their target.
+Every list leaves its own user out of the counts, so the three splits look alike. The scorers are
+fitted on `evidence.fit_on`; the metrics judge a second set, fitted on training lists alone, on
+validation lists; test lists are scored, not judged. Run: `diffgr2 evidence RECIPE`.
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
     features = {}
     for split in ctx.progress.track(SPLITS, "evidence"):
         features[split] = list_features(index, dataset.histories, lists[split])
-    known = [features[split].reshape(-1, len(FIELDS)) for split in ("train", "validation")]
-    index = index.with_edges(np.concatenate(known))
+    # Lists without their target hold weak evidence only and would coarsen the strong end.
+    known = [features[split][hits[split] != MISS] for split in ("train", "validation")]
+    index = index.with_edges(np.concatenate(known).reshape(-1, len(FIELDS)))
     index.save(ctx.out)
     buckets = {split: index.buckets(features[split]) for split in SPLITS}
     for split in SPLITS:

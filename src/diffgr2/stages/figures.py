@@ -25,12 +25,13 @@ RANKED = ("cft_opd_rl", "cft_opd", "cft", "ar", "evidence")
 """Rows whose rank moves are drawn, the last first."""
 
 
-def frontier_points(found: Collected, report: dict[str, Any]) -> tuple[list[dict], dict]:
-    """(points, level lines): τ against quality on the lists that the timing run decoded."""
+def frontier_points(
+    found: Collected, ranks: dict[str, np.ndarray]
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """(points, level lines): τ against quality, all on the lists that the timing run decoded."""
     assert found.speed is not None
-    base = next(
-        (s for s in found.speed["decoders"] if s["decoder"] == "ar" and s["batch"] == 1), None
-    )
+    entries = found.speed["decoders"]
+    base = next((s for s in entries if s["decoder"] == "ar" and s["batch"] == 1), None)
     points = [
         {
             "series": f"block, {point['rule']}",
@@ -41,10 +42,12 @@ def frontier_points(found: Collected, report: dict[str, Any]) -> tuple[list[dict
         }
         for point in found.speed["frontier"]
     ]
+    n = max((point["n"] for point in found.speed["frontier"]), default=0)
+    lists = np.flatnonzero(ranks["hit"] != MISS)[:n]
     lines = {
-        row["name"]: row["metrics"]["r@1"]
-        for row in report["rows"]
-        if row["population"] == "hit" and row["name"] in ("floor", "ar", "evidence")
+        name: float((ranks[f"rank.{name}"][lists] == 0).mean())
+        for name in ("floor", "evidence", "ar")
+        if n and f"rank.{name}" in ranks
     }
     return points, lines
 
@@ -65,7 +68,8 @@ def throughput_points(found: Collected) -> list[dict[str, Any]]:
 
 def curves(found: Collected) -> Any:
     """Training curves of every stage that logged."""
-    from diffgr2.stages.report import CURVES, TRAINED
+    from diffgr2.stages.report import CURVES
+    from diffgr2.stages.table import TRAINED
 
     records = {}
     for name in TRAINED:
@@ -114,7 +118,7 @@ def figures_of(
     if any("raw_valid" in row for row in report["rows"]):
         result["validity"] = plots.validity(report)
     if found.speed is not None:
-        points, lines = frontier_points(found, report)
+        points, lines = frontier_points(found, ranks)
         result["frontier_tpf"] = plots.frontier(points, lines, "r@1", x="tpf")
         result["frontier_speedup"] = plots.frontier(points, lines, "r@1", x="speedup")
         result["throughput"] = plots.throughput(throughput_points(found))

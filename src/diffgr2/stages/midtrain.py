@@ -20,7 +20,7 @@ from diffgr2.objectives.likelihood import chosen_logp, logits_at
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import item_text
 from diffgr2.stages.batches import CausalBatch, chunks
-from diffgr2.stages.common import device, train_stage
+from diffgr2.stages.common import device, to_device, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.streams import generator
 from diffgr2.train.loop import Loss
@@ -47,7 +47,7 @@ class MidtrainTask:
         catalogue, codes_IL = self.corpus.dataset.catalogue, self.corpus.sids.codes_IL
         if TASKS[task] in ("caption", "general"):
             item = int(rng.integers(len(catalogue)))
-            words = vocab.text_ids(item_text(catalogue, item))[:LONGEST_TEXT] + [vocab.end_id]
+            words = [*vocab.text_ids(item_text(catalogue, item))[:LONGEST_TEXT], vocab.end_id]
             if TASKS[task] == "general":
                 return [ids["<task_text>"]], words
             return [ids["<task_caption>"], *vocab.sid_ids(codes_IL[item]).tolist()], words
@@ -101,7 +101,7 @@ class MidtrainTask:
 
 def run(ctx: StageContext) -> dict[str, Any]:
     corpus = open_corpus(ctx.inputs, ctx.recipe)
-    model = build(ctx.recipe.model, corpus.vocab.spec.size, ctx.seed).to(device())
+    model = to_device(build(ctx.recipe.model, corpus.vocab.spec.size, ctx.seed))
     task = MidtrainTask(corpus, ctx.recipe.midtrain, ctx.seed)
     result = train_stage(ctx, task, model, ctx.recipe.midtrain, ctx.inputs["vocabulary"])
     return {**result, "parameters": sum(p.numel() for p in model.parameters())}

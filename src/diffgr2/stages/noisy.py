@@ -78,7 +78,7 @@ def fill_block(
 
 def response_blocks(prompt_length: int, length: int, block_size: int, shift: int) -> np.ndarray:
     """Block number of each response token."""
-    return block_of(prompt_length + np.arange(length), block_size, shift)
+    return np.asarray(block_of(prompt_length + np.arange(length), block_size, shift))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ from diffgr2.types import CandidateLists
 TIMED = {"ar": "ar", "block": "cft_opd_rl", "block_raw": "cft_opd_rl_raw", "verify": "verify"}
 """Decoder of the timing run -> row whose speed it is."""
 
-TRAINED = ("midtrain", "sft", "rl", "direct_rl", "cft", "opd", "block_rl", "cft_rl")
 CURVES = ("loss", "grad_norm", "reward", "kl", "entropy", "rank/valid_rate", "rank/r@1")
 
 
@@ -205,9 +204,9 @@ def notes(found: Collected, report: dict[str, Any]) -> str:
     if "test_ndcg@10" in about:
         lines.append(
             f"- The lists are the retriever's ({found.recipe.retriever.kind}) own top "
-            f"{found.lists.k}, in its order. So the row `floor` over all users is the retriever "
-            f"itself: R@10 {number(about.get('test_r@10'))}, NDCG@10 "
-            f"{number(about['test_ndcg@10'])} by its own evaluation."
+            f"{found.lists.k}, in its order, so the row `floor` over all users is the retriever "
+            f"itself up to rank {found.lists.k}. Its own evaluation over the whole catalogue: R@10 "
+            f"{number(about.get('test_r@10'))}, NDCG@10 {number(about['test_ndcg@10'])}."
         )
     if found.truth is not None:
         lines.append(

@@ -8,6 +8,7 @@ stage; modules are imported when a stage runs, so that `--help` stays quick.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -163,7 +164,10 @@ _LIST = [
     ),
 ]
 
-STAGES = {stage.name: stage for stage in _LIST}
+TRAINED = ("midtrain", "sft", "rl", "direct_rl", "cft", "opd", "block_rl", "cft_rl")
+"""Stages with a training loop; the processes of a torchrun share their work."""
+
+STAGES = {stage.name: replace(stage, shared=stage.name in TRAINED) for stage in _LIST}
 AR_ROWS = tuple(f"score_{name}" for name in ("ar_direct", "ar_sft", "ar"))
 GOALS = {
     "candidates": ["evidence"],

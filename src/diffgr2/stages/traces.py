@@ -86,7 +86,7 @@ def figures(split: str, traces: Traces, hit_L: np.ndarray, asked: int) -> dict[s
     }
 
 
-# ----------------------------------------------------------------------------------- the llm teacher
+# ---------------------------------------------------------------------------------- the llm teacher
 
 
 def chosen(ctx: StageContext, lists: Mapping[str, CandidateLists]) -> list[tuple[str, int]]:

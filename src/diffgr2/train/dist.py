@@ -16,13 +16,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from diffgr2.errors import CheckpointError
@@ -84,7 +85,8 @@ def shard(model: nn.Module) -> nn.Module:
 
     Units: each entry of a ModuleList (decoder layers), then each child of the model (trunk, head)
     as a root of its own, so that a task may call trunk and head apart. It must call the modules:
-    `F.linear(x, model.lm_head.weight)` would see a shard. Tied weights make the model one unit.
+    `F.linear(x, model.lm_head.weight)` would see a shard. Tied weights make the model one unit,
+    whose weights are whole only inside its own call or inside `model.around(work)`.
     """
     if world().size == 1 or is_sharded(model):
         return model
@@ -100,8 +102,15 @@ def shard(model: nn.Module) -> nn.Module:
     for unit in [model] if tied or own else children:
         if next(unit.parameters(), None) is not None:
             fully_shard(unit)
+    if tied or own:
+        model.around = MethodType(_around, model)  # type: ignore[assignment]
+        register_fsdp_forward_method(model, "around")
     _TWINS[model] = twin
     return model
+
+
+def _around(model: nn.Module, work: Callable[[], Tensor]) -> Tensor:
+    return work()
 
 
 def _drop_weights(module: nn.Module) -> None:

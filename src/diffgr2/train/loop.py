@@ -16,7 +16,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,7 @@ class Loss:
     """What a task returns for one micro; sums, never means."""
 
     total: Tensor  # scalar: the weighted sum, not divided by anything
-    metrics: dict[str, tuple[Number, Number]] = field(default_factory=dict)  # name: (sum, count)
+    metrics: Mapping[str, tuple[Number, Number]] = field(default_factory=dict)  # (sum, count)
 
 
 class Micro(Protocol):

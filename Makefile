@@ -1,0 +1,62 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first; nothing else is needed but
+# Python 3.11 or newer. `make help` lists the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.stamp
+WORKERS ?= 2
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format beauty bench readme clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## .venv with everything for tests
+
+# torch goes first and by itself: with its version pinned the CPU build on disk or in the index is
+# taken, and nothing later replaces it. A half-made environment is made anew.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "error: Python 3.11 or newer is needed (make PYTHON=/path/to/python3.11)"; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo "setting up .venv (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  "$$(grep '^torch==' constraints.txt)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## the whole recipe on the simulated shop: table, plots, three worked examples
+	$(BIN)/diffgr2 run demo
+	$(BIN)/diffgr2 report demo --examples 3
+
+test: lint  ## lint, types, tests
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
+
+test-slow: $(STAMP)  ## the tests that take minutes
+	$(BIN)/pytest -q -m slow
+
+lint: $(STAMP)  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(STAMP)  ## what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+beauty: $(STAMP)  ## the Beauty recipe: make beauty DATA=/folder/with/interactions.parquet
+	@test -n "$(DATA)" || { echo "error: make beauty DATA=FOLDER"; exit 2; }
+	$(BIN)/diffgr2 run beauty --set data.interactions=$(DATA)/interactions.parquet \
+	  --set data.items=$(DATA)/items.parquet
+	$(BIN)/diffgr2 report runs/beauty
+
+bench: $(STAMP)  ## decoders timed on the demo's models
+	$(BIN)/diffgr2 speed demo --force
+
+readme: $(STAMP)  ## the README's tables from results/
+	$(BIN)/python -m diffgr2.evaluate.readme_table README.md results
+
+clean:  ## caches and builds; runs and .venv stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,332 @@
+"""The verbs `rerank` and `serve`.
+
+Contract: `rerank` ranks one request (options, or one JSON object on stdin) or a JSONL file line by
+line; every input line gives exactly one output line, a ranking or an error, in order, and the same
+command goes on where an interrupted one stopped. Bad lines are counted and shown, they stop
+nothing. `serve` starts the server. Not here: ranking (`reranker`) and HTTP (`serve`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from diffgr2 import strict_json
+from diffgr2.errors import ConfigError, DataError, Diffgr2Error, MissingExtraError
+from diffgr2.progress import Progress
+
+if TYPE_CHECKING:
+    from diffgr2.reranker import RankResult, Reranker
+
+PANEL = "Using a model"
+KEYS = ("history", "candidates", "scores", "user", "decode", "reasoning")
+SHOWN_ERRORS = 5
+Model = Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="A bundle directory.")]
+
+
+def arguments_of(value: Any) -> dict[str, Any]:
+    """`Reranker.prepare`'s arguments out of a JSON value."""
+    if not isinstance(value, dict):
+        raise DataError("expected a JSON object")
+    for key in value:
+        if key not in KEYS:
+            raise DataError(f"{key[:80]}: unknown key (known: {', '.join(KEYS)})")
+    given = {key: item for key, item in value.items() if item is not None}
+    if "candidates" not in given:
+        raise DataError("candidates: missing")
+    if "history" not in given and "user" not in given:
+        raise DataError("history: missing (or give a user)")
+    for key, kind, word in (("user", str, "text"), ("reasoning", bool, "true or false")):
+        if key in given and not isinstance(given[key], kind):
+            raise DataError(f"{key}: expected {word}")
+    for key, kind, word in (("scores", list, "a list"), ("decode", dict, "an object")):
+        if key in given and not isinstance(given[key], kind):
+            raise DataError(f"{key}: expected {word}")
+    return {"history": None, **given}
+
+
+def answer_of(result: RankResult) -> dict[str, Any]:
+    """A result as JSON."""
+    return {
+        "items": list(result.items),
+        "order": list(result.order),
+        "scores": [round(score, 6) for score in result.scores],
+        "ranking": {
+            "valid": result.valid,
+            "repaired": result.repaired,
+            "fallback": result.fallback,
+            "identity": result.identity,
+            "failures": list(result.failures),
+        },
+        **({"reasoning": result.reasoning} if result.reasoning is not None else {}),
+        "decode": result.decode,
+    }
+
+
+# ------------------------------------------------------------------------------- one request
+
+
+def show(reranker: Reranker, result: RankResult, titles: list[str]) -> None:
+    """A ranking for people."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name, side in (("place", "right"), ("was", "right"), ("score", "right"), ("item", "left")):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for place, (was, score) in enumerate(zip(result.order, result.scores, strict=True), 1):
+        move = was + 1 - place
+        mark = f" [green]▲{move}[/]" if move > 0 else f" [red]▼{-move}[/]" if move < 0 else ""
+        table.add_row(str(place), f"{was + 1}{mark}", f"{score:.2f}", escape(titles[was]))
+    console = Console()
+    console.print(table)
+    if result.reasoning:
+        console.print(f"\n{escape(result.reasoning)}", highlight=False)
+    facts = result.decode
+    state = "valid" if result.valid else "repaired" if result.repaired else "fell back to the floor"
+    console.print(
+        f"\n[dim]{facts['decoder']}, {facts['tokens']} tokens in {facts['forwards']} forwards "
+        f"({facts['tokens_per_forward']:g} each), {state}[/]",
+        highlight=False,
+    )
+
+
+def rank_one(
+    reranker: Reranker, arguments: dict[str, Any], *, as_json: bool, top_k: int | None
+) -> None:
+    """One request to stdout."""
+    task = reranker.prepare(**arguments)
+    reranker.run([task], batch=1)
+    result = task.result(return_reasoning=True, top_k=top_k)
+    if as_json:
+        typer.echo(json.dumps(answer_of(result), ensure_ascii=False))
+    else:
+        show(reranker, result, [reranker.names.title(item) for item in task.query.candidates])
+
+
+# ------------------------------------------------------------------------------- many requests
+
+
+def mark_of(line: bytes) -> str:
+    """What ties an output line to its input line."""
+    return hashlib.sha256(line.strip()).hexdigest()[:16]
+
+
+def done_lines(output: Path, source: Path) -> int:
+    """How many output lines stand; a cut last line is taken away, strange ones are an error."""
+    if not output.exists():
+        return 0
+    data = output.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with output.open("r+b") as file:
+            file.truncate(len(whole))
+    lines = whole.splitlines()
+    with source.open("rb") as file:
+        for number, line in enumerate(lines, 1):
+            given = file.readline()
+            try:
+                same = bool(given) and strict_json.loads(line)["input"] == mark_of(given)
+            except (DataError, KeyError, TypeError):
+                same = False
+            if not same:
+                raise ConfigError(
+                    f"{output}: line {number} does not belong to line {number} of {source}"
+                )
+    return len(lines)
+
+
+def chunks(file: BinaryIO, size: int) -> Iterator[list[bytes]]:
+    """Lines in groups."""
+    chunk: list[bytes] = []
+    for line in file:
+        chunk.append(line)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def rank_lines(
+    reranker: Reranker, lines: list[bytes], *, top_k: int | None, batch: int
+) -> list[dict[str, Any]]:
+    """One answer or error per line."""
+    answers: list[dict[str, Any]] = []
+    tasks = []
+    for line in lines:
+        try:
+            tasks.append((len(answers), reranker.prepare(**arguments_of(strict_json.loads(line)))))
+            answers.append({"input": mark_of(line)})
+        except Diffgr2Error as error:
+            answers.append({"input": mark_of(line), "error": " ".join(str(error).split())})
+    reranker.run([task for _, task in tasks], batch=batch)
+    for place, task in tasks:
+        answers[place] |= answer_of(task.result(return_reasoning=True, top_k=top_k))
+    return answers
+
+
+def rank_file(
+    reranker: Reranker, source: Path, output: Path, *, top_k: int | None, batch: int
+) -> tuple[int, int]:
+    """(lines, of which bad) of the whole output."""
+    skip = done_lines(output, source)
+    progress = Progress()
+    if skip:
+        progress.line(f"{output}: {skip} lines stand")
+    with source.open("rb") as file:
+        total = sum(1 for _ in file)
+    shown = 0
+    with source.open("rb") as file, output.open("ab") as out:
+        for _ in range(skip):
+            file.readline()
+        with progress.task("rerank", total - skip) as bar:
+            for chunk in chunks(file, batch * 2):
+                for line, answer in enumerate(
+                    rank_lines(reranker, chunk, top_k=top_k, batch=batch), skip + bar.done + 1
+                ):
+                    out.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+                    if "error" in answer and shown < SHOWN_ERRORS:
+                        shown += 1
+                        progress.line(f"{source} line {line}: {answer['error']}")
+                out.flush()
+                os.fsync(out.fileno())
+                bar.advance(len(chunk))
+    bad = sum(b'"error":' in line.split(b",", 2)[1] for line in _answers(output))
+    return total, bad
+
+
+def _answers(output: Path) -> Iterator[bytes]:
+    with output.open("rb") as file:
+        yield from (line for line in file if b"," in line)
+
+
+# --------------------------------------------------------------------------------------- verbs
+
+
+def rerank(
+    model: Model,
+    history: Annotated[
+        list[str] | None, typer.Option("--history", "-H", help="An item, oldest first; repeat.")
+    ] = None,
+    candidates: Annotated[
+        list[str] | None, typer.Option("--candidate", "-c", help="An item, best first; repeat.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="A shopper of the bundle.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--input", "-i", help="JSONL, one request a line.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSONL.")] = None,
+    decoder: Annotated[str | None, typer.Option(help="ar, block or verify.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="τ of block.")] = None,
+    rule: Annotated[str | None, typer.Option(help="raw or permutation.")] = None,
+    direct: Annotated[bool, typer.Option("--direct", help="Answer without reasoning.")] = False,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Return this many only.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Requests decoded at once.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Rank candidates: one request (options, or JSON on stdin) or a JSONL file."""
+    from diffgr2.reranker import Reranker
+
+    chosen = {"decoder": decoder, "threshold": threshold, "rule": rule}
+    wanted: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+    if source is not None:
+        if output is None:
+            raise ConfigError("--output: needed with --input")
+        if candidates or history or user or wanted or direct:
+            raise ConfigError("--input: its lines hold the requests, no other request options")
+        if not source.is_file():
+            raise ConfigError(f"{source}: no such file")
+        total, bad = rank_file(
+            Reranker.from_pretrained(model), source, output, top_k=top_k, batch=batch
+        )
+        typer.echo(f"{output}: {total - bad} rankings, {bad} bad lines")
+        raise typer.Exit(2 if total and bad == total else 0)
+    if candidates:
+        arguments = {"history": history, "candidates": candidates, "user": user}
+        if history is None and user is None:
+            arguments["history"] = []
+    else:
+        if sys.stdin.isatty():
+            raise ConfigError("--candidate: needed (or give one JSON object on stdin, or --input)")
+        arguments = arguments_of(strict_json.loads(sys.stdin.buffer.read()))
+    if wanted:
+        arguments["decode"] = {**arguments.get("decode", {}), **wanted}
+    if direct:
+        arguments["reasoning"] = False
+    rank_one(Reranker.from_pretrained(model), arguments, as_json=as_json, top_k=top_k)
+
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any free port.")] = 8000,
+    keys_file: Annotated[
+        Path | None, typer.Option("--keys", help="API keys, one a line (or DIFFGR2_API_KEYS).")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--no-keys", help="Serve beyond this machine without keys.")
+    ] = False,
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="Model name in the API; repeat for more.")
+    ] = None,
+    waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait.")] = 128,
+    running: Annotated[int, typer.Option(min=1, help="Rows decoded at once.")] = 32,
+    tokens: Annotated[int, typer.Option(min=1, help="Cache slots of all rows.")] = 32_768,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Default deadline, seconds.")] = 30.0,
+    drain: Annotated[float, typer.Option(min=0.0, help="Seconds to finish on SIGTERM.")] = 30.0,
+    threads: Annotated[int, typer.Option(min=0, help="Torch threads; 0 = torch's choice.")] = 0,
+    log: Annotated[
+        bool, typer.Option("--log", help="One JSON line per request on stderr.")
+    ] = False,
+) -> None:
+    """Serve a model over HTTP: Cohere, Jina, vLLM and TEI shapes, and a page to try it."""
+    import logging
+
+    try:
+        from diffgr2.serve.app import make_app
+        from diffgr2.serve.wire import serve as run_server
+    except ImportError as error:
+        raise MissingExtraError(f"{error.name} is missing: pip install 'diffgr2[serve]'") from None
+    import torch
+
+    from diffgr2.reranker import Reranker
+    from diffgr2.serve.limits import Limits, read_keys
+
+    keys = read_keys(keys_file)
+    if not keys and host not in LOOPBACK and not insecure:
+        raise ConfigError(f"--host {host}: needs --keys (or --no-keys if you mean it)")
+    if threads:
+        torch.set_num_threads(threads)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("diffgr2.serve").setLevel(logging.INFO if log else logging.ERROR)
+    limits = Limits(
+        waiting=waiting,
+        running=running,
+        tokens=tokens,
+        timeout_s=timeout,
+        max_timeout_s=max(300.0, timeout),
+        drain_s=drain,
+    )
+    app = make_app(
+        Reranker.from_pretrained(model), limits=limits, keys=keys, names=tuple(names or ())
+    )
+    if not run_server(app, limits, host=host, port=port):
+        raise typer.Exit(1)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command("rerank", rich_help_panel=PANEL)(rerank)
+    app.command("serve", rich_help_panel=PANEL)(serve)

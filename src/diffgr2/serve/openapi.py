@@ -1,0 +1,155 @@
+"""The OpenAPI description: bodies, errors, and examples that work on the served catalogue.
+
+Contract: `describe(app, reranker)` replaces the app's generated description by one that says what
+the ranking routes take and give. Bodies are read by `schema.parse_request`, not by the framework,
+so they are described here. Not here: any behaviour.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from diffgr2.candidates.retriever import ragged, top_k
+from diffgr2.reranker import Reranker
+from diffgr2.serve.schema import TYPES, RerankRequest
+
+REFERENCE = "#/components/schemas/{model}"
+
+RESULT = {
+    "type": "object",
+    "required": ["index", "relevance_score"],
+    "properties": {
+        "index": {"type": "integer", "description": "Position in the documents that came in"},
+        "relevance_score": {"type": "number", "description": "1 − (rank − 1) / n: the rank alone"},
+        "id": {"type": "string"},
+        "sid": {"type": "string"},
+        "document": {"type": "object", "properties": {"text": {"type": "string"}}},
+    },
+}
+ANSWER = {
+    "type": "object",
+    "required": ["id", "results", "ranking"],
+    "properties": {
+        "id": {"type": "string"},
+        "model": {"type": "string"},
+        "results": {"type": "array", "items": RESULT},
+        "usage": {"type": "object"},
+        "meta": {"type": "object"},
+        "ranking": {
+            "type": "object",
+            "required": ["valid", "repaired", "fallback", "identity"],
+            "properties": {
+                name: {"type": "boolean"} for name in ("valid", "repaired", "fallback", "identity")
+            },
+        },
+        "decode": {"type": "object"},
+        "reasoning": {"type": "string"},
+    },
+}
+TEI_ANSWER = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["index", "score"],
+        "properties": {"index": {"type": "integer"}, "score": {"type": "number"}},
+    },
+}
+ERROR = {
+    "type": "object",
+    "required": ["message", "id", "error"],
+    "properties": {
+        "message": {"type": "string"},
+        "detail": {"type": "string"},
+        "id": {"type": "string"},
+        "error": {},
+        "indices": {"type": "array", "items": {"type": "integer"}},
+    },
+}
+FAILURES = (400, 401, 404, 408, 413, 415, 422, 429, 431, 500, 503, 504)
+
+
+def example_ids(reranker: Reranker) -> tuple[list[str], list[str]]:
+    """A shopper's history and what the retriever proposes for it."""
+    raw = reranker.catalogue.raw_ids
+    history = reranker.histories.of(0)[:-1][-5:]
+    query = ragged([history], len(raw))
+    items_1K, _ = top_k(reranker.retriever, query, min(reranker.k, len(raw) - len(history)))
+    return [raw[i] for i in history], [raw[i] for i in items_1K[0]]
+
+
+def examples(reranker: Reranker) -> dict[str, Any]:
+    """Bodies that the served model answers."""
+    history, documents = example_ids(reranker)
+    title = next((t for t in reranker.catalogue.titles if t), "an item in words")
+    return {
+        "ids": {
+            "summary": "Item ids",
+            "value": {"history": history, "documents": documents, "return_reasoning": True},
+        },
+        "query": {
+            "summary": "As a stock client sends it",
+            "value": {"model": "default", "query": title, "documents": documents, "top_n": 3},
+        },
+        "user": {
+            "summary": "A shopper of the bundle",
+            "value": {"query": f"user:{reranker.raw_users[0]}", "documents": documents},
+        },
+        "tei": {"summary": "TEI's shape", "value": {"query": title, "texts": documents}},
+        "decoder": {
+            "summary": "Token by token, without reasoning",
+            "value": {
+                "history": history,
+                "documents": documents,
+                "decode": {"decoder": "ar"},
+                "reasoning": "off",
+            },
+        },
+    }
+
+
+def described(value: Any) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": value}}}
+
+
+def describe(app: FastAPI, reranker: Reranker) -> None:
+    """See the module's docstring."""
+    body = RerankRequest.model_json_schema(ref_template=REFERENCE)
+    parts = body.pop("$defs", {})
+    assert np.ndim(body["properties"]) == 0
+    shown = examples(reranker)
+    made: dict[str, Any] = {}
+
+    def openapi() -> dict[str, Any]:
+        if made:
+            return made
+        made.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
+        schemas = made.setdefault("components", {}).setdefault("schemas", {})
+        schemas.clear()
+        schemas.update(parts)
+        schemas.update({"RerankRequest": body, "Error": ERROR})
+        error = {"$ref": REFERENCE.format(model="Error")}
+        for path, methods in made["paths"].items():
+            for method, route in methods.items():
+                route["responses"].pop("422", None)
+                for status in FAILURES if path.endswith("rerank") else (400, 401, 404, 422, 503):
+                    kind = TYPES[status].replace("_", " ")
+                    route["responses"][str(status)] = {"description": kind, **described(error)}
+                if path.endswith("rerank") and method == "post":
+                    schema = {"$ref": REFERENCE.format(model="RerankRequest")}
+                    content = {"application/json": {"schema": schema, "examples": shown}}
+                    route["requestBody"] = {"required": True, "content": content}
+                    answers = {"oneOf": [ANSWER, TEI_ANSWER]}
+                    route["responses"]["200"] = {
+                        "description": "A ranking, best first (or server-sent events)",
+                        "content": {
+                            "application/json": {"schema": answers},
+                            "text/event-stream": {"schema": {"type": "string"}},
+                        },
+                    }
+        return made
+
+    app.openapi = openapi  # type: ignore[method-assign]

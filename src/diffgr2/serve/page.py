@@ -1,0 +1,107 @@
+"""The page at `/` and the data it shows: shoppers, candidates and their evidence.
+
+Contract: the page is one static file without outside resources; `/page/shoppers` and
+`/page/candidates` give it something to rank on the served catalogue, and lie behind the key like
+everything with data in it. Not here: ranking, which the page asks of the public routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from diffgr2.candidates.fields import FIELDS
+from diffgr2.candidates.retriever import ragged, top_k
+from diffgr2.errors import DataError
+from diffgr2.reranker import Reranker
+from diffgr2.serve.schema import Problem
+
+STATIC = Path(__file__).parent / "static" / "index.html"
+SHOPPERS = 40
+POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+def item_card(reranker: Reranker, item: int) -> dict[str, Any]:
+    """What the page says of an item."""
+    catalogue = reranker.catalogue
+    return {
+        "id": catalogue.raw_ids[item],
+        "title": catalogue.titles[item] or f"item {catalogue.raw_ids[item]}",
+        "brand": catalogue.brands[item],
+        "category": " › ".join(catalogue.categories[item]),
+        "sid": reranker.sids.text(item),
+    }
+
+
+def shoppers(reranker: Reranker) -> list[dict[str, Any]]:
+    """Some shoppers; the last purchase stays hidden, it is what the ranking should find."""
+    chosen = np.linspace(0, reranker.histories.n_users - 1, SHOPPERS).astype(int)
+    rows = []
+    for user in np.unique(chosen):
+        items = reranker.histories.of(int(user))
+        rows.append(
+            {
+                "user": reranker.raw_users[user],
+                "history": [item_card(reranker, int(i)) for i in items[:-1]],
+                "next": reranker.catalogue.raw_ids[items[-1]],
+            }
+        )
+    return rows
+
+
+def candidates(reranker: Reranker, history: list[str], user: str | None) -> dict[str, Any]:
+    """The retriever's list for a history, with each candidate's evidence as levels."""
+    known = [item.number for item in reranker.names.resolve(history, "history")]
+    seen = np.array([number for number in known if number is not None], np.int32)
+    query = ragged([seen], len(reranker.catalogue))
+    k = min(reranker.k, len(reranker.catalogue) - len(set(seen.tolist())))
+    items_1K, scores_1K = top_k(reranker.retriever, query, k)
+    raw = [reranker.catalogue.raw_ids[item] for item in items_1K[0]]
+    task = reranker.prepare(history, raw, scores=scores_1K[0].tolist(), user=user)
+    task.window()
+    cards = []
+    for place, item in enumerate(items_1K[0].tolist()):
+        levels = task.grounds[place].tolist()
+        evidence = [
+            {"name": field.name, "meaning": field.meaning, "level": int(level)}
+            for field, level in zip(FIELDS, levels, strict=True)
+        ]
+        score = float(scores_1K[0, place])
+        cards.append({**item_card(reranker, item), "score": score, "evidence": evidence})
+    return {"candidates": cards, "levels": reranker.recipe.evidence.buckets}
+
+
+def add(app: FastAPI, reranker: Reranker) -> None:
+    """Add the page's routes."""
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        # Read at each request: a page that is being worked on shows without a restart.
+        headers = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
+        text = await asyncio.to_thread(STATIC.read_text, encoding="utf-8")
+        return Response(text, media_type="text/html; charset=utf-8", headers=headers)
+
+    @app.get("/page/shoppers", include_in_schema=False)
+    async def some_shoppers() -> dict[str, Any]:
+        rows = await asyncio.to_thread(shoppers, reranker)
+        return {"shoppers": rows, "decoders": list(reranker.decoders), "k": reranker.k}
+
+    @app.get("/page/candidates", include_in_schema=False)
+    async def some_candidates(request: Request) -> dict[str, Any]:
+        history = request.query_params.getlist("h")[-50:]
+        user = request.query_params.get("user")
+        if any(len(text) > 2048 for text in history):
+            raise Problem(422, "h: text of more than 2048 characters", "h")
+        try:
+            return await asyncio.to_thread(candidates, reranker, history, user)
+        except DataError as error:
+            raise Problem(422, str(error), "h") from None

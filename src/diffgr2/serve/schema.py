@@ -1,0 +1,361 @@
+"""The HTTP bodies: what clients of Cohere, Jina, vLLM and TEI send, and what they get back.
+
+Contract: `parse_request` reads one body (strict JSON, strict types, nulls as absent, unknown fields
+ignored) into an `Ask`, or raises a `Problem` with the exact status; `answer` and `tei_answer` write
+the two response shapes; `Problem.body` is the one error shape, a superset of what the clients look
+for. Relevance scores are made of the rank alone. Not here: resolving items (`diffgr2.resolve`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from diffgr2 import strict_json
+from diffgr2.errors import DataError
+from diffgr2.reranker import RankResult
+from diffgr2.resolve import KEYS
+from diffgr2.serve.limits import Limits
+
+TYPES = {
+    400: "bad_request",
+    401: "unauthorized",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+    422: "validation",
+    429: "overloaded",
+    431: "headers_too_large",
+    500: "internal",
+    503: "unavailable",
+    504: "deadline_exceeded",
+}
+TEI_TYPES = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
+
+
+@dataclass
+class Problem(Exception):  # noqa: N818
+    """A request that cannot be answered, with its status and the field that is to blame."""
+
+    status: int
+    message: str
+    param: str | None = None
+    tei: bool = False
+    indices: list[int] = field(default_factory=list)
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The error as JSON."""
+        kind = TYPES.get(self.status, "error")
+        shared = {"message": self.message, "id": request_id}
+        if self.indices:
+            shared["indices"] = self.indices  # type: ignore[assignment]
+        if self.tei:
+            return {
+                **shared,
+                "error": self.message,
+                "error_type": TEI_TYPES.get(self.status, "Backend"),
+            }
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.status}
+        return {**shared, "detail": self.message, "error": error}
+
+
+class Lenient(BaseModel):
+    """Strict types; fields that other servers know are ignored here."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class Document(Lenient):
+    """An item as an object: an id, a semantic ID, a title, or words that describe it."""
+
+    id: str | None = None
+    sid: str | None = None
+    title: str | None = None
+    text: str | None = None
+    brand: str | None = None
+    categories: list[str] | None = None
+    description: str | None = None
+
+
+class Decode(BaseModel):
+    """How to decode; what is absent follows the recipe's recommendation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    decoder: Literal["ar", "block", "verify"] | None = None
+    accept: Literal["threshold", "static", "entropy"] | None = None
+    threshold: float | None = Field(None, ge=0.0, le=1.0)
+    per_step: int | None = Field(None, ge=1, le=256)
+    entropy_bound: float | None = Field(None, gt=0.0, le=100.0)
+    rule: Literal["raw", "permutation"] | None = None
+    canvas: int | None = Field(None, ge=1, le=256)
+    temperature: float | None = Field(None, ge=0.0, le=2.0)
+    max_tokens: int | None = Field(None, ge=1, le=4096)
+
+
+Entry = str | Document
+
+
+class RerankRequest(Lenient):
+    """A re-ranking request; `documents` (or TEI's `texts`) come in their present order."""
+
+    model: str | None = None
+    query: str | dict[str, Any] | list[Any] | None = Field(
+        None,
+        description="A shopper as `user:<id>`, a history as JSON, or words for what is wanted now.",
+    )
+    documents: list[Entry] | None = Field(None, description="Candidates, best first.")
+    texts: list[str] | None = Field(None, description="The same in TEI's shape.")
+    top_n: int | None = Field(None, ge=0, description="How many to return; 0 = all.")
+    return_documents: bool | None = None
+    return_text: bool | None = None
+    history: list[Entry] | None = Field(None, description="Items, oldest first.")
+    user_id: str | None = None
+    scores: list[float] | None = Field(None, description="The retriever's, one per document.")
+    return_reasoning: bool | None = None
+    reasoning: Literal["on", "off", "auto"] | bool | None = None
+    decode: Decode | None = None
+    seed: int | None = Field(None, ge=0)
+    stream: bool | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request, read and checked as far as that goes without the model."""
+
+    history: list[Any] | None
+    user: str | None
+    documents: list[Any]
+    scores: list[float] | None
+    decode: dict[str, Any]
+    model: str | None
+    top_n: int | None
+    reasoning: bool
+    return_reasoning: bool
+    return_documents: bool
+    stream: bool
+    tei: bool
+    wish: str | None = None  # a plain query: words for what is wanted now
+    warnings: list[str] = field(default_factory=list)
+
+
+def parse_request(body: bytes, limits: Limits) -> Ask:
+    """See the module's docstring."""
+    try:
+        value = strict_json.loads(body)
+    except DataError as error:
+        raise Problem(400, str(error)) from None
+    if not isinstance(value, dict):
+        raise Problem(422, "expected a JSON object")
+    tei = "texts" in value and value.get("documents") is None
+    try:
+        return _ask(value, tei, limits)
+    except Problem as problem:
+        problem.tei = tei
+        raise
+
+
+def _ask(value: dict[str, Any], tei: bool, limits: Limits) -> Ask:
+    try:
+        request = RerankRequest.model_validate(value)
+    except ValidationError as error:
+        raise _problem_of(error) from None
+    given = request.texts if tei else request.documents
+    name = "texts" if tei else "documents"
+    if given is None:
+        raise Problem(422, f"{name}: missing", name)
+    documents = [_entry(entry, f"{name}[{i}]", limits) for i, entry in enumerate(given)]
+    if not documents:
+        raise Problem(422, f"{name}: the list is empty", name)
+    if len(documents) > limits.candidates:
+        raise Problem(422, f"{name}: {len(documents)} given, at most {limits.candidates}", name)
+    history, user, wish, warnings = _who(request, limits)
+    decode = request.decode.model_dump(exclude_none=True) if request.decode else {}
+    if request.seed is not None:
+        decode["seed"] = request.seed
+    return Ask(
+        history=history,
+        user=user,
+        documents=documents,
+        scores=request.scores,
+        decode=decode,
+        model=request.model,
+        top_n=request.top_n or None,
+        reasoning=request.reasoning not in ("off", False),
+        return_reasoning=bool(request.return_reasoning),
+        return_documents=bool(request.return_text if tei else request.return_documents),
+        stream=bool(request.stream),
+        tei=tei,
+        wish=wish,
+        warnings=warnings,
+    )
+
+
+def _problem_of(error: ValidationError) -> Problem:
+    """The first thing that is wrong, by field."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    # Members of unions stand in the location by their type's name; people know fields and indices.
+    parts = [
+        str(part)
+        for part in first["loc"]
+        if isinstance(part, int) or part in RerankRequest.model_fields or part in NAMES
+    ]
+    where = ".".join(parts) or "body"
+    return Problem(422, f"{where}: {first['msg']}", parts[0] if parts else None)
+
+
+NAMES = {*Document.model_fields, *Decode.model_fields}
+
+
+def _entry(entry: Any, where: str, limits: Limits) -> Any:
+    """An entry for `Names.resolve`, its texts within bounds."""
+    value = entry.model_dump(exclude_none=True) if isinstance(entry, Document) else entry
+    texts = [value] if isinstance(value, str) else _texts(value)
+    if any(len(text) > limits.text for text in texts):
+        raise Problem(
+            422, f"{where}: text of more than {limits.text} characters", where.split("[")[0]
+        )
+    if isinstance(value, dict) and not any(value.get(key) for key in KEYS):
+        raise Problem(422, f"{where}: expected one of {', '.join(KEYS)}", where.split("[")[0])
+    return value
+
+
+def _texts(value: dict[str, Any]) -> list[str]:
+    flat = []
+    for inner in value.values():
+        flat.extend(inner if isinstance(inner, list) else [inner])
+    return [text for text in flat if isinstance(text, str)]
+
+
+def _who(
+    request: RerankRequest, limits: Limits
+) -> tuple[list[Any] | None, str | None, str | None, list[str]]:
+    """(history, user, wish, warnings) out of the fields and the query, the one free channel."""
+    history: list[Any] | None = list(request.history) if request.history is not None else None
+    user, wish, warnings = request.user_id, None, []
+    query = request.query
+    if isinstance(query, str) and query.lstrip()[:1] in ("{", "["):
+        try:
+            query = strict_json.loads(query)
+        except DataError:
+            query = request.query  # words that happen to begin so
+    if isinstance(query, list):
+        query = {"history": query}
+    if isinstance(query, dict):
+        inner = _inner(query)
+        history = inner.history if history is None else history  # type: ignore[assignment]
+        user = inner.user_id if user is None else user
+    elif isinstance(query, str) and query.startswith("user:"):
+        user = query.removeprefix("user:").strip() if user is None else user
+    elif isinstance(query, str) and query.strip():
+        if len(query) > limits.text:
+            raise Problem(422, f"query: text of more than {limits.text} characters", "query")
+        if history is None and user is None:
+            wish = query
+        else:
+            warnings.append("query: ignored, the history says who asks")
+    if user is not None and not 1 <= len(user) <= limits.text:
+        raise Problem(422, f"user_id: expected 1 to {limits.text} characters", "user_id")
+    if history is None and user is None and wish is None:
+        raise Problem(422, "query: missing (or give history or user_id)", "query")
+    if history is not None:
+        if len(history) > limits.history:
+            raise Problem(
+                422, f"history: {len(history)} items, at most {limits.history}", "history"
+            )
+        history = [_entry(entry, f"history[{i}]", limits) for i, entry in enumerate(history)]
+    return history, user, wish, warnings
+
+
+def _inner(query: dict[str, Any]) -> RerankRequest:
+    """A query that is an object: `{"history": [...], "user_id": ...}`."""
+    try:
+        inner = RerankRequest.model_validate(
+            {key: query[key] for key in ("history", "user_id") if key in query}
+        )
+    except ValidationError as error:
+        problem = _problem_of(error)
+        raise Problem(422, f"query.{problem.message}", "query") from None
+    if inner.history is None and inner.user_id is None:
+        raise Problem(422, "query: an object needs history or user_id", "query")
+    return inner
+
+
+# ------------------------------------------------------------------------------------- answers
+
+
+def document_text(given: Any) -> str:
+    """The text by which a document is handed back."""
+    if isinstance(given, str):
+        return given
+    return next(str(given[key]) for key in ("text", "title", "id", "sid") if given.get(key))
+
+
+def answer(
+    ask: Ask,
+    result: RankResult,
+    facts: list[dict[str, str]],
+    *,
+    model: str,
+    request_id: str,
+    created: int,
+) -> dict[str, Any]:
+    """The response that Cohere, Jina and vLLM clients read; `facts` holds id and sid by index."""
+    results = []
+    for index, score in zip(result.order, result.scores, strict=True):
+        entry: dict[str, Any] = {"index": index, "relevance_score": score, **facts[index]}
+        if ask.return_documents:  # a null here breaks some clients, so the key is left out
+            entry["document"] = {"text": document_text(ask.documents[index])}
+        results.append(entry)
+    read, written = result.decode["prompt_tokens"], result.decode["tokens"]
+    return {
+        "id": request_id,
+        "object": "list",
+        "model": model,
+        "created": created,
+        "results": results,
+        "usage": {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+            "reasoning_tokens": result.decode["reasoning_tokens"],
+        },
+        "meta": {
+            "api_version": {"version": "2"},
+            "billed_units": {"search_units": 1},
+            "tokens": {"input_tokens": read, "output_tokens": written},
+            "warnings": ask.warnings,
+        },
+        "ranking": {
+            "valid": result.valid,
+            "repaired": result.repaired,
+            "fallback": result.fallback,
+            "identity": result.identity,
+            "failures": list(result.failures),
+        },
+        "decode": result.decode,
+        **({"reasoning": result.reasoning} if result.reasoning is not None else {}),
+    }
+
+
+def tei_answer(ask: Ask, result: RankResult) -> list[dict[str, Any]]:
+    """TEI's bare list, best first."""
+    return [
+        {
+            "index": index,
+            "score": score,
+            **({"text": document_text(ask.documents[index])} if ask.return_documents else {}),
+        }
+        for index, score in zip(result.order, result.scores, strict=True)
+    ]
+
+
+def event(name: str, value: Any) -> bytes:
+    """One server-sent event."""
+    data = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return f"event: {name}\ndata: {data}\n\n".encode()

@@ -1,0 +1,103 @@
+"""JSON without surprises: what two readers could understand differently is refused.
+
+Contract: `loads` accepts UTF-8 JSON and raises a DataError that says what is wrong for anything
+else: duplicate keys, NaN and infinities (by name or by size), integers of more than 18 digits, lone
+surrogates, more than 64 levels, bad UTF-8. Not here: what the values mean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from diffgr2.errors import DataError
+
+MAX_DEPTH = 64
+MAX_DIGITS = 18
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def loads(data: bytes | str) -> Any:
+    """The value of a JSON text."""
+    try:
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 (byte {error.start})") from None
+    _check_depth(text)
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_int=_integer,
+            parse_float=_float,
+        )
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise DataError(f"not valid JSON: {error.msg} ({where})") from None
+    except RecursionError:
+        raise DataError("not valid JSON: nested too deeply") from None
+    if "\\u" in text:
+        _check_surrogates(value)
+    return value
+
+
+def _check_depth(text: str) -> None:
+    depth, inside, escaped = 0, False, False
+    for character in text:
+        if inside:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = True
+            elif character == '"':
+                inside = False
+        elif character == '"':
+            inside = True
+        elif character in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise DataError(f"not valid JSON: more than {MAX_DEPTH} levels")
+        elif character in "]}":
+            depth -= 1
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise DataError(f"key {key[:80]!r} stands twice")
+        result[key] = value
+    return result
+
+
+def _constant(name: str) -> Any:
+    raise DataError(f"{name} is not a JSON number")
+
+
+def _integer(text: str) -> int:
+    if len(text.lstrip("-")) > MAX_DIGITS:
+        raise DataError(f"integer of more than {MAX_DIGITS} digits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise DataError("number out of range")
+    return value
+
+
+def _check_surrogates(value: Any) -> None:
+    if isinstance(value, str):
+        if SURROGATE.search(value):
+            raise DataError("text holds half a surrogate pair")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _check_surrogates(key)
+            _check_surrogates(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_surrogates(inner)

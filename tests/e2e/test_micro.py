@@ -1,0 +1,225 @@
+"""The micro recipe through the command line: every stage, the report, and what runs again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffgr2.artifacts import load_arrays, read_manifest
+from diffgr2.evaluate.report import META
+from diffgr2.evaluate.tables import rows_of
+from diffgr2.stages.rows import ROWS
+from diffgr2.stages.table import STAGES
+
+METRICS = {"r@1", "r@3", "r@5", "ndcg@3", "ndcg@5", "ndcg@10", "mrr"}
+DESIGN_ROWS = {
+    *("floor", "random", "oracle", "evidence", "ar_direct", "ar"),
+    *("naive", "cft", "cft_opd", "cft_opd_rl", "cft_rl", "verify"),
+}
+SILENT = {"ar_direct"}  # rows that cite nothing, having no reasoning
+AFTER_OPD = {
+    *("opd", "block_rl", "bundle", "speed"),
+    *("score_cft_opd", "score_cft_opd_rl", "score_cft_opd_raw", "score_cft_opd_rl_raw"),
+    *("score_student_ar", "score_verify"),
+}
+"""Everything downstream of `opd`, by hand."""
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, "-m", "diffgr2.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def started(done: subprocess.CompletedProcess[str]) -> set[str]:
+    """Stages that ran, from the progress lines."""
+    lines = [line.split(":") for line in done.stderr.splitlines()]
+    return {line[0] for line in lines if len(line) > 1 and line[1].startswith((" runs", " contin"))}
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, int]]:
+    """Every stage file's time and inode."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.stat().st_ino)
+        for name in STAGES
+        for path in (root / name).rglob("*")
+    }
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("micro") / "run"
+    done = cli("run", "micro", "--runs", str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert started(done) == set(STAGES) - {"bundle_ar"}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(root: Path) -> dict[str, Any]:
+    done = cli("report", str(root), "--trec", "--examples", "3", "--save", str(root / "saved.json"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (root / "said.txt").write_text(done.stdout)
+    return json.loads((root / "report" / "report.json").read_text())
+
+
+def test_all_stages_stand(root: Path) -> None:
+    for name in set(STAGES) - {"bundle_ar"}:
+        manifest = read_manifest(root / name, verify=True)
+        assert manifest["stage"] == name
+        assert manifest["seed"] == 0
+        assert {"torch", "numpy", "diffgr2"} <= set(manifest["versions"])
+    assert not list(root.glob(".*.partial"))
+
+
+def test_a_second_run_does_nothing(root: Path) -> None:
+    before = snapshot(root)
+    done = cli("run", "micro", "--runs", str(root))
+    assert done.returncode == 0, done.stderr
+    assert started(done) == set()
+    assert snapshot(root) == before
+
+
+def test_status_says_what_stands(root: Path) -> None:
+    done = cli("status", str(root))
+    states = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()[:-1]}
+    expected = {name: "missing" if name == "bundle_ar" else "stands" for name in STAGES}
+    assert states == expected
+    assert done.stdout.splitlines()[-1].endswith(f"{len(STAGES) - 1} of {len(STAGES)} stages stand")
+
+
+def test_a_changed_key_runs_exactly_its_dependents(root: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(root, copy)
+    before = {name: read_manifest(copy / name) for name in set(STAGES) - {"bundle_ar"}}
+    done = cli("run", "micro", "--runs", str(copy), "--set", "opd.steps=2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert started(done) == AFTER_OPD
+    for name in set(before) - AFTER_OPD:
+        assert read_manifest(copy / name, verify=True) == before[name]
+    assert read_manifest(copy / "opd")["files"] != before["opd"]["files"]
+
+
+def test_report_has_the_documented_shape(report: dict[str, Any], root: Path) -> None:
+    assert set(report) == {*META, "seed", "rows", "speed", "retriever"}
+    assert report["recipe"] == "micro"
+    assert report["command"] == "diffgr2 run micro"
+    assert json.loads((root / "saved.json").read_text()) == report
+    decoded = {spec.name for spec in ROWS}
+    for population, n in (("hit", None), ("all", 600)):
+        rows = rows_of(report, population)
+        names = [row["name"] for row in rows]
+        assert len(set(names)) == len(names)
+        assert set(names) >= DESIGN_ROWS
+        assert decoded <= set(names)
+        assert {"evidence_mlp", "evidence_gbdt"} <= set(names)
+        for row in rows:
+            assert set(row["metrics"]) >= METRICS
+            assert row["n"] == (n or row["n"])
+            for metric, value in row["metrics"].items():
+                low, high = row["ci"][metric]
+                assert 0 <= low <= high <= 1
+                assert 0 <= value <= 1
+            assert row["name"] == "ar" or set(row["vs_ar"]) == set(row["metrics"])
+            if row["name"] in decoded:
+                assert 0 <= row["raw_valid"] <= 1
+                assert 0 <= row["identity"] <= 1
+                assert 0 <= row.get("evidence_true", 0) <= 1
+                assert ("evidence_true" in row) == (row["name"] not in SILENT), row["name"]
+                assert row["tpf"] > 0
+
+
+def test_rows_of_the_timing_run_have_speed(report: dict[str, Any]) -> None:
+    rows = {row["name"]: row for row in rows_of(report, "hit")}
+    timed = {name for name, row in rows.items() if "tokens_per_s" in row}
+    assert timed == {"ar", "cft_opd_rl", "cft_opd_rl_raw", "verify"}
+    assert rows["ar"]["speedup"] == 1
+    for name, decoder in (("cft_opd_rl", "block"), ("verify", "verify")):
+        entry = next(s for s in report["speed"] if (s["decoder"], s["batch"]) == (decoder, 1))
+        assert rows[name]["speedup"] == pytest.approx(entry["speedup"], rel=1e-3)
+
+
+def test_verified_decoding_orders_as_its_own_ar(root: Path) -> None:
+    """Whatever the quality of the model: verify promises AR's own output."""
+    verify = load_arrays(root / "score_verify" / "verify.safetensors")
+    own = load_arrays(root / "score_student_ar" / "student_ar.safetensors")
+    for name in ("order_LK", "raw_valid_L", "n_tokens_L", "failures_LX"):
+        np.testing.assert_array_equal(verify[name], own[name])
+
+
+def test_the_floor_over_all_users_is_the_retriever(report: dict[str, Any]) -> None:
+    """Cut at k = 6 the list is the retriever's top; R@5 and below agree with its own figures."""
+    floor = next(row for row in rows_of(report, "all") if row["name"] == "floor")
+    ranks = report["retriever"]
+    assert floor["metrics"]["r@5"] <= ranks["test_r@10"]
+    assert floor["metrics"]["ndcg@10"] <= ranks["test_ndcg@10"] + 1e-9
+
+
+def test_report_files_are_there_and_figures_are_pictures(
+    root: Path, report: dict[str, Any]
+) -> None:
+    folder = root / "report"
+    figures = {
+        *("stages", "validity", "frontier_tpf", "frontier_speedup", "throughput", "training"),
+        *("trajectory", "rank_moves", "semantic_ids"),
+    }
+    assert {path.stem for path in folder.glob("*.png")} == figures
+    for path in folder.glob("*.png"):
+        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert path.stat().st_size > 5_000
+    text = (folder / "report.md").read_text()
+    assert "the row `floor` over all users is the retriever itself up to rank 6" in text
+    assert "| generate | 1 |" in text
+    for name in figures:
+        assert f"({name}.png)" in text
+
+
+def test_trec_files_rank_all_candidates(root: Path, report: dict[str, Any]) -> None:
+    folder = root / "report" / "trec"
+    hits = next(row["n"] for row in rows_of(report, "hit") if row["name"] == "ar")
+    assert len((folder / "qrels.txt").read_text().splitlines()) == 600
+    assert len((folder / "floor.run").read_text().splitlines()) == 600 * 6
+    assert len((folder / "cft_opd_rl.run").read_text().splitlines()) == hits * 6
+
+
+def test_worked_examples_tell_the_whole_story(root: Path, report: dict[str, Any]) -> None:
+    said = (root / "said.txt").read_text()
+    text = (root / "report" / "examples.md").read_text()
+    assert text in said
+    assert text.count("## Example") == 3
+    for heading in ("History:", "Candidates, as they came:", "Reasoning:", "Ranking", "Bought"):
+        assert text.count(heading) >= 3, heading
+
+
+def test_a_second_report_equals_the_first(root: Path, report: dict[str, Any]) -> None:
+    names = ("report.json", "report.md", "stages.png", "trajectory.png", "ranks.safetensors")
+    before = {name: (root / "report" / name).read_bytes() for name in names}
+    assert cli("report", str(root)).returncode == 0
+    assert {name: (root / "report" / name).read_bytes() for name in names} == before
+
+
+def test_a_report_works_as_soon_as_candidates_can_be_measured(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert cli("run", "micro", "--goal", "candidates", "--runs", str(folder)).returncode == 0
+    done = cli("report", str(folder))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "report" / "report.json").read_text())
+    names = ["floor", "random", "oracle", "evidence", "evidence_gbdt", "evidence_mlp"]
+    for population in ("hit", "all"):
+        assert [row["name"] for row in rows_of(report, population)] == names
+    hit = {row["name"]: row["metrics"]["ndcg@3"] for row in rows_of(report, "hit")}
+    assert hit["random"] < hit["floor"] < hit["oracle"]
+    assert "speed" not in report

@@ -1,0 +1,35 @@
+"""Fixtures of the served model: one micro shop per test run, shared by all workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from live import Live
+from micro_shop import build
+
+from diffgr2.reranker import Reranker
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kept = os.environ.get("DIFFGR2_MICRO_SHOP")  # a directory that outlives the test run
+    if kept:
+        return build(Path(kept))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    return build(shared / "micro-shop")
+
+
+@pytest.fixture(scope="session")
+def reranker(run_dir: Path) -> Reranker:
+    return Reranker.from_pretrained(run_dir / "bundle")
+
+
+@pytest.fixture(scope="session")
+def live(reranker: Reranker) -> Iterator[Live]:
+    """A running server, for tests that leave it as they found it."""
+    with Live(reranker) as server:
+        yield server

@@ -1,0 +1,115 @@
+"""A server on a real socket: in this process on a thread, or as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from diffgr2.reranker import Reranker
+from diffgr2.serve.app import State, make_app
+from diffgr2.serve.limits import Keys, Limits
+from diffgr2.serve.wire import make_server
+
+
+class Live:
+    """uvicorn on a thread; `state` is the app's."""
+
+    def __init__(
+        self, reranker: Reranker, *, limits: Limits | None = None, keys: Keys | None = None
+    ) -> None:
+        self.limits = limits or Limits()
+        self.reranker = reranker
+        self.app = make_app(reranker, limits=self.limits, keys=keys)
+        self._server = make_server(self.app, self.limits, host="127.0.0.1", port=0)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+
+    @property
+    def state(self) -> State:
+        return self.app.state.shared
+
+    def __enter__(self) -> Live:
+        self._thread.start()
+        for _ in range(3000):
+            if self._server.started or not self._thread.is_alive():
+                break
+            time.sleep(0.01)
+        assert self._server.started, "the server did not start"
+        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=60)
+        assert not self._thread.is_alive(), "the server did not stop"
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, **options)
+
+
+def idle(state: State, timeout_s: float = 30.0) -> bool:
+    """Wait until nothing is in flight, in the app or in the engine."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        engine = state.engine
+        if state.slots.taken == 0 and not engine._jobs and not engine._waiting:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+class Process:
+    """`diffgr2 serve` as its own process."""
+
+    def __init__(self, bundle: Path, *options: str, env: dict[str, str] | None = None) -> None:
+        source = Path(__file__).parents[2] / "src"
+        given = {
+            **os.environ,
+            "PYTHONPATH": str(source),
+            "OMP_NUM_THREADS": "1",
+            **(env or {}),
+        }
+        command = [sys.executable, "-m", "diffgr2.cli", "serve", "--model", str(bundle)]
+        self.process = subprocess.Popen(
+            [*command, "--port", "0", "--threads", "1", *options],
+            env=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        match = re.fullmatch(r"listening on (http://\S+)\n", line)
+        if match is None:
+            self.process.kill()
+            raise AssertionError(f"no server: {line!r} {self.process.communicate()[1][-2000:]}")
+        self.url = match[1]
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def ids(reranker: Reranker, *numbers: int) -> list[str]:
+    """Raw ids of dense item numbers."""
+    return [reranker.catalogue.raw_ids[number] for number in numbers]
+
+
+def body_of(reranker: Reranker, seed: int, **more: Any) -> dict[str, Any]:
+    """A request that differs with the seed."""
+    n = len(reranker.catalogue)
+    history = ids(reranker, *((seed * 7 + i * 3) % n for i in range(1 + seed % 4)))
+    documents = ids(reranker, *((seed * 11 + 50 + i) % n for i in range(4)))
+    return {"history": history, "documents": documents, **more}

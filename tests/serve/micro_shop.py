@@ -1,0 +1,69 @@
+"""A tiny shop, trained just enough to write rankings that are sometimes valid, and its bundles."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+from pathlib import Path
+
+import torch
+
+from diffgr2.config import Recipe, validate
+from diffgr2.pipeline import Runner
+from diffgr2.progress import Progress
+from diffgr2.stages.table import STAGES
+
+PASS = {"steps": 0}
+
+
+def recipe() -> Recipe:
+    return validate(
+        {
+            "name": "micro-shop",
+            "data": {"shop": {"n_items": 200, "n_users": 400}},
+            "items": {
+                "codes": 24,
+                "levels": 2,
+                "epochs": 3,
+                "min_steps": 50,
+                "vector_dim": 16,
+                "hidden_dim": 32,
+                "latent_dim": 8,
+                "min_unique": 0.3,
+            },
+            "retriever": {"dim": 16, "epochs": 2, "layers": 1},
+            "candidates": {"prefixes": 3, "k": 4},
+            "evidence": {"history": 6, "buckets": 4},
+            "prompt": {"history": 3, "text_vocab": 256, "cites": 1, "strengths": 8},
+            "model": {
+                "dim": 48,
+                "layers": 2,
+                "heads": 2,
+                "kv_heads": 1,
+                "head_dim": 24,
+                "ffn": 96,
+            },
+            "midtrain": PASS,
+            "sft": {"steps": 150, "rows": 16, "lr": 1e-2, "warmup": 10},
+            "rl": PASS,
+            "direct_rl": PASS,
+            "distill": {"lists": 128, "keep": "all"},
+            "cft": {"steps": 40, "rows": 16, "lr": 2e-3, "warmup": 5},
+            "opd": PASS,
+            "block_rl": PASS,
+            "cft_rl": PASS,
+            "decode": {"max_tokens": 96},
+        },
+        "micro-shop",
+    )
+
+
+def build(root: Path) -> Path:
+    """The run's directory with both bundles; processes that ask at once share one run."""
+    torch.set_num_threads(1)
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".building").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        quiet = Progress(io.StringIO())
+        Runner(recipe(), root, STAGES, quiet).run(["bundle", "bundle_ar"])
+    return root

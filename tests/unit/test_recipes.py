@@ -1,0 +1,45 @@
+"""The shipped recipes: valid, commented on every key, and within what they promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffgr2.config import RECIPES, load_recipe
+
+SHIPPED = sorted(RECIPES.glob("*.yaml"))
+
+
+def test_the_three_recipes_ship() -> None:
+    assert {path.stem for path in SHIPPED} >= {"micro", "demo", "beauty"}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_recipe_is_valid_and_named_after_its_file(path: Path) -> None:
+    assert load_recipe(path.stem).name == path.stem
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_key_carries_a_trailing_comment(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    keys = 0
+
+    def walk(node: yaml.Node) -> None:
+        nonlocal keys
+        if not isinstance(node, yaml.MappingNode):
+            return
+        for key, value in node.value:
+            keys += 1
+            line = lines[key.start_mark.line]
+            code, mark, comment = line.partition(" # ")
+            assert mark, f"{path.name}: line {key.start_mark.line + 1} has no comment: {line}"
+            assert comment.strip(), line
+            assert f"{key.value}:" in code
+            walk(value)
+
+    walk(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
+    assert keys > 50
+    assert lines[0].startswith("# "), "the first line says what the recipe is for"
+    assert max(map(len, lines)) <= 100
