@@ -176,7 +176,7 @@ class PromptConfig(Section):
     history: Positive = 8  # most recent items shown
     text_vocab: Annotated[int, Field(ge=256, le=65_536)] = 512  # BPE size when trained here
     cites: Annotated[int, Field(ge=1, le=8)] = 3  # pieces of evidence cited per candidate
-    strengths: Annotated[int, Field(ge=2, le=64)] = 32  # levels of the verdict on a candidate
+    strengths: Annotated[int, Field(ge=2, le=64)] = 64  # levels of the verdict on a candidate
 
 
 class LlmConfig(Section):

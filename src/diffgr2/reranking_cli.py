@@ -200,13 +200,9 @@ def rank_file(
                 out.flush()
                 os.fsync(out.fileno())
                 bar.advance(len(chunk))
-    bad = sum(b'"error":' in line.split(b",", 2)[1] for line in _answers(output))
-    return total, bad
-
-
-def _answers(output: Path) -> Iterator[bytes]:
     with output.open("rb") as file:
-        yield from (line for line in file if b"," in line)
+        bad = sum("error" in strict_json.loads(line) for line in file)
+    return total, bad
 
 
 # --------------------------------------------------------------------------------------- verbs

@@ -10,11 +10,16 @@ Letters: B rows, T tokens of the row, P prompt, R response.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 
 
-def block_of(position: torch.Tensor | np.ndarray | int, block_size: int, shift: int = 0):
+Position = TypeVar("Position", torch.Tensor, np.ndarray, int)
+
+
+def block_of(position: Position, block_size: int, shift: int = 0) -> Position:
     """Block number of a document position; `shift` moves the boundaries left by that much."""
     return (position + shift) // block_size
 

@@ -47,6 +47,6 @@ def overlong_penalty(length: int, limit: int, cache: int) -> float:
     [0.0, -0.5, -1.0]
     """
     free = limit - cache
-    if length <= free or cache == 0:
+    if length <= free:
         return 0.0
-    return max(-1.0, (free - length) / cache)
+    return max(-1.0, (free - length) / cache) if cache else -1.0

@@ -83,7 +83,6 @@ def train_stage(
 def write_metrics(lines: list[dict[str, Any]], path: Path) -> None:
     """Metrics of all steps without wall-clock fields."""
 
-
     text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in without_wall(lines))
     path.write_text(text)
 

@@ -1,8 +1,9 @@
 """Speed, measured once for all decoders in one run: ratios are what counts (DESIGN §7).
 
-Contract: writes `speed.json` with, per row and batch size, tokens per second as the median over
-rounds in which the decoders take turns (a noisy machine hits them alike), `generate` of
-transformers on the same weights as a second baseline, the quality-speed frontier over τ for both
+Contract: writes `speed.json` with, per row and batch size, decoded tokens per second (the prompt's
+prefill apart, since all decoders share it; end-to-end latency beside it) as the median over rounds
+in which the decoders take turns (a noisy machine hits them alike), `generate` of transformers on
+the same weights as a second baseline, the quality-speed frontier over τ for both
 rules, and throughput against output length. Timings differ from run to run, so this stage's file
 is no part of any bit-identity promise. Not here: plots and tables (`report`).
 """
@@ -10,104 +11,143 @@ is no part of any bit-identity promise. Not here: plots and tables (`report`).
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from diffgr2.artifacts import write_json
-from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.decode.engine import Batch, DecodeRequest, decode, make_row
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.evaluate.metrics import METRICS, ranks_of, values_of
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.answers import POLICIES
+from diffgr2.stages.batches import chunks
 from diffgr2.stages.common import open_model
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.rows import settings_of
 from diffgr2.stages.score import requests_for, test_rows
 
 BATCHES = (1, 32)
+GENERATE_LISTS = 6  # the slow baseline is timed on fewer lists
 NEVER = 2**31  # an end id that no token has: output runs to the limit
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What decoding some requests took; `decode_s` excludes the prompts' prefill."""
+
+    decode_s: float
+    prefill_s: float
+    tokens: int
+    forwards: int
+
+    @property
+    def total_s(self) -> float:
+        return self.decode_s + self.prefill_s
 
 
 def timed(
     lean: LeanQwen3, requests: list[DecodeRequest], settings: DecodeSettings, batch: int
-) -> tuple[float, int, int]:
-    """(seconds, output tokens, forwards) of decoding these requests."""
-    start = time.perf_counter()
-    trajectories = decode(lean, requests, settings, batch=batch)
-    seconds = time.perf_counter() - start
-    return seconds, sum(len(t.tokens_T) for t in trajectories), sum(t.nfe for t in trajectories)
+) -> Timing:
+    """Decode groups of `batch` requests; the prompts' prefill is timed apart."""
+    prefill_s = decode_s = 0.0
+    tokens = forwards = 0
+    for part in chunks(requests, batch):
+        running = Batch(lean)
+        rows = [make_row(i, request, settings) for i, request in enumerate(part)]
+        start = time.perf_counter()
+        running.add(rows)
+        begun = time.perf_counter()
+        while running.rows:
+            running.step()
+        decode_s += time.perf_counter() - begun
+        prefill_s += begun - start
+        results = [row.result() for row in rows]
+        tokens += sum(len(t.tokens_T) for t in results)
+        forwards += sum(t.nfe for t in results)
+    return Timing(decode_s, prefill_s, tokens, forwards)
 
 
 @torch.inference_mode()
 def timed_generate(
-    model: Any, requests: list[DecodeRequest], max_tokens: int, end: int, pad: int
-) -> tuple[float, int, int]:
-    """The same with transformers' own `generate`, one request at a time."""
-    start, tokens = time.perf_counter(), 0
+    model: Any, requests: list[DecodeRequest], settings: DecodeSettings, pad_id: int
+) -> Timing:
+    """The same with transformers' own `generate`, one request at a time.
+
+    Its prefill is the time to the first token, taken from a call that asks for no more.
+    """
+    spent = [0.0, 0.0]
+    tokens = 0
     for request in requests:
         ids = torch.tensor([request.prompt], device=model.device)
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            eos_token_id=end,
-            pad_token_id=pad,
-        )
+        for turn, limit in enumerate((1, settings.max_tokens)):
+            start = time.perf_counter()
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=limit,
+                do_sample=False,
+                eos_token_id=settings.end_id,
+                pad_token_id=pad_id,
+            )
+            spent[turn] += time.perf_counter() - start
         tokens += out.shape[1] - ids.shape[1]
-    return time.perf_counter() - start, tokens, tokens
+    return Timing(spent[1] - spent[0], spent[0], tokens, tokens)
+
+
+def summed(decoder: str, batch: int, outputs: int, rounds: list[Timing]) -> dict[str, Any]:
+    """One decoder's figures over the rounds."""
+    rates = sorted(r.tokens / r.decode_s for r in rounds)
+    return {
+        "decoder": decoder,
+        "batch": batch,
+        "outputs": outputs,
+        "tokens_per_s": float(np.median(rates)),
+        "low": rates[0],
+        "high": rates[-1],
+        "ms_per_output": float(np.median([1e3 * r.total_s / outputs for r in rounds])),
+        "prefill_ms": float(np.median([1e3 * r.prefill_s / outputs for r in rounds])),
+        "tpf": sum(r.tokens for r in rounds) / sum(r.forwards for r in rounds),
+    }
 
 
 def decoder_speeds(
-    corpus: Corpus,
-    ctx: StageContext,
-    requests: list[DecodeRequest],
-    models: dict[str, Any],
+    corpus: Corpus, ctx: StageContext, requests: list[DecodeRequest], models: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Tokens per second of every decoder at every batch size, decoders taking turns."""
-    config = corpus.recipe.evaluate
+    """Decoding speed of every decoder at every batch size, decoders taking turns."""
+    rounds = corpus.recipe.evaluate.rounds
     lean = {name: LeanQwen3(model) for name, model in models.items()}
-    final, teacher = ctx.inputs["block_rl"], ctx.inputs["rl"]
+    final = ctx.inputs["block_rl"]
     plans = {
-        "ar": ("rl", settings_of(corpus, teacher, "ar")),
+        "ar": ("rl", settings_of(corpus, ctx.inputs["rl"], "ar")),
         "block": ("block_rl", settings_of(corpus, final, "recommended")),
         "block_raw": ("block_rl", settings_of(corpus, final, "raw")),
         "verify": ("block_rl", settings_of(corpus, final, "verify")),
     }
     results: list[dict[str, Any]] = []
     for batch in BATCHES:
-        work = requests if batch == 1 else (requests * batch)[: max(batch, len(requests))]
-        samples: dict[str, list[tuple[float, int, int]]] = {name: [] for name in plans}
-        if batch == 1:
-            samples["generate"] = []
-        for round_ in range(config.rounds + 1):  # the first round warms up
+        work = (requests * batch)[: max(batch, len(requests))]
+        few = work[:GENERATE_LISTS]
+        samples: dict[str, list[Timing]] = {name: [] for name in (*plans, "generate")}
+        for _ in range(rounds + 1):
             for name, (model, settings) in plans.items():
-                sample = timed(lean[model], work, settings, batch)
-                samples[name] += [sample] if round_ else []
-            if batch == 1 and round_:
-                limit, vocab = plans["ar"][1].max_tokens, corpus.vocab
+                samples[name].append(timed(lean[model], work, settings, batch))
+            if batch == 1:
+                ar = plans["ar"][1]
                 samples["generate"].append(
-                    timed_generate(models["rl"], work[:6], limit, vocab.end_id, vocab.pad_id)
+                    timed_generate(models["rl"], few, ar, corpus.vocab.pad_id)
                 )
-        for name, rounds in samples.items():
-            rates = sorted(tokens / seconds for seconds, tokens, _ in rounds)
-            results.append(
-                {
-                    "decoder": name,
-                    "batch": batch,
-                    "tokens_per_s": float(np.median(rates)),
-                    "low": rates[0],
-                    "high": rates[-1],
-                    "tpf": sum(r[1] for r in rounds) / sum(r[2] for r in rounds),
-                    "outputs": len(work),
-                }
-            )
+        for name, taken in samples.items():
+            if taken:  # the first round only warmed up
+                outputs = len(few if name == "generate" else work)
+                results.append(summed(name, batch, outputs, taken[1:]))
     for entry in results:
         base = next(r for r in results if r["decoder"] == "ar" and r["batch"] == entry["batch"])
         entry["speedup"] = entry["tokens_per_s"] / base["tokens_per_s"]
+        entry["latency_ratio"] = base["ms_per_output"] / entry["ms_per_output"]
     return results
 
 
@@ -128,10 +168,8 @@ def frontier(corpus: Corpus, ctx: StageContext, model: Any) -> list[dict[str, An
                 threshold=tau,
                 rule=rule,
             )
-            seconds, _, _ = timed(lean, requests[:8], settings, 1)
-            tokens_8 = 0
+            speed = timed(lean, requests[:8], settings, 1)
             trajectories = decode(lean, requests, settings, batch=corpus.recipe.evaluate.batch)
-            tokens_8 = sum(len(t.tokens_T) for t in trajectories[:8])
             answers = [
                 corpus.template.parse(t.tokens_T.tolist(), r)
                 for t, r in zip(trajectories, shown, strict=True)
@@ -155,7 +193,7 @@ def frontier(corpus: Corpus, ctx: StageContext, model: Any) -> list[dict[str, An
                         sum(len(t.tokens_T) for t in trajectories)
                         / sum(t.nfe for t in trajectories)
                     ),
-                    "tokens_per_s": tokens_8 / seconds,
+                    "tokens_per_s": speed.tokens / speed.decode_s,
                 }
             )
     return points
@@ -189,8 +227,8 @@ def lengths(
         }
         for name, settings in plans.items():
             samples = [timed(lean, requests[:2], settings, 1) for _ in range(2)]
-            seconds, tokens, _ = min(samples)
-            points.append({"decoder": name, "length": length, "tokens_per_s": tokens / seconds})
+            rate = max(sample.tokens / sample.decode_s for sample in samples)
+            points.append({"decoder": name, "length": length, "tokens_per_s": rate})
     return points
 
 

@@ -1,0 +1,354 @@
+"""A corpus of a few lists in memory and every training stage on it, in milliseconds a step.
+
+Contract: `corpus()` is a shop whose target carries the highest bucket of one evidence field, so
+that ranking can be learned in seconds; `sft_task` … `block_rl_task` build the real stages' tasks on
+it; `model(kind)` gives fresh weights or trained ones (`ar` after SFT, `block` after CFT), trained
+once per process, or once per folder where `DIFFGR2_TINY` names one. The functions without arguments
+at the end are factories as `battery` wants them. Not here: anything that pretends to be a stage.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from diffgr2.config import (
+    BlockRlConfig,
+    CftConfig,
+    OpdConfig,
+    PromptConfig,
+    Recipe,
+    RlConfig,
+    SftConfig,
+    TrainConfig,
+    validate,
+)
+from diffgr2.data.store import Dataset
+from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.items.sids import SemanticIds
+from diffgr2.model.contract import BlockContract
+from diffgr2.model.forward import LeanQwen3
+from diffgr2.progress import Progress
+from diffgr2.prompts.request import order_by_strength
+from diffgr2.prompts.template import make_template
+from diffgr2.prompts.vocab import Vocabulary, train_bpe
+from diffgr2.stages.block_rl import BlockRlTask, block_settings
+from diffgr2.stages.cft import CftTask
+from diffgr2.stages.corpus import KNOWN, Corpus
+from diffgr2.stages.distill import Outputs
+from diffgr2.stages.opd import OpdTask
+from diffgr2.stages.rl import RlTask
+from diffgr2.stages.rollouts import Roller, settings_for
+from diffgr2.stages.sft import SftTask
+from diffgr2.streams import generator
+from diffgr2.traces.evidence import Traces
+from diffgr2.train.loop import Task, fit
+from diffgr2.types import CandidateLists, Catalogue, Histories
+
+K, LEVELS, CODES, BUCKETS, STRENGTHS, ITEMS, USERS = 3, 2, 5, 3, 4, 20, 24
+FIELDS = ("rank", "copurchase")
+BLOCK = 4
+SEED = 0
+STEPS = 12
+
+
+# -------------------------------------------------------------------------------------- the corpus
+
+
+@cache
+def recipe() -> Recipe:
+    return validate(
+        {
+            "name": "tiny",
+            "prompt": {"history": 2, "cites": 1, "strengths": STRENGTHS, "text_vocab": 256},
+            "candidates": {"k": K},
+            "items": {"levels": LEVELS, "codes": CODES},
+            "evidence": {"buckets": BUCKETS},
+        },
+        "tiny",
+    )
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    return Vocabulary.extend(
+        train_bpe(["soap"], 256),
+        levels=LEVELS,
+        codes=CODES,
+        k=K,
+        fields=FIELDS,
+        buckets=BUCKETS,
+        strengths=STRENGTHS,
+    )
+
+
+def _lists(split: str, cut: int, rng: np.random.Generator) -> tuple[CandidateLists, np.ndarray]:
+    """Random candidates with the target among them, and buckets that give it away."""
+    items_LK = np.stack([rng.permutation(ITEMS)[:K] for _ in range(USERS)]).astype(np.int32)
+    hit_L = rng.integers(0, K, USERS)
+    buckets_LKF = rng.integers(0, BUCKETS - 1, (USERS, K, len(FIELDS))).astype(np.uint8)
+    buckets_LKF[np.arange(USERS), hit_L, 1] = BUCKETS - 1
+    lists = CandidateLists(
+        split,
+        np.arange(USERS, dtype=np.int32),
+        np.full(USERS, 6 - cut, dtype=np.int32),
+        items_LK[np.arange(USERS), hit_L],
+        items_LK,
+        -np.sort(rng.random((USERS, K)).astype(np.float32), axis=1),
+    )
+    return lists, buckets_LKF
+
+
+def _traces(buckets_LKF: np.ndarray) -> Traces:
+    """The decision that the buckets suggest: the field with the target first, rank second."""
+    strength_LK = np.minimum(buckets_LKF[:, :, 1] + buckets_LKF[:, :, 0] // 2, STRENGTHS - 1)
+    strength_LK = np.where(buckets_LKF[:, :, 1] == BUCKETS - 1, STRENGTHS - 1, strength_LK)
+    return Traces(
+        np.arange(USERS, dtype=np.int32),
+        np.stack([order_by_strength(row) for row in strength_LK]),
+        strength_LK,
+        np.full((USERS, K, 1), 1, dtype=np.int32),
+        np.full((USERS, K, 1), 0, dtype=np.int32),
+    )
+
+
+@cache
+def corpus() -> Corpus:
+    rng = generator(SEED, "tiny", "corpus")
+    items_N = rng.integers(0, ITEMS, USERS * 6).astype(np.int32)
+    histories = Histories(
+        np.arange(USERS + 1) * 6, items_N, np.zeros(USERS * 6, dtype=np.int64), ITEMS
+    )
+    words = [f"soap {item}" for item in range(ITEMS)]
+    catalogue = Catalogue(
+        words, words, ["ours"] * ITEMS, [["soap"]] * ITEMS, np.ones(ITEMS), [""] * ITEMS
+    )
+    pairs = rng.permutation(CODES**LEVELS)[:ITEMS]
+    codes_IL = np.stack([pairs // CODES, pairs % CODES], axis=1).astype(np.int32)
+    made = {split: _lists(split, cut, rng) for split, cut in zip(KNOWN, (2, 1), strict=True)}
+    return Corpus(
+        recipe=recipe(),
+        dataset=Dataset(histories, catalogue, [str(u) for u in range(USERS)], {}),
+        sids=SemanticIds(codes_IL, CODES),
+        vocab=vocabulary(),
+        template=make_template(vocabulary(), PromptConfig(**recipe().prompt.model_dump())),
+        lists={split: lists for split, (lists, _) in made.items()},
+        buckets={split: buckets for split, (_, buckets) in made.items()},
+        traces={split: _traces(buckets) for split, (_, buckets) in made.items()},
+        explanations={split: [] for split in made},
+    )
+
+
+@cache
+def outputs(direct: bool = False) -> Outputs:
+    """The traces as a flawless teacher would write them, a third with candidates shuffled."""
+    shop, rng = corpus(), generator(SEED, "tiny", "outputs")
+    rows: list[tuple[int, int, np.ndarray]] = []
+    texts: list[list[int]] = []
+    for s, split in enumerate(KNOWN):
+        for row in range(len(shop.lists[split])):
+            order_K = rng.permutation(K) if rng.random() < 1 / 3 else np.arange(K)
+            request = shop.request(split, row).reordered(order_K)
+            trace = shop.trace(split, row).reordered(order_K)
+            texts.append(shop.template.response(request, trace, reasoning=not direct)[0])
+            rows.append((s, row, order_K))
+    width = max(len(text) for text in texts)
+    tokens_NT = np.zeros((len(texts), width), dtype=np.int32)
+    for n, text in enumerate(texts):
+        tokens_NT[n, : len(text)] = text
+    return Outputs(
+        np.array([s for s, _, _ in rows], dtype=np.int32),
+        np.array([row for _, row, _ in rows], dtype=np.int32),
+        np.stack([order_K for _, _, order_K in rows]).astype(np.int32),
+        np.full(len(rows), direct),
+        np.array([len(text) for text in texts], dtype=np.int32),
+        tokens_NT,
+    )
+
+
+# -------------------------------------------------------------------------------------- the models
+
+
+def contract_of(**changes: Any) -> BlockContract:
+    return BlockContract(
+        **{"block_size": BLOCK, "mask_token_id": vocabulary().mask_id, **changes}
+    )
+
+
+def fresh(seed: int = SEED, *, tied: bool = True, dim: int = 24, layers: int = 2) -> Any:
+    """A random model of the backbone's kind."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=-(-vocabulary().spec.size // 8) * 8,
+                hidden_size=dim,
+                num_hidden_layers=layers,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=12,
+                intermediate_size=2 * dim,
+                max_position_embeddings=256,
+                tie_word_embeddings=tied,
+                initializer_range=0.1,
+                bos_token_id=None,
+                eos_token_id=None,
+                attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
+            )
+        )
+
+
+def quietly(task: Task, net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Train in a folder that goes away."""
+    with tempfile.TemporaryDirectory() as folder:
+        return fit(task, net, config, Path(folder), SEED, Progress(io.StringIO()))
+
+
+def _train(kind: str) -> dict[str, torch.Tensor]:
+    shop = corpus()
+    if kind == "ar":
+        net = fresh()
+        config = config_of(SftConfig, steps=100, rows=24, lr=2e-2, shuffle=0.3, direct=0.6)
+        quietly(SftTask("sft", shop, config, SEED), net, config)
+    else:
+        net = model("ar")
+        config = config_of(CftConfig, steps=60, rows=16, lr=1e-2)
+        quietly(CftTask(shop, outputs(), contract_of(), config, SEED), net, config)
+        config = config_of(CftConfig, steps=40, rows=16, lr=1e-2)
+        quietly(CftTask(shop, outputs(direct=True), contract_of(), config, 1), net, config)
+    return {name: tensor.detach().clone() for name, tensor in net.named_parameters()}
+
+
+@cache
+def trained(kind: str) -> dict[str, torch.Tensor]:
+    """Weights after SFT (`ar`), or after SFT and CFT (`block`)."""
+    folder = os.environ.get("DIFFGR2_TINY")
+    if folder is None:
+        return _train(kind)
+    path = Path(folder) / f"{kind}.safetensors"
+    if not path.is_file():
+        temporary = path.with_suffix(f".{os.getpid()}")
+        save_file(_train(kind), temporary)
+        temporary.rename(path)
+    return load_file(path)
+
+
+def model(kind: str = "fresh", **changes: Any) -> Any:
+    """A model of its own with these weights."""
+    net = fresh(**changes)
+    if kind != "fresh":
+        net.load_state_dict(trained(kind), strict=False)
+    return net
+
+
+# --------------------------------------------------------------------------------------- the tasks
+
+
+def config_of(section: type, **changes: Any) -> Any:
+    """A stage's config, small."""
+    values = {
+        "steps": STEPS,
+        "rows": 4,
+        "micro_rows": 64,
+        "lr": 3e-3,
+        "warmup": 2,
+        "checkpoint_every": 2,
+        "weight_decay": 0.0,
+    }
+    return section.model_validate({**values, **changes})
+
+
+def sft_task(**changes: Any) -> tuple[SftTask, SftConfig]:
+    config = config_of(SftConfig, **changes)
+    return SftTask("sft", corpus(), config, SEED), config
+
+
+def rl_task(*, reasoning: bool = False, **changes: Any) -> tuple[RlTask, RlConfig]:
+    base = {"prompts": 2, "group": 4, "refill": 1, "epochs": 2, "overlong_cache": 4}
+    config = config_of(RlConfig, **{**base, **changes})
+    settings = settings_for(corpus(), decoder="ar", temperature=config.temperature)
+    roller = Roller("rl", corpus(), config, settings, SEED, reasoning=reasoning)
+    return RlTask("rl", roller, config, strict=True), config
+
+
+def cft_task(*, contract: BlockContract | None = None, **changes: Any) -> tuple[CftTask, CftConfig]:
+    config = config_of(CftConfig, **changes)
+    return CftTask(corpus(), outputs(), contract or contract_of(), config, SEED), config
+
+
+def opd_task(
+    teacher: nn.Module | None,
+    *,
+    direct: bool = True,
+    contract: BlockContract | None = None,
+    **changes: Any,
+) -> tuple[OpdTask, OpdConfig]:
+    contract = contract or contract_of()
+    config = config_of(OpdConfig, **{"rollouts": 2, **changes})
+    settings = block_settings(corpus(), contract, config)  # type: ignore[arg-type]
+    texts = outputs(direct)
+    return OpdTask(corpus(), texts, contract, config, settings, teacher, SEED), config
+
+
+def block_rl_task(
+    *, reasoning: bool = False, contract: BlockContract | None = None, **changes: Any
+) -> tuple[BlockRlTask, BlockRlConfig]:
+    contract = contract or contract_of()
+    base = {"prompts": 2, "group": 4, "refill": 1, "epochs": 2, "overlong_cache": 4}
+    config = config_of(BlockRlConfig, **{**base, **changes})
+    settings = block_settings(corpus(), contract, config)
+    roller = Roller("block_rl", corpus(), config, settings, SEED, reasoning=reasoning)
+    return BlockRlTask("block_rl", roller, contract, config, strict=True), config
+
+
+def rolled(net: Any, settings: Any, prompts: list[list[int]], *key: str | int) -> list[Any]:
+    """Trajectories of these prompts, each from its own stream."""
+    requests = [DecodeRequest(p, None, (*key, i)) for i, p in enumerate(prompts)]
+    return decode(LeanQwen3(net.eval()), requests, settings)
+
+
+# ---------------------------------------------------------------------- factories for the battery
+
+
+def make_sft(steps: int = STEPS) -> tuple[Task, nn.Module, TrainConfig]:
+    task, config = sft_task(steps=steps, micro_rows=2)
+    return task, model(), config
+
+
+def make_rl(steps: int = STEPS) -> tuple[Task, nn.Module, TrainConfig]:
+    task, config = rl_task(steps=steps, micro_rows=4)
+    return task, model("ar"), config
+
+
+def make_cft(steps: int = STEPS) -> tuple[Task, nn.Module, TrainConfig]:
+    task, config = cft_task(steps=steps, micro_rows=2)
+    return task, model("ar"), config
+
+
+def make_opd(steps: int = STEPS) -> tuple[Task, nn.Module, TrainConfig]:
+    teacher = model("ar").eval().requires_grad_(False)
+    task, config = opd_task(teacher, steps=steps, micro_rows=2)
+    return task, model("block"), config
+
+
+def make_block_rl(steps: int = STEPS) -> tuple[Task, nn.Module, TrainConfig]:
+    task, config = block_rl_task(steps=steps, micro_rows=4)
+    return task, model("block"), config
+
+
+SHORT = 4
+make_short_sft = partial(make_sft, SHORT)
+make_short_rl = partial(make_rl, SHORT)
+make_short_cft = partial(make_cft, SHORT)
+make_short_opd = partial(make_opd, SHORT)
+make_short_block_rl = partial(make_block_rl, SHORT)

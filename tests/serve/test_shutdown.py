@@ -1,0 +1,113 @@
+"""SIGTERM with requests in flight: none is lost; a second signal ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from live import Process, ids
+
+from diffgr2.reranker import Reranker
+
+
+def in_flight(client: httpx.Client) -> int:
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith("diffgr2_requests_in_flight "):
+            return round(float(line.split()[1]))
+    raise AssertionError("no such metric")
+
+
+def wait_for(client: httpx.Client, wanted: int) -> None:
+    for _ in range(3000):
+        if in_flight(client) >= wanted:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"never {wanted} in flight")
+
+
+def drain(bundle: Path, reranker: Reranker, n: int) -> None:
+    """One server, n requests in flight, one SIGTERM."""
+    body = {"history": [], "documents": ids(reranker, *range(60, 84)), "decode": {"decoder": "ar"}}
+    with Process(bundle, "--running", str(n)) as server, ThreadPoolExecutor(n) as pool:
+        limits = httpx.Limits(max_connections=n + 4)
+        with httpx.Client(base_url=server.url, timeout=120, limits=limits) as client:
+            assert client.get("/health/ready").status_code == 200
+            waiting = [pool.submit(client.post, "/rerank", json=body) for _ in range(n)]
+            wait_for(client, n)
+            server.process.send_signal(signal.SIGTERM)
+            answers = [future.result() for future in waiting]
+        assert [answer.status_code for answer in answers] == [200] * n
+        orders = [[entry["index"] for entry in a.json()["results"]] for a in answers]
+        assert all(sorted(order) == list(range(24)) for order in orders)
+        assert all(order == orders[0] for order in orders)
+        assert server.process.wait(timeout=60) == 0
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(server.url + "/health/live", timeout=5)
+        assert not children(server.process.pid)
+
+
+def children(pid: int) -> list[str]:
+    """Processes whose parent was this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[1] == str(pid):
+            found.append(path.parent.name)
+    return found
+
+
+def test_sigterm_loses_no_request_in_flight(run_dir: Path, reranker: Reranker) -> None:
+    drain(run_dir / "bundle", reranker, 8)
+
+
+@pytest.mark.slow
+def test_20_sigterms_with_32_in_flight(run_dir: Path, reranker: Reranker) -> None:
+    for _ in range(20):
+        drain(run_dir / "bundle", reranker, 32)
+
+
+def test_a_second_signal_ends_it_now(run_dir: Path, reranker: Reranker) -> None:
+    body = {"history": [], "documents": ids(reranker, *range(50, 150)), "decode": {"decoder": "ar"}}
+    with Process(run_dir / "bundle") as server, ThreadPoolExecutor(16) as pool:
+        limits = httpx.Limits(max_connections=40)
+        with httpx.Client(base_url=server.url, timeout=120, limits=limits) as client:
+            waiting = [pool.submit(client.post, "/rerank", json=body) for _ in range(16)]
+            wait_for(client, 16)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+            server.process.send_signal(signal.SIGTERM)
+            code = server.process.wait(timeout=30)
+            failed = [future.exception() for future in waiting]
+        assert code == 1
+        assert any(error is not None for error in failed)
+
+
+def test_a_port_that_is_taken_is_one_line(run_dir: Path, reranker: Reranker) -> None:
+    with Process(run_dir / "bundle") as server:
+        port = server.url.rpartition(":")[2]
+        with pytest.raises(AssertionError) as caught:
+            Process(run_dir / "bundle", "--port", port)
+        assert f"error: 127.0.0.1:{port}: the server could not start there" in str(caught.value)
+        assert os.path.exists(f"/proc/{server.process.pid}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: needs --keys"),
+        (["--keys", "/nowhere/keys"], "/nowhere/keys: cannot be read"),
+    ],
+)
+def test_wrong_options_are_one_line(run_dir, options, message, capsys) -> None:
+    from diffgr2.cli import run
+
+    assert run(["serve", "-m", str(run_dir / "bundle"), *options]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
