@@ -356,8 +356,6 @@ class EvaluateConfig(Section):
     max_users: Count = 0  # at most this many of them; 0 = no limit
     speed_lists: Positive = 24  # lists timed per decoder
     rounds: Positive = 3  # timing rounds, decoders interleaved
-    frontier_lists: Positive = 400  # hit lists decoded per threshold
-    lengths: list[int] = [64, 128, 256, 512, 1024]  # forced output lengths for the timing
     thresholds: list[float] = [1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
     frontier_lists: Positive = 400  # hit lists decoded per threshold
     lengths: list[Positive] = [64, 128, 256, 512, 1024]  # output tokens, for throughput

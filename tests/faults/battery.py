@@ -149,13 +149,14 @@ def check_kills(
     kills: int = 25,
     draw: int = 0,
     from_outside: bool = False,
+    modes: tuple[str, ...] = ("line", "save", "torn"),
     **update: Any,
 ) -> dict[str, int]:
     """SIGKILL runs at random points until `kills` have died, resume each; count kills by kind.
 
-    Points are drawn over executed lines of the package, over lines of the saving code, and inside
-    a half-written tensor file, so they do not depend on the machine's speed. With `from_outside`
-    the signal comes from another process at a random time instead.
+    Points are drawn over executed lines of the package, over lines of the saving code, inside a
+    half-written tensor file, and (`rollout`) over lines of decoding and rollouts, so they do not
+    depend on the machine's speed. With `from_outside` the signal comes from another process at a random time instead.
     """
     draws = random.Random(draw)
     done: dict[str, int] = {}
@@ -174,7 +175,7 @@ def check_kills(
                 mode, at = "outside", 0
                 status = _ask(server, work, signal_after=(9, draws.uniform(0, duration)), **update)
             else:
-                mode = draws.choice(("line", "save", "torn"))
+                mode = draws.choice(modes)
                 at = draws.randint(1, 5 if mode == "torn" else counts[mode] // 2)
                 status = _ask(server, work, mode, at, **update)
             assert status in (0, -9), f"{mode} {at}: exit status {status}"

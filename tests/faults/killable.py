@@ -1,9 +1,10 @@
 """Child process of `battery.check_kills`: trains in forked children that kill themselves.
 
 Reads one JSON request per line (`work`, `update`, `mode`, `at`), forks, trains, answers with one
-JSON line when the child is gone. Modes: `count` counts the executed lines, `line` and `save` send
-SIGKILL to themselves at the `at`-th executed line of the package (of the saving code for `save`),
-`torn` at the `at`-th tensor file after half its bytes, `none` never (the parent may kill).
+JSON line when the child is gone. Modes: `count` counts the executed lines, `line`, `save` and
+`rollout` send SIGKILL to themselves at the `at`-th executed line of the package (of the saving code
+for `save`, of decoding and rollouts for `rollout`), `torn` at the `at`-th tensor file after half
+its bytes, `none` never (the parent may kill).
 Run: python killable.py FILE.py:FACTORY
 """
 
@@ -28,6 +29,7 @@ import battery
 from diffgr2.train import checkpoint
 
 SAVING = ("checkpoint.py", "artifacts.py", "log.py")
+ROLLING = ("engine.py", "ar.py", "block.py", "row.py", "draw.py", "forward.py", "rollouts.py")
 
 
 def load_factory(spec: str) -> battery.Factory:
@@ -48,21 +50,22 @@ def die() -> None:
 
 def arm(mode: str, at: int) -> dict[str, int]:
     """Count lines of the package and die at the chosen one."""
-    counts = {"line": 0, "save": 0}
+    counts = {"line": 0, "save": 0, "rollout": 0}
 
     def on_line(frame: FrameType, event: str, _: Any) -> Any:
         if event == "line":
-            counts["line"] += 1
-            saving = os.path.basename(frame.f_code.co_filename) in SAVING
-            counts["save"] += saving
-            if mode in counts and counts[mode] >= at and (mode == "line" or saving):
+            file = os.path.basename(frame.f_code.co_filename)
+            here = {"line": True, "save": file in SAVING, "rollout": file in ROLLING}
+            for kind in counts:
+                counts[kind] += here[kind]
+            if mode in counts and counts[mode] >= at and here[mode]:
                 die()
         return on_line
 
     def on_call(frame: FrameType, event: str, _: Any) -> Any:
         return on_line if "diffgr2" in frame.f_code.co_filename.split(os.sep) else None
 
-    if mode in ("count", "line", "save"):
+    if mode in ("count", *counts):
         sys.settrace(on_call)
     if mode == "torn":
         whole, calls = checkpoint.save_file, [0]

@@ -218,7 +218,7 @@ def _train(kind: str) -> dict[str, torch.Tensor]:
     shop = corpus()
     if kind == "ar":
         net = fresh()
-        config = config_of(SftConfig, steps=100, rows=24, lr=2e-2, shuffle=0.3, direct=0.6)
+        config = config_of(SftConfig, steps=45, rows=24, lr=2e-2, direct=0.6)
         quietly(SftTask("sft", shop, config, SEED), net, config)
     else:
         net = model("ar")

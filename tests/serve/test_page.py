@@ -13,14 +13,8 @@ from live import Live
 
 from diffgr2.serve.page import STATIC
 
-CHROMIUM = next(
-    (
-        path
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (path := shutil.which(name))
-    ),
-    None,
-)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",

@@ -135,4 +135,6 @@ def serve(app: FastAPI, limits: Limits, *, host: str, port: int) -> bool:
         server.run()
     except SystemExit:
         raise ConfigError(f"{host}:{port}: the server could not start there") from None
+    finally:
+        app.state.shared.engine.stop()  # a thread within torch must not meet the interpreter's end
     return not server.force_exit

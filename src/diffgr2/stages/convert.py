@@ -1,25 +1,28 @@
 """Conversion: an AR checkpoint becomes a block-diffusion checkpoint (paper §3.2).
 
-Contract: every tensor is copied bit for bit; only config.json gains the block-diffusion section and
-the mask token an id. A foreign Qwen3-family directory converts the same way, with the mask id its
-tokenizer has or the first free row of its embeddings. Not here: training (`cft`).
+Contract: the weight files are copied byte for byte, whatever their number type; only config.json
+gains the block-diffusion section and the mask token an id. A foreign Qwen3-family directory
+converts the same way, with the mask id its tokenizer has or the first free row of its embeddings.
+Not here: training (`cft`).
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from diffgr2.artifacts import read_json
+from diffgr2.artifacts import read_json, sha256_of, write_json
 from diffgr2.config import ConvertConfig
 from diffgr2.errors import CheckpointError
 from diffgr2.model.contract import SECTION, BlockContract, read_contract
 from diffgr2.model.load import load, read_config
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.vocab import MASK
-from diffgr2.stages.common import write_model
+from diffgr2.stages.common import VOCABULARY_FILES
+
+BESIDE = (*VOCABULARY_FILES, "generation_config.json")
+"""Files that go along with the weights where the source has them."""
 
 
 def mask_id_of(directory: Path, rows: int) -> int:
@@ -44,17 +47,23 @@ def mask_id_of(directory: Path, rows: int) -> int:
 
 def convert(source: Path, out: Path, config: ConvertConfig) -> BlockContract:
     """Write the block-diffusion twin of an AR model directory."""
-    model = load(source)
-    rows = model.config.vocab_size
+    rows = load(source).config.vocab_size  # refuses what is no whole Qwen3-family checkpoint
     section = {**config.model_dump(), "mask_token_id": mask_id_of(source, rows)}
-    write_model(model, source, out, {SECTION: section})
-    twin = load(out)
-    for (name, before), (_, after) in zip(
-        model.state_dict().items(), twin.state_dict().items(), strict=True
-    ):
-        if not torch.equal(before, after):
-            raise CheckpointError(f"{out}: tensor {name} changed in conversion")
-    return read_contract(read_config(out), rows, str(out))
+    contract = read_contract({SECTION: section}, rows, str(source))
+    out.mkdir(parents=True, exist_ok=True)
+    weights = [*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json")]
+    for path in [*sorted(weights), *(source / name for name in BESIDE)]:
+        if path.is_file():
+            shutil.copyfile(path, out / path.name)
+    for path in weights:
+        if sha256_of(path) != sha256_of(out / path.name):
+            raise CheckpointError(f"{out / path.name}: changed in conversion")
+    values = read_config(source)
+    # Repeated at top level: engines that read it there would fall back to a default.
+    parameters = values.get("rope_parameters") or {}
+    values.setdefault("rope_theta", parameters.get("rope_theta", 10_000.0))
+    write_json(out / "config.json", {**values, SECTION: section})
+    return contract
 
 
 def run(ctx: StageContext) -> dict[str, Any]:

@@ -133,10 +133,11 @@ class OpdTask:
         }
         rows = []
         for place, (request, trajectory) in enumerate(zip(requests, trajectories, strict=True)):
-            if not trajectory.finished:
+            source = careful[place] or trajectory
+            if not source.finished:
                 continue  # cut by the limit: there is no end to teach
             rng = generator(self.seed, self.name, "state", step, place)
-            rows.append(self._row(request.prompt, trajectory, careful[place], rng))
+            rows.append(self._row(request.prompt, source, rng))
         return [self._micro(list(part)) for part in chunks(rows, config.micro_rows)]
 
     def _careful(self, lean: LeanQwen3, requests: list[DecodeRequest]) -> list[Trajectory | None]:
@@ -149,13 +150,11 @@ class OpdTask:
     def _row(
         self,
         prompt: list[int],
-        trajectory: Trajectory,
-        careful: Trajectory | None,
+        source: Trajectory,
         rng: np.random.Generator,
     ) -> tuple[NoisyRow, np.ndarray, int]:
-        """(row, compared positions, response length)."""
+        """(row, compared positions, response length) of a rollout or of a careful output."""
         size = self.contract.block_size
-        source = careful if careful is not None and careful.finished else trajectory
         tokens_R, step_R = terminal(source, self.corpus.vocab.pad_id)
         shift = response_shift(len(prompt), size, self.contract.origin)
         block_R = response_blocks(len(prompt), len(tokens_R), size, shift)

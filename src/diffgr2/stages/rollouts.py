@@ -20,7 +20,7 @@ from diffgr2.decode.engine import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.objectives.policy import advantages
-from diffgr2.objectives.rewards import overlong_penalty, reward
+from diffgr2.objectives.rewards import INVALID, overlong_penalty, reward
 from diffgr2.prompts.request import Request
 from diffgr2.stages.batches import shown_order
 from diffgr2.stages.corpus import Corpus
@@ -93,8 +93,9 @@ class Roller:
         answer = self.corpus.template.parse(trajectory.tokens_T.tolist(), request)
         value = reward(answer.order, answer.failures, target, request.k, self.config.alpha)
         length, limit = len(trajectory.tokens_T), self.settings.max_tokens
-        if answer.valid:
-            value += overlong_penalty(length, limit, self.config.overlong_cache)
+        if answer.valid:  # however long, it is never worse than an invalid one
+            shaped = value + overlong_penalty(length, limit, self.config.overlong_cache)
+            value = max(INVALID, shaped)
         return answer, value
 
     def collect(self, step: int, model: nn.Module) -> Rollouts:

@@ -1,0 +1,96 @@
+"""Each training stage learns what it is for, on a shop of a few lists, in a few steps."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
+import tiny_stages
+
+from diffgr2.stages.corpus import Corpus
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def few(rows: int) -> Corpus:
+    """The first lists of each split only."""
+    shop = tiny_stages.corpus()
+    part = np.arange(rows)
+    return replace(
+        shop,
+        lists={split: lists.take(part) for split, lists in shop.lists.items()},
+        buckets={split: buckets[part] for split, buckets in shop.buckets.items()},
+        traces={
+            split: type(t)(**{name: array[part] for name, array in vars(t).items()})
+            for split, t in shop.traces.items()
+        },
+    )
+
+
+def test_sft_learns_two_examples_by_heart():
+    task, config = tiny_stages.sft_task(steps=60, rows=4, lr=1e-2, shuffle=0.0, direct=0.0)
+    task.corpus = few(1)
+    lines = tiny_stages.quietly(task, tiny_stages.fresh(), config)
+    assert lines[0]["loss"] > 4
+    assert lines[-1]["loss"] < 0.1 * lines[0]["loss"]
+    assert lines[-1]["answer/accuracy"] > 0.9
+    assert lines[-1]["reasoning/accuracy"] > 0.9
+
+
+def test_cft_learns_two_outputs_by_heart_and_keeps_the_ar_head():
+    task, config = tiny_stages.cft_task(steps=80, rows=4, lr=1e-2)
+    outputs = task.outputs
+    task.outputs = type(outputs)(**{name: array[:2] for name, array in vars(outputs).items()})
+    lines = tiny_stages.quietly(task, tiny_stages.fresh(), config)
+    first = [line["reasoning/loss"] for line in lines[:5]]
+    last = [line["reasoning/loss"] for line in lines[-5:]]
+    assert np.mean(last) < 0.25 * np.mean(first)
+    assert np.mean([line["answer/accuracy"] for line in lines[-5:]]) > 0.8
+    assert min(line["ar/loss"] for line in lines[-5:] if "ar/loss" in line) < 0.5
+
+
+def reward_of(task: Any, net: Any) -> float:
+    """Mean reward over many samples of all the lists, with one set of random streams."""
+    rewards = [task.roller.collect(900 + n, net).metrics["reward"] for n in range(2)]
+    return float(np.mean(rewards))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(tiny_stages.rl_task, "ar"), (tiny_stages.block_rl_task, "block")]
+)
+def test_rl_raises_the_reward_of_a_toy_group(make, kind):
+    task, config = make(
+        steps=24, prompts=6, group=16, refill=0, epochs=1, lr=2e-3, warmup=1, clip_high=0.28
+    )
+    task.roller.corpus, task.roller.shuffle = few(3), 0.0
+    net = tiny_stages.model(kind)
+    before = reward_of(task, net)
+    lines = tiny_stages.quietly(task, net, config)
+    after = reward_of(task, net)
+    assert sum(line["groups"] > 0 for line in lines) >= 10
+    assert before < 0.4
+    assert after > before + 0.2
+
+
+def test_opd_brings_the_student_to_its_teacher():
+    teacher = tiny_stages.model("ar").eval().requires_grad_(False)
+    task, config = tiny_stages.opd_task(
+        teacher, steps=30, rows=16, rollouts=4, lr=2e-3, direct=True
+    )
+    lines = tiny_stages.quietly(task, tiny_stages.model("block"), config)
+    first = np.mean([line["kl"] for line in lines[:5]])
+    last = np.mean([line["kl"] for line in lines[-5:]])
+    assert last < 0.7 * first
