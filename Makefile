@@ -7,7 +7,7 @@ WORKERS ?= 2
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format beauty bench readme clean
+.PHONY: help setup demo test test-slow test-clients lint format beauty bench readme clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,19 @@ test: lint  ## lint, types, tests
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/pytest -q -m slow
+
+# The public clients pin older releases of shared packages, so they get an environment of their own;
+# it looks into .venv for the rest (torch, diffgr2), after its own packages.
+test-clients: $(STAMP) .venv-clients/.stamp  ## unmodified public clients against a running server
+	$(BIN)/python tests/clients/serve.py .venv-clients/bin/python -m pytest -q tests/clients
+
+.venv-clients/.stamp: requirements-clients.txt
+	@$(PYTHON) -m venv .venv-clients
+	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-clients.txt
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > "$$(.venv-clients/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	@touch $@
 
 lint: $(STAMP)  ## ruff and pyright
 	$(BIN)/ruff check .

@@ -23,7 +23,8 @@ from diffgr2.errors import ConfigError, DataError, Diffgr2Error, MissingExtraErr
 from diffgr2.progress import Progress
 
 if TYPE_CHECKING:
-    from diffgr2.reranker import RankResult, Reranker
+    from diffgr2.rank_task import RankResult
+    from diffgr2.reranker import Reranker
 
 PANEL = "Using a model"
 KEYS = ("history", "candidates", "scores", "user", "decode", "reasoning")

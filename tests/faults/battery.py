@@ -156,7 +156,8 @@ def check_kills(
 
     Points are drawn over executed lines of the package, over lines of the saving code, inside a
     half-written tensor file, and (`rollout`) over lines of decoding and rollouts, so they do not
-    depend on the machine's speed. With `from_outside` the signal comes from another process at a random time instead.
+    depend on the machine's speed. With `from_outside` the signal comes from another process at a
+    random time instead.
     """
     draws = random.Random(draw)
     done: dict[str, int] = {}

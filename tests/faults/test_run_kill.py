@@ -30,7 +30,8 @@ SHORT = [
     *("distill.lists=24", "distill.keep=all", "opd.checkpoint_every=1", "evaluate.max_users=6"),
     *("evaluate.lengths=[16]", "evaluate.thresholds=[0.5]", "evaluate.frontier_lists=4"),
 ]
-COMPARED = set(STAGES) - {"speed", "bundle_ar"}
+ROWS_ONLY = set(STAGES) - {"speed", "bundle", "bundle_ar"}
+EVERYTHING = set(STAGES) - {"speed", "bundle_ar"}
 
 
 @contextmanager
@@ -56,13 +57,17 @@ def server(log: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def ask(
-    process: subprocess.Popen[str], root: Path, at: int = 0, after: float | None = None
+    process: subprocess.Popen[str],
+    verb: str,
+    root: Path,
+    at: int = 0,
+    after: float | None = None,
 ) -> dict[str, Any]:
     """One run; `after` seconds it is killed from outside if it still runs."""
     assert process.stdin is not None
     assert process.stdout is not None
     changes = [part for text in SHORT for part in ("--set", text)]
-    arguments = ["run", "micro", "--runs", str(root), *changes]
+    arguments = [verb, "micro", "--runs", str(root), *changes]
     request = {"arguments": arguments, "root": str(root), "at": at}
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
@@ -74,21 +79,26 @@ def ask(
     return json.loads(process.stdout.readline())
 
 
-def hashes(root: Path) -> dict[str, Any]:
+def hashes(root: Path, stages: set[str]) -> dict[str, Any]:
     """Every stage's files, contents checked against the manifests."""
-    return {name: read_manifest(root / name, verify=True)["files"] for name in COMPARED}
+    return {name: read_manifest(root / name, verify=True)["files"] for name in stages}
 
 
 @pytest.mark.parametrize(
-    ("kills", "seed"),
-    [pytest.param(6, 1, id="six"), pytest.param(20, 2, id="twenty", marks=pytest.mark.slow)],
+    ("verb", "stages", "kills", "seed"),
+    [
+        pytest.param("score", ROWS_ONLY, 6, 1, id="six"),
+        pytest.param("run", EVERYTHING, 20, 2, id="twenty", marks=pytest.mark.slow),
+    ],
 )
-def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path, kills: int, seed: int) -> None:
+def test_killed_runs_end_as_an_undisturbed_one(
+    tmp_path: Path, verb: str, stages: set[str], kills: int, seed: int
+) -> None:
     rng = random.Random(seed)
     log = tmp_path / "log.txt"
     with server(log) as process:
         start = time.monotonic()
-        whole = ask(process, tmp_path / "whole")
+        whole = ask(process, verb, tmp_path / "whole")
         seconds = time.monotonic() - start
         assert whole["status"] == 0, log.read_text()[-3000:]
         assert whole["count"] > 500, "the audit hook saw the run's files"
@@ -96,15 +106,15 @@ def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path, kills: int, seed:
         died = 0
         for n in range(kills):
             if n % 3 == 2:
-                answer = ask(process, root, after=rng.uniform(0, 2 * seconds / kills))
+                answer = ask(process, verb, root, after=rng.uniform(0, 2 * seconds / kills))
             else:
-                answer = ask(process, root, at=rng.randrange(1, 2 * whole["count"] // kills))
+                answer = ask(process, verb, root, at=rng.randrange(1, 2 * whole["count"] // kills))
             assert answer["status"] in (0, -SIGKILL), log.read_text()[-3000:]
             died += answer["status"] == -SIGKILL
-            for name in COMPARED:  # whatever stands is whole
+            for name in stages:  # whatever stands is whole
                 if (root / name / "manifest.json").exists():
                     read_manifest(root / name, verify=True)
         assert died >= kills // 2
-        assert ask(process, root)["status"] == 0, log.read_text()[-3000:]
-    assert hashes(root) == hashes(tmp_path / "whole")
+        assert ask(process, verb, root)["status"] == 0, log.read_text()[-3000:]
+    assert hashes(root, stages) == hashes(tmp_path / "whole", stages)
     assert not list(root.glob(".*.partial"))

@@ -180,9 +180,7 @@ def outputs(direct: bool = False) -> Outputs:
 
 
 def contract_of(**changes: Any) -> BlockContract:
-    return BlockContract(
-        **{"block_size": BLOCK, "mask_token_id": vocabulary().mask_id, **changes}
-    )
+    return BlockContract(**{"block_size": BLOCK, "mask_token_id": vocabulary().mask_id, **changes})
 
 
 def fresh(seed: int = SEED, *, tied: bool = True, dim: int = 24, layers: int = 2) -> Any:
@@ -274,7 +272,7 @@ def sft_task(**changes: Any) -> tuple[SftTask, SftConfig]:
 
 
 def rl_task(*, reasoning: bool = False, **changes: Any) -> tuple[RlTask, RlConfig]:
-    base = {"prompts": 2, "group": 4, "refill": 1, "epochs": 2, "overlong_cache": 4}
+    base = {"prompts": 2, "group": 6, "refill": 3, "epochs": 2, "overlong_cache": 4}
     config = config_of(RlConfig, **{**base, **changes})
     settings = settings_for(corpus(), decoder="ar", temperature=config.temperature)
     roller = Roller("rl", corpus(), config, settings, SEED, reasoning=reasoning)
@@ -287,7 +285,7 @@ def cft_task(*, contract: BlockContract | None = None, **changes: Any) -> tuple[
 
 
 def opd_task(
-    teacher: nn.Module | None,
+    frozen: nn.Module | None,
     *,
     direct: bool = True,
     contract: BlockContract | None = None,
@@ -297,14 +295,14 @@ def opd_task(
     config = config_of(OpdConfig, **{"rollouts": 2, **changes})
     settings = block_settings(corpus(), contract, config)  # type: ignore[arg-type]
     texts = outputs(direct)
-    return OpdTask(corpus(), texts, contract, config, settings, teacher, SEED), config
+    return OpdTask(corpus(), texts, contract, config, settings, frozen, SEED), config
 
 
 def block_rl_task(
     *, reasoning: bool = False, contract: BlockContract | None = None, **changes: Any
 ) -> tuple[BlockRlTask, BlockRlConfig]:
     contract = contract or contract_of()
-    base = {"prompts": 2, "group": 4, "refill": 1, "epochs": 2, "overlong_cache": 4}
+    base = {"prompts": 2, "group": 6, "refill": 3, "epochs": 2, "overlong_cache": 4}
     config = config_of(BlockRlConfig, **{**base, **changes})
     settings = block_settings(corpus(), contract, config)
     roller = Roller("block_rl", corpus(), config, settings, SEED, reasoning=reasoning)

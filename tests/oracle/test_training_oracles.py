@@ -26,6 +26,7 @@ from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.objectives.likelihood import chosen_logp, logits_at
 from diffgr2.objectives.noise import frontier
+from diffgr2.stages.batches import epoch_order
 from diffgr2.stages.block_rl import replay_batch, replay_row
 from diffgr2.stages.noisy import response_blocks
 from diffgr2.stages.opd import one_state_per_block, terminal
@@ -109,8 +110,10 @@ def test_block_rollouts_replay_to_their_own_log_probabilities(
         tokens = [row.trajectory.tokens_T for row in rows]
         assert len(replay_N) == sum(map(len, tokens)) == micro.count
         assert sorted(micro.target_N.tolist()) == sorted(np.concatenate(tokens).tolist())
-        together += sum(len(t) - len(np.unique(row.trajectory.step_of_T))
-                        for t, row in zip(tokens, rows, strict=True))
+        together += sum(
+            len(t) - len(np.unique(row.trajectory.step_of_T))
+            for t, row in zip(tokens, rows, strict=True)
+        )
     assert together > 20  # many tokens were committed beside others
 
 
@@ -270,21 +273,19 @@ def test_opd_loss_is_the_kl_of_teacher_and_student_at_those_places():
 
 
 def test_self_careful_learns_only_careful_texts():
-    """Rows whose careful decoding never ended have nothing to teach; their rollout is no text."""
-    task, _ = tiny_stages.opd_task(None, teacher="self_careful", rows=16, direct=False)
-    short = replace(task.settings, max_tokens=12)  # no text of 34 tokens fits
-    task.settings = short
-    assert task.micros(1, tiny_stages.model("block")) == []
-    task.settings = replace(short, max_tokens=60)
-    (micro,) = task.micros(1, tiny_stages.model("block"))
-    careful = tiny_stages.rolled(
-        tiny_stages.model("block"),
-        replace(task.settings, threshold=1.0, temperature=0.0),
-        [row[: row.index(task.corpus.vocab.control["<reason>"]) + 1] for row in micro.clean.tolist()],
-        "careful",
-    )
+    """A careful decoding that never ended has nothing to teach; its rollout is no text."""
+    task, config = tiny_stages.opd_task(None, teacher="self_careful", rows=24, direct=False)
+    task.settings = replace(task.settings, max_tokens=20)
+    net = tiny_stages.model("block")
+    picks, _ = epoch_order(len(task.outputs), 12, 1, task.seed, task.name)
+    given = [task.outputs.prompt(task.corpus, n) for n in picks.tolist()]
+    settled = replace(task.settings, threshold=1.0, temperature=0.0)
+    careful = [t for t in tiny_stages.rolled(net, settled, given, "careful") if t.finished]
+    assert 0 < len(careful) < len(given)
     texts = {tuple(t.tokens_T.tolist()) for t in careful}
+    (micro,) = task.micros(1, net)
+    assert len(micro.clean) == config.rollouts * len(careful)
+    end, reason = task.corpus.vocab.end_id, task.corpus.vocab.control["<reason>"]
     for row in micro.clean.tolist():
-        begin = row.index(task.corpus.vocab.control["<reason>"]) + 1
-        end = row.index(task.corpus.vocab.end_id) + 1
-        assert tuple(row[begin:end]) in texts
+        assert tuple(row[row.index(reason) + 1 : row.index(end) + 1]) in texts
+    assert task.loss(net, micro).total.isfinite()

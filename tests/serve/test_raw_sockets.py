@@ -141,7 +141,7 @@ def run_fuzz(reranker: Reranker, count: int) -> None:
 
 
 def test_broken_messages_crash_nothing_and_leak_nothing(reranker: Reranker) -> None:
-    run_fuzz(reranker, 300)
+    run_fuzz(reranker, 200)
 
 
 @pytest.mark.slow

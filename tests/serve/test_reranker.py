@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from diffgr2.candidates.fields import NAMES
 from diffgr2.decode.engine import decode
 from diffgr2.errors import ArtifactError, ConfigError, DataError
-from diffgr2.reranker import Reranker, windows_of
+from diffgr2.rank_task import windows_of
+from diffgr2.reranker import Reranker
 from diffgr2.resolve import UnresolvedError
 from diffgr2.stages import score
 from diffgr2.stages.corpus import Corpus, open_corpus

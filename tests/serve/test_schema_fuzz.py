@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from live import Live, idle
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs the package schemathesis")
@@ -23,11 +24,10 @@ def fuzz(live: Live, cases: int) -> None:
         operations = [result.ok() for result in schema.get_all_operations()]
         assert len(operations) >= 8
         ranking = [o for o in operations if o.path.endswith("rerank")]
-        others = [o for o in operations if o not in ranking]
-        share = cases // (2 * (len(ranking) * 4 + len(others)))
+        share = -(-cases // (2 * len(ranking)))
         seen: Counter = Counter()
         for operation in operations:
-            count = max(share * (4 if operation in ranking else 1), 1)
+            count = share if operation in ranking else 3
             for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
                 try:
                     strategy = operation.as_strategy(generation_mode=mode)
@@ -53,18 +53,18 @@ def fuzz(live: Live, cases: int) -> None:
 
                 try:
                     one()
-                except schemathesis.errors.SchemathesisError:
-                    assert operation not in ranking
+                except (schemathesis.errors.SchemathesisError, Unsatisfiable):
+                    assert operation not in ranking  # it takes nothing that could be wrong
         print(f"\nschema cases: {sum(seen.values())} {dict(sorted(seen.items()))}")
-        assert sum(seen.values()) >= cases * 0.8
+        assert sum(seen.values()) >= cases
         assert client.get("/health/ready").status_code == 200
     assert idle(live.state)
 
 
 def test_generated_requests_never_end_in_a_5xx(live: Live) -> None:
-    fuzz(live, 120)
+    fuzz(live, 60)
 
 
 @pytest.mark.slow
 def test_2000_generated_requests(live: Live) -> None:
-    fuzz(live, 2600)
+    fuzz(live, 2100)

@@ -74,6 +74,7 @@ def test_20_sigterms_with_32_in_flight(run_dir: Path, reranker: Reranker) -> Non
         drain(run_dir / "bundle", reranker, 32)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_now(run_dir: Path, reranker: Reranker) -> None:
     body = {"history": [], "documents": ids(reranker, *range(50, 150)), "decode": {"decoder": "ar"}}
     with Process(run_dir / "bundle") as server, ThreadPoolExecutor(16) as pool:
@@ -90,6 +91,7 @@ def test_a_second_signal_ends_it_now(run_dir: Path, reranker: Reranker) -> None:
         assert any(error is not None for error in failed)
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_one_line(run_dir: Path, reranker: Reranker) -> None:
     with Process(run_dir / "bundle") as server:
         port = server.url.rpartition(":")[2]

@@ -48,10 +48,11 @@ class View:
             return self.top_T[rows], logp_T, np.exp(logp_T)
         logp_TV = self.logp_TV[rows]
         hot_TV = tempered(logp_TV, temperature)
-        token_T1 = draw(hot_TV, rng.random(len(hot_TV)))[:, None]
-        drawn_T = hot_TV.gather(-1, token_T1)[:, 0].cpu().numpy()
-        confidence_T = logp_TV.gather(-1, token_T1)[:, 0].exp().cpu().numpy()
-        return token_T1[:, 0].cpu().numpy(), drawn_T, confidence_T
+        token_T = draw(hot_TV, rng.random(len(hot_TV))).cpu().numpy()
+        every_T = np.arange(len(token_T))
+        drawn_T = hot_TV.cpu().numpy()[every_T, token_T]
+        confidence_T = np.exp(logp_TV.cpu().numpy()[every_T, token_T])
+        return token_T, drawn_T, confidence_T
 
 
 class Row(Protocol):

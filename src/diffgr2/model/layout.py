@@ -15,7 +15,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-
 Position = TypeVar("Position", torch.Tensor, np.ndarray, int)
 
 

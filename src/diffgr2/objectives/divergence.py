@@ -1,9 +1,10 @@
 """Divergences between teacher and student distributions over the full vocabulary.
 
-Contract: per-position values [N], finite also where a distribution has zeros (the mask token is
-−inf on both sides and adds nothing). Directions in words: `forward` is KL(teacher ‖ student), the
-student must cover the teacher (paper §3.5); `reverse` is KL(student ‖ teacher); `jsd` is the
-generalised Jensen-Shannon divergence with mixture weight β. Not here: which positions.
+Contract: per-position values [N], they and their gradients finite also where both distributions
+have zeros (the mask token is −inf on both sides and adds nothing). Directions in words: `forward`
+is KL(teacher ‖ student), the student must cover the teacher (paper §3.5); `reverse` is
+KL(student ‖ teacher); `jsd` is the generalised Jensen-Shannon divergence with mixture weight β.
+Not here: which positions.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ def divergence(
         return kl(teacher_logp_NV, student_logp_NV)
     if kind == "reverse":
         return kl(student_logp_NV, teacher_logp_NV)
+    # The slope of logaddexp at (−inf, −inf) is NaN, so those entries go round it.
+    empty_NV = (teacher_logp_NV == -torch.inf) & (student_logp_NV == -torch.inf)
     mixture_NV = torch.logaddexp(
-        teacher_logp_NV + math.log(beta), student_logp_NV + math.log1p(-beta)
-    )
+        teacher_logp_NV.masked_fill(empty_NV, 0.0) + math.log(beta),
+        student_logp_NV.masked_fill(empty_NV, 0.0) + math.log1p(-beta),
+    ).masked_fill(empty_NV, -torch.inf)
     return beta * kl(teacher_logp_NV, mixture_NV) + (1 - beta) * kl(student_logp_NV, mixture_NV)

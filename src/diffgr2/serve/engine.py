@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from diffgr2.decode.engine import Batch, DecodeRequest, decode, make_row
 from diffgr2.decode.row import Row
 from diffgr2.errors import DecodeError
-from diffgr2.reranker import RankTask, Reranker
+from diffgr2.rank_task import RankTask
+from diffgr2.reranker import Reranker
 from diffgr2.serve.limits import Limits
 from diffgr2.serve.metrics import Metrics
 
@@ -91,6 +92,10 @@ class Engine:
         self.good_at = 0.0  # monotonic time of the last good forward
         self.bad = False  # a forward failed and none was good since
         self.busy_since: float | None = None  # begin of the forward that runs now
+        # Asked when the metrics are read, so that they never lag behind the last answer.
+        metrics.running.set_function(lambda: len(self._jobs))
+        metrics.waiting.set_function(lambda: len(self._waiting))
+        metrics.slots_used.set_function(self._slots_used)
         self._thread = threading.Thread(target=self._run, name="diffgr2-engine", daemon=True)
 
     # --------------------------------------------------------------------------- outside
@@ -140,6 +145,10 @@ class Engine:
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._stopping
 
+    def _slots_used(self) -> int:
+        rows = [job.row for job in list(self._jobs.values())]
+        return sum(row.slots for row in rows if row is not None)
+
     # ---------------------------------------------------------------------------- thread
 
     def _run(self) -> None:
@@ -152,9 +161,7 @@ class Engine:
                     self._step(decoder)
             except Exception as error:  # a bug here must not leave anybody waiting for ever
                 self._fail_all(error)
-            self._gauge()
         self._fail_all(DecodeError("the engine has stopped"))
-        self._gauge()
 
     def _collect(self) -> bool:
         """Take new jobs; sleep while there is nothing to do. False when it is time to end."""
@@ -182,7 +189,7 @@ class Engine:
     def _join(self) -> None:
         """Waiting jobs join in order, as far as rows and tokens allow."""
         joining: dict[str, list[Row]] = {}
-        used = sum(job.row.slots for job in self._jobs.values() if job.row is not None)
+        used = self._slots_used()
         while self._waiting:
             job = self._waiting[0]
             if any(other.alone for other in self._jobs.values()) or (job.alone and self._jobs):
@@ -331,9 +338,3 @@ class Engine:
             job.tell(Failed(error))
         for probe in probes:
             probe.set()
-
-    def _gauge(self) -> None:
-        self.metrics.running.set(len(self._jobs))
-        self.metrics.waiting.set(len(self._waiting))
-        slots = sum(job.row.slots for job in self._jobs.values() if job.row is not None)
-        self.metrics.slots_used.set(slots)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffgr2 import strict_json
 from diffgr2.errors import DataError
-from diffgr2.reranker import RankResult
+from diffgr2.rank_task import RankResult
 from diffgr2.resolve import KEYS
 from diffgr2.serve.limits import Limits
 

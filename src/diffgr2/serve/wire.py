@@ -120,7 +120,7 @@ def make_server(app: FastAPI, limits: Limits, *, host: str, port: int) -> Server
         backlog=BACKLOG,
         access_log=False,
         server_header=False,
-        log_level="warning",
+        log_level="error",
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, round(limits.drain_s)),
         h11_max_incomplete_event_size=limits.header_bytes,

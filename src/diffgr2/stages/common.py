@@ -41,7 +41,8 @@ def device() -> torch.device:
 
 def to_device(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
     """The model on the device."""
-    return nn.Module.to(model, device())  # transformers' own `to` is typed for other uses
+    nn.Module.to(model, device())  # in place; transformers' own `to` is typed for other uses
+    return model
 
 
 def open_model(directory: Path) -> Qwen3ForCausalLM:

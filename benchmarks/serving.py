@@ -1,0 +1,165 @@
+"""Latency and throughput of the server by decoder and number of clients.
+
+Starts `diffgr2 serve` on a bundle as a process of its own and asks it for the retriever's lists of
+the bundle's shoppers, closed loop. Prints a table and, with --out, writes JSON. Rejections are
+timed on a second server with few slots under an open loop. Not a test: nothing passes or fails.
+
+    python benchmarks/serving.py runs/demo/bundle --requests 64 --out results/serving.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+DECODERS = ("ar", "block", "verify")
+CLIENTS = (1, 8, 32)
+
+
+@contextmanager
+def server(bundle: Path, *options: str) -> Iterator[str]:
+    """The address of a server that ends with the block."""
+    command = [sys.executable, "-m", "diffgr2.cli", "serve", "--model", str(bundle), "--port", "0"]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    match = re.search(r"http://\S+", process.stdout.readline())
+    if match is None:
+        raise SystemExit("the server did not start")
+    try:
+        yield match[0]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def bodies(url: str, count: int) -> list[dict[str, Any]]:
+    """Requests as a shop would send them: shoppers and the retriever's lists for them."""
+    with httpx.Client(base_url=url, timeout=60) as client:
+        shoppers = client.get("/page/shoppers").json()["shoppers"]
+        found = []
+        for shopper in shoppers[:count]:
+            history = [card["id"] for card in shopper["history"]]
+            query = {"h": history, "user": shopper["user"]}
+            cards = client.get("/page/candidates", params=query).json()["candidates"]
+            found.append(
+                {
+                    "history": history,
+                    "user_id": shopper["user"],
+                    "documents": [card["id"] for card in cards],
+                    "scores": [card["score"] for card in cards],
+                }
+            )
+    return found
+
+
+async def closed_loop(
+    url: str, asked: list[dict[str, Any]], decoder: str, clients: int, requests: int
+) -> dict[str, Any]:
+    """`clients` that each ask again as soon as they are answered."""
+    numbers, seconds, tokens, forwards = iter(range(requests)), [], 0, 0
+
+    async def one() -> None:
+        nonlocal tokens, forwards
+        async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+            for number in numbers:
+                body = {**asked[number % len(asked)], "decode": {"decoder": decoder}}
+                begun = time.perf_counter()
+                headers = {"x-request-timeout-ms": "300000"}
+                answer = await client.post("/rerank", json=body, headers=headers)
+                seconds.append(time.perf_counter() - begun)
+                answer.raise_for_status()
+                decode = answer.json()["decode"]
+                tokens, forwards = tokens + decode["tokens"], forwards + decode["forwards"]
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    wall = time.perf_counter() - begun
+    return {
+        "decoder": decoder,
+        "clients": clients,
+        "requests": requests,
+        "p50_ms": round(float(np.percentile(seconds, 50)) * 1e3, 1),
+        "p99_ms": round(float(np.percentile(seconds, 99)) * 1e3, 1),
+        "requests_per_s": round(requests / wall, 2),
+        "tokens_per_request": round(tokens / requests, 1),
+        "tokens_per_forward": round(tokens / forwards, 2),
+    }
+
+
+async def overload(url: str, asked: list[dict[str, Any]], seconds: float, rate: float) -> dict:
+    """An open loop at a rate beyond capacity: what happened to every request, and how fast."""
+    ends: dict[str, int] = {"answered": 0, "rejected": 0, "timed_out": 0, "other": 0}
+    rejected: list[float] = []
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+
+        async def one(number: int) -> None:
+            begun = time.perf_counter()
+            answer = await client.post("/rerank", json=asked[number % len(asked)])
+            name = {200: "answered", 429: "rejected", 504: "timed_out"}
+            ends[name.get(answer.status_code, "other")] += 1
+            if answer.status_code == 429:
+                rejected.append(time.perf_counter() - begun)
+
+        begun, tasks = time.perf_counter(), []
+        while (now := time.perf_counter() - begun) < seconds:
+            while len(tasks) < now * rate:
+                tasks.append(asyncio.create_task(one(len(tasks))))
+            await asyncio.sleep(0.002)
+        await asyncio.gather(*tasks)
+    sent = len(tasks)
+    assert sent == sum(ends.values())
+    shown = {f"rejection_p{p}_ms": float(np.percentile(rejected, p)) * 1e3 for p in (50, 99)}
+    return {"sent": sent, **ends, **{k: round(v, 1) for k, v in shown.items() if rejected}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--requests", type=int, default=64, help="per decoder and client number")
+    parser.add_argument("--threads", default="2")
+    parser.add_argument("--overload", type=float, default=10.0, help="seconds; 0 = leave it out")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with server(given.bundle, "--threads", given.threads, "--timeout", "300") as url:
+        asked = bodies(url, 40)
+        asyncio.run(closed_loop(url, asked, "verify", 4, 8))  # warm
+        for clients in CLIENTS:
+            for decoder in DECODERS:
+                rows.append(asyncio.run(closed_loop(url, asked, decoder, clients, given.requests)))
+                print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+    report: dict[str, Any] = {
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "rows": rows,
+    }
+    if given.overload:
+        small = ("--running", "8", "--waiting", "8", "--threads", given.threads)
+        with server(given.bundle, *small) as url:
+            capacity = max(row["requests_per_s"] for row in rows if row["decoder"] == "block")
+            report["overload"] = asyncio.run(
+                overload(url, bodies(url, 40), given.overload, 4 * capacity)
+            )
+            print(report["overload"])
+    if given.out:
+        given.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

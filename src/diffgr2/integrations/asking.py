@@ -1,0 +1,60 @@
+"""What the adapters share: a query of theirs as a history or a shopper, documents as entries.
+
+Contract: a query is `user:<id>`, or a JSON list or object (`{"history": […], "user": …}`), or words
+for what is wanted now, which stand for the newest item of an empty history; words that the
+catalogue does not know say nothing. A document is its `metadata["item_id"]` where there is one,
+else its text. Not here: any library's classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffgr2.errors import MissingExtraError
+from diffgr2.rank_task import RankResult
+from diffgr2.reranker import Reranker
+from diffgr2.resolve import UnresolvedError
+
+ITEM_ID = "item_id"
+
+
+def missing(package: str) -> MissingExtraError:
+    """The one line for a library that is not installed."""
+    return MissingExtraError(f"{package} is not installed: pip install {package}")
+
+
+def who(reranker: Reranker, query: str) -> dict[str, Any]:
+    """`Reranker.rank`'s history and user out of a query."""
+    if query.startswith("user:"):
+        return {"history": None, "user": query.removeprefix("user:").strip()}
+    if query.lstrip()[:1] in ("{", "["):
+        try:
+            value = json.loads(query)
+        except ValueError:
+            value = None
+        if isinstance(value, list):
+            return {"history": value}
+        if isinstance(value, dict) and {"history", "user"} & value.keys():
+            return {"history": value.get("history"), "user": value.get("user")}
+    try:
+        reranker.names.resolve([query], "query")
+    except UnresolvedError:
+        return {"history": []}
+    return {"history": [query]}
+
+
+def entry(text: str, metadata: Mapping[str, Any] | None) -> str:
+    """What names a document's item."""
+    item = (metadata or {}).get(ITEM_ID)
+    return text if item is None else str(item)
+
+
+def rank(
+    reranker: Reranker, query: str, entries: Sequence[str], top_k: int | None, **options: Any
+) -> RankResult | None:
+    """The ranking; None for an empty list, which these libraries pass about."""
+    if not entries:
+        return None
+    return reranker.rank(**who(reranker, query), candidates=entries, top_k=top_k, **options)

@@ -1,0 +1,51 @@
+"""`rank()` in the shape of sentence-transformers' CrossEncoder, without that library.
+
+encoder = CrossEncoder.from_pretrained("runs/demo/bundle")
+encoder.rank("user:S0000012", ["P0000046", "P0000186"], top_k=1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffgr2.integrations.asking import rank
+from diffgr2.reranker import Reranker
+
+
+@dataclass(frozen=True)
+class CrossEncoder:
+    """A bundle that ranks like a cross-encoder; scores are made of the rank alone."""
+
+    reranker: Reranker
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> CrossEncoder:
+        return cls(Reranker.from_pretrained(directory))
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        **options: Any,
+    ) -> list[dict[str, Any]]:
+        """`[{"corpus_id", "score", "text"?}]`, best first."""
+        del batch_size, show_progress_bar  # one list is one decode
+        result = rank(self.reranker, query, list(documents), top_k, **options)
+        if result is None:
+            return []
+        pairs = zip(result.order, result.scores, strict=True)
+        return [
+            {
+                "corpus_id": index,
+                "score": score,
+                **({"text": documents[index]} if return_documents else {}),
+            }
+            for index, score in pairs
+        ]

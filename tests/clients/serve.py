@@ -1,0 +1,34 @@
+"""Start a server over the micro shop, run a command with its address, stop the server.
+
+Run in the main environment: `python tests/clients/serve.py COMMAND …` (see `make test-clients`).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
+
+from live import Process
+from micro_shop import build
+
+
+def main() -> int:
+    kept = os.environ.get("DIFFGR2_MICRO_SHOP")
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = build(Path(kept or scratch)) / "bundle"
+        with Process(bundle) as server:
+            env = {
+                **os.environ,
+                "DIFFGR2_CLIENTS_URL": server.url,
+                "DIFFGR2_CLIENTS_BUNDLE": str(bundle),
+            }
+            return subprocess.run(sys.argv[1:], env=env, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
