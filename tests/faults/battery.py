@@ -18,8 +18,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,17 @@ def _ask(
     mode: str = "none",
     at: int = 0,
     signal_after: tuple[int, float] | None = None,
+    factory: str = "",
     **update: Any,
 ) -> int:
-    """One run; `signal_after` = (signal number, seconds) is sent to it from outside."""
+    """One run; `signal_after` = (signal number, seconds) is sent to it from outside.
+
+    `factory` names another factory of the server's file than the one it was started with.
+    """
     assert server.stdout is not None
     assert server.stdin is not None
     request = {"work": str(work), "mode": mode, "at": at, "update": update}
+    request["factory"] = factory
     work.mkdir(parents=True, exist_ok=True)
     server.stdin.write(json.dumps(request) + "\n")
     server.stdin.flush()
@@ -150,6 +156,7 @@ def check_kills(
     draw: int = 0,
     from_outside: bool = False,
     modes: tuple[str, ...] = ("line", "save", "torn"),
+    server: subprocess.Popen[str] | None = None,
     **update: Any,
 ) -> dict[str, int]:
     """SIGKILL runs at random points until `kills` have died, resume each; count kills by kind.
@@ -157,16 +164,18 @@ def check_kills(
     Points are drawn over executed lines of the package, over lines of the saving code, inside a
     half-written tensor file, and (`rollout`) over lines of decoding and rollouts, so they do not
     depend on the machine's speed. With `from_outside` the signal comes from another process at a
-    random time instead.
+    random time instead. A `server` of the same file may be lent; else one is started.
     """
     draws = random.Random(draw)
     done: dict[str, int] = {}
-    with _server(spec) as server:
+    with ExitStack() as stack:
+        server = server or stack.enter_context(_server(spec))
+        ask = partial(_ask, server, factory=spec.rpartition(":")[2])
         begin = time.monotonic()
         how = (
             "none" if from_outside else "count"
         )  # counting slows a run, which would skew the times
-        assert _ask(server, folder / "reference", how, **update) == 0
+        assert ask(folder / "reference", how, **update) == 0
         duration = time.monotonic() - begin
         wanted = _result(folder / "reference")
         counts = json.loads((folder / "reference" / "result.json").read_text())["counts"]
@@ -174,11 +183,11 @@ def check_kills(
         while sum(done.values()) < kills:
             if from_outside:
                 mode, at = "outside", 0
-                status = _ask(server, work, signal_after=(9, draws.uniform(0, duration)), **update)
+                status = ask(work, signal_after=(9, draws.uniform(0, duration)), **update)
             else:
                 mode = draws.choice(modes)
                 at = draws.randint(1, 5 if mode == "torn" else counts[mode] // 2)
-                status = _ask(server, work, mode, at, **update)
+                status = ask(work, mode, at, **update)
             assert status in (0, -9), f"{mode} {at}: exit status {status}"
             if status == 0:
                 same(_result(work), wanted)
@@ -186,7 +195,7 @@ def check_kills(
                 work = folder / f"killed-{number}"
             else:
                 done[mode] = done.get(mode, 0) + 1
-        assert _ask(server, work, **update) == 0
+        assert ask(work, **update) == 0
         same(_result(work), wanted)
         assert not list((work / "checkpoints").glob(".tmp*"))
     return done

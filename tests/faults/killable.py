@@ -1,10 +1,10 @@
 """Child process of `battery.check_kills`: trains in forked children that kill themselves.
 
-Reads one JSON request per line (`work`, `update`, `mode`, `at`), forks, trains, answers with one
-JSON line when the child is gone. Modes: `count` counts the executed lines, `line`, `save` and
-`rollout` send SIGKILL to themselves at the `at`-th executed line of the package (of the saving code
-for `save`, of decoding and rollouts for `rollout`), `torn` at the `at`-th tensor file after half
-its bytes, `none` never (the parent may kill).
+Reads one JSON request per line (`work`, `update`, `mode`, `at`; `factory` for another one of the
+same file), forks, trains, answers with one JSON line when the child is gone. Modes: `count` counts
+the executed lines, `line`, `save` and `rollout` send SIGKILL to themselves at the `at`-th executed
+line of the package (of the saving code for `save`, of decoding and rollouts for `rollout`), `torn`
+at the `at`-th tensor file after half its bytes, `none` never (the parent may kill).
 Run: python killable.py FILE.py:FACTORY
 """
 
@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ SAVING = ("checkpoint.py", "artifacts.py", "log.py")
 ROLLING = ("engine.py", "ar.py", "block.py", "row.py", "draw.py", "forward.py", "rollouts.py")
 
 
-def load_factory(spec: str) -> battery.Factory:
+def load(spec: str) -> tuple[ModuleType, battery.Factory]:
+    """The file of `FILE.py:FACTORY` as a module, and the factory."""
     path, _, function = spec.rpartition(":")
     sys.path.insert(0, str(Path(path).parent))
     module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -41,7 +42,7 @@ def load_factory(spec: str) -> battery.Factory:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     module_spec.loader.exec_module(module)
-    return getattr(module, function)
+    return module, getattr(module, function)
 
 
 def die() -> None:
@@ -92,7 +93,7 @@ def train(factory: battery.Factory, request: dict[str, Any]) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    factory = load_factory(sys.argv[1])
+    module, factory = load(sys.argv[1])
     # A first run here, so that the children need not import and initialise everything again.
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(SystemExit):
         battery.run(factory, Path(folder))
@@ -103,7 +104,8 @@ def main() -> None:
         if child == 0:
             code = 1
             try:
-                train(factory, request)
+                name = request.get("factory")
+                train(getattr(module, name) if name else factory, request)
                 code = 0
             except SystemExit as stopped:
                 code = int(stopped.code or 0)

@@ -176,6 +176,16 @@ def outputs(direct: bool = False) -> Outputs:
     )
 
 
+def both() -> Outputs:
+    """Outputs with and without reasoning."""
+    reasoned, direct = vars(outputs()), vars(outputs(direct=True))
+    width = reasoned["tokens_NT"].shape[1]
+    short_NT = direct["tokens_NT"]
+    wide_NT = np.pad(short_NT, ((0, 0), (0, width - short_NT.shape[1])))
+    joined = {**direct, "tokens_NT": wide_NT}
+    return Outputs(**{key: np.concatenate([reasoned[key], joined[key]]) for key in reasoned})
+
+
 # -------------------------------------------------------------------------------------- the models
 
 
@@ -220,10 +230,8 @@ def _train(kind: str) -> dict[str, torch.Tensor]:
         quietly(SftTask("sft", shop, config, SEED), net, config)
     else:
         net = model("ar")
-        config = config_of(CftConfig, steps=60, rows=16, lr=1e-2)
-        quietly(CftTask(shop, outputs(), contract_of(), config, SEED), net, config)
-        config = config_of(CftConfig, steps=40, rows=16, lr=1e-2)
-        quietly(CftTask(shop, outputs(direct=True), contract_of(), config, 1), net, config)
+        config = config_of(CftConfig, steps=100, rows=16, lr=1e-2)
+        quietly(CftTask(shop, both(), contract_of(), config, SEED), net, config)
     return {name: tensor.detach().clone() for name, tensor in net.named_parameters()}
 
 

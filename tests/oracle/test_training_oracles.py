@@ -272,20 +272,34 @@ def test_opd_loss_is_the_kl_of_teacher_and_student_at_those_places():
     assert n == len(micro.student_N) == micro.count
 
 
-def test_self_careful_learns_only_careful_texts():
-    """A careful decoding that never ended has nothing to teach; its rollout is no text."""
-    task, config = tiny_stages.opd_task(None, teacher="self_careful", rows=24, direct=False)
-    task.settings = replace(task.settings, max_tokens=20)
-    net = tiny_stages.model("block")
-    picks, _ = epoch_order(len(task.outputs), 12, 1, task.seed, task.name)
+def careful_of(task: Any, net: Any, prompts_: int) -> tuple[list[Any], list[Any]]:
+    """(careful outputs of the first step's prompts, that step's micros)."""
+    picks, _ = epoch_order(len(task.outputs), prompts_, 1, task.seed, task.name)
     given = [task.outputs.prompt(task.corpus, n) for n in picks.tolist()]
     settled = replace(task.settings, threshold=1.0, temperature=0.0)
-    careful = [t for t in tiny_stages.rolled(net, settled, given, "careful") if t.finished]
-    assert 0 < len(careful) < len(given)
-    texts = {tuple(t.tokens_T.tolist()) for t in careful}
-    (micro,) = task.micros(1, net)
-    assert len(micro.clean) == config.rollouts * len(careful)
-    end, reason = task.corpus.vocab.end_id, task.corpus.vocab.control["<reason>"]
+    return tiny_stages.rolled(net, settled, given, "careful"), task.micros(1, net)
+
+
+def test_self_careful_learns_the_models_own_careful_texts():
+    task, config = tiny_stages.opd_task(None, teacher="self_careful", rows=24, direct=True)
+    net = tiny_stages.model("block")
+    careful, (micro,) = careful_of(task, net, 12)
+    texts = {tuple(t.tokens_T.tolist()) for t in careful if t.finished}
+    assert len(micro.clean) == config.rollouts * sum(t.finished for t in careful) > 12
+    end, direct = task.corpus.vocab.end_id, task.corpus.vocab.control["<direct>"]
     for row in micro.clean.tolist():
-        assert tuple(row[row.index(reason) + 1 : row.index(end) + 1]) in texts
+        assert tuple(row[row.index(direct) + 1 : row.index(end) + 1]) in texts
     assert task.loss(net, micro).total.isfinite()
+
+
+def test_a_careful_decoding_that_never_ends_teaches_nothing():
+    """Though some of its prompt's sampled rollouts do end: those are no careful text."""
+    task, _ = tiny_stages.opd_task(
+        None, teacher="self_careful", rows=60, direct=True, temperature=1.5
+    )
+    net = tiny_stages.fresh()
+    careful, micros = careful_of(task, net, 30)
+    assert not any(t.finished for t in careful)
+    sampled = tiny_stages.rolled(net, task.settings, [task.outputs.prompt(task.corpus, 0)] * 60)
+    assert any(t.finished for t in sampled)
+    assert micros == []

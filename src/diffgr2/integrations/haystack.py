@@ -5,7 +5,9 @@ ranker.warm_up()
 ranker.run(query="user:S0000012", documents=documents)["documents"]
 """
 
-# pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportUntypedBaseClass=false
+# pyright: reportMissingImports=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false
+# (without the library its name is found here: this very file)
 
 from __future__ import annotations
 
