@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from diffgr2.progress import Progress
 from diffgr2.train.loop import fit
 
+pytestmark = pytest.mark.slow  # starts two more interpreters
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:

@@ -118,7 +118,7 @@ async def flood(server: Live, seconds: float, rate: float, pairs: list) -> tuple
 
         start, tasks, number = time.monotonic(), [], 0
         while time.monotonic() - start < seconds:
-            while number < (time.monotonic() - start) * rate:
+            while number < max((time.monotonic() - start) * rate, 24):  # it begins with a burst
                 tasks.append(asyncio.create_task(one(number)))
                 number += 1
             await asyncio.sleep(0.005)
