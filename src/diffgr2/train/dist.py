@@ -60,8 +60,9 @@ def start() -> World:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group, all ranks together: one that leaves early takes the others down."""
     if td.is_available() and td.is_initialized():
+        td.barrier()
         td.destroy_process_group()
 
 
