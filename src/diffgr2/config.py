@@ -314,7 +314,8 @@ class OpdConfig(TrainConfig):
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
     positions: Literal["frontier", "all"] = "frontier"  # DESIGN §6, the trap of a causal teacher
     rollouts: Positive = 4  # per prompt
-    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0  # of the student's rollouts
+    teacher_temperature: Rate = 1.0  # below 1: nearer to what the teacher would choose greedily
     threshold: Share = 0.9
     rule: Literal["raw", "permutation"] = "raw"
     ar_weight: Annotated[float, Field(ge=0.0)] = 0.2  # keeps the AR head

@@ -50,7 +50,7 @@ class Stage:
     name: str
     run: Callable[[StageContext], dict[str, Any]]
     inputs: tuple[str, ...]  # names of the stages it reads
-    sections: tuple[str, ...]  # recipe sections its result depends on
+    sections: tuple[str, ...]  # recipe sections, or keys of one (a.b), its result depends on
     summary: str  # one line for --help
     version: int = 1  # raise it when the stage's meaning changes
     files: Callable[[Recipe], list[Path]] | None = None  # outside files it reads
@@ -72,6 +72,19 @@ def versions() -> dict[str, str]:
         "numpy": numpy.__version__,
         "polars": polars.__version__,
     }
+
+
+def read_part(recipe: Recipe, sections: tuple[str, ...]) -> dict[str, Any]:
+    """The values of these sections, and of single keys written as `section.key`."""
+    whole = recipe.model_dump(mode="json")
+    part: dict[str, Any] = {}
+    for name in sections:
+        section, _, key = name.partition(".")
+        if key:
+            part.setdefault(section, {})[key] = whole[section][key]
+        else:
+            part[section] = whole[section]
+    return part
 
 
 STANDS, OUTDATED, INTERRUPTED, MISSING = "stands", "outdated", "interrupted", "missing"
@@ -124,7 +137,7 @@ class Runner:
 
     def key(self, stage: Stage) -> str:
         """Digest of all the stage's result depends on; its inputs must stand."""
-        config = self.recipe.model_dump(mode="json", include=set(stage.sections))
+        config = read_part(self.recipe, stage.sections)
         outside = {}
         for path in stage.files(self.recipe) if stage.files else []:
             if not path.is_file():
@@ -251,7 +264,7 @@ class Runner:
                 "stage": stage.name,
                 "key": key,
                 "seed": self.recipe.seed,
-                "config": self.recipe.model_dump(mode="json", include=set(stage.sections)),
+                "config": read_part(self.recipe, stage.sections),
                 "inputs": {name: self._checked[name] for name in stage.inputs},
                 "versions": versions(),
                 "metrics": metrics,

@@ -42,13 +42,13 @@ from diffgr2.progress import Progress
 from diffgr2.prompts.request import order_by_strength
 from diffgr2.prompts.template import make_template
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
-from diffgr2.stages.block_rl import BlockRlTask, block_settings
+from diffgr2.stages.block_rl import BlockRlTask
 from diffgr2.stages.cft import CftTask
 from diffgr2.stages.corpus import KNOWN, Corpus
 from diffgr2.stages.distill import Outputs
 from diffgr2.stages.opd import OpdTask
 from diffgr2.stages.rl import RlTask
-from diffgr2.stages.rollouts import Roller, settings_for
+from diffgr2.stages.rollouts import Roller, block_settings, settings_for
 from diffgr2.stages.sft import SftTask
 from diffgr2.streams import generator
 from diffgr2.traces.evidence import Traces

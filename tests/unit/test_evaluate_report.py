@@ -120,6 +120,21 @@ def test_a_subset_is_compared_on_the_users_both_decoded():
     assert cft["same_as_ar"] == 0.0
 
 
+def test_verify_is_held_against_its_own_models_greedy_text():
+    """Lists 0, 1, 2 and 1, 2, 3: of the two common ones one has another text."""
+    lists = lists_with_hits([0, 1, 2, 3])
+    greedy = SystemOutputs(
+        "student_ar", first([0, 0, 0]), 4, rows_L=np.array([0, 1, 2]), text_L=np.array([5, 6, 7])
+    )
+    mine = SystemOutputs(
+        "verify", first([0, 0, 0]), 4, rows_L=np.array([1, 2, 3]), text_L=np.array([6, -7, 8])
+    )
+    report = build_report(META, lists, [greedy, mine], resamples=20)
+    assert row(report, "verify")["same_text"] == 0.5
+    assert "same_text" not in row(report, "student_ar")
+    assert "own AR text" not in render_markdown(report)  # the table is of rows with validity
+
+
 def test_subsets_that_only_overlap_are_compared_on_the_overlap():
     """AR decoded lists 0, 1; the other 1, 2. Only list 1 is common: AR misses it, the other has
     it."""
@@ -259,6 +274,7 @@ def test_seeds_are_summarised_by_mean_and_sample_deviation():
     (ar,) = (r for r in summary if (r["name"], r["population"]) == ("ar", "hit"))
     assert ar["metrics"]["r@1"] == {"mean": 0.75, "sd": round(0.125**0.5, 6)}
     assert "| ar | 2 | .7500 ± .3536 |" in seeds_table(summary)
+    assert "raw_valid" not in ar  # these systems recorded none
     assert mean_sd([0.3]) == (0.3, None)
 
 

@@ -31,6 +31,7 @@ TYPES = {
     "nfe_L": np.int32,
     "cited_right_L": np.int32,
     "cited_total_L": np.int32,
+    "text_L": np.int64,
 }
 
 REST = {"name": str, "split": str, "n_lists": int, "timing": dict, "meta": dict}
@@ -54,6 +55,7 @@ class SystemOutputs:
     nfe_L: np.ndarray | None = None
     cited_right_L: np.ndarray | None = None
     cited_total_L: np.ndarray | None = None
+    text_L: np.ndarray | None = None  # digest of the output's tokens: equal texts, equal digests
     timing: dict[str, Any] = field(default_factory=dict)  # tokens, seconds, batch[, outputs]
     meta: dict[str, Any] = field(default_factory=dict)  # decoder, threshold, rule, stage, ...
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error
-from diffgr2.evaluate.tables import markdown_table, number, rows_of, span
+from diffgr2.evaluate.tables import markdown_table, number, rows_of, seeds_table, span
 
 OPEN = re.compile(r"^<!-- results:([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 METRICS = ("r@1", "r@3", "ndcg@3")
@@ -48,6 +48,15 @@ def results_table(report: dict[str, Any]) -> str:
     return f"{markdown_table(head, body)}\n\n{note}"
 
 
+def several_seeds(summary: dict[str, Any]) -> str:
+    """The table of `diffgr2 seeds`."""
+    commands = "; ".join(f"`{command}`" for command in summary["commands"])
+    note = (
+        f"{summary['data']}, hit users, mean ± standard deviation over seeds. Made by {commands}."
+    )
+    return f"{seeds_table(summary['rows'])}\n\n{note}"
+
+
 def rewrite(text: str, results: Path) -> str:
     """The text with every marked table made anew."""
     for name in OPEN.findall(text):
@@ -60,7 +69,7 @@ def rewrite(text: str, results: Path) -> str:
         after = rest.split(end)[1]
         report = read_json(results / f"{name}.json")
         try:
-            table = results_table(report)
+            table = several_seeds(report) if "seeds" in report else results_table(report)
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{results / name}.json: not a report ({error!r})") from None
         text = f"{before}{start}{table}\n{end}{after}"

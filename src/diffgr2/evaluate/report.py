@@ -8,7 +8,7 @@ rounded to 6 digits on the way out, never before. Nothing here re-ranks, decodes
 
 Rows hold: name, population, n, metrics, ci, vs_floor, vs_ar, raw_valid, failures, identity, tokens,
 reasoning_tokens, tpf, tokens_per_s, batch, ms_per_output, speedup, evidence_true, same_as_ar,
-gap_closed, steps, meta. What does not apply is absent.
+same_text, gap_closed, steps, meta. What does not apply is absent.
 """
 
 from __future__ import annotations
@@ -187,6 +187,7 @@ def _row(population: Population, row: Row, gap: bool) -> dict[str, Any]:
         outputs = row.outputs
         result |= accounting(outputs, mask_L[outputs.rows])
         result |= _against_ar(population, row, mask_L)
+        result |= _same_text(population, row, mask_L)
         if outputs.meta:
             result["meta"] = outputs.meta
     elif row.outputs is not None:
@@ -226,6 +227,21 @@ def _against_ar(population: Population, row: Row, mask_L: np.ndarray) -> dict[st
             same_l = (row.outputs.order_LK[at] == ar.outputs.order_LK[at_ar]).all(1)
             result["same_as_ar"] = float(same_l[keep].mean())
     return result
+
+
+def _same_text(population: Population, row: Row, mask_L: np.ndarray) -> dict[str, float]:
+    """For `verify`: the share of outputs that are, token for token, its own model's greedy text."""
+    greedy = population.rows.get("student_ar")
+    if row.name != "verify" or greedy is None or row.outputs is None or greedy.outputs is None:
+        return {}
+    mine_L, theirs_L = row.outputs.text_L, greedy.outputs.text_L
+    if mine_L is None or theirs_L is None:
+        return {}
+    common, at, at_greedy = np.intersect1d(
+        row.outputs.rows, greedy.outputs.rows, assume_unique=True, return_indices=True
+    )
+    same_l = (mine_L[at] == theirs_L[at_greedy])[mask_L[common]]
+    return {"same_text": float(same_l.mean())} if len(same_l) else {}
 
 
 def _steps(population: Population, steps: Sequence[tuple[str, str]]) -> dict[str, list[dict]]:

@@ -97,11 +97,13 @@ def validity_table(report: dict[str, Any], population: str) -> str | None:
     """Raw validity, failure kinds, copying, truth; None if no row has them."""
     rows = [row for row in rows_of(report, population) if "raw_valid" in row]
     head = ["row", "decoded", "raw valid", *FAILURES, "identity", "evidence true", "as AR"]
+    head += ["own AR text"] if any("same_text" in row for row in rows) else []
     body = []
     for row in rows:
         failures = row.get("failures", {})
         shares = [number(failures.get(kind)) for kind in FAILURES]
         rest = [number(row.get(key)) for key in ("identity", "evidence_true", "same_as_ar")]
+        rest += [number(row.get("same_text"))] if "own AR text" in head else []
         body.append(
             [row["name"], number(row["n_decoded"]), number(row["raw_valid"]), *shares, *rest]
         )
@@ -229,34 +231,44 @@ def render_table(report: dict[str, Any], population: str = "hit") -> Table:
 
 def over_seeds(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and sample deviation over reports of several seeds, for rows that all of them hold."""
-    tables = [{(r["population"], r["name"]): r["metrics"] for r in rep["rows"]} for rep in reports]
+    tables = [{(r["population"], r["name"]): r for r in rep["rows"]} for rep in reports]
     result = []
-    for key in tables[0]:
-        if not all(key in table for table in tables):
+    for key, first in tables[0].items():
+        rows = [table[key] for table in tables if key in table]
+        if len(rows) < len(tables):
             continue
-        metrics = {}
-        for metric in tables[0][key]:
-            mean, sd = mean_sd([table[key][metric] for table in tables])
-            metrics[metric] = {"mean": round(mean, 6), "sd": None if sd is None else round(sd, 6)}
-        result.append(
-            {"name": key[1], "population": key[0], "seeds": len(reports), "metrics": metrics}
-        )
+        entry: dict[str, Any] = {"name": key[1], "population": key[0], "seeds": len(reports)}
+        entry["metrics"] = {m: _spread([r["metrics"][m] for r in rows]) for m in first["metrics"]}
+        for share in ("raw_valid", "tpf", "evidence_true"):
+            if all(share in row for row in rows):
+                entry[share] = _spread([row[share] for row in rows])
+        result.append(entry)
     return result
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    mean, sd = mean_sd(list(values))
+    return {"mean": round(mean, 6), "sd": None if sd is None else round(sd, 6)}
 
 
 def seeds_table(summary: Sequence[dict[str, Any]], population: str = "hit") -> str:
     """`mean ± sd` per row."""
+
+    def cell(entry: dict[str, float | None] | None, digits: int) -> str:
+        if entry is None:
+            return "–"
+        sd = "" if entry["sd"] is None else f" ± {number(entry['sd'], digits)}"
+        return number(entry["mean"], digits) + sd
+
     body = []
     for row in summary:
         if row["population"] != population:
             continue
-        cells = []
-        for metric in ("r@1", "r@3", "ndcg@3", "ndcg@10"):
-            entry = row["metrics"][metric]
-            sd = "" if entry["sd"] is None else f" ± {number(entry['sd'])}"
-            cells.append(number(entry["mean"]) + sd)
+        cells = [cell(row["metrics"][m], 4) for m in ("r@1", "r@3", "ndcg@3", "ndcg@10")]
+        cells += [cell(row.get("raw_valid"), 3), cell(row.get("tpf"), 1)]
         body.append([row["name"], str(row["seeds"]), *cells])
-    return markdown_table(["row", "seeds", "R@1", "R@3", "NDCG@3", "NDCG@10"], body)
+    head = ["row", "seeds", "R@1", "R@3", "NDCG@3", "NDCG@10", "raw valid", "TPF"]
+    return markdown_table(head, body)
 
 
 def save_report(

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from diffgr2.config import BlockRlConfig
-from diffgr2.decode.settings import DecodeSettings
 from diffgr2.errors import DecodeError
 from diffgr2.model.contract import BlockContract, read_contract
 from diffgr2.model.layout import response_shift
@@ -29,11 +28,11 @@ from diffgr2.objectives.policy import clipped_objective
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import chunks
 from diffgr2.stages.common import device, open_model, train_stage
-from diffgr2.stages.corpus import Corpus, open_corpus
+from diffgr2.stages.corpus import open_corpus
 from diffgr2.stages.noisy import NoisyBatch, NoisyRow, response_blocks
 from diffgr2.stages.opd import terminal
 from diffgr2.stages.rl import REPLAY_TOLERANCE
-from diffgr2.stages.rollouts import Roller, Rollout, settings_for
+from diffgr2.stages.rollouts import Roller, Rollout, block_settings
 from diffgr2.train.loop import Loss
 
 
@@ -184,23 +183,6 @@ class BlockRlTask:
             "entropy": (entropy_of(logits_NV.detach()).sum(), n),
         }
         return Loss(loss_N.sum(), metrics)
-
-
-def block_settings(
-    corpus: Corpus, contract: BlockContract, config: BlockRlConfig
-) -> DecodeSettings:
-    """The decoder whose rollouts are trained on."""
-    return settings_for(
-        corpus,
-        decoder="block",
-        block_size=contract.block_size,
-        alignment=contract.alignment,
-        origin=contract.origin,
-        threshold=config.threshold,
-        rule=config.rule,
-        temperature=config.temperature,
-        clean_kv="block_causal" if contract.clean_attention == "block_causal" else "causal",
-    )
 
 
 def run(ctx: StageContext, *, start: str = "opd") -> dict[str, Any]:

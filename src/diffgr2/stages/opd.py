@@ -35,7 +35,7 @@ from diffgr2.stages.common import device, open_model, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.distill import Outputs
 from diffgr2.stages.noisy import NoisyBatch, NoisyRow, response_blocks
-from diffgr2.stages.rollouts import settings_for
+from diffgr2.stages.rollouts import block_settings
 from diffgr2.streams import generator
 from diffgr2.train.dist import rollout_model
 from diffgr2.train.loop import Loss
@@ -228,9 +228,8 @@ class OpdTask:
             return Loss(loss_N.sum(), {"distill/nll": (loss_N.detach().sum(), n)})
         with torch.no_grad():
             at = torch.cat([micro.teacher_N, micro.teach_head_M]).to(where)
-            taught = torch.log_softmax(
-                logits_at(self.teacher, micro.clean.to(where), at, mask_id), -1
-            )
+            taught = logits_at(self.teacher, micro.clean.to(where), at, mask_id)
+            taught = torch.log_softmax(taught / config.teacher_temperature, -1)
         gap_N = divergence(taught[:n], logp[:n], config.divergence)
         metrics: dict[str, Any] = {"kl": (gap_N.detach().sum(), n)}
         total = gap_N.sum()
@@ -251,16 +250,6 @@ def run(ctx: StageContext) -> dict[str, Any]:
     teacher = None
     if config.teacher == "ar":
         teacher = open_model(ctx.inputs["rl"]).eval().requires_grad_(False)
-    settings = settings_for(
-        corpus,
-        decoder="block",
-        block_size=contract.block_size,
-        alignment=contract.alignment,
-        origin=contract.origin,
-        threshold=config.threshold,
-        rule=config.rule,
-        temperature=config.temperature,
-        clean_kv="block_causal" if contract.clean_attention == "block_causal" else "causal",
-    )
+    settings = block_settings(corpus, contract, config)
     task = OpdTask(corpus, outputs, contract, config, settings, teacher, ctx.seed)
     return train_stage(ctx, task, model, config, source)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from diffgr2.config import RlConfig
+from diffgr2.config import BlockRlConfig, OpdConfig, RlConfig
 from diffgr2.decode.engine import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
+from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.objectives.policy import advantages
 from diffgr2.objectives.rewards import INVALID, overlong_penalty, reward
@@ -182,3 +183,20 @@ def settings_for(corpus: Corpus, **values: Any) -> DecodeSettings:
         "max_tokens": corpus.template.max_response(corpus.recipe.candidates.k) + 32,
     }
     return DecodeSettings(**{**base, **values})
+
+
+def block_settings(
+    corpus: Corpus, contract: BlockContract, config: OpdConfig | BlockRlConfig
+) -> DecodeSettings:
+    """The decoder whose rollouts are trained on."""
+    return settings_for(
+        corpus,
+        decoder="block",
+        block_size=contract.block_size,
+        alignment=contract.alignment,
+        origin=contract.origin,
+        threshold=config.threshold,
+        rule=config.rule,
+        temperature=config.temperature,
+        clean_kv="block_causal" if contract.clean_attention == "block_causal" else "causal",
+    )

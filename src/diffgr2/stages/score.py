@@ -8,6 +8,7 @@ whatever a re-ranker says, so their metrics are exact all the same. Not here: me
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,12 @@ def requests_for(
     ], shown
 
 
+def text_digest(tokens_T: np.ndarray) -> int:
+    """The first 8 bytes of the tokens' sha256."""
+    digest = hashlib.sha256(np.ascontiguousarray(tokens_T, dtype="<i8").tobytes()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
 def outputs_of(
     corpus: Corpus,
     name: str,
@@ -78,6 +85,7 @@ def outputs_of(
         nfe_L=np.array([t.nfe for t in trajectories], dtype=np.int32),
         cited_right_L=np.array([right for right, _ in cited], dtype=np.int32),
         cited_total_L=np.array([total for _, total in cited], dtype=np.int32),
+        text_L=np.array([text_digest(t.tokens_T) for t in trajectories], dtype=np.int64),
         meta={
             "decoder": settings.decoder,
             "threshold": settings.threshold,

@@ -43,6 +43,21 @@ CORPUS = ("vocabulary", "data", "items", "candidates", "evidence")
 BUNDLED = ("name", "items", "candidates", "evidence", "prompt", "decode")
 """Sections that a served request depends on (`stages.bundle`)."""
 
+SCORED = ("decode.repair", "evaluate.users", "evaluate.max_users", "prompt", "candidates")
+"""What every row of the results depends on besides its model; and what it decodes with:"""
+
+READ_BY = {
+    "ar": (),
+    "raw": ("decode.clean_kv",),
+    "verify": ("decode.clean_kv", "decode.canvas"),
+    "recommended": ("decode",),
+}
+
+TIMED = tuple(
+    f"evaluate.{key}"
+    for key in ("batch", "speed_lists", "rounds", "thresholds", "frontier_lists", "lengths")
+)
+
 MEASURED = tuple(f"score_{spec.name}" for spec in ROWS)
 
 _LIST = [
@@ -150,7 +165,7 @@ _LIST = [
             f"score_{spec.name}",
             _score(spec.name),
             (*CORPUS, spec.model),
-            ("decode", "evaluate", "prompt", "candidates"),
+            (*SCORED, *READ_BY[spec.how]),
             f"decode the test lists: {spec.name}",
         )
         for spec in ROWS
@@ -159,7 +174,7 @@ _LIST = [
         "speed",
         _lazy("speed"),
         (*CORPUS, "rl", "block_rl"),
-        ("decode", "evaluate", "prompt", "candidates"),
+        ("decode", *TIMED, "prompt", "candidates"),
         "decoders timed in one run, quality against speed",
     ),
 ]
