@@ -187,5 +187,6 @@ AR_ROWS = tuple(f"score_{name}" for name in ("ar_direct", "ar_sft", "ar"))
 GOALS = {
     "candidates": ["evidence"],
     "teacher": ["rl", "direct_rl", *AR_ROWS],
+    "ladder": list(MEASURED),
     "all": [*MEASURED, "speed", "bundle"],
 }
