@@ -30,7 +30,7 @@ ERRORS = [
     (["bla"], 2, "error: No such command 'bla'."),
     (["run"], 2, "error: Missing argument 'RECIPE'."),
     (["run", "micro", "--foo"], 2, "error: No such option: --foo (Possible options: --force)"),
-    (["run", "nope"], 2, "error: nope: no such recipe (shipped: beauty, demo, micro)"),
+    (["run", "nope"], 2, "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, micro)"),
     (["sft", "nope.yaml"], 2, "error: nope.yaml: no such recipe file"),
     (["run", "micro", "--set", "sft"], 2, "error: --set sft: expected key.key=value"),
     (
@@ -46,7 +46,7 @@ ERRORS = [
     (
         ["run", "micro", "--goal", "everything"],
         2,
-        "error: --goal everything: expected candidates, teacher, all or a stage",
+        "error: --goal everything: expected candidates, teacher, ladder, all or a stage",
     ),
     (
         ["score", "micro", "--row", "best"],
@@ -65,9 +65,13 @@ ERRORS = [
         "error: amazon-cars: neither a known data set (amazon-beauty, amazon-sports, amazon-toys) "
         "nor an http(s) URL",
     ),
-    (["data", "nope"], 2, "error: nope: no such recipe (shipped: beauty, demo, micro)"),
+    (["data", "nope"], 2, "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, micro)"),
     (["data", "check", "gone.csv"], 2, "error: gone.csv: no such file"),
-    (["recipes", "nope"], 2, "error: nope: no such recipe (shipped: beauty, demo, micro)"),
+    (
+        ["recipes", "nope"],
+        2,
+        "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, micro)",
+    ),
     (["convert-dir", "gone", "out"], 3, "error: gone/config.json: file is missing"),
     (["convert-dir", "gone", "."], 2, "error: .: stands already (give a new or empty directory)"),
     (

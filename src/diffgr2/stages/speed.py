@@ -73,28 +73,35 @@ def timed(
 
 @torch.inference_mode()
 def timed_generate(
-    model: Any, requests: list[DecodeRequest], settings: DecodeSettings, pad_id: int
+    model: Any, requests: list[DecodeRequest], settings: DecodeSettings, pad_id: int, batch: int
 ) -> Timing:
-    """The same with transformers' own `generate`, one request at a time.
+    """The same with transformers' own `generate`, prompts padded on the left.
 
     Its prefill is the time to the first token, taken from a call that asks for no more.
     """
     spent = [0.0, 0.0]
     tokens = 0
-    for request in requests:
-        ids = torch.tensor([request.prompt], device=model.device)
+    for part in chunks(requests, batch):
+        width = max(len(request.prompt) for request in part)
+        ids = torch.full((len(part), width), pad_id, device=model.device)
+        seen = torch.zeros_like(ids)
+        for b, request in enumerate(part):
+            ids[b, width - len(request.prompt) :] = torch.tensor(request.prompt)
+            seen[b, width - len(request.prompt) :] = 1
         for turn, limit in enumerate((1, settings.max_tokens)):
             start = time.perf_counter()
             out = model.generate(
                 ids,
-                attention_mask=torch.ones_like(ids),
+                attention_mask=seen,
                 max_new_tokens=limit,
                 do_sample=False,
                 eos_token_id=settings.end_id,
                 pad_token_id=pad_id,
             )
             spent[turn] += time.perf_counter() - start
-        tokens += out.shape[1] - ids.shape[1]
+        made = out[:, width:]
+        ended = (made == settings.end_id).int()
+        tokens += int((ended.cumsum(1) - ended == 0).sum())  # up to and with the end token
     return Timing(spent[1] - spent[0], spent[0], tokens, tokens)
 
 
@@ -130,20 +137,16 @@ def decoder_speeds(
     results: list[dict[str, Any]] = []
     for batch in BATCHES:
         work = (requests * batch)[: max(batch, len(requests))]
-        few = work[:GENERATE_LISTS]
+        few = work[: max(batch, GENERATE_LISTS)]
         samples: dict[str, list[Timing]] = {name: [] for name in (*plans, "generate")}
         for _ in range(rounds + 1):
             for name, (model, settings) in plans.items():
                 samples[name].append(timed(lean[model], work, settings, batch))
-            if batch == 1:
-                ar = plans["ar"][1]
-                samples["generate"].append(
-                    timed_generate(models["rl"], few, ar, corpus.vocab.pad_id)
-                )
+            ar, pad_id = plans["ar"][1], corpus.vocab.pad_id
+            samples["generate"].append(timed_generate(models["rl"], few, ar, pad_id, batch))
         for name, taken in samples.items():
-            if taken:  # the first round only warmed up
-                outputs = len(few if name == "generate" else work)
-                results.append(summed(name, batch, outputs, taken[1:]))
+            outputs = len(few if name == "generate" else work)
+            results.append(summed(name, batch, outputs, taken[1:]))  # the first round warmed up
     for entry in results:
         base = next(r for r in results if r["decoder"] == "ar" and r["batch"] == entry["batch"])
         entry["speedup"] = entry["tokens_per_s"] / base["tokens_per_s"]
