@@ -50,6 +50,19 @@ def test_sft_learns_two_examples_by_heart():
     assert lines[-1]["reasoning/accuracy"] > 0.9
 
 
+def test_opd_in_bf16_rolls_out_in_the_weights_own_precision():
+    """Autocast is for the loss alone: the first step's rollouts are those of fp32."""
+    first = []
+    for precision in ("fp32", "bf16"):
+        frozen = tiny_stages.model("ar").eval().requires_grad_(False)
+        task, config = tiny_stages.opd_task(frozen, steps=2, precision=precision)
+        first.append(tiny_stages.quietly(task, tiny_stages.model("block"), config)[0])
+    for name in ("rank/valid_rate", "completions/mean_length", "decode/tokens_per_forward"):
+        assert first[0][name] == first[1][name]
+    assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=0.1)
+    assert first[0]["loss"] != first[1]["loss"]
+
+
 def test_cft_learns_two_outputs_by_heart_and_keeps_the_ar_head():
     task, config = tiny_stages.cft_task(steps=80, rows=4, lr=1e-2)
     outputs = task.outputs

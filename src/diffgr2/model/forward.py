@@ -97,6 +97,7 @@ class LeanQwen3:
         self.norm = inner.norm.weight.detach()
         self.head = module.lm_head.weight.detach()
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
+        self.folded = self.device.type == "cuda"  # see _attend
         self.layers = [self._layer(layer) for layer in inner.layers]
         self._cos, self._sin = self._rotary(inner, self.max_positions)
 
@@ -172,6 +173,8 @@ class LeanQwen3:
         cos_BTE = F.embedding(position_BT, self._cos)[:, None]
         sin_BTE = F.embedding(position_BT, self._sin)[:, None]
         mask = mask_BTC[:, None] if mask_BTC is not None else None
+        if mask is not None and self.folded:
+            mask = mask.repeat(1, 1, heads // groups, 1)
         row = None
         if isinstance(slot, Tensor):
             row = torch.arange(rows, device=self.device)[:, None]
@@ -192,12 +195,21 @@ class LeanQwen3:
             else:
                 keys[row, :, slot] = k.transpose(1, 2)
                 values[row, :, slot] = qkv[:, heads + groups :].transpose(1, 2)
-            mixed = F.scaled_dot_product_attention(
-                q, keys[:, :, :seen], values[:, :, :seen], attn_mask=mask, enable_gqa=True
-            )
+            mixed = self._attend(q, keys[:, :, :seen], values[:, :, :seen], mask)
             mixed_BTD = mixed.transpose(1, 2).reshape(rows, length, heads * size)
             x_BTD = x_BTD + F.linear(mixed_BTD, layer.out)
             h_BTD = F.rms_norm(x_BTD, width, layer.ffn_norm, self.eps)
             gate, up = F.linear(h_BTD, layer.gate_up).chunk(2, -1)
             x_BTD = x_BTD + F.linear(F.silu(gate) * up, layer.down)
         return F.rms_norm(x_BTD, width, self.norm, self.eps)
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Grouped-query attention [B, H, T, E]; `mask` comes once per query row.
+
+        With a mask, CUDA's fused kernels take no grouped heads, and the plain one copies keys and
+        values per head in fp32. Folded, the queries that share a key head are rows of one head.
+        """
+        if not self.folded:
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+        folded = q.reshape(q.shape[0], self.kv_heads, -1, self.head_dim)
+        return F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask).reshape(q.shape)

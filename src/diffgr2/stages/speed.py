@@ -60,6 +60,8 @@ def timed(
         rows = [make_row(i, request, settings) for i, request in enumerate(part)]
         start = time.perf_counter()
         running.add(rows)
+        if lean.device.type == "cuda":  # queued work is no part of decoding
+            torch.cuda.synchronize()
         begun = time.perf_counter()
         while running.rows:
             running.step()

@@ -179,8 +179,7 @@ def _train_step(
     """One optimizer step; returns its metrics and whether any rank was asked to stop."""
     begin = time.monotonic()
     rate = learning_rate(step, config)
-    with _autocast(model, config):
-        micros = task.micros(step, model)
+    micros = task.micros(step, model)  # rollouts compute in the weights' own precision
     count = math.fsum(micro.count for micro in micros)
     optimizer.zero_grad(set_to_none=True)
     records: list[Any] = []
