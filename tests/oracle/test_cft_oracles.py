@@ -56,6 +56,7 @@ def meant(task: Any, rows: list[NoisyRow], micro: Any) -> list[tuple[int, int, i
     out = []
     for index, half in zip(micro.index_N.tolist(), micro.half_N.tolist(), strict=True):
         b, place = divmod(index, micro.batch.width)
+        place = int(np.flatnonzero(rows[b].kept(task.contract.block_size))[place])
         prompt, length = len(rows[b].prompt), len(rows[b].response_R)
         if place < prompt + length:
             at = place - prompt + 1
@@ -231,11 +232,14 @@ def test_gradients_reach_only_what_a_noisy_prediction_may_see(clean):
         use_cache=False,
     ).last_hidden_state.flatten(0, 1)
     logits_N = net.lm_head(hidden[micro.index_N]).gather(-1, micro.target_N[:, None])[:, 0]
+    kept_T = torch.from_numpy(row.kept(4))
     for n, (_, half, copy, target) in enumerate(meant(task, rows, micro)):
         (grad,) = torch.autograd.grad(logits_N[n], embedded, retain_graph=True)
-        reached_T = grad[0].abs().amax(-1) > 0
-        assert reached_T[0]  # the prompt is always read
-        assert not reached_T[row.length :].any()  # padding never
+        in_row_T = grad[0].abs().amax(-1) > 0
+        assert in_row_T[0]  # the prompt is always read
+        assert not in_row_T[kept_T.sum() :].any()  # padding never
+        reached_T = torch.zeros(len(kept_T), dtype=torch.bool)  # places of the full layout
+        reached_T[kept_T] = in_row_T[: kept_T.sum()]
         clean_R = reached_T[prompt : prompt + length]
         for other in np.flatnonzero(clean_R.numpy()).tolist():
             if half == CLEAN:

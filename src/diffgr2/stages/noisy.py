@@ -24,7 +24,11 @@ from diffgr2.model.layout import block_bounds, block_of, row_mask, row_positions
 
 @dataclass(frozen=True)
 class NoisyRow:
-    """One response and its noisy copies; `response_R` fills its last block."""
+    """One response and its noisy copies; `response_R` fills its last block.
+
+    A block of a copy without a mask stays out of the row: nothing is predicted there, and no other
+    token sees it.
+    """
 
     prompt: list[int]
     response_R: np.ndarray
@@ -32,15 +36,29 @@ class NoisyRow:
     shift: int
     clean_causal: bool
 
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.response_R) * (1 + len(self.masked_CR))
+    def kept(self, block_size: int) -> np.ndarray:
+        """Which tokens [T] of the full layout (`model.layout`) stand in the row."""
+        prompt, length = len(self.prompt), len(self.response_R)
+        block_R = response_blocks(prompt, length, block_size, self.shift)
+        block_R = block_R - block_R[0]
+        copies = len(self.masked_CR)
+        masks_Cb = np.zeros((copies, block_R[-1] + 1), dtype=np.int64)
+        for copy in range(copies):
+            np.add.at(masks_Cb[copy], block_R, self.masked_CR[copy])
+        noisy_CR = (masks_Cb > 0)[:, block_R]
+        return np.concatenate([np.ones(prompt + length, dtype=bool), noisy_CR.ravel()])
 
     def ids(self, mask_id: int) -> np.ndarray:
+        """Tokens of the full layout."""
         noisy_CR = np.where(self.masked_CR, mask_id, self.response_R[None])
         return np.concatenate([self.prompt, self.response_R, noisy_CR.ravel()]).astype(np.int64)
 
+    def positions(self) -> Tensor:
+        """Document positions of the full layout."""
+        return row_positions(len(self.prompt), len(self.response_R), len(self.masked_CR))
+
     def attends(self, block_size: int) -> Tensor:
+        """Who sees whom in the full layout."""
         return row_mask(
             len(self.prompt),
             len(self.response_R),
@@ -54,12 +72,14 @@ class NoisyRow:
         """Where in the row copy's predictions of response tokens `at_N` stand."""
         prompt, length = len(self.prompt), len(self.response_R)
         start = prompt + length * (1 + copy)
+        place_T = self.kept(contract.block_size).cumsum() - 1
+        place_R = place_T[start : start + length]
         if contract.alignment == "same_position":
-            return start + at_N
+            return place_R[at_N]
         block_N = block_of(prompt + at_N, contract.block_size, self.shift)
         before_N = block_of(prompt + at_N - 1, contract.block_size, self.shift)
         first_N = (block_N != before_N) | (at_N == 0)
-        return np.where(first_N, prompt + at_N - 1, start + at_N - 1)
+        return np.where(first_N, prompt + at_N - 1, place_R[at_N - 1])
 
     def clean_places(self, at_N: np.ndarray) -> np.ndarray:
         """Where the AR head predicts response tokens `at_N`: one to the left, in the clean half."""
@@ -93,16 +113,17 @@ class NoisyBatch:
     def pack(
         cls, rows: Sequence[NoisyRow], mask_id: int, pad_id: int, block_size: int
     ) -> NoisyBatch:
-        length = max(row.length for row in rows)
-        length = -(-length // 8) * 8
+        kept = [row.kept(block_size) for row in rows]
+        length = -(-max(int(kept_T.sum()) for kept_T in kept) // 8) * 8
         ids = np.full((len(rows), length), pad_id, dtype=np.int64)
         position = torch.zeros(len(rows), length, dtype=torch.int64)
-        for b, row in enumerate(rows):
-            ids[b, : row.length] = row.ids(mask_id)
-            position[b, : row.length] = row_positions(
-                len(row.prompt), len(row.response_R), len(row.masked_CR)
-            )
-        attends = stack_masks([row.attends(block_size) for row in rows], length)
+        masks = []
+        for b, (row, kept_T) in enumerate(zip(rows, kept, strict=True)):
+            stays = torch.from_numpy(np.flatnonzero(kept_T))
+            ids[b, : len(stays)] = row.ids(mask_id)[kept_T]
+            position[b, : len(stays)] = row.positions()[stays]
+            masks.append(row.attends(block_size)[stays][:, stays])
+        attends = stack_masks(masks, length)
         return cls(torch.from_numpy(ids), position, attends)
 
     @property
