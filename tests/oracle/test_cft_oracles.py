@@ -259,6 +259,32 @@ def test_gradients_reach_only_what_a_noisy_prediction_may_see(clean):
 # ------------------------------------------------------------------- packing and accumulation
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("alignment", ["same_position", "shifted"])
+def test_leaving_out_blocks_without_a_mask_changes_no_prediction(alignment):
+    """Row by row against the full layout, in which every copy stands whole."""
+    task = task_of("either", alignment)
+    vocab, net = tiny_stages.vocabulary(), tiny_stages.fresh(13).eval()
+    rows, micro = rows_and_micro(task, 3, list(range(6)))
+    packed_NV = supervised_logits(net, task, rows, micro)
+    left_out = 0
+    for b, row in enumerate(rows):
+        kept_T = row.kept(task.contract.block_size)
+        left_out += int((~kept_T).sum())
+        mine_N = micro.index_N // micro.batch.width == b
+        at_N = np.flatnonzero(kept_T)[(micro.index_N[mine_N] % micro.batch.width).numpy()]
+        full_NV = logits_at(
+            net,
+            torch.from_numpy(row.ids(vocab.mask_id))[None],
+            torch.from_numpy(at_N),
+            vocab.mask_id,
+            attends_B1TT=row.attends(task.contract.block_size)[None, None],
+            position_BT=row.positions()[None],
+        )
+        torch.testing.assert_close(packed_NV[mine_N], full_NV, atol=1e-5, rtol=1e-5)
+    assert left_out > 8
+
+
 def totals(net: Any, task: Any, micros: list[Any]) -> tuple[float, float, torch.Tensor]:
     """(sum of losses, sum of counts, gradient) over these micros."""
     net.zero_grad()
