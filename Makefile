@@ -45,7 +45,7 @@ test-clients: $(STAMP) .venv-clients/.stamp  ## unmodified public clients agains
 	@$(PYTHON) -m venv .venv-clients
 	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -r requirements-clients.txt
-	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	@$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
 	  > "$$(.venv-clients/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
 	@touch $@
 
@@ -67,8 +67,9 @@ beauty: $(STAMP)  ## the Beauty recipe: make beauty DATA=/folder/with/interactio
 bench: $(STAMP)  ## decoders timed on the demo's models
 	$(BIN)/diffgr2 speed demo --force
 
-readme: $(STAMP)  ## the README's tables from results/
+readme: $(STAMP)  ## the tables of README and docs/results.md from results/
 	$(BIN)/python -m diffgr2.evaluate.readme_table README.md results
+	$(BIN)/python -m diffgr2.evaluate.readme_table docs/results.md results
 
 clean:  ## caches and builds; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info

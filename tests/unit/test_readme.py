@@ -1,4 +1,4 @@
-"""The README says what results/ says."""
+"""README and docs/results.md say what results/ says."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ import pytest
 from diffgr2.evaluate.readme_table import OPEN, rewrite
 
 ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/results.md")
 
 
-def tables() -> list[str]:
-    return OPEN.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+def marks(page: str) -> list[tuple[str, str]]:
+    return OPEN.findall((ROOT / page).read_text(encoding="utf-8"))
 
 
 def test_both_recipes_have_a_place_in_the_readme() -> None:
-    assert tables() == ["demo", "beauty"]
+    assert marks("README.md") == [("results", "demo"), ("results", "beauty")]
 
 
-@pytest.mark.parametrize("name", ["demo", "beauty"])
-def test_readme_table_equals_the_committed_results(name: str) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    start, end = f"<!-- results:{name} -->\n", f"<!-- /results:{name} -->"
+def test_every_committed_result_with_a_table_is_shown() -> None:
+    shown = {name for page in PAGES for _, name in marks(page)}
+    assert {"beauty", "beauty_shuffle", "demo", "demo_seeds"} <= shown
+
+
+@pytest.mark.parametrize(
+    ("page", "kind", "name"), [(page, *mark) for page in PAGES for mark in marks(page)]
+)
+def test_a_table_equals_the_committed_results(page: str, kind: str, name: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    start, end = f"<!-- {kind}:{name} -->\n", f"<!-- /{kind}:{name} -->"
     table = text.split(start)[1].split(end)[0]
-    if not (ROOT / "results" / f"{name}.json").is_file():
-        assert "|" not in table, f"results/{name}.json is missing, so there can be no table"
-        return
     part = f"{start}{table}{end}\n"
     assert rewrite(part, ROOT / "results") == part, "run: make readme"
 

@@ -1,8 +1,8 @@
 """Rewrites the results tables of a README from committed reports.
 
 Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands what
-`results/NAME.json`
-says and nothing else; running it twice changes nothing. Not here: measuring.
+`results/NAME.json` says and nothing else (`speed:NAME`: its timing run); running it twice changes
+nothing. Not here: measuring.
 Run: `python -m diffgr2.evaluate.readme_table README.md results [--check]`.
 """
 
@@ -16,9 +16,16 @@ from typing import Any
 
 from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error
-from diffgr2.evaluate.tables import markdown_table, number, rows_of, seeds_table, span
+from diffgr2.evaluate.tables import (
+    markdown_table,
+    number,
+    rows_of,
+    seeds_table,
+    span,
+    timings_table,
+)
 
-OPEN = re.compile(r"^<!-- results:([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
+OPEN = re.compile(r"^<!-- (results|speed):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 METRICS = ("r@1", "r@3", "ndcg@3")
 
 
@@ -57,19 +64,32 @@ def several_seeds(summary: dict[str, Any]) -> str:
     return f"{seeds_table(summary['rows'])}\n\n{note}"
 
 
+def speed_table(report: dict[str, Any]) -> str:
+    """Every decoder and batch size of the timing run."""
+    note = f"{report['data']}: tokens per second without the prompt's prefill, median over rounds."
+    return f"{timings_table(report['speed'])}\n\n{note} Made by `{report['command']}`."
+
+
+def table_of(kind: str, report: dict[str, Any]) -> str:
+    """What stands between the marks of a kind."""
+    if kind == "speed":
+        return speed_table(report)
+    return several_seeds(report) if "seeds" in report else results_table(report)
+
+
 def rewrite(text: str, results: Path) -> str:
     """The text with every marked table made anew."""
-    for name in OPEN.findall(text):
-        start, end = f"<!-- results:{name} -->\n", f"<!-- /results:{name} -->"
+    for kind, name in OPEN.findall(text):
+        start, end = f"<!-- {kind}:{name} -->\n", f"<!-- /{kind}:{name} -->"
         if text.count(start) != 1:
-            raise DataError(f"results:{name}: the opening mark stands {text.count(start)} times")
+            raise DataError(f"{kind}:{name}: the opening mark stands {text.count(start)} times")
         before, rest = text.split(start)
         if rest.count(end) != 1 or OPEN.search(rest.split(end)[0]):
-            raise DataError(f"results:{name}: no single closing mark follows the opening one")
+            raise DataError(f"{kind}:{name}: no single closing mark follows the opening one")
         after = rest.split(end)[1]
         report = read_json(results / f"{name}.json")
         try:
-            table = several_seeds(report) if "seeds" in report else results_table(report)
+            table = table_of(kind, report)
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{results / name}.json: not a report ({error!r})") from None
         text = f"{before}{start}{table}\n{end}{after}"

@@ -229,6 +229,22 @@ def render_table(report: dict[str, Any], population: str = "hit") -> Table:
     return table
 
 
+def timings_table(speeds: Sequence[dict[str, Any]]) -> str:
+    """Every decoder and batch size; `generate` is the transformers library's own loop."""
+    head = ["decoder", "batch", "tokens/s", "lowest", "highest", "TPF", "speed-up over `ar`"]
+    body = [
+        [
+            entry["decoder"],
+            str(entry["batch"]),
+            *(f"{entry[key]:,.0f}" for key in ("tokens_per_s", "low", "high")),
+            number(entry["tpf"], 2),
+            f"{entry['speedup']:.2f}×",
+        ]
+        for entry in speeds
+    ]
+    return markdown_table(head, body)
+
+
 def over_seeds(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and sample deviation over reports of several seeds, for rows that all of them hold."""
     tables = [{(r["population"], r["name"]): r for r in rep["rows"]} for rep in reports]

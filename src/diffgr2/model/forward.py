@@ -2,10 +2,10 @@
 
 Contract: `LeanQwen3(module)` reads the weights of a stock `Qwen3ForCausalLM` (nothing is trained
 here) and computes the same logits as the module: to 1e-5 in fp32, and bit-identically on CPU for
-one causal forward at the default dimensions, which tests assert. The caller gives token ids,
-positions, cache slots and a mask of which slots each token sees, so one function serves prefill, AR
-steps, block denoising and verification. Not here: who sees whom (`layout`, `decode`), sampling,
-training.
+one causal forward of a few tokens at the default dimensions, which tests assert. The caller gives
+token ids, positions, cache slots and a mask of which slots each token sees, so one function serves
+prefill, AR steps, block denoising and verification. Not here: who sees whom (`layout`, `decode`),
+sampling, training.
 
 Why not the module itself: on small models most of its time per token is Python (five times more
 than this at batch 1), which would flatter every decoder that calls it less often.
@@ -24,6 +24,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffgr2.errors import CheckpointError
+
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+"""oneDNN's matrix product, which F.linear does not use in fp32: on CPUs twice as fast for wide
+forwards. It is no public operator, so its absence must cost speed only."""
+
+ONEDNN_ROWS = 16
+"""Below this many tokens a forward is bound by overhead, and oneDNN's is larger."""
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T by whatever is fastest here."""
+    wide = x.numel() >= ONEDNN_ROWS * x.shape[-1]
+    if wide and ONEDNN is not None and x.dtype == torch.float32 and x.device.type == "cpu":
+        return ONEDNN(x, weight, None, "none", [], "")
+    return F.linear(x, weight)
 
 
 @dataclass(frozen=True)
@@ -144,7 +159,7 @@ class LeanQwen3:
         sees (None = all of them).
         """
         hidden_BTD = self._hidden(ids_BT, position_BT, cache, slot, mask_BTC, seen)
-        return F.linear(hidden_BTD[:, logits_from:], self.head)
+        return linear(hidden_BTD[:, logits_from:], self.head)
 
     @torch.inference_mode()
     def fill(
@@ -182,7 +197,7 @@ class LeanQwen3:
         width = (x_BTD.shape[-1],)
         for number, layer in enumerate(self.layers):
             h_BTD = F.rms_norm(x_BTD, width, layer.attention_norm, self.eps)
-            qkv = F.linear(h_BTD, layer.qkv).view(rows, length, heads + 2 * groups, size)
+            qkv = linear(h_BTD, layer.qkv).view(rows, length, heads + 2 * groups, size)
             qkv = qkv.transpose(1, 2)
             q = F.rms_norm(qkv[:, :heads], (size,), layer.query_norm, self.eps)
             k = F.rms_norm(qkv[:, heads : heads + groups], (size,), layer.key_norm, self.eps)
@@ -197,10 +212,10 @@ class LeanQwen3:
                 values[row, :, slot] = qkv[:, heads + groups :].transpose(1, 2)
             mixed = self._attend(q, keys[:, :, :seen], values[:, :, :seen], mask)
             mixed_BTD = mixed.transpose(1, 2).reshape(rows, length, heads * size)
-            x_BTD = x_BTD + F.linear(mixed_BTD, layer.out)
+            x_BTD = x_BTD + linear(mixed_BTD, layer.out)
             h_BTD = F.rms_norm(x_BTD, width, layer.ffn_norm, self.eps)
-            gate, up = F.linear(h_BTD, layer.gate_up).chunk(2, -1)
-            x_BTD = x_BTD + F.linear(F.silu(gate) * up, layer.down)
+            gate, up = linear(h_BTD, layer.gate_up).chunk(2, -1)
+            x_BTD = x_BTD + linear(F.silu(gate) * up, layer.down)
         return F.rms_norm(x_BTD, width, self.norm, self.eps)
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

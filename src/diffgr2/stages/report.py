@@ -25,7 +25,7 @@ from diffgr2.errors import ArtifactError
 from diffgr2.evaluate.baselines import order_from_scores
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
 from diffgr2.evaluate.report import build_report, ranks_by_system
-from diffgr2.evaluate.tables import markdown_table, number, save_report
+from diffgr2.evaluate.tables import number, save_report, timings_table
 from diffgr2.evaluate.trec import write_qrels, write_run
 from diffgr2.pipeline import STANDS, Runner
 from diffgr2.stages.rows import ROWS
@@ -222,24 +222,8 @@ def notes(found: Collected, report: dict[str, Any]) -> str:
     )
     speeds = report.get("speed")
     if speeds:
-        lines += ["", "## Speed, decoders taking turns in one run", "", speed_table(speeds)]
+        lines += ["", "## Speed, decoders taking turns in one run", "", timings_table(speeds)]
     return "\n".join(lines) + "\n"
-
-
-def speed_table(speeds: list[dict[str, Any]]) -> str:
-    """Every decoder and batch size; `generate` is the transformers library's own loop."""
-    head = ["decoder", "batch", "tokens/s", "lowest", "highest", "TPF", "speed-up over `ar`"]
-    body = [
-        [
-            entry["decoder"],
-            str(entry["batch"]),
-            *(f"{entry[key]:,.0f}" for key in ("tokens_per_s", "low", "high")),
-            number(entry["tpf"], 2),
-            f"{entry['speedup']:.2f}×",
-        ]
-        for entry in speeds
-    ]
-    return markdown_table(head, body)
 
 
 def write_trec(runner: Runner, out: Path) -> list[Path]:
