@@ -10,8 +10,8 @@ place and says why). One actor per worker holds one model.
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
+import pyarrow as pa
 import ray
 
 from diffgr2.errors import Diffgr2Error
@@ -27,15 +27,14 @@ class RankRows:
         torch.set_num_threads(1)
         self.reranker = Reranker.from_pretrained(model)
 
-    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        count = len(rows["candidates"])
-        users = rows.get("user", [None] * count)
-        ranked: list[list[str]] = [[] for _ in range(count)]
-        valid, error, tasks = [False] * count, [""] * count, []
-        for number in range(count):
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        lists, histories = rows["candidates"].to_pylist(), rows["history"].to_pylist()
+        users = rows["user"].to_pylist() if "user" in rows.column_names else [None] * len(lists)
+        ranked: list[list[str]] = [[] for _ in lists]
+        valid, error, tasks = [False] * len(lists), [""] * len(lists), []
+        for number, candidates in enumerate(lists):
             try:
-                history, candidates = list(rows["history"][number]), rows["candidates"][number]
-                task = self.reranker.prepare(history, list(candidates), user=users[number])
+                task = self.reranker.prepare(histories[number], candidates, user=users[number])
                 tasks.append((number, task))
             except Diffgr2Error as problem:
                 error[number] = str(problem)
@@ -43,13 +42,19 @@ class RankRows:
         for number, task in tasks:
             result = task.result()
             ranked[number], valid[number] = list(result.items), result.valid
-        return {**rows, "ranked": ranked, "valid": valid, "error": error}
+        # Arrow arrays with their types named: lists that are empty or all of one length would
+        # otherwise be guessed to be something else.
+        return (
+            rows.append_column("ranked", pa.array(ranked, pa.list_(pa.string())))
+            .append_column("valid", pa.array(valid, pa.bool_()))
+            .append_column("error", pa.array(error, pa.string()))
+        )
 
 
 def rank_file(model: str, source: str, output: str, *, workers: int, batch: int = 64) -> None:
     """Read, rank on `workers` actors, write."""
     pool = ray.data.ActorPoolStrategy(size=workers)
-    options = {"batch_size": batch, "batch_format": "numpy", "num_cpus": 1, "compute": pool}
+    options = {"batch_size": batch, "batch_format": "pyarrow", "num_cpus": 1, "compute": pool}
     rows = ray.data.read_parquet(source)
     rows = rows.map_batches(RankRows, fn_constructor_args=(model,), **options)
     rows.write_parquet(output)

@@ -26,6 +26,10 @@ def main() -> int:
                 **os.environ,
                 "DIFFGR2_CLIENTS_URL": server.url,
                 "DIFFGR2_CLIENTS_BUNDLE": str(bundle),
+                # Some of the libraries call home when they are imported or used.
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                "HAYSTACK_TELEMETRY_ENABLED": "False",
+                "HF_HUB_OFFLINE": "1",
             }
             return subprocess.run(sys.argv[1:], env=env, check=False).returncode
 

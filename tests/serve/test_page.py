@@ -135,3 +135,26 @@ def test_a_pasted_history_and_what_cannot_be_read(live: Live, browser) -> None:
     page.wait_for_selector("#say.bad")
     assert "none of its words is known" in page.inner_text("#say")
     page.close()
+
+
+def test_the_api_page_sends_its_examples(live: Live, browser) -> None:
+    page = browser.new_page(viewport={"width": 375, "height": 740})
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    outside = []
+    page.on("request", lambda r: outside.append(r.url) if not r.url.startswith(live.url) else None)
+    page.goto(f"{live.url}/docs")
+    box = page.locator(".try").first
+    assert live.url in box.locator("details pre").text_content()
+    box.locator("button").click()
+    box.locator(".status.good").wait_for(timeout=60_000)
+    assert '"results"' in box.locator(".answer").inner_text()
+    shot(page, "docs")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert not problems
+    box.locator("textarea").fill("{")
+    box.locator("button").click()
+    box.locator(".status.bad").wait_for(timeout=60_000)
+    assert not outside
+    page.close()

@@ -178,6 +178,12 @@ def test_bounds_on_connections_are_kept(reranker: Reranker) -> None:
         assert b'"type": "headers_too_large"' in answer
         assert talk(server.port, b"POST /rer") == b""  # headers that never come
         assert talk(server.port) == b""  # nor anything at all
+        begun = time.monotonic()  # nor those of a second request on the same connection
+        alive = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+        assert talk(server.port, alive, b"POST /rer", pause=0.2).count(b"HTTP/1.1 ") == 1
+        unread = alive.replace(b"\r\n\r\n", b"\r\nContent-Length: 9000\r\n\r\n")
+        assert talk(server.port, unread, *[b" "] * 3, pause=0.2).count(b"HTTP/1.1 ") == 1
+        assert time.monotonic() - begun < 20
         started = talk(server.port, base[:-5])  # a body that never comes
         assert started.startswith(b"HTTP/1.1 408")
         assert talk(server.port, b"hello\r\n\r\n").startswith(b"HTTP/1.1 400")

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 
 from diffgr2 import __version__
 from diffgr2.reranker import Reranker
-from diffgr2.serve import page
+from diffgr2.serve import docs, page
 from diffgr2.serve.door import Door
 from diffgr2.serve.limits import Keys, Limits
 from diffgr2.serve.openapi import describe
@@ -182,14 +182,16 @@ def make_app(
         state.draining = True
         await asyncio.to_thread(state.engine.stop)
 
+    # The framework's own viewers load their scripts from a public host; `docs` is ours.
     app = FastAPI(
-        title="diffgr2", version=__version__, lifespan=lifespan, redoc_url=None, debug=False
+        title="diffgr2", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.shared = state
     for path in RANK_PATHS:
         app.post(path, summary="Rank documents for a shopper", name=path)(rank)
     add_health(app, state)
     page.add(app, state.reranker)
+    docs.add(app)
     add_errors(app)
     describe(app, reranker)
     app.add_middleware(Door, keys=keys or Keys([]), limits=limits, metrics=state.metrics)  # type: ignore[arg-type]

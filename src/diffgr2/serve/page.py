@@ -28,6 +28,7 @@ POLICY = (
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
 
 
 def item_card(reranker: Reranker, item: int) -> dict[str, Any]:
@@ -86,9 +87,8 @@ def add(app: FastAPI, reranker: Reranker) -> None:
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
         # Read at each request: a page that is being worked on shows without a restart.
-        headers = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
         text = await asyncio.to_thread(STATIC.read_text, encoding="utf-8")
-        return Response(text, media_type="text/html; charset=utf-8", headers=headers)
+        return Response(text, media_type="text/html; charset=utf-8", headers=HEADERS)
 
     @app.get("/page/shoppers", include_in_schema=False)
     async def some_shoppers() -> dict[str, Any]:

@@ -40,7 +40,7 @@ def protocol_with(limits: Limits) -> type[H11Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.cycle is not None and self._late is not None:
+            if self._late is not None and self._busy():
                 self._late.cancel()  # headers are there; a request has limits of its own
                 self._late = None
 
@@ -54,13 +54,16 @@ def protocol_with(limits: Limits) -> type[H11Protocol]:
                 self._late.cancel()
             super().connection_lost(exc)
 
+        def _busy(self) -> bool:
+            # A connection that is kept alive still holds the cycle of the request before.
+            return self.cycle is not None and not self.cycle.response_complete
+
         def _wait(self) -> None:
             self._late = self.loop.call_later(limits.header_s, self._give_up)
 
         def _give_up(self) -> None:
             self._late = None
-            busy = self.cycle is not None and not self.cycle.response_complete
-            if not busy and not self.transport.is_closing():
+            if not self._busy() and not self.transport.is_closing():
                 self.transport.close()
 
         def send_400_response(self, msg: str) -> None:
@@ -87,15 +90,22 @@ class Server(uvicorn.Server):
         self._ours = app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        loop: asyncio.AbstractEventLoop | None = getattr(self, "_loop", None)
         if self._ours.state.shared.draining:
             self.force_exit = True
+            if loop is not None:
+                loop.call_soon_threadsafe(self._abort)
             return
         self._ours.state.shared.draining = True
-        loop = getattr(self, "_loop", None)
         if loop is None:
             self.should_exit = True
         else:
             loop.call_soon_threadsafe(loop.call_later, GRACE_S, self._exit)
+
+    def _abort(self) -> None:
+        """Cut every connection: from Python 3.12 on, a server is not closed before they are."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def _exit(self) -> None:
         self.should_exit = True
