@@ -257,3 +257,32 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert say(capsys, "--version") == (0, f"diffgr2 {__version__}\n", "")
+
+
+def seed_report(folder: Path, seed: int, first: float, recipe: str = "demo") -> Path:
+    """A run's directory with a report of one row."""
+    metrics = {"r@1": first, "r@3": 0.5, "ndcg@3": 0.5, "ndcg@10": 0.5}
+    row = {"name": "ar", "population": "hit", "metrics": metrics, "raw_valid": 1.0}
+    head = {"recipe": recipe, "data": "shop", "tie_order": "none", "seed": seed}
+    report = {**head, "commit": "c", "command": f"diffgr2 run demo {seed}", "rows": [row]}
+    (folder / "report").mkdir(parents=True)
+    write_json(folder / "report" / "report.json", report)
+    return folder
+
+
+def test_seeds_are_summarised(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    runs = [seed_report(tmp_path / str(n), n, first) for n, first in ((0, 0.25), (1, 0.75))]
+    saved, plot = tmp_path / "seeds.json", tmp_path / "seeds.png"
+    code, out, _ = say(capsys, "seeds", *map(str, runs), "--save", str(saved), "--plot", str(plot))
+    assert code == 0
+    assert "| ar | 2 | .5000 ± .3536 |" in out
+    assert json.loads(saved.read_text())["seeds"] == [0, 1]
+    assert plot.stat().st_size > 1000
+    other = seed_report(tmp_path / "other", 2, 0.5, recipe="beauty")
+    code, _, said = say(capsys, "seeds", str(runs[0]), str(other))
+    assert (code, said) == (2, f"error: {other}: recipe is 'beauty', not 'demo'\n")
+    code, _, said = say(capsys, "seeds", str(runs[0]), str(runs[0]))
+    assert (code, said) == (2, "error: seeds: one stands twice (seeds of these runs: [0, 0])\n")
+    code, _, said = say(capsys, "seeds", str(tmp_path / "gone"))
+    assert code == 3
+    assert "file is missing" in said
