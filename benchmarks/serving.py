@@ -26,6 +26,8 @@ from typing import Any
 import httpx
 import numpy as np
 
+from diffgr2.stages.report import commit
+
 DECODERS = ("ar", "block", "verify")
 CLIENTS = (1, 8, 32)
 
@@ -159,6 +161,8 @@ def main() -> None:
                 rows.append(asyncio.run(closed_loop(url, asked, decoder, clients, count)))
                 print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     report: dict[str, Any] = {
+        "command": "python benchmarks/serving.py runs/demo/bundle",
+        "commit": commit(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),

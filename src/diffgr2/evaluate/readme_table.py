@@ -1,8 +1,8 @@
 """Rewrites the results tables of a README from committed reports.
 
 Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands what
-`results/NAME.json` says and nothing else (`speed:NAME`: its timing run); running it twice changes
-nothing. Not here: measuring.
+`results/NAME.json` says and nothing else (`speed:NAME`: its timing run; `serving:NAME`: a serving
+benchmark); running it twice changes nothing. Not here: measuring.
 Run: `python -m diffgr2.evaluate.readme_table README.md results [--check]`.
 """
 
@@ -25,7 +25,7 @@ from diffgr2.evaluate.tables import (
     timings_table,
 )
 
-OPEN = re.compile(r"^<!-- (results|speed):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
+OPEN = re.compile(r"^<!-- (results|serving|speed):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 METRICS = ("r@1", "r@3", "ndcg@3")
 
 
@@ -70,10 +70,31 @@ def speed_table(report: dict[str, Any]) -> str:
     return f"{timings_table(report['speed'])}\n\n{note} Made by `{report['command']}`."
 
 
+def serving_table(report: dict[str, Any]) -> str:
+    """Latency and throughput by decoder and number of clients."""
+    head = ["decoder", "clients", "p50 ms", "p99 ms", "requests/s", "TPF"]
+    body = [
+        [
+            row["decoder"],
+            str(row["clients"]),
+            *(f"{row[key]:.1f}" for key in ("p50_ms", "p99_ms", "requests_per_s")),
+            number(row["tokens_per_forward"], 1),
+        ]
+        for row in report["rows"]
+    ]
+    late = report["overload"]
+    note = (
+        f"{report['cores']} cores. Overload: {late['sent']:,} sent = {late['answered']:,} answered "
+        f"+ {late['rejected']:,} rejected, p99 of a rejection {late['rejection_p99_ms']} ms. "
+        f"Made by `{report['command']}`."
+    )
+    return f"{markdown_table(head, body)}\n\n{note}"
+
+
 def table_of(kind: str, report: dict[str, Any]) -> str:
     """What stands between the marks of a kind."""
-    if kind == "speed":
-        return speed_table(report)
+    if kind in ("serving", "speed"):
+        return {"serving": serving_table, "speed": speed_table}[kind](report)
     return several_seeds(report) if "seeds" in report else results_table(report)
 
 
