@@ -39,7 +39,8 @@ def kind_of(schema: dict[str, Any], parts: dict[str, Any]) -> str:
         return f"list of {kind_of(schema.get('items', {}), parts)}"
     if "properties" in schema:
         return f"{{{', '.join(schema['properties'])}}}"
-    return KINDS.get(schema.get("type", ""), schema.get("type", "anything"))
+    kind = str(schema.get("type", "anything"))
+    return KINDS.get(kind, kind)
 
 
 def rows(cells: list[tuple[str, str]], heads: tuple[str, str]) -> str:
