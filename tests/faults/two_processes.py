@@ -83,7 +83,7 @@ def main() -> None:
         digest = {name: float(tensor.double().norm()) for name, tensor in weights.items()}
         (folder / "two.json").write_text(json.dumps({"norms": digest, "odd": len(odd)}))
     assert battery.weights_digest(toy.ToyModel())
-    dist.stop()
+    dist.leave()
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def main() -> None:
     dist.start()
     for name in CASES:
         train(name, folder)
-    dist.stop()
+    dist.leave()
 
 
 if __name__ == "__main__":

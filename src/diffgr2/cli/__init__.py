@@ -8,6 +8,7 @@ shows the traceback instead. torch is imported by the verbs that need it, so `--
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -74,7 +75,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command line and exit."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
-    sys.exit(run([text for text in given if text != "--debug"], debug=debug))
+    code = run([text for text in given if text != "--debug"], debug=debug)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from diffgr2.train import dist
+
+        dist.leave(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str], *, debug: bool = False) -> int:

@@ -93,8 +93,10 @@ def serving_table(report: dict[str, Any]) -> str:
 
 def table_of(kind: str, report: dict[str, Any]) -> str:
     """What stands between the marks of a kind."""
-    if kind in ("serving", "speed"):
-        return {"serving": serving_table, "speed": speed_table}[kind](report)
+    if kind == "serving":
+        return serving_table(report)
+    if kind == "speed":
+        return speed_table(report)
     return several_seeds(report) if "seeds" in report else results_table(report)
 
 

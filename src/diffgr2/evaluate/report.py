@@ -219,13 +219,8 @@ def _against_ar(population: Population, row: Row, mask_L: np.ndarray) -> dict[st
     if "tokens_per_s" in own and "tokens_per_s" in base and own.get("batch") == base.get("batch"):
         result["speedup"] = own["tokens_per_s"] / base["tokens_per_s"]
     if row.name != "ar":
-        common, at, at_ar = np.intersect1d(
-            row.outputs.rows, ar.outputs.rows, assume_unique=True, return_indices=True
-        )
-        keep = mask_L[common]
-        if keep.any():
-            same_l = (row.outputs.order_LK[at] == ar.outputs.order_LK[at_ar]).all(1)
-            result["same_as_ar"] = float(same_l[keep].mean())
+        orders = (row.outputs.order_LK, ar.outputs.order_LK)
+        result |= _agreement("same_as_ar", row.outputs, ar.outputs, orders, mask_L)
     return result
 
 
@@ -234,14 +229,26 @@ def _same_text(population: Population, row: Row, mask_L: np.ndarray) -> dict[str
     greedy = population.rows.get("student_ar")
     if row.name != "verify" or greedy is None or row.outputs is None or greedy.outputs is None:
         return {}
-    mine_L, theirs_L = row.outputs.text_L, greedy.outputs.text_L
-    if mine_L is None or theirs_L is None:
+    mine_L, greedy_L = row.outputs.text_L, greedy.outputs.text_L
+    if mine_L is None or greedy_L is None:
         return {}
-    common, at, at_greedy = np.intersect1d(
-        row.outputs.rows, greedy.outputs.rows, assume_unique=True, return_indices=True
+    texts = (mine_L[:, None], greedy_L[:, None])
+    return _agreement("same_text", row.outputs, greedy.outputs, texts, mask_L)
+
+
+def _agreement(
+    name: str,
+    mine: SystemOutputs,
+    theirs: SystemOutputs,
+    answers: tuple[np.ndarray, np.ndarray],
+    mask_L: np.ndarray,
+) -> dict[str, float]:
+    """The share of lists of this population, decoded by both, on which the answers are equal."""
+    common, at, at_theirs = np.intersect1d(
+        mine.rows, theirs.rows, assume_unique=True, return_indices=True
     )
-    same_l = (mine_L[at] == theirs_L[at_greedy])[mask_L[common]]
-    return {"same_text": float(same_l.mean())} if len(same_l) else {}
+    same_l = (answers[0][at] == answers[1][at_theirs]).all(1)[mask_L[common]]
+    return {name: float(same_l.mean())} if len(same_l) else {}
 
 
 def _steps(population: Population, steps: Sequence[tuple[str, str]]) -> dict[str, list[dict]]:

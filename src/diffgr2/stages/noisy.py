@@ -40,12 +40,9 @@ class NoisyRow:
         """Which tokens [T] of the full layout (`model.layout`) stand in the row."""
         prompt, length = len(self.prompt), len(self.response_R)
         block_R = response_blocks(prompt, length, block_size, self.shift)
-        block_R = block_R - block_R[0]
-        copies = len(self.masked_CR)
-        masks_Cb = np.zeros((copies, block_R[-1] + 1), dtype=np.int64)
-        for copy in range(copies):
-            np.add.at(masks_Cb[copy], block_R, self.masked_CR[copy])
-        noisy_CR = (masks_Cb > 0)[:, block_R]
+        start_b = np.flatnonzero(np.diff(block_R, prepend=-1))
+        used_Cb = np.logical_or.reduceat(self.masked_CR, start_b, axis=1)
+        noisy_CR = np.repeat(used_Cb, np.diff(start_b, append=length), axis=1)
         return np.concatenate([np.ones(prompt + length, dtype=bool), noisy_CR.ravel()])
 
     def ids(self, mask_id: int) -> np.ndarray:

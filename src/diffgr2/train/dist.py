@@ -13,11 +13,12 @@ from __future__ import annotations
 import copy
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
@@ -64,6 +65,18 @@ def stop() -> None:
     if td.is_available() and td.is_initialized():
         td.barrier()
         td.destroy_process_group()
+
+
+def leave(code: int = 0) -> NoReturn:
+    """End a process that was launched as one of several.
+
+    gloo's threads outlive the group for as long as a sharded model is referenced. One that asks for
+    the interpreter while it shuts down aborts the process, so a rank leaves without that part.
+    """
+    stop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
