@@ -301,7 +301,9 @@ class CftConfig(TrainConfig):
     answer_weight: Annotated[float, Field(gt=0.0)] = 1.0
     ar_weight: Annotated[float, Field(ge=0.0)] = 0.5  # AR loss on the clean half
     fully_masked: Share = 0.3  # share of blocks masked entirely
-    complementary: bool = True  # each row twice, masks m and 1-m
+    draws: Positive = 1  # noise draws per row, which share its clean half
+    complementary: bool = True  # each draw twice, masks m and 1-m
+    causal_share: Share = 0.5  # share of rows with causal clean attention, if the contract has both
     random_origin: bool = True  # block boundaries drawn per row
     loss_scale: Literal["uniform", "inverse_t"] = "uniform"
     sharpen: Annotated[float, Field(ge=0.0)] = 0.0  # entropy term on correct predictions
@@ -342,7 +344,7 @@ class DecodeConfig(Section):
     entropy_bound: Rate = 0.3
     rule: Literal["raw", "permutation"] = "permutation"
     clean_kv: Literal["causal", "block_causal"] = "causal"
-    canvas: Positive = 32  # verify: draft length
+    canvas: Positive = 32  # verify: positions looked ahead
     temperature: Annotated[float, Field(ge=0.0)] = 0.0  # 0 = greedy
     max_tokens: Positive = 192
     repair: Literal["repair", "floor"] = "repair"

@@ -100,6 +100,31 @@ def test_a_complementary_pair_supervises_every_token_exactly_once(clean, alignme
     assert attentions == {"causal": {True}, "block_causal": {False}}.get(clean, {True, False})
 
 
+def test_each_draw_is_a_pair_of_its_own_over_the_same_clean_half():
+    task = task_of("either", draws=3)
+    differ = 0
+    for step in range(1, 5):
+        rows, micro = rows_and_micro(task, step, list(range(6)))
+        for b, row in enumerate(rows):
+            assert len(row.masked_CR) == 6
+            assert (row.masked_CR[0::2] ^ row.masked_CR[1::2]).all()
+            differ += int((row.masked_CR[0] != row.masked_CR[2]).any())
+            found = [at for at_b, half, _, at in meant(task, rows, micro) if (at_b, half) == (b, 0)]
+            assert sorted(found) == sorted([*range(len(row.response_R))] * 3)
+    assert differ
+
+
+@pytest.mark.parametrize("share", [0.0, 0.8, 1.0])
+def test_the_asked_share_of_rows_is_attended_causally(share):
+    task = task_of("either", causal_share=share)
+    drawn = [
+        task.row(n, generator(task.seed, task.name, step, n))[0].clean_causal
+        for step in range(60)
+        for n in range(6)
+    ]
+    assert np.mean(drawn) == pytest.approx(share, abs=0.08)
+
+
 def test_without_the_pair_only_masked_tokens_are_supervised():
     task = task_of("block_causal", complementary=False)
     rows, micro = rows_and_micro(task, 1, list(range(6)))

@@ -28,6 +28,16 @@ class BlockContract(BaseModel):
     clean_attention: Literal["either", "causal", "block_causal"] = "either"
     origin: Literal["document", "response"] = "document"
 
+    def decoding(self, clean_kv: str = "causal") -> dict[str, Any]:
+        """The decode settings that training fixed; `clean_kv` is a choice if it drew both."""
+        both = self.clean_attention == "either"
+        return {
+            "block_size": self.block_size,
+            "alignment": self.alignment,
+            "origin": self.origin,
+            "clean_kv": clean_kv if both else self.clean_attention,
+        }
+
 
 def read_contract(config: dict[str, Any], vocab_size: int, source: str) -> BlockContract:
     """The validated section of a config.json's values."""

@@ -3,8 +3,9 @@
 Contract: one checkpoint, three decoders. Each row is `[prompt | x0 | xt (| xt')]`; noisy copies are
 trained at masked positions only, the clean half keeps its AR head by an AR loss wherever it is
 attended causally (block-causal rows would see the answer). Clean attention, block boundaries and
-noise are drawn per row; with a complementary pair every token is supervised once. Not here: the
-outputs themselves (`distill`), the layout (`noisy`, `model.layout`).
+noise are drawn per row; with a complementary pair every token is supervised once per draw. Several
+draws share one clean half, which is most of a row's cost. Not here: the outputs themselves
+(`distill`), the layout (`noisy`, `model.layout`).
 """
 
 from __future__ import annotations
@@ -89,16 +90,16 @@ class CftTask:
         kind_R = np.ones(len(full_R), dtype=np.int64)
         kind_R[: len(response)] = self.outputs.kinds(self.corpus, n)
         block_R = response_blocks(len(prompt), len(full_R), size, shift)
-        masked_R, level_R = noise_mask(block_R, config.fully_masked, rng)
-        masks, levels = [masked_R], [level_R]
-        if config.complementary:
-            other = complement(masked_R, level_R)
-            masks.append(other[0])
-            levels.append(other[1])
+        masks, levels = [], []
+        for _ in range(config.draws):
+            drawn = noise_mask(block_R, config.fully_masked, rng)
+            for masked_R, level_R in [drawn, complement(*drawn)][: 1 + config.complementary]:
+                masks.append(masked_R)
+                levels.append(level_R)
         causal = {
             "causal": True,
             "block_causal": False,
-            "either": bool(rng.random() < 0.5),
+            "either": bool(rng.random() < config.causal_share),
         }[contract.clean_attention]
         row = NoisyRow(prompt, full_R, np.stack(masks), shift, causal)
         return row, np.stack(levels), kind_R

@@ -192,11 +192,8 @@ def block_settings(
     return settings_for(
         corpus,
         decoder="block",
-        block_size=contract.block_size,
-        alignment=contract.alignment,
-        origin=contract.origin,
         threshold=config.threshold,
         rule=config.rule,
         temperature=config.temperature,
-        clean_kv="block_causal" if contract.clean_attention == "block_causal" else "causal",
+        **contract.decoding(),
     )

@@ -71,14 +71,6 @@ def settings_of(corpus: Corpus, directory: Path, how: str, **overrides: Any) -> 
     contract = contract_of(directory)
     if contract is None:
         raise CheckpointError(f"{directory}: not a converted checkpoint, cannot decode as {how}")
-    shared: dict[str, Any] = {
-        "block_size": contract.block_size,
-        "alignment": contract.alignment,
-        "origin": contract.origin,
-        "clean_kv": config.clean_kv,
-    }
-    if contract.clean_attention != "either":
-        shared["clean_kv"] = contract.clean_attention
     if how == "verify":
         mine: dict[str, Any] = {"decoder": "verify", "canvas": config.canvas}
     elif how == "raw":
@@ -92,4 +84,4 @@ def settings_of(corpus: Corpus, directory: Path, how: str, **overrides: Any) -> 
             "entropy_bound": config.entropy_bound,
             "rule": config.rule,
         }
-    return settings_for(corpus, **{**shared, **mine, **overrides})
+    return settings_for(corpus, **{**contract.decoding(config.clean_kv), **mine, **overrides})
