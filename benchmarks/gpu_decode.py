@@ -7,8 +7,8 @@ step, with no word to the host in between):
     ar      forwards of one token
     block   forwards of a canvas of 32; each commits its `tpf` surest positions; the forward that
             opens a block also brings the finished block before it into the cache (64 positions)
-    verify  a draft (the last token and a canvas of 32), then a causal check of the last token and
-            the 31 drafted ones; each pair commits 2 * tpf tokens
+    verify  forwards of the last token and a canvas of 32, drafted (checked causally) but for its
+            last `tpf` positions, which are masks and draft on; each commits `tpf` tokens
 
 How many tokens a forward commits is given (`--tpf`), not earned: random weights say nothing, and
 `verify` commits that many whether the check agrees or not. Prefill is not timed. Rows of a batch
@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from diffgr2.model.forward import KVCache, LeanQwen3
+from diffgr2.model.forward import KVCache, LeanQwen3, Weight
 from diffgr2.model.layout import causal_mask
 
 WIDTH = 32  # positions of a canvas, and of a block
@@ -97,11 +97,12 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype, positions: int
 def streamed_bytes(lean: LeanQwen3) -> int:
     """Bytes of weights that one forward reads; of the embedding table only single rows are."""
     parts = [lean.norm, lean.head, *(t for layer in lean.layers for t in vars(layer).values())]
-    return sum(t.numel() * t.element_size() for t in parts)
+    plain = [part.plain if isinstance(part, Weight) else part for part in parts]
+    return sum(t.numel() * t.element_size() for t in plain)
 
 
 def parameter_count(lean: LeanQwen3) -> int:
-    return streamed_bytes(lean) // lean.head.element_size() + lean.embedding.numel()
+    return streamed_bytes(lean) // lean.embedding.element_size() + lean.embedding.numel()
 
 
 # ------------------------------------------------------------------------------------- decoding
@@ -167,24 +168,16 @@ class Decoding:
         self._commit(self._forward(window_T, hi_T, WIDTH), canvas_T, tpf)
 
     @torch.inference_mode()
-    def draft(self) -> None:
-        """Commit the AR head's token; draft what follows it in the canvas."""
+    def verify(self, tpf: int, drafted: int) -> None:
+        """Commit `tpf` of the AR head's tokens; what is predicted behind them is the next draft."""
         window_T = self.at + self.slot_C[: WIDTH + 1]
-        hi_T = torch.cat([window_T[:1] + 1, window_T[-1:].expand(WIDTH) + 1])
+        masks = WIDTH - drafted
+        hi_T = torch.cat([window_T[: 1 + drafted] + 1, window_T[-1:].expand(masks) + 1])
         choice_BT = self._forward(window_T, hi_T, 0).argmax(-1)
-        # Row 0 predicts the next position; mask i, at row i, its own: row 1 is not needed.
-        chosen_BT = torch.cat([choice_BT[:, :1], choice_BT[:, 2:]], 1)
+        # Clean tokens predict the next position, masks their own: the first mask's row is too much.
+        chosen_BT = torch.cat([choice_BT[:, : drafted + 1], choice_BT[:, drafted + 2 :]], 1)
         self.tokens_BC.index_copy_(1, window_T[1:], chosen_BT)
-        self.at.add_(1)
-
-    @torch.inference_mode()
-    def check(self, accepted: int) -> None:
-        """Commit `accepted` of the AR head's tokens; what was drafted behind them is dropped."""
-        window_T = self.at + self.slot_C[:WIDTH]
-        choice_BT = self._forward(window_T, window_T + 1, 0).argmax(-1)
-        choice_BT[:, accepted:] = self.mask_id
-        self.tokens_BC.index_copy_(1, window_T + 1, choice_BT)
-        self.at.add_(accepted)
+        self.at.add_(tpf)
 
     def _forward(self, position_T: Tensor, hi_T: Tensor, logits_from: int) -> Tensor:
         """Logits of window tokens; token t sees slots below `hi[t]`."""
@@ -220,7 +213,8 @@ def plan(decoding: Decoding, decoder: str, tpf: int, tokens: int) -> tuple[list[
         steps = [lambda: decoding.denoise(tpf), lambda: decoding.next_block(tpf)]
         more = [0] * (WIDTH // tpf - 1)
         return steps, [0, *more, *([1, *more] * (tokens // WIDTH - 1))]
-    return [decoding.draft, lambda: decoding.check(2 * tpf - 1)], [0, 1] * (tokens // (2 * tpf))
+    steps = [lambda: decoding.verify(tpf, 0), lambda: decoding.verify(tpf, WIDTH - tpf)]
+    return steps, [0, *[1] * (tokens // tpf - 1)]
 
 
 def captured(step: Step, reset: Step) -> Step:

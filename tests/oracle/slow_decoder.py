@@ -285,24 +285,21 @@ def verify(model: SlowModel, prompt, settings) -> Slow:
     draft: list[int] = []
     while not out.finished and room():
         known = prompt + out.tokens
-        causal = [t + 1 for t in range(len(known))]
-        if not draft:
-            width = min(settings.canvas, room())
-            end = len(known) + width
-            logp_TV = model.logp(known + [settings.mask_id] * width, causal + [end] * width)
-            commit(logp_TV[len(known) - 1])
-            # The masks stand at the positions known, known + 1, ...; the first is committed now.
-            back = 1 if settings.alignment == "shifted" else 0
-            draft = [int(logp_TV[at - back].argmax()) for at in range(len(known) + 1, end)]
-        else:
-            ids = known + draft
-            logp_TV = model.logp(ids, [t + 1 for t in range(len(ids))])
-            predictions = [int(x.argmax()) for x in logp_TV[len(known) - 1 :]]
-            for i in range(len(draft) + 1):
-                token = commit(logp_TV[len(known) - 1 + i])
-                if out.finished or not room() or i == len(draft) or token != draft[i]:
-                    break
-            draft = predictions[i + 1 :]
-        draft = draft[: room()]
+        end = len(known) + min(settings.canvas, room())
+        ids = known + draft
+        masks = end - len(ids)
+        causal = [t + 1 for t in range(len(ids))]
+        logp_TV = model.logp(ids + [settings.mask_id] * masks, causal + [end] * masks)
+        # Who predicts which position: clean tokens the next, masks their own (or the next).
+        ahead = {t + 1: logp_TV[t] for t in range(len(known) - 1, len(ids))}
+        for t in range(len(ids), end):
+            at = t + 1 if settings.alignment == "shifted" else t
+            if at < end:
+                ahead.setdefault(at, logp_TV[t])
+        for token in [*draft, None]:
+            if commit(ahead[len(prompt + out.tokens)]) != token or out.finished or not room():
+                break
+        start = len(prompt + out.tokens)
+        draft = [int(ahead[at].argmax()) for at in range(start, end)][: room()]
         out.nfe += 1
     return out

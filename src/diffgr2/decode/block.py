@@ -206,18 +206,22 @@ class BlockRow:
     ) -> None:
         """Let masked answer positions choose among the remaining candidates only (in place)."""
         may_KC = allowed_choices(state)
+        alike: dict[tuple[bytes, int], list[tuple[int, int]]] = {}
         for t, j, n in self._slots(state):
-            if not masked_T[t]:
-                continue
-            allowed = allowed_tokens(state, may_KC, j, n)
+            if masked_T[t]:
+                alike.setdefault((may_KC[j].tobytes(), n), []).append((t, j))
+        for (_, n), slots in alike.items():  # one draw for all that may become the same
+            allowed = allowed_tokens(state, may_KC, slots[0][1], n)
             if not len(allowed):  # a stranger got there before the rule: no candidate fits
                 continue
-            raw_A = logp_TV[t, torch.from_numpy(allowed).to(logp_TV.device)]
-            hot_1A = tempered(among(raw_A)[None], self.settings.temperature)
+            at_S = [t for t, _ in slots]
+            raw_SA = logp_TV[at_S][:, torch.from_numpy(allowed).to(logp_TV.device)]
+            hot_SA = tempered(among(raw_SA), self.settings.temperature)
             sampled = self.settings.temperature > 0.0
-            pick = int(draw(hot_1A, self.rng.random(1) if sampled else None))
-            token_T[t], logp_T[t] = int(allowed[pick]), float(hot_1A[0, pick])
-            confidence_T[t] = float(raw_A[pick].exp())
+            pick_S1 = draw(hot_SA, self.rng.random(len(at_S)) if sampled else None)[:, None]
+            token_T[at_S] = allowed[pick_S1[:, 0].cpu().numpy()]
+            logp_T[at_S] = hot_SA.gather(1, pick_S1)[:, 0].cpu().numpy()
+            confidence_T[at_S] = raw_SA.gather(1, pick_S1)[:, 0].exp().cpu().numpy()
 
     def _settle(
         self,

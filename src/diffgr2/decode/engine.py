@@ -71,7 +71,7 @@ class Batch:
         cache = KVCache(self.model, len(rows), slots)
         if max(row.prefill for row in rows) > 0:
             windows = [Window(r.prompt[: r.prefill], 0, r.prefill_hi(), 0) for r in rows]
-            self.model.fill(*_inputs(windows, cache, self.model.device))
+            self.model.fill(*_inputs(windows, cache, self.model))
         if self._cache is None or not self.rows:
             self._cache = cache
         else:
@@ -86,9 +86,7 @@ class Batch:
         assert self._cache is not None
         windows = [row.plan() for row in self.rows]
         skipped = min(window.logits_from for window in windows)
-        logits_BTV = self.model(
-            *_inputs(windows, self._cache, self.model.device), logits_from=skipped
-        )
+        logits_BTV = self.model(*_inputs(windows, self._cache, self.model), logits_from=skipped)
         views = _views(logits_BTV, windows, skipped, self.rows[0].settings.mask_id)
         for row, view in zip(self.rows, views, strict=True):
             row.update(view)
@@ -109,18 +107,19 @@ class Batch:
 
 
 def _inputs(
-    windows: list[Window], cache: KVCache, device: torch.device
+    windows: list[Window], cache: KVCache, model: LeanQwen3
 ) -> tuple[Tensor, Tensor, KVCache, int | Tensor, Tensor | None, int]:
     """Arguments of one forward; a single row takes no padding (the latency path)."""
+    device = model.device
     if len(windows) == 1:
         window = windows[0]
         start, length, seen = window.start, len(window.ids), max(window.hi)
         mask_BTC = None
         if min(window.hi) != seen:
             hi_T = torch.tensor(window.hi, device=device)
-            mask_BTC = (torch.arange(seen, device=device) < hi_T[:, None])[None]
+            mask_BTC = (model.positions[:seen] < hi_T[:, None])[None]
         ids_BT = torch.tensor([window.ids], device=device)
-        position_BT = torch.arange(start, start + length, device=device)[None]
+        position_BT = model.positions[None, start : start + length]
         return ids_BT, position_BT, cache, start, mask_BTC, seen
     length = max(len(window.ids) for window in windows)
     start_B = np.array([window.start for window in windows])
@@ -136,7 +135,7 @@ def _inputs(
     seen = int(hi.max())
     mask_BTC = None
     if not (hi == seen).all():
-        mask_BTC = torch.arange(seen, device=device) < torch.from_numpy(hi).to(device)[..., None]
+        mask_BTC = model.positions[:seen] < torch.from_numpy(hi).to(device)[..., None]
     aligned = bool((start_B == start_B[0]).all()) and start_B[0] + length < cache.slots
     slot = int(start_B[0]) if aligned else slot_BT
     return torch.from_numpy(ids).to(device), slot_BT, cache, slot, mask_BTC, seen

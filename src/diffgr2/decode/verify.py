@@ -1,11 +1,11 @@
-"""Verified block diffusion: draft a canvas in parallel, check it causally, keep what agrees.
+"""Verified block diffusion: check a draft causally and draft on in parallel, in one forward.
 
 Contract: greedy output equals AR greedy output by construction, sampled output follows AR's
 distribution exactly (speculative rejection sampling): a token is committed only as the AR head's
-own choice given the committed prefix. One denoising forward drafts a canvas and, on its clean part,
-commits one AR token; one causal forward checks the draft, commits the longest agreeing prefix plus
-one AR token. What the check predicted behind a disagreement is the next draft, so most corrections
-cost no new denoising. Not here: batching.
+own choice given the committed prefix. The window of every forward is the newest committed token,
+the draft so far (causal: the AR head checks it) and masks up to the canvas's end (they see all
+before them: they draft what comes next). The longest agreeing prefix commits, plus one AR token;
+what the forward predicted behind it, wrong context or not, is the next draft. Not here: batching.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ class VerifyRow:
         self.record = Record(settings.max_tokens)
         self.length = self.nfe = 0  # committed tokens
         self.done = self.finished = False
-        self._cached = self.prefill  # document positions with final keys and values
         self._draft: list[int] = []  # tokens proposed for the positions after the committed ones
         self._draft_logq_TV: torch.Tensor | None = None  # their distributions, when sampling
 
@@ -67,30 +66,25 @@ class VerifyRow:
         return list(range(1, self.prefill + 1))
 
     def plan(self) -> Window:
-        prompt = len(self.prompt)
-        known = [self._token(at) for at in range(self._cached - prompt, self.length)]
-        hi = [self._cached + i + 1 for i in range(len(known))]
-        self._known = len(known)
-        if self._draft:
-            ids = known + self._draft
-            hi = [self._cached + i + 1 for i in range(len(ids))]
-        else:
-            room = self.settings.max_tokens - self.length
-            canvas = min(self.settings.canvas, room)
-            ids = known + [self.settings.mask_id] * canvas
-            hi += [prompt + self.length + canvas] * canvas
-        return Window(ids, self._cached, hi, self._known - 1)
-
-    def _token(self, at: int) -> int:
-        return int(self.record.tokens_T[at]) if at >= 0 else self.prompt[at]
+        start = len(self.prompt) + self.length - 1  # of the newest token, which has no keys yet
+        newest = int(self.record.tokens_T[self.length - 1]) if self.length else self.prompt[-1]
+        canvas = min(self.settings.canvas, self.settings.max_tokens - self.length)
+        masks = canvas - len(self._draft)
+        ids = [newest, *self._draft, *[self.settings.mask_id] * masks]
+        hi = [start + i + 1 for i in range(len(ids) - masks)]
+        return Window(ids, start, hi + [start + 1 + canvas] * masks, 0)
 
     def update(self, view: View) -> None:
-        """View row i predicts the i-th position after the committed ones (row 0: the AR head)."""
-        if self._draft:
-            self._check(view)
-        else:
-            self._take_draft(view)
+        """View row i is the AR head's word on position i ahead, as long as the draft has held."""
+        drafted, first = len(self._draft), self.length
+        for i in range(drafted + 1):
+            token, logp, kept = self._choose(view, i)
+            self._commit(token, logp)
+            if self.done or not kept:
+                break
         self.nfe += 1
+        if not self.done:
+            self._propose(view, self._ahead(drafted, len(view.top_T))[self.length - first :])
 
     def _commit(self, token: int, logp: float) -> None:
         self.record.commit(self.length, token, self.nfe, logp)
@@ -98,40 +92,27 @@ class VerifyRow:
         self.finished = token == self.settings.end_id
         self.done = self.finished or self.length == self.settings.max_tokens
 
-    def _take_draft(self, view: View) -> None:
-        token_T, logp_T, _ = view.choose(slice(0, 1), self.settings.temperature, self.rng)
-        self._cached = len(self.prompt) + self.length
-        self._commit(int(token_T[0]), float(logp_T[0]))
-        # Row 0 is the AR head; mask i stands at row 1 + i and predicts its own position, or with
-        # shifted logits the one after it. The canvas begins at the position just committed.
-        shifted = self.settings.alignment == "shifted"
-        rows = slice(1, len(view.top_T) - 1) if shifted else slice(2, len(view.top_T))
-        self._propose(view, rows)
+    def _ahead(self, drafted: int, rows: int) -> list[int]:
+        """Which view rows predict the positions ahead.
 
-    def _propose(self, view: View, rows: slice) -> None:
-        room = self.settings.max_tokens - self.length
-        rows = slice(rows.start, min(rows.stop, rows.start + room))
+        The AR head predicts up to one behind the draft. A mask predicts its own position, so the
+        first one's word is superfluous; with shifted logits it predicts the next, and the last
+        one's position is not on the canvas.
+        """
+        ar = list(range(drafted + 1))
+        if self.settings.alignment == "shifted":
+            return [*ar, *range(drafted + 1, rows - 1)]
+        return [*ar, *range(drafted + 2, rows)]
+
+    def _propose(self, view: View, rows: list[int]) -> None:
+        """Draft the positions ahead from these rows."""
+        rows = rows[: self.settings.max_tokens - self.length]
         if self.settings.temperature == 0.0:
             self._draft = view.top_T[rows].tolist()
             return
         logq_TV = tempered(view.logp_TV[rows], self.settings.temperature)
         self._draft = draw(logq_TV, self.rng.random(len(logq_TV))).tolist()
         self._draft_logq_TV = logq_TV
-
-    def _check(self, view: View) -> None:
-        draft, agreed = self._draft, 0
-        first = self.length
-        for i in range(len(draft) + 1):
-            token, logp, kept = self._choose(view, i)
-            self._commit(token, logp)
-            if self.done or not kept:
-                break
-            agreed += 1
-        self._cached = len(self.prompt) + first + min(agreed, len(draft))
-        self._draft = []
-        if not self.done and agreed < len(draft):
-            # Rows behind the disagreement saw one wrong token; mostly they are right all the same.
-            self._propose(view, slice(agreed + 1, len(draft) + 1))
 
     def _choose(self, view: View, i: int) -> tuple[int, float, bool]:
         """(token, its log-probability, whether it confirms draft token i) at check row i."""

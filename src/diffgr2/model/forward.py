@@ -26,31 +26,50 @@ from torch import Tensor
 from diffgr2.errors import CheckpointError
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+ONEDNN_PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 """oneDNN's matrix product, which F.linear does not use in fp32: on CPUs twice as fast for wide
-forwards. It is no public operator, so its absence must cost speed only."""
+forwards. These are no public operators, so their absence must cost speed only."""
 
 ONEDNN_ROWS = 16
 """Below this many tokens a forward is bound by overhead, and oneDNN's is larger."""
 
+PACK_ROWS = 32
+"""The width that weights are laid out for; others may use them."""
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class Weight:
+    """A matrix [out, in] and, on CPUs in fp32, its copy in oneDNN's own layout."""
+
+    plain: Tensor
+    packed: Tensor | None
+
+    @classmethod
+    def of(cls, plain: Tensor) -> Weight:
+        plain = plain.detach()
+        able = ONEDNN is not None and ONEDNN_PACK is not None
+        if able and plain.dtype == torch.float32 and plain.device.type == "cpu":
+            return cls(plain, ONEDNN_PACK(plain, PACK_ROWS))  # type: ignore[misc]
+        return cls(plain, None)
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
     """x @ weight.T by whatever is fastest here."""
-    wide = x.numel() >= ONEDNN_ROWS * x.shape[-1]
-    if wide and ONEDNN is not None and x.dtype == torch.float32 and x.device.type == "cpu":
-        return ONEDNN(x, weight, None, "none", [], "")
-    return F.linear(x, weight)
+    if weight.packed is not None and x.numel() >= ONEDNN_ROWS * x.shape[-1]:
+        return ONEDNN(x, weight.packed, None, "none", [], "")  # type: ignore[misc]
+    return F.linear(x, weight.plain)
 
 
 @dataclass(frozen=True)
 class _Layer:
     attention_norm: Tensor
-    qkv: Tensor
+    qkv: Weight
     query_norm: Tensor
     key_norm: Tensor
-    out: Tensor
+    out: Weight
     ffn_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Weight
+    down: Weight
 
 
 class KVCache:
@@ -110,11 +129,12 @@ class LeanQwen3:
         inner = module.model
         self.embedding = inner.embed_tokens.weight.detach()
         self.norm = inner.norm.weight.detach()
-        self.head = module.lm_head.weight.detach()
+        self.head = Weight.of(module.lm_head.weight)
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self.folded = self.device.type == "cuda"  # see _attend
         self.layers = [self._layer(layer) for layer in inner.layers]
         self._cos, self._sin = self._rotary(inner, self.max_positions)
+        self.positions = torch.arange(self.max_positions, device=self.device)
 
     @staticmethod
     def _layer(layer: Any) -> _Layer:
@@ -122,13 +142,13 @@ class LeanQwen3:
         qkv = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
         return _Layer(
             attention_norm=layer.input_layernorm.weight.detach(),
-            qkv=torch.cat([w.detach() for w in qkv]),
+            qkv=Weight.of(torch.cat(qkv)),
             query_norm=attention.q_norm.weight.detach(),
             key_norm=attention.k_norm.weight.detach(),
-            out=attention.o_proj.weight.detach(),
+            out=Weight.of(attention.o_proj.weight),
             ffn_norm=layer.post_attention_layernorm.weight.detach(),
-            gate_up=torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()]),
-            down=mlp.down_proj.weight.detach(),
+            gate_up=Weight.of(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])),
+            down=Weight.of(mlp.down_proj.weight),
         )
 
     def _rotary(self, inner: Any, length: int) -> tuple[Tensor, Tensor]:
@@ -187,9 +207,7 @@ class LeanQwen3:
         heads, groups, size = self.heads, self.kv_heads, self.head_dim
         cos_BTE = F.embedding(position_BT, self._cos)[:, None]
         sin_BTE = F.embedding(position_BT, self._sin)[:, None]
-        mask = mask_BTC[:, None] if mask_BTC is not None else None
-        if mask is not None and self.folded:
-            mask = mask.repeat(1, 1, heads // groups, 1)
+        mask = None if mask_BTC is None else self._bias(mask_BTC[:, None])
         row = None
         if isinstance(slot, Tensor):
             row = torch.arange(rows, device=self.device)[:, None]
@@ -217,6 +235,12 @@ class LeanQwen3:
             gate, up = linear(h_BTD, layer.gate_up).chunk(2, -1)
             x_BTD = x_BTD + linear(F.silu(gate) * up, layer.down)
         return F.rms_norm(x_BTD, width, self.norm, self.eps)
+
+    def _bias(self, mask: Tensor) -> Tensor:
+        """The mask as attention takes it; as numbers, so that not every layer converts it."""
+        if self.folded:
+            return mask.repeat(1, 1, self.heads // self.kv_heads, 1)
+        return torch.zeros(mask.shape, dtype=self.dtype).masked_fill_(~mask, -torch.inf)
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Grouped-query attention [B, H, T, E]; `mask` comes once per query row.
