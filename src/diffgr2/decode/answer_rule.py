@@ -78,7 +78,7 @@ def allowed_choices(state: AnswerState) -> np.ndarray:
     choices_KN = state.grammar.choices_KN
     if choices_KN.shape[1] == 1:
         entry_K = state.entry_KN[:, 0]
-        open_C = ~np.isin(choices_KN[:, 0], entry_K)
+        open_C = (choices_KN[:, :1] != entry_K[None, :]).all(1)
         agrees_KC = entry_K[:, None] == choices_KN[None, :, 0]
         return np.where((entry_K == UNKNOWN)[:, None], open_C[None, :], agrees_KC)
     fits_KC = consistent(state.entry_KN, choices_KN)

@@ -177,7 +177,7 @@ class BlockRow:
         """Where the answer begins once these commits are made."""
         assert self.grammar is not None
         tokens_T = self.record.tokens_T[: self.end]
-        if (commit_T & np.isin(token_T, self.grammar.marker)).any():
+        if not set(self.grammar.marker).isdisjoint(token_T[commit_T].tolist()):
             tokens_T = tokens_T.copy()
             tokens_T[self.start :][commit_T] = token_T[commit_T]
         return self.grammar.find(tokens_T)
