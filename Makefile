@@ -39,7 +39,7 @@ test-slow: $(STAMP)  ## the tests that take minutes
 # The public clients pin older releases of shared packages, so they get an environment of their own;
 # it looks into .venv for the rest (torch, diffgr2), after its own packages.
 test-clients: $(STAMP) .venv-clients/.stamp  ## unmodified public clients against a running server
-	$(BIN)/python tests/clients/serve.py .venv-clients/bin/python -m pytest -q tests/clients
+	PYTHONPATH=tests $(BIN)/python tests/clients/serve.py .venv-clients/bin/python -m pytest -q tests/clients
 
 .venv-clients/.stamp: requirements-clients.txt
 	@$(PYTHON) -m venv .venv-clients
@@ -68,8 +68,8 @@ bench: $(STAMP)  ## decoders timed on the demo's models
 	$(BIN)/diffgr2 speed demo --force
 
 readme: $(STAMP)  ## the tables of README and docs/results.md from results/
-	$(BIN)/python -m diffgr2.evaluate.readme_table README.md results
-	$(BIN)/python -m diffgr2.evaluate.readme_table docs/results.md results
+	$(BIN)/python tools/readme_table.py README.md results
+	$(BIN)/python tools/readme_table.py docs/results.md results
 
 clean:  ## caches and builds; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info

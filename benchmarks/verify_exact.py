@@ -16,15 +16,15 @@ import numpy as np
 
 from diffgr2.artifacts import write_json
 from diffgr2.cli import runs
-from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.load import open_model
 from diffgr2.progress import Progress
-from diffgr2.stages.common import open_model
 from diffgr2.stages.corpus import Corpus, open_corpus
+from diffgr2.stages.plan import CORPUS
 from diffgr2.stages.report import commit
 from diffgr2.stages.rows import settings_of
 from diffgr2.stages.score import requests_for, test_rows
-from diffgr2.stages.table import CORPUS
 from diffgr2.types import Trajectory
 
 CHUNK = 1024  # lists between two lines of progress

@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 
 from diffgr2.errors import Diffgr2Error
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 
 
 class RankRows:

@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from diffgr2 import strict_json
+from diffgr2.cli.rerank import answer_of, arguments_of
 from diffgr2.errors import ConfigError, DataError
-from diffgr2.reranker import Reranker
-from diffgr2.reranking_cli import answer_of, arguments_of
+from diffgr2.rerank.reranker import Reranker
 
 
 @serve.deployment

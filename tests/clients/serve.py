@@ -11,10 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
-
-from live import Process
-from micro_shop import build
+from support.live import Process
+from support.micro_shop import build
 
 
 def main() -> int:

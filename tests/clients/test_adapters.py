@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not BUNDLE, reason="DIFFGR2_CLIENTS_BUNDLE names
 
 @pytest.fixture(scope="module")
 def reranker():
-    module = pytest.importorskip("diffgr2.reranker", reason="needs diffgr2 and torch importable")
+    module = pytest.importorskip("diffgr2.rerank.reranker")
     return module.Reranker.from_pretrained(BUNDLE)
 
 

@@ -16,7 +16,7 @@ from diffgr2.artifacts import write_json
 from diffgr2.cli import doctor
 from diffgr2.cli.runs import NOTE
 from diffgr2.config import RECIPES
-from diffgr2.stages.table import STAGES
+from diffgr2.stages.plan import STAGES
 
 
 def say(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -27,7 +27,7 @@ from diffgr2.progress import Progress
 from diffgr2.prompts.chat import MENTION
 from diffgr2.stages.batches import example
 from diffgr2.stages.corpus import KNOWN, Corpus, open_corpus
-from diffgr2.stages.table import STAGES
+from diffgr2.stages.plan import STAGES
 
 pytest.importorskip("openai")
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from diffgr2.artifacts import load_arrays, read_manifest
-from diffgr2.evaluate.report import META
+from diffgr2.evaluate.results import META
 from diffgr2.evaluate.tables import rows_of
+from diffgr2.stages.plan import STAGES
 from diffgr2.stages.rows import ROWS
-from diffgr2.stages.table import STAGES
 
 METRICS = {"r@1", "r@3", "r@5", "ndcg@3", "ndcg@5", "ndcg@10", "mrr"}
 DESIGN_ROWS = {

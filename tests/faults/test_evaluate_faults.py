@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from readme_table import main, rewrite
 
 from diffgr2.artifacts import read_json, save_arrays, write_json
 from diffgr2.errors import ArtifactError, DataError
 from diffgr2.evaluate.baselines import order_from_scores
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs, save_outputs
-from diffgr2.evaluate.readme_table import main, rewrite
-from diffgr2.evaluate.report import build_report
+from diffgr2.evaluate.results import build_report
 from diffgr2.evaluate.trec import write_qrels, write_run
 from diffgr2.types import CandidateLists
 

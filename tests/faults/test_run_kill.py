@@ -21,8 +21,9 @@ from typing import Any
 
 import pytest
 
+import support
 from diffgr2.artifacts import read_manifest
-from diffgr2.stages.table import STAGES
+from diffgr2.stages.plan import STAGES
 
 SHORT = [
     *("items.min_steps=10", "retriever.epochs=2", "data.shop.n_users=150", "midtrain.steps=4"),
@@ -40,7 +41,7 @@ def server(log: Path) -> Iterator[subprocess.Popen[str]]:
     with (
         log.open("w") as said,
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("run_child.py"))],
+            [sys.executable, str(Path(support.__file__).with_name("run_child.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,

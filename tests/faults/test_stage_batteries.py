@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import battery
 import pytest
-import tiny_stages
 import torch
+
+from support import battery, tiny_stages
 
 STAGES = ("sft", "rl", "cft", "opd", "block_rl")
 ROLLS = ("rl", "opd", "block_rl")

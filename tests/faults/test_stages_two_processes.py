@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_stages
 import torch
-import two_processes_stages
 from safetensors.torch import load_file
 
 from diffgr2.progress import Progress
 from diffgr2.train.loop import fit
+from support import tiny_stages, two_processes_stages
 
 pytestmark = pytest.mark.slow  # starts two more interpreters
 

@@ -10,10 +10,8 @@ import resource
 import shutil
 import signal
 
-import battery
 import pytest
 import torch
-import toy
 from safetensors.torch import save_file
 
 from diffgr2 import artifacts
@@ -21,6 +19,7 @@ from diffgr2.errors import CheckpointError
 from diffgr2.progress import Progress
 from diffgr2.train import checkpoint
 from diffgr2.train.loop import fit
+from support import battery, toy
 
 
 def test_corruptions_are_detected_and_the_newest_valid_checkpoint_is_used(tmp_path):

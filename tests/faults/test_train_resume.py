@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import battery
 import pytest
-import toy
+
+from support import battery, toy
 
 TOY = str(Path(toy.__file__).resolve())
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy
 from safetensors.torch import load_file
 
+import support
 from diffgr2.progress import Progress
 from diffgr2.train.loop import fit
+from support import toy
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def launched(tmp_path_factory):
     single(folder / "one", steps=10, keep=100)
     resume_at(folder / "one", folder / "one-then-two", 4)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    script = str(Path(__file__).with_name("two_processes.py"))
+    script = str(Path(support.__file__).with_name("two_processes.py"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [*command, "--nproc-per-node", "2", script, str(folder)],

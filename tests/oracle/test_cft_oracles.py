@@ -7,17 +7,12 @@ no supervised prediction that must not know it may move by one bit's worth.
 from __future__ import annotations
 
 import io
-import sys
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-import tiny_stages
 
 from diffgr2.model.layout import block_of
 from diffgr2.objectives.likelihood import logits_at
@@ -26,6 +21,7 @@ from diffgr2.stages.cft import CLEAN, NOISY
 from diffgr2.stages.noisy import NoisyBatch, NoisyRow
 from diffgr2.streams import generator
 from diffgr2.train.loop import fit
+from support import tiny_stages
 
 CONTRACTS = list(product(("causal", "block_causal", "either"), ("same_position", "shifted")))
 

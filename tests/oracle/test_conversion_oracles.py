@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,14 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-import tiny_stages
-
 from diffgr2.config import ConvertConfig
 from diffgr2.errors import CheckpointError
-from diffgr2.model.contract import SECTION, read_contract
-from diffgr2.model.load import load, read_config, save
+from diffgr2.model.contract import SECTION, read_config, read_contract
+from diffgr2.model.conversion import convert
+from diffgr2.model.load import load, save
 from diffgr2.prompts.vocab import MASK, train_bpe
 from diffgr2.stages.common import write_model
-from diffgr2.stages.convert import convert
+from support import tiny_stages
 
 WORDS = 300  # the foreign tokenizer's own tokens; the embeddings have more rows
 ROWS = 320

@@ -1,4 +1,4 @@
-"""The engine against a slow reference decoder, token for token (see `slow_decoder`)."""
+"""The engine against a slow reference decoder, token for token (`decode.reference`)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from slow_decoder import SlowModel, ar, block, verify
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest, decode
+from diffgr2.decode.grammar import AnswerGrammar
+from diffgr2.decode.reference import SlowModel, ar, block, verify
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.grammar import AnswerGrammar
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.streams import generator
 

@@ -10,9 +10,9 @@ import torch
 from test_decode_oracles import BLOCK, END, MASK, VOCAB, prompts, settings, tiny
 
 from diffgr2.config import ModelConfig
-from diffgr2.decode.block import BlockRow
-from diffgr2.decode.engine import Batch, DecodeRequest, decode
-from diffgr2.decode.row import UNKNOWN, View
+from diffgr2.decode.batch import Batch, DecodeRequest, decode
+from diffgr2.decode.block import BlockWriter
+from diffgr2.decode.writer import UNKNOWN, View
 from diffgr2.errors import CheckpointError
 from diffgr2.model import forward
 from diffgr2.model.forward import ONEDNN_ROWS, KVCache, LeanQwen3
@@ -103,7 +103,7 @@ def test_bf16_decodes_with_every_decoder_and_stays_close_to_fp32():
 # ------------------------------------------------------------ training layout = decoding
 
 
-class Recorded(BlockRow):
+class Recorded(BlockWriter):
     """A block row that keeps every denoising state with its distributions."""
 
     def update(self, view: View) -> None:

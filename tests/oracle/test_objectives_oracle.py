@@ -7,8 +7,6 @@ what its model would score, is given to it.
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -16,12 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-import tiny_stages
-
 from diffgr2.objectives.divergence import divergence
 from diffgr2.objectives.policy import advantages, clipped_objective
 from diffgr2.objectives.rewards import overlong_penalty, reward
+from support import tiny_stages
 
 LOW, HIGH = 0.2, 0.28
 CASES = 500

@@ -5,10 +5,8 @@ Random models, no training: these are identities of the layouts, not of any lear
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +15,7 @@ import torch
 from test_decode_oracles import BLOCK, MASK, PROMPTS, prompts, settings, tiny
 from test_forward_oracles import denoising_states
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-import tiny_stages
-
-from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.errors import DecodeError
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3
@@ -34,6 +29,7 @@ from diffgr2.stages.rl import policy_batch
 from diffgr2.stages.rollouts import Rollout
 from diffgr2.streams import generator
 from diffgr2.types import Answer
+from support import tiny_stages
 
 CONTRACTS = list(
     product(("causal", "block_causal"), ("same_position", "shifted"), ("document", "response"))

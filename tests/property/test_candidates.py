@@ -18,7 +18,7 @@ from diffgr2.candidates.lists import (
 )
 from diffgr2.candidates.neighbours import ItemKnn, Popularity
 from diffgr2.candidates.pairs import PairCounts
-from diffgr2.candidates.retriever import (
+from diffgr2.candidates.retrieval import (
     evaluate,
     padded_last,
     prefixes,

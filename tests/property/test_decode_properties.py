@@ -21,12 +21,12 @@ from diffgr2.decode.answer_rule import (
     allowed_tokens,
     settle,
 )
+from diffgr2.decode.batch import DecodeRequest, make_writer
 from diffgr2.decode.draw import prepare
-from diffgr2.decode.engine import DecodeRequest, make_row
-from diffgr2.decode.row import View
+from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.decode.settings import DecodeSettings
+from diffgr2.decode.writer import View
 from diffgr2.errors import DecodeError
-from diffgr2.grammar import AnswerGrammar
 
 VOCAB, MASK, END, MARKER = 14, 0, 1, 2  # the mask has the lowest id: ties and −inf lead there
 SINGLE = AnswerGrammar((MARKER,), 0, 1, np.array([[3], [4], [5]]))
@@ -141,7 +141,7 @@ def one_case(seed: int, decoder: str, accept: str, rule: str, name: str) -> str:
     chosen = random_settings(rng, decoder, accept, rule)
     kind = KINDS[seed % len(KINDS)]
     prompt = rng.integers(3, VOCAB, size=int(rng.integers(1, 20))).tolist()
-    row = make_row(0, DecodeRequest(prompt, GRAMMARS[name], ("property", seed)), chosen)
+    row = make_writer(0, DecodeRequest(prompt, GRAMMARS[name], ("property", seed)), chosen)
     assert len(row.prefill_hi()) == row.prefill
     try:
         commits = drive(row, rng, kind)
@@ -213,7 +213,7 @@ def test_the_permutation_rule_writes_a_permutation_however_much_entries_agree(de
     grammar = GRAMMARS[name]
     chosen = random_settings(rng, decoder, str(rng.choice(ACCEPTS)), "permutation")
     chosen = DecodeSettings(**{**chosen.__dict__, "max_tokens": 40, "block_size": 24})
-    row = make_row(0, DecodeRequest([3] * 24, grammar, ("answer", seed)), chosen)
+    row = make_writer(0, DecodeRequest([3] * 24, grammar, ("answer", seed)), chosen)
     bias = float(rng.choice([0.0, 2.0, 8.0]))
     while not row.done:
         window = row.plan()
@@ -236,7 +236,7 @@ def test_that_promise_is_tested_often_enough():
             max_tokens=40,
         )
         grammar = SPELLED if seed % 2 else SINGLE
-        row = make_row(0, DecodeRequest([3] * 24, grammar, ("often", seed)), chosen)
+        row = make_writer(0, DecodeRequest([3] * 24, grammar, ("often", seed)), chosen)
         while not row.done:
             row.update(view_of(answering_logits(rng, row, row.plan(), grammar, 4.0)))
         promised += check_answer(row.result(), grammar)

@@ -9,13 +9,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from readme_table import rewrite
 
 from diffgr2.artifacts import write_json
 from diffgr2.evaluate.baselines import oracle_order, order_from_scores
 from diffgr2.evaluate.metrics import METRICS, ranks_of, rows_are_permutations, values_of
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs, save_outputs
-from diffgr2.evaluate.readme_table import rewrite
-from diffgr2.evaluate.report import build_report
+from diffgr2.evaluate.results import build_report
 from diffgr2.evaluate.significance import bootstrap_means, holm, verdict
 from diffgr2.types import FAILURES, MISS, CandidateLists
 

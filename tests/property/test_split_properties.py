@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffgr2.data.rows import RowGatherer
+from diffgr2.data.gather import RowGatherer
 from diffgr2.data.split import Policy, build, drop_repeats, k_core_mask, ordered, tie_spans
 from diffgr2.data.store import Dataset
 from diffgr2.errors import DataError

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live import Live
-from micro_shop import build
 
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
+from support.live import Live
+from support.micro_shop import build
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,9 @@ import re
 from html import unescape
 from html.parser import HTMLParser
 
-from live import Live
-
 from diffgr2.serve.docs import SHELL, kind_of, sending
 from diffgr2.serve.page import POLICY
+from support.live import Live
 
 
 class Tries(HTMLParser):

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from live import Live, body_of, idle
 
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.limits import Limits
+from support.live import Live, body_of, idle
 
 Fault = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

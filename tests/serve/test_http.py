@@ -8,12 +8,12 @@ from collections import Counter
 
 import httpx
 import pytest
-from live import Live, body_of, idle, ids
 from prometheus_client.parser import text_string_to_metric_families
 
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.app import RANK_PATHS
 from diffgr2.serve.limits import PUBLIC, Keys, Limits, read_keys
+from support.live import Live, body_of, idle, ids
 
 KEY = "correct-horse-battery-staple"
 

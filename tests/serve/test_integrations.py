@@ -10,7 +10,7 @@ import pytest
 
 from diffgr2.errors import MissingExtraError
 from diffgr2.integrations.cross_encoder import CrossEncoder
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 
 
 def test_the_cross_encoder_ranks_like_the_reranker(reranker: Reranker) -> None:

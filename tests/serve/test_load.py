@@ -14,10 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
-from live import Live, Process, body_of, idle, ids
 
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.limits import Limits
+from support.live import Live, Process, body_of, idle, ids
 
 DECODERS = ("ar", "block", "verify")
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from live import Live, idle
+
+from support.live import Live, idle
 
 Case = tuple[str, bytes, dict[str, str], int]
 JSON = {"content-type": "application/json"}

@@ -12,10 +12,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from live import Live, body_of, idle
 
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.limits import Limits
+from support.live import Live, body_of, idle
 
 LIMITS = Limits(header_s=1.0, body_s=1.0, body_bytes=20_000)
 

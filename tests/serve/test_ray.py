@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SOURCE = Path(__file__).parents[2] / "src"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from diffgr2.cli import run
-from diffgr2.reranker import Reranker
-from diffgr2.reranking_cli import rank_file
+from diffgr2.cli.rerank import rank_file
+from diffgr2.rerank.reranker import Reranker
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffgr2.candidates.fields import NAMES
-from diffgr2.decode.engine import decode
+from diffgr2.decode.batch import decode
 from diffgr2.errors import ArtifactError, ConfigError, DataError
-from diffgr2.rank_task import windows_of
-from diffgr2.reranker import Reranker
-from diffgr2.resolve import UnresolvedError
+from diffgr2.rerank.names import UnresolvedError
+from diffgr2.rerank.reranker import Reranker
+from diffgr2.rerank.task import windows_of
 from diffgr2.stages import score
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.rows import settings_of

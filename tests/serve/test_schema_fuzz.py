@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
-from live import Live, idle
+
+from support.live import Live, idle
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs the package schemathesis")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live import Process, ids
 
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
+from support.live import Process, ids
 
 
 def in_flight(client: httpx.Client) -> int:

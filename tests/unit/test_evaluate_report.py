@@ -15,7 +15,7 @@ import diffgr2.evaluate
 from diffgr2.artifacts import load_arrays
 from diffgr2.errors import ConfigError, DataError
 from diffgr2.evaluate.outputs import SystemOutputs, load_all, save_outputs
-from diffgr2.evaluate.report import build_report, ranks_by_system, rounded
+from diffgr2.evaluate.results import build_report, ranks_by_system, rounded
 from diffgr2.evaluate.significance import mcnemar, mean_sd
 from diffgr2.evaluate.tables import (
     over_seeds,

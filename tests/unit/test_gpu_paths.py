@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from diffgr2.config import load_recipe
-from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.forward import KVCache, LeanQwen3
 from diffgr2.model.layout import causal_mask

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from diffgr2.evaluate.readme_table import OPEN, rewrite
+from readme_table import OPEN, rewrite
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/results.md")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from diffgr2.artifacts import write_json
 from diffgr2.candidates import kinds
 from diffgr2.candidates.neighbours import Popularity
-from diffgr2.candidates.retriever import evaluate, prefixes, ragged, top_k
+from diffgr2.candidates.retrieval import evaluate, prefixes, ragged, top_k
 from diffgr2.candidates.sasrec import (
     FullCrossEntropy,
     SasRec,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from diffgr2.candidates import scorers
-from diffgr2.candidates.evidence import bucket_edges, category_numbers
 from diffgr2.candidates.fields import FIELDS
+from diffgr2.candidates.index import bucket_edges, category_numbers
 from diffgr2.candidates.scorers import LinearScorer, MlpScorer
 from diffgr2.errors import ArtifactError
 from diffgr2.types import MISS

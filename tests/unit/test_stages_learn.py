@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-import tiny_stages
-
 from diffgr2.stages.corpus import Corpus
+from support import tiny_stages
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
-import battery
-import toy
 
 from diffgr2.errors import NonFiniteError
 from diffgr2.progress import Progress
@@ -21,6 +15,7 @@ from diffgr2.train import dist
 from diffgr2.train.log import without_wall
 from diffgr2.train.loop import fit, make_optimizer
 from diffgr2.train.schedule import learning_rate
+from support import battery, toy
 
 
 @given(st.integers(1, 500), st.integers(0, 600), st.floats(0, 1))

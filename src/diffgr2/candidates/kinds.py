@@ -15,7 +15,7 @@ import numpy as np
 from diffgr2.artifacts import read_json
 from diffgr2.candidates import sasrec
 from diffgr2.candidates.neighbours import ItemKnn, Popularity
-from diffgr2.candidates.retriever import prefixes
+from diffgr2.candidates.retrieval import prefixes
 from diffgr2.candidates.sasrec import SasRec
 from diffgr2.config import RetrieverConfig
 from diffgr2.errors import ArtifactError

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
-from diffgr2.candidates.retriever import Retriever, prefixes, top_k
+from diffgr2.candidates.retrieval import Retriever, prefixes, top_k
 from diffgr2.errors import ArtifactError, DataError
 from diffgr2.streams import permutation
 from diffgr2.types import MISS, CandidateLists, Histories

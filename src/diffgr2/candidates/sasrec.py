@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from diffgr2.artifacts import read_json, write_json
 from diffgr2.candidates.neighbours import bought
-from diffgr2.candidates.retriever import evaluate, padded_last, prefixes
+from diffgr2.candidates.retrieval import evaluate, padded_last, prefixes
 from diffgr2.config import RetrieverConfig
 from diffgr2.errors import ArtifactError, NonFiniteError
 from diffgr2.progress import Progress

@@ -3,24 +3,22 @@
 Contract: `main` prints one line `error: …` for whatever a user can cause and exits with the error's
 code (2 wrong input, 3 broken artifacts, 4 numbers, 5 a remote end, 130 interrupted); `--debug`
 shows the traceback instead. torch is imported by the verbs that need it, so `--help` is quick.
-`diffgr2.reranking_cli`, where it is there, adds `rerank` and `serve`. Not here: any work.
+Not here: any work.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from diffgr2 import __version__
-from diffgr2.cli import data, doctor, recipes, reports, stages
+from diffgr2.cli import datasets, doctor, recipes, reports, rerank, verbs
 from diffgr2.errors import Diffgr2Error
-from diffgr2.stages.table import STAGES
+from diffgr2.stages.plan import STAGES
 
 INTERRUPTED = 130
 
@@ -62,13 +60,12 @@ def _root(
     """Runs stand in `runs/<recipe name>`; what stands already is not run again."""
 
 
-data.register(app)
-stages.register(app)
+datasets.register(app)
+verbs.register(app)
 reports.register(app)
 recipes.register(app)
 doctor.register(app)
-if find_spec("diffgr2.reranking_cli"):
-    import_module("diffgr2.reranking_cli").register(app)
+rerank.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

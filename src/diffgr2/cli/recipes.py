@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from diffgr2.cli.stages import Overrides
+from diffgr2.cli.verbs import Overrides
 from diffgr2.config import RECIPES, find_recipe, load_recipe
 
 

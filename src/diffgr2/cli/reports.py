@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from diffgr2.cli import runs
-from diffgr2.cli.stages import Overrides, RunsDir
+from diffgr2.cli.verbs import Overrides, RunsDir
 from diffgr2.errors import ConfigError
 
 
@@ -121,7 +121,7 @@ def convert_dir(
 ) -> None:
     """Turn an AR checkpoint directory into a block-diffusion one, bit for bit."""
     from diffgr2.config import validate
-    from diffgr2.stages.convert import convert
+    from diffgr2.model.conversion import convert
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: stands already (give a new or empty directory)")

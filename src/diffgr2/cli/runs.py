@@ -23,7 +23,7 @@ from diffgr2.config import Recipe, load_recipe, validate
 from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.pipeline import Runner
 from diffgr2.progress import Progress
-from diffgr2.stages.table import GOALS, STAGES
+from diffgr2.stages.plan import GOALS, STAGES
 
 RUNS = Path("runs")
 NOTE = "run.json"  # beside the stages: which recipe the directory belongs to

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from diffgr2.data.fields import identifier, item_text, milliseconds, milliseconds_of_text
+from diffgr2.data.gather import RowGatherer
 from diffgr2.data.lines import (
     BadLine,
     Intake,
@@ -30,8 +30,8 @@ from diffgr2.data.lines import (
     read_header,
     read_lines,
 )
-from diffgr2.data.rows import RowGatherer
 from diffgr2.data.split import ItemText, RawData
+from diffgr2.data.values import identifier, item_text, milliseconds, milliseconds_of_text
 from diffgr2.errors import DataError
 
 REVIEW_KEYS = {

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from diffgr2.config import DataConfig
-from diffgr2.data import amazon, sequences, table
+from diffgr2.data import amazon, columns, sequences
+from diffgr2.data.gather import renamed, with_texts
 from diffgr2.data.lines import Intake
-from diffgr2.data.rows import renamed, with_texts
 from diffgr2.data.split import ItemText, Policy, RawData, build
 from diffgr2.data.store import Dataset
 from diffgr2.errors import ConfigError
@@ -76,7 +76,7 @@ def _read_interactions(path: Path, config: DataConfig, intake: Intake) -> RawDat
     if config.source == "recbole":
         return sequences.read_recbole(path, intake)
     if config.source == "table":
-        return table.read_interactions(path, config.columns, intake)
+        return columns.read_interactions(path, config.columns, intake)
     if config.source != "p5":
         return amazon.read_interactions(path, config.source, intake)
     raw = sequences.read_p5(path, intake)
@@ -108,6 +108,6 @@ def _read_texts(
     if config.source == "recbole":
         return sequences.read_recbole_texts(path, intake, wanted)
     if config.source == "table":
-        return table.read_texts(path, config.columns, intake, wanted)
+        return columns.read_texts(path, config.columns, intake, wanted)
     source = "amazon2014" if config.source == "p5" else config.source
     return amazon.read_texts(path, source, intake, wanted)

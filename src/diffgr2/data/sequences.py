@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from diffgr2.data.fields import identifier, item_text, milliseconds_of_text
+from diffgr2.data.gather import RowGatherer
 from diffgr2.data.lines import BadLine, Intake, each, json_object, read_header, read_lines
-from diffgr2.data.rows import RowGatherer
 from diffgr2.data.split import ItemText, RawData
+from diffgr2.data.values import identifier, item_text, milliseconds_of_text
 from diffgr2.errors import DataError
 
 FIELD_TYPES = ("token", "token_seq", "float", "float_seq")

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
 
-from diffgr2.grammar import AnswerGrammar
+from diffgr2.decode.grammar import AnswerGrammar
 
 UNKNOWN = -1
 

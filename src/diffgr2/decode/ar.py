@@ -11,14 +11,14 @@ import torch
 
 from diffgr2.decode.answer_rule import allowed_choices, allowed_tokens, answer_state
 from diffgr2.decode.draw import among
-from diffgr2.decode.row import Record, View, Window
+from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.grammar import AnswerGrammar
+from diffgr2.decode.writer import Record, View, Window
 from diffgr2.types import Trajectory
 
 
-class ArRow:
-    """See the module's docstring; fields as in `row.Row`."""
+class ArWriter:
+    """See the module's docstring; fields as in `writer.Writer`."""
 
     def __init__(
         self,

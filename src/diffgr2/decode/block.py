@@ -22,9 +22,9 @@ from diffgr2.decode.answer_rule import (
     settle,
 )
 from diffgr2.decode.draw import among, draw, entropy, tempered
-from diffgr2.decode.row import UNKNOWN, Record, View, Window
+from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.grammar import AnswerGrammar
+from diffgr2.decode.writer import UNKNOWN, Record, View, Window
 from diffgr2.model.layout import block_bounds, response_shift
 from diffgr2.types import Trajectory
 
@@ -32,8 +32,8 @@ MARKER_GUESS = 0.5
 """Above this probability a marker that is not committed yet already says where the answer lies."""
 
 
-class BlockRow:
-    """See the module's docstring; fields as in `row.Row`. Positions are response positions."""
+class BlockWriter:
+    """See the module's docstring; fields as in `Writer`. Positions are response positions."""
 
     def __init__(
         self,

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from diffgr2.decode.draw import draw, tempered
-from diffgr2.decode.row import Record, View, Window
+from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.grammar import AnswerGrammar
+from diffgr2.decode.writer import Record, View, Window
 from diffgr2.types import Trajectory
 
 
@@ -42,8 +42,8 @@ def speculative(
     return min(token, int(np.flatnonzero(rest_V)[-1])), False
 
 
-class VerifyRow:
-    """See the module's docstring; fields as in `row.Row`."""
+class VerifyWriter:
+    """See the module's docstring; fields as in `writer.Writer`."""
 
     def __init__(
         self,

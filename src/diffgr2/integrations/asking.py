@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffgr2.errors import MissingExtraError
-from diffgr2.rank_task import RankResult
-from diffgr2.reranker import Reranker
-from diffgr2.resolve import UnresolvedError
+from diffgr2.rerank.names import UnresolvedError
+from diffgr2.rerank.reranker import Reranker
+from diffgr2.rerank.task import RankResult
 
 ITEM_ID = "item_id"
 

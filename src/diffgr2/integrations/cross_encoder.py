@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffgr2.integrations.asking import rank
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 
 
 @dataclass(frozen=True)

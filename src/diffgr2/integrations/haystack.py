@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from diffgr2.integrations.asking import entry, missing, rank
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict

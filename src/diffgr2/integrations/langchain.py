@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffgr2.integrations.asking import entry, missing, rank
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 
 try:
     from langchain_core.documents import BaseDocumentCompressor, Document

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffgr2.integrations.asking import entry, missing, rank
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 
 try:
     from llama_index.core.bridge.pydantic import PrivateAttr

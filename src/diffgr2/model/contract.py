@@ -2,12 +2,14 @@
 
 Contract: a converted checkpoint records `{block_size, mask_token_id, alignment, clean_attention,
 origin}`; `read_contract` returns it validated, and a section that is missing, incomplete or at odds
-with the weights is a CheckpointError, never a warning (DESIGN §5, Alignment). Not here: what the
-fields do (`layout`, `decode`, `stages.cft`).
+with the weights is a CheckpointError, never a warning. `contract_of` asks a model directory. Not
+here: what the fields do (`layout`, `decode`, `stages.cft`), and weights (`load`).
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from diffgr2.errors import CheckpointError
 
 SECTION = "block_diffusion"
+MASK = "<|MASK|>"
+"""The mask token's name in every tokenizer."""
 
 
 class BlockContract(BaseModel):
@@ -56,3 +60,25 @@ def read_contract(config: dict[str, Any], vocab_size: int, source: str) -> Block
             f"vocabulary of {vocab_size}"
         )
     return contract
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a checkpoint directory."""
+    path = directory / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: file is missing") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected an object")
+    return values
+
+
+def contract_of(directory: Path) -> BlockContract | None:
+    """The contract of a model directory, None for an AR model."""
+    values = read_config(directory)
+    if SECTION not in values:
+        return None
+    return read_contract(values, int(values["vocab_size"]), str(directory))

@@ -13,14 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from diffgr2.config import ModelConfig
 from diffgr2.errors import CheckpointError
+from diffgr2.model.contract import read_config
 from diffgr2.streams import key_of
 
 MAX_POSITIONS = 4096
+
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocabulary.json",
+)
+"""What every model directory holds beside weights and config.json."""
 
 disable_progress_bar()  # weights load in a blink; the bars only break up our own lines
 
@@ -59,20 +70,6 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
         )
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of a checkpoint directory."""
-    path = directory / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: file is missing") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected an object")
-    return values
-
-
 def load(directory: Path) -> Qwen3ForCausalLM:
     """A Qwen3-family checkpoint; weights must be safetensors."""
     values = read_config(directory)
@@ -99,6 +96,22 @@ def load(directory: Path) -> Qwen3ForCausalLM:
         name = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))[0]
         raise CheckpointError(f"{directory}: tensor {name} is missing or has another shape")
     return model
+
+
+def device() -> torch.device:
+    """The accelerator if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_device(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
+    """The model on the device."""
+    nn.Module.to(model, device())  # in place; transformers' own `to` is typed for other uses
+    return model
+
+
+def open_model(directory: Path) -> Qwen3ForCausalLM:
+    """A model directory's model on the device."""
+    return to_device(load(directory))
 
 
 def save(model: Qwen3ForCausalLM, directory: Path, extra: dict[str, Any] | None = None) -> None:

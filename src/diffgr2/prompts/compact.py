@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from diffgr2.config import PromptConfig
-from diffgr2.grammar import AnswerGrammar
+from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.english import Phrases, listed, wording
 from diffgr2.prompts.request import Request, Trace

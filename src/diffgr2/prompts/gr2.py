@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from diffgr2.config import PromptConfig
-from diffgr2.grammar import AnswerGrammar
+from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.chat import Chat, Piece, Sid, UserText, pieces_of, sids_of
 from diffgr2.prompts.compact import ANSWER, REASONING

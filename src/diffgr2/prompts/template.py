@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from diffgr2.config import PromptConfig
-from diffgr2.grammar import AnswerGrammar
+from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.prompts.compact import Compact
 from diffgr2.prompts.gr2 import Gr2
 from diffgr2.prompts.request import Request, Trace

@@ -20,8 +20,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from diffgr2.artifacts import read_json, write_json
 from diffgr2.errors import ArtifactError
+from diffgr2.model.contract import MASK
 
-MASK = "<|MASK|>"
 END = "<|im_end|>"  # ends every response
 PAD = "<|endoftext|>"
 CHAT = (PAD, "<|im_start|>", END)  # Qwen's own names, so both kinds of tokenizer agree

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from diffgr2 import __version__
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve import docs, page
 from diffgr2.serve.door import Door
 from diffgr2.serve.limits import Keys, Limits

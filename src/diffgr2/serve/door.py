@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from diffgr2.serve.limits import PUBLIC, Keys, Limits
-from diffgr2.serve.metrics import Metrics
 from diffgr2.serve.schema import Problem
+from diffgr2.serve.telemetry import Metrics
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -17,13 +17,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from diffgr2.decode.engine import Batch, DecodeRequest, decode, make_row
-from diffgr2.decode.row import Row
+from diffgr2.decode.batch import Batch, DecodeRequest, decode, make_writer
+from diffgr2.decode.writer import Writer
 from diffgr2.errors import DecodeError
-from diffgr2.rank_task import RankTask
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
+from diffgr2.rerank.task import RankTask
 from diffgr2.serve.limits import Limits
-from diffgr2.serve.metrics import Metrics
+from diffgr2.serve.telemetry import Metrics
 
 # oneDNN keeps a compiled kernel per shape, 1,024 of them, and a server's batches come in all
 # shapes: memory would grow by 40 MB before it levels off. Read once, at the first wide forward.
@@ -69,7 +69,7 @@ class Job:
     compute_s: float = 0.0
     window: int = 0
     wanted: DecodeRequest | None = None
-    row: Row | None = None
+    row: Writer | None = None
     alone: bool = False  # a batch it was in failed: it is decoded by itself now
     told: set[int] = field(default_factory=set)  # positions streamed already
 
@@ -193,7 +193,7 @@ class Engine:
 
     def _join(self) -> None:
         """Waiting jobs join in order, as far as rows and tokens allow."""
-        joining: dict[str, list[Row]] = {}
+        joining: dict[str, list[Writer]] = {}
         used = self._slots_used()
         while self._waiting:
             job = self._waiting[0]
@@ -227,7 +227,7 @@ class Engine:
                 job.tell(Done())
                 return False
             key, self._next_key = self._next_key, self._next_key + 1
-            job.row = make_row(key, job.wanted, job.task.settings)
+            job.row = make_writer(key, job.wanted, job.task.settings)
             room = self.reranker.model.max_positions
             if job.row.slots + 1 > room:
                 raise DecodeError(f"the request needs {job.row.slots + 1} positions of {room}")
@@ -254,7 +254,7 @@ class Engine:
         for row in finished:
             self._finish(self._jobs.pop(row.key), row)
 
-    def _guarded(self, decoder: str, rows: list[Row], work: Callable[[], object]) -> bool:
+    def _guarded(self, decoder: str, rows: list[Writer], work: Callable[[], object]) -> bool:
         """Run a forward; when it fails, every row of the batch starts again alone."""
         self.busy_since = time.monotonic()
         try:
@@ -285,7 +285,7 @@ class Engine:
                 again.append(job)
         self._waiting.extendleft(reversed(again))
 
-    def _stream(self, job: Job, row: Row) -> None:
+    def _stream(self, job: Job, row: Writer) -> None:
         if not job.streams:
             return
         tokens = [(at, token) for at, token in row.fresh() if at not in job.told]
@@ -293,7 +293,7 @@ class Engine:
         if tokens:
             job.tell(Committed(job.window, row.nfe, job.compute_s, tokens))
 
-    def _finish(self, job: Job, row: Row) -> None:
+    def _finish(self, job: Job, row: Writer) -> None:
         """A window is decoded; the next one waits first in line."""
         try:
             trajectory = row.result()

@@ -13,8 +13,8 @@ import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from diffgr2.candidates.retriever import ragged, top_k
-from diffgr2.reranker import Reranker
+from diffgr2.candidates.retrieval import ragged, top_k
+from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.schema import TYPES, RerankRequest
 
 REFERENCE = "#/components/schemas/{model}"

@@ -16,9 +16,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from diffgr2.candidates.fields import FIELDS
-from diffgr2.candidates.retriever import ragged, top_k
+from diffgr2.candidates.retrieval import ragged, top_k
 from diffgr2.errors import DataError
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.schema import Problem
 
 STATIC = Path(__file__).parent / "static" / "index.html"

@@ -18,14 +18,14 @@ from fastapi.responses import JSONResponse, Response
 
 from diffgr2.errors import ConfigError, DataError
 from diffgr2.items.sids import sid_text
-from diffgr2.rank_task import RankTask
-from diffgr2.reranker import DuplicateError, Reranker
-from diffgr2.resolve import UnresolvedError
+from diffgr2.rerank.names import UnresolvedError
+from diffgr2.rerank.reranker import DuplicateError, Reranker
+from diffgr2.rerank.task import RankTask
 from diffgr2.serve.door import Receive, Scope, Send
 from diffgr2.serve.engine import Committed, Done, Engine, Event, Failed, Job
 from diffgr2.serve.limits import Limits, Slots
-from diffgr2.serve.metrics import Metrics
 from diffgr2.serve.schema import Ask, Problem, answer, event, tei_answer
+from diffgr2.serve.telemetry import Metrics
 
 log = logging.getLogger("diffgr2.serve")
 

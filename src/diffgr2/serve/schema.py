@@ -3,7 +3,7 @@
 Contract: `parse_request` reads one body (strict JSON, strict types, nulls as absent, unknown fields
 ignored) into an `Ask`, or raises a `Problem` with the exact status; `answer` and `tei_answer` write
 the two response shapes; `Problem.body` is the one error shape, a superset of what the clients look
-for. Relevance scores are made of the rank alone. Not here: resolving items (`diffgr2.resolve`).
+for. Relevance scores are made of the rank alone. Not here: resolving items (`rerank`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffgr2 import strict_json
 from diffgr2.errors import DataError
-from diffgr2.rank_task import RankResult
-from diffgr2.resolve import KEYS
+from diffgr2.rerank.names import KEYS
+from diffgr2.rerank.task import RankResult
 from diffgr2.serve.limits import Limits
 
 TYPES = {

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from diffgr2.config import BlockRlConfig
 from diffgr2.errors import DecodeError
-from diffgr2.model.contract import BlockContract, read_contract
+from diffgr2.model.contract import BlockContract, read_config, read_contract
 from diffgr2.model.layout import response_shift
-from diffgr2.model.load import read_config
+from diffgr2.model.load import device, open_model
 from diffgr2.objectives.likelihood import chosen_logp, entropy_of, logits_at
 from diffgr2.objectives.noise import replay_state
 from diffgr2.objectives.policy import clipped_objective
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import chunks
-from diffgr2.stages.common import device, open_model, train_stage
+from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import open_corpus
 from diffgr2.stages.noisy import NoisyBatch, NoisyRow, response_blocks
 from diffgr2.stages.opd import terminal

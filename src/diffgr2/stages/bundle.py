@@ -18,8 +18,8 @@ from typing import Any
 from diffgr2.artifacts import read_manifest, write_json
 from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError
+from diffgr2.model.load import VOCABULARY_FILES
 from diffgr2.pipeline import StageContext
-from diffgr2.stages.common import VOCABULARY_FILES
 
 FORMAT = 1
 NOTE = "diffgr2.json"
@@ -54,7 +54,7 @@ A generative reasoning re-ranker for recommendation lists, made by `diffgr2` fro
   directory as you treat the shop's own data. Weights are safetensors; nothing is executed.
 
 ```python
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 
 reranker = Reranker.from_pretrained("this/directory")
 print(reranker.rank(["item id", "item id"], ["candidate id", "candidate id"]).items)
@@ -110,7 +110,7 @@ def card(recipe: Recipe, model: str, n_items: int, *, diffusion: bool) -> str:
 def write_bundle(inputs: Mapping[str, Path], model: str, recipe: Recipe, out: Path) -> None:
     """Pack the stage directories; `model` names the stage whose weights go in."""
     from diffgr2.data.store import read_catalogue
-    from diffgr2.stages.rows import contract_of
+    from diffgr2.model.contract import contract_of
 
     source = inputs[model]
     diffusion = contract_of(source) is not None

@@ -12,42 +12,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import Qwen3ForCausalLM
 
 from diffgr2.config import TrainConfig
-from diffgr2.model.load import load, read_config, save
+from diffgr2.model.contract import read_config
+from diffgr2.model.load import VOCABULARY_FILES, save
 from diffgr2.pipeline import StageContext
 from diffgr2.train import dist
 from diffgr2.train.log import without_wall
 from diffgr2.train.loop import Task, fit
 
-VOCABULARY_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocabulary.json",
-)
 MODEL_KEYS = ("block_diffusion",)
 """Sections of config.json that a stage hands on."""
-
-
-def device() -> torch.device:
-    """The accelerator if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def to_device(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
-    """The model on the device."""
-    nn.Module.to(model, device())  # in place; transformers' own `to` is typed for other uses
-    return model
-
-
-def open_model(directory: Path) -> Qwen3ForCausalLM:
-    """A stage's model on the device."""
-    return to_device(load(directory))
 
 
 def write_model(

@@ -23,7 +23,7 @@ from diffgr2.items.sids import SemanticIds
 from diffgr2.prompts.request import Request, Trace, request_at
 from diffgr2.prompts.template import Template, make_template
 from diffgr2.prompts.vocab import Vocabulary
-from diffgr2.traces.evidence import Traces
+from diffgr2.traces.decide import Traces
 from diffgr2.traces.words import read_explanations
 from diffgr2.types import CandidateLists
 

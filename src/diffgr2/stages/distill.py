@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
-from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.errors import ArtifactError
 from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import Request
 from diffgr2.stages.batches import shown_order
-from diffgr2.stages.common import open_model
 from diffgr2.stages.corpus import KNOWN, Corpus, open_corpus
 from diffgr2.stages.rollouts import settings_for
 from diffgr2.streams import generator

@@ -16,10 +16,10 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates import scorers
-from diffgr2.candidates.evidence import EvidenceIndex
 from diffgr2.candidates.fields import FIELDS
+from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import load_lists
-from diffgr2.candidates.retriever import prefixes
+from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig
 from diffgr2.data.store import read_dataset
 from diffgr2.errors import ArtifactError, DataError

@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from diffgr2.data.store import Dataset
-from diffgr2.decode.engine import decode
+from diffgr2.decode.batch import decode
 from diffgr2.errors import ArtifactError
 from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.load import open_model
 from diffgr2.pipeline import Runner
 from diffgr2.prompts.answers import POLICIES
 from diffgr2.prompts.request import item_text
-from diffgr2.stages.common import open_model
 from diffgr2.stages.corpus import Corpus, open_corpus
+from diffgr2.stages.plan import CORPUS
 from diffgr2.stages.report import collect
 from diffgr2.stages.rows import settings_of
 from diffgr2.stages.score import requests_for
-from diffgr2.stages.table import CORPUS
 from diffgr2.streams import generator
 from diffgr2.types import Trajectory
 

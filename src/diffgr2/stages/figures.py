@@ -68,8 +68,8 @@ def throughput_points(found: Collected) -> list[dict[str, Any]]:
 
 def curves(found: Collected) -> Any:
     """Training curves of every stage that logged."""
+    from diffgr2.stages.plan import TRAINED
     from diffgr2.stages.report import CURVES
-    from diffgr2.stages.table import TRAINED
 
     records = {}
     for name in TRAINED:
@@ -84,14 +84,14 @@ def trajectory(found: Collected) -> Any:
     model_stage = next((name for name in FINAL if name in found.standing), None)
     if model_stage is None:
         return None
-    from diffgr2.decode.engine import decode
+    from diffgr2.decode.batch import decode
     from diffgr2.model.forward import LeanQwen3
     from diffgr2.model.layout import response_shift
-    from diffgr2.stages.common import open_model
+    from diffgr2.model.load import open_model
     from diffgr2.stages.corpus import open_corpus
+    from diffgr2.stages.plan import CORPUS
     from diffgr2.stages.rows import settings_of
     from diffgr2.stages.score import requests_for, test_rows
-    from diffgr2.stages.table import CORPUS
 
     corpus = open_corpus({name: found.root / name for name in CORPUS}, found.recipe)
     rows = test_rows(corpus, "hit", 1)

@@ -15,12 +15,12 @@ import numpy as np
 from torch import nn
 
 from diffgr2.config import MidtrainConfig
-from diffgr2.model.load import build
+from diffgr2.model.load import build, device, to_device
 from diffgr2.objectives.likelihood import chosen_logp, logits_at
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import item_text
 from diffgr2.stages.batches import CausalBatch, chunks
-from diffgr2.stages.common import device, to_device, train_stage
+from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.streams import generator
 from diffgr2.train.loop import Loss

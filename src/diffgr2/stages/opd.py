@@ -20,18 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from diffgr2.config import OpdConfig
-from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.model.contract import BlockContract, read_contract
+from diffgr2.model.contract import BlockContract, read_config, read_contract
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.layout import response_shift
-from diffgr2.model.load import read_config
+from diffgr2.model.load import device, open_model
 from diffgr2.objectives.divergence import divergence
 from diffgr2.objectives.likelihood import chosen_logp, logits_at
 from diffgr2.objectives.noise import frontier, replay_state
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import chunks, epoch_order
-from diffgr2.stages.common import device, open_model, train_stage
+from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.distill import Outputs
 from diffgr2.stages.noisy import NoisyBatch, NoisyRow, response_blocks

@@ -24,7 +24,7 @@ from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import ArtifactError
 from diffgr2.evaluate.baselines import order_from_scores
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
-from diffgr2.evaluate.report import build_report, ranks_by_system
+from diffgr2.evaluate.results import build_report, ranks_by_system
 from diffgr2.evaluate.tables import number, save_report, timings_table
 from diffgr2.evaluate.trec import write_qrels, write_run
 from diffgr2.pipeline import STANDS, Runner

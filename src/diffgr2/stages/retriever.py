@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffgr2.candidates import kinds
-from diffgr2.candidates.retriever import evaluate, prefixes
+from diffgr2.candidates.retrieval import evaluate, prefixes
 from diffgr2.data.store import read_dataset
 from diffgr2.pipeline import StageContext
 from diffgr2.streams import key_of

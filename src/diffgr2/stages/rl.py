@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from diffgr2.config import RlConfig
 from diffgr2.errors import DecodeError
+from diffgr2.model.load import device, open_model
 from diffgr2.objectives.likelihood import chosen_logp, entropy_of, logits_at
 from diffgr2.objectives.policy import clipped_objective
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import CausalBatch, chunks
-from diffgr2.stages.common import device, open_model, train_stage
+from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import open_corpus
 from diffgr2.stages.rollouts import Roller, Rollout, settings_for
 from diffgr2.train.loop import Loss

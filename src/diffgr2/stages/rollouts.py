@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from diffgr2.config import BlockRlConfig, OpdConfig, RlConfig
-from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3

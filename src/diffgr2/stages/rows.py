@@ -16,7 +16,6 @@ from diffgr2.errors import CheckpointError
 
 if TYPE_CHECKING:  # the table of stages reads ROWS, and `--help` must not wait for torch
     from diffgr2.decode.settings import DecodeSettings
-    from diffgr2.model.contract import BlockContract
     from diffgr2.stages.corpus import Corpus
 
 
@@ -50,19 +49,9 @@ ROWS = (
 RAW_THRESHOLD = 0.9
 
 
-def contract_of(directory: Path) -> BlockContract | None:
-    """The block-diffusion contract of a model directory, None for an AR model."""
-    from diffgr2.model.contract import read_contract
-    from diffgr2.model.load import read_config
-
-    values = read_config(directory)
-    if "block_diffusion" not in values:
-        return None
-    return read_contract(values, int(values["vocab_size"]), str(directory))
-
-
 def settings_of(corpus: Corpus, directory: Path, how: str, **overrides: Any) -> DecodeSettings:
     """Decode settings of a row for the model in `directory`."""
+    from diffgr2.model.contract import contract_of
     from diffgr2.stages.rollouts import settings_for
 
     config = corpus.recipe.decode

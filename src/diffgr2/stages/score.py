@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.evaluate.outputs import SystemOutputs, save_outputs
 from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.answers import POLICIES
-from diffgr2.stages.common import open_model
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.rows import ROWS, RowSpec, settings_of
 from diffgr2.types import FAILURES, Trajectory

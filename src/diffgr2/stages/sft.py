@@ -12,11 +12,12 @@ from typing import Any
 from torch import nn
 
 from diffgr2.config import SftConfig
+from diffgr2.model.load import device, open_model
 from diffgr2.objectives.likelihood import chosen_logp, logits_at
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.compact import ANSWER, REASONING
 from diffgr2.stages.batches import CausalBatch, chunks, epoch_order, example
-from diffgr2.stages.common import device, open_model, train_stage
+from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.train.loop import Loss
 

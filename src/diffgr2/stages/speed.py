@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from diffgr2.artifacts import write_json
-from diffgr2.decode.engine import Batch, DecodeRequest, decode, make_row
+from diffgr2.decode.batch import Batch, DecodeRequest, decode, make_writer
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.evaluate.metrics import METRICS, ranks_of, values_of
 from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.answers import POLICIES
 from diffgr2.stages.batches import chunks
-from diffgr2.stages.common import open_model
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.rows import settings_of
 from diffgr2.stages.score import requests_for, test_rows
@@ -57,7 +57,7 @@ def timed(
     tokens = forwards = 0
     for part in chunks(requests, batch):
         running = Batch(lean)
-        rows = [make_row(i, request, settings) for i, request in enumerate(part)]
+        rows = [make_writer(i, request, settings) for i, request in enumerate(part)]
         start = time.perf_counter()
         running.add(rows)
         if lean.device.type == "cuda":  # queued work is no part of decoding

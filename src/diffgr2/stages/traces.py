@@ -27,7 +27,7 @@ from diffgr2.prompts.chat import Chat
 from diffgr2.prompts.request import request_at
 from diffgr2.stages.corpus import KNOWN
 from diffgr2.streams import permutation
-from diffgr2.traces.evidence import Traces, decide, strength_edges
+from diffgr2.traces.decide import Traces, decide, strength_edges
 from diffgr2.traces.llm import ACCEPT, TracePrompt, TraceReport, generate
 from diffgr2.traces.words import from_orders, write_explanations
 from diffgr2.types import Answer, CandidateLists

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from diffgr2.errors import ArtifactError
-from diffgr2.traces.evidence import Traces, cited, strengths
+from diffgr2.traces.decide import Traces, cited, strengths
 
 
 def falling(strength_NK: np.ndarray, order_NK: np.ndarray, levels: int) -> np.ndarray:

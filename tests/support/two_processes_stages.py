@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import tiny_stages
 from safetensors.torch import save_file
 
 from diffgr2.progress import Progress
 from diffgr2.train import dist
 from diffgr2.train.loop import fit
+from support import tiny_stages
 
 STEPS = 5
 # Tied weights make the model one unit; untied, trunk and head are units of their own.

@@ -11,14 +11,11 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import battery
-import toy
-
 from diffgr2.errors import CheckpointError, NonFiniteError
 from diffgr2.progress import Progress
 from diffgr2.train import dist
 from diffgr2.train.loop import fit
+from support import battery, toy
 
 
 def train(folder: Path, **update: object) -> dict[str, torch.Tensor]:

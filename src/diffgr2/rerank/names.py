@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.candidates.strangers import Stranger
 from diffgr2.errors import DataError
 from diffgr2.items.encode import Encoder
 from diffgr2.items.sids import SemanticIds, parse_sid
 from diffgr2.items.vectors import item_text
+from diffgr2.rerank.strangers import Stranger
 from diffgr2.types import Catalogue
 
 KEYS = ("id", "sid", "title", "text")

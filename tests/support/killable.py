@@ -23,13 +23,11 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import battery
-
 from diffgr2.train import checkpoint
+from support import battery
 
 SAVING = ("checkpoint.py", "artifacts.py", "log.py")
-ROLLING = ("engine.py", "ar.py", "block.py", "row.py", "draw.py", "forward.py", "rollouts.py")
+ROLLING = ("batch.py", "ar.py", "block.py", "writer.py", "draw.py", "forward.py", "rollouts.py")
 
 
 def load(spec: str) -> tuple[ModuleType, battery.Factory]:

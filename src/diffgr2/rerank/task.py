@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffgr2.decode.engine import DecodeRequest
+from diffgr2.decode.batch import DecodeRequest
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.prompts.answers import POLICIES
 from diffgr2.prompts.request import Request
-from diffgr2.resolve import Item
+from diffgr2.rerank.names import Item
 from diffgr2.types import Trajectory
 
 if TYPE_CHECKING:
-    from diffgr2.reranker import Reranker
+    from diffgr2.rerank.reranker import Reranker
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from diffgr2.errors import ConfigError, DataError, Diffgr2Error, MissingExtraErr
 from diffgr2.progress import Progress
 
 if TYPE_CHECKING:
-    from diffgr2.rank_task import RankResult
-    from diffgr2.reranker import Reranker
+    from diffgr2.rerank.reranker import Reranker
+    from diffgr2.rerank.task import RankResult
 
 PANEL = "Using a model"
 KEYS = ("history", "candidates", "scores", "user", "decode", "reasoning")
@@ -231,7 +231,7 @@ def rerank(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Rank candidates: one request (options, or JSON on stdin) or a JSONL file."""
-    from diffgr2.reranker import Reranker
+    from diffgr2.rerank.reranker import Reranker
 
     chosen = {"decoder": decoder, "threshold": threshold, "rule": rule}
     wanted: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
@@ -298,7 +298,7 @@ def serve(
         raise MissingExtraError(f"{error.name} is missing: pip install 'diffgr2[serve]'") from None
     import torch
 
-    from diffgr2.reranker import Reranker
+    from diffgr2.rerank.reranker import Reranker
     from diffgr2.serve.limits import Limits, read_keys
 
     keys = read_keys(keys_file)

@@ -19,7 +19,7 @@ import numpy as np
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
 from diffgr2.candidates.fields import FIELDS, NAMES, Field
 from diffgr2.candidates.pairs import PairCounts
-from diffgr2.candidates.retriever import padded_last, slice_rows
+from diffgr2.candidates.retrieval import padded_last, slice_rows
 from diffgr2.config import EvidenceConfig
 from diffgr2.errors import ArtifactError
 from diffgr2.types import Catalogue, Histories

@@ -14,8 +14,8 @@ import typer
 
 from diffgr2.cli import runs
 from diffgr2.pipeline import STANDS, Stage
+from diffgr2.stages.plan import STAGES
 from diffgr2.stages.rows import ROWS
-from diffgr2.stages.table import STAGES
 
 PANEL = "Stages, in order (each runs what it needs)"
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Shipped name or YAML file.")]

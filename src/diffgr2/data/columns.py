@@ -18,15 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from diffgr2.data.fields import (
-    TEXT_WORDS,
-    identifier,
-    item_text,
-    milliseconds,
-    milliseconds_of_moment,
-    milliseconds_of_text,
-    whole_number,
-)
+from diffgr2.data.gather import RowGatherer
 from diffgr2.data.lines import (
     BadLine,
     Intake,
@@ -37,8 +29,16 @@ from diffgr2.data.lines import (
     read_header,
     read_lines,
 )
-from diffgr2.data.rows import RowGatherer
 from diffgr2.data.split import ItemText, RawData
+from diffgr2.data.values import (
+    TEXT_WORDS,
+    identifier,
+    item_text,
+    milliseconds,
+    milliseconds_of_moment,
+    milliseconds_of_text,
+    whole_number,
+)
 from diffgr2.errors import DataError
 
 BATCH = 65_536  # parquet rows turned into Python values at a time

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from diffgr2.reranker import Reranker
+from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.app import State, make_app
 from diffgr2.serve.limits import Keys, Limits
 from diffgr2.serve.wire import make_server

@@ -55,7 +55,7 @@ class View:
         return token_T, drawn_T, confidence_T
 
 
-class Row(Protocol):
+class Writer(Protocol):
     """One request in decoding."""
 
     settings: DecodeSettings

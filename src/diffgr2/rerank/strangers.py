@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from diffgr2.candidates.evidence import EvidenceIndex
+from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.types import Catalogue
 
 NEW_PATH = 1 << 30

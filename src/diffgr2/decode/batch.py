@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffgr2.decode.ar import ArRow
-from diffgr2.decode.block import BlockRow
+from diffgr2.decode.ar import ArWriter
+from diffgr2.decode.block import BlockWriter
 from diffgr2.decode.draw import prepare
-from diffgr2.decode.row import Row, View, Window
+from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.decode.verify import VerifyRow
+from diffgr2.decode.verify import VerifyWriter
+from diffgr2.decode.writer import View, Window, Writer
 from diffgr2.errors import DecodeError
-from diffgr2.grammar import AnswerGrammar
 from diffgr2.model.forward import KVCache, LeanQwen3
 from diffgr2.streams import generator
 from diffgr2.types import Trajectory
 
-ROWS = {"ar": ArRow, "block": BlockRow, "verify": VerifyRow}
+WRITERS = {"ar": ArWriter, "block": BlockWriter, "verify": VerifyWriter}
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class DecodeRequest:
     stream: tuple[str | int, ...] = ("decode",)
 
 
-def make_row(key: int, request: DecodeRequest, settings: DecodeSettings) -> Row:
+def make_writer(key: int, request: DecodeRequest, settings: DecodeSettings) -> Writer:
     """A row of the decoder that the settings name."""
     if not request.prompt:
         raise DecodeError("prompt is empty")
-    return ROWS[settings.decoder](
+    return WRITERS[settings.decoder](
         key, request.prompt, settings, generator(*request.stream), request.grammar
     )
 
@@ -54,11 +54,11 @@ class Batch:
 
     def __init__(self, model: LeanQwen3) -> None:
         self.model = model
-        self.rows: list[Row] = []
+        self.rows: list[Writer] = []
         self._cache: KVCache | None = None
 
     @torch.inference_mode()
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[Writer]) -> None:
         """Prefill new rows and let them join."""
         if not rows:
             return
@@ -79,7 +79,7 @@ class Batch:
         self.rows.extend(rows)
 
     @torch.inference_mode()
-    def step(self) -> list[Row]:
+    def step(self) -> list[Writer]:
         """One forward for all rows; returns those that finished, which have left."""
         if not self.rows:
             return []
@@ -167,7 +167,7 @@ def decode(
         # Prefill in groups: waiting for a quarter of the batch to leave keeps forwards wide.
         if waiting and len(running.rows) <= batch - max(1, batch // 4):
             joining = [waiting.pop() for _ in range(min(batch - len(running.rows), len(waiting)))]
-            running.add([make_row(i, requests[i], settings) for i in joining])
+            running.add([make_writer(i, requests[i], settings) for i in joining])
         for row in running.step():
             results[row.key] = row.result()
             if on_done is not None:

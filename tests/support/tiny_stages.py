@@ -34,7 +34,7 @@ from diffgr2.config import (
     validate,
 )
 from diffgr2.data.store import Dataset
-from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3
@@ -51,7 +51,7 @@ from diffgr2.stages.rl import RlTask
 from diffgr2.stages.rollouts import Roller, block_settings, settings_for
 from diffgr2.stages.sft import SftTask
 from diffgr2.streams import generator
-from diffgr2.traces.evidence import Traces
+from diffgr2.traces.decide import Traces
 from diffgr2.train.loop import Task, fit
 from diffgr2.types import CandidateLists, Catalogue, Histories
 

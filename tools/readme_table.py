@@ -3,7 +3,7 @@
 Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands what
 `results/NAME.json` says and nothing else (`speed:NAME`: its timing run; `serving:NAME`: a serving
 benchmark); running it twice changes nothing. Not here: measuring.
-Run: `python -m diffgr2.evaluate.readme_table README.md results [--check]`.
+Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
 from __future__ import annotations

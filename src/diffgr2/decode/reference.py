@@ -1,19 +1,31 @@
-"""A slow reference for the decoders: plain loops over the stock model, no cache, no batching.
+"""What the decoders mean: plain loops over the stock model, no cache, no batching. Read this first.
 
 Contract: every forward recomputes the whole document through `Qwen3ForCausalLM` with an explicit
-boolean mask, permutations are enumerated, and nothing of `diffgr2.decode` or `diffgr2.model.layout`
-is used. Read it top to bottom to see what the decoders mean. Not here: speed.
+boolean mask, permutations are enumerated, and nothing else of `decode` or `model.layout` is used;
+the fast decoders (`ar`, `block`, `verify`) must write the same tokens in the same steps, which the
+oracle tests check. Not here: speed; nothing but tests and readers uses this module.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
+from diffgr2.decode.grammar import AnswerGrammar
+from diffgr2.decode.settings import DecodeSettings
+
 MARKER_GUESS = 0.5
+
+Slots = dict[int, tuple[int, int]]  # position -> (entry, index in the entry)
+Known = dict[tuple[int, int], int]  # (entry, index in the entry) -> committed token
+Choice = tuple[int, float, float]  # token, log-probability at the temperature, confidence
+Random = np.random.Generator | None
 
 
 @dataclass
@@ -45,7 +57,7 @@ class SlowModel:
         return torch.log_softmax(logits, -1)
 
 
-def pick(logp_V, temperature, uniform):
+def pick(logp_V: Tensor, temperature: float, uniform: float) -> Choice:
     """(token, log-probability at the temperature, confidence)."""
     if temperature == 0:
         token = int(logp_V.argmax())
@@ -60,7 +72,7 @@ def pick(logp_V, temperature, uniform):
 # ------------------------------------------------------------------------- permutation rule
 
 
-def first_marker(tokens, marker):
+def first_marker(tokens: Sequence[int | None], marker: Sequence[int]) -> int | None:
     """Where the answer begins: behind the first complete marker. None = masked token."""
     for at in range(len(tokens) - len(marker) + 1):
         if tuple(tokens[at : at + len(marker)]) == tuple(marker):
@@ -68,7 +80,7 @@ def first_marker(tokens, marker):
     return None
 
 
-def answer_slots(grammar, start):
+def answer_slots(grammar: AnswerGrammar, start: int) -> Slots:
     """{position: (entry, index in entry)}."""
     k, n = grammar.choices_KN.shape
     return {
@@ -76,16 +88,13 @@ def answer_slots(grammar, start):
     }
 
 
-def spelled(tokens, slots):
+def spelled(tokens: Sequence[int | None], slots: Slots) -> Known:
     """{(entry, index): token} of the committed entry tokens."""
-    return {
-        where: tokens[at]
-        for at, where in slots.items()
-        if at < len(tokens) and tokens[at] is not None
-    }
+    found = {where: tokens[at] for at, where in slots.items() if at < len(tokens)}
+    return {where: token for where, token in found.items() if token is not None}
 
 
-def orders(grammar, known):
+def orders(grammar: AnswerGrammar, known: Known) -> list[tuple[int, ...]]:
     """All permutations that agree with the committed entry tokens."""
     choices = grammar.choices_KN.tolist()
     return [
@@ -95,7 +104,7 @@ def orders(grammar, known):
     ]
 
 
-def may_take(grammar, known, j, i):
+def may_take(grammar: AnswerGrammar, known: Known, j: int, i: int) -> list[int]:
     """Tokens that entry j may take at index i."""
     choices = grammar.choices_KN.tolist()
     possible = orders(grammar, known)
@@ -110,9 +119,12 @@ def may_take(grammar, known, j, i):
     return sorted({c[i] for c in unused or agree})
 
 
-def settle(grammar, known, wanted):
+def settle(
+    grammar: AnswerGrammar, known: Known, wanted: Iterable[tuple[float, int, int, int]]
+) -> set[tuple[int, int]]:
     """Of (confidence, entry, index, token), those that commit, the surest first."""
-    known, kept = dict(known), set()
+    known = dict(known)
+    kept: set[tuple[int, int]] = set()
     broken = not orders(grammar, known)
     single = grammar.choices_KN.shape[1] == 1
     for _, j, i, token in sorted(wanted, key=lambda w: (-w[0], w[1], w[2])):
@@ -129,7 +141,14 @@ def settle(grammar, known, wanted):
 # ---------------------------------------------------------------------------------- decoders
 
 
-def ar(model: SlowModel, prompt, settings, grammar=None, rng=None) -> Slow:
+def ar(
+    model: SlowModel,
+    prompt: list[int],
+    settings: DecodeSettings,
+    grammar: AnswerGrammar | None = None,
+    rng: Random = None,
+) -> Slow:
+    """One token a forward."""
     out = Slow([], [], [], 0, False)
     while not out.finished and len(out.tokens) < settings.max_tokens:
         ids = prompt + out.tokens
@@ -151,7 +170,7 @@ def ar(model: SlowModel, prompt, settings, grammar=None, rng=None) -> Slow:
     return out
 
 
-def boundaries(length, settings, prompt_length):
+def boundaries(length: int, settings: DecodeSettings, prompt_length: int) -> list[int]:
     """The end of the block that holds each document position below `length`."""
     first = 0 if settings.origin == "document" else prompt_length % settings.block_size
     ends, size = [], settings.block_size
@@ -163,11 +182,14 @@ def boundaries(length, settings, prompt_length):
     return ends
 
 
-def surest(confidence):
+def surest(confidence: dict[int, float]) -> int:
+    """The position of the highest confidence, the first of equals."""
     return max(confidence, key=lambda at: (confidence[at], -at))
 
 
-def accepted(settings, confidence, entropy):
+def accepted(
+    settings: DecodeSettings, confidence: dict[int, float], entropy: dict[int, float]
+) -> set[int]:
     """The positions that commit, of {position: confidence}."""
     commit = {surest(confidence)}
     if settings.accept == "threshold":
@@ -184,7 +206,14 @@ def accepted(settings, confidence, entropy):
     return commit
 
 
-def canvas_logp(model, prompt, tokens, start, end, settings):
+def canvas_logp(
+    model: SlowModel,
+    prompt: list[int],
+    tokens: Sequence[int | None],
+    start: int,
+    end: int,
+    settings: DecodeSettings,
+) -> dict[int, Tensor]:
     """{canvas position: log-probabilities} of one denoising forward."""
     p = len(prompt)
     ends = boundaries(p + end, settings, p)
@@ -199,7 +228,14 @@ def canvas_logp(model, prompt, tokens, start, end, settings):
     return {at: logp_TV[p + at - back] for at in range(start, end)}
 
 
-def block(model: SlowModel, prompt, settings, grammar=None, rng=None) -> Slow:
+def block(
+    model: SlowModel,
+    prompt: list[int],
+    settings: DecodeSettings,
+    grammar: AnswerGrammar | None = None,
+    rng: Random = None,
+) -> Slow:
+    """Denoise block after block; every step commits what is sure, and at least one position."""
     tokens: list[int | None] = []
     steps: list[int] = []
     logps: list[float] = []
@@ -222,15 +258,37 @@ def block(model: SlowModel, prompt, settings, grammar=None, rng=None) -> Slow:
             known = tokens.index(None) if None in tokens else len(tokens)
             for length in range(start + 1, min(known, settings.max_tokens) + 1):
                 if tokens[length - 1] == settings.end_id:
-                    return Slow(tokens[:length], steps[:length], logps[:length], nfe, True)
+                    return _cut(tokens, steps, logps, length, nfe, finished=True)
             if known >= settings.max_tokens:
-                n = settings.max_tokens
-                return Slow(tokens[:n], steps[:n], logps[:n], nfe, False)
+                return _cut(tokens, steps, logps, settings.max_tokens, nfe, finished=False)
         start = end
         nfe += 0 if settings.fused else 1
 
 
-def _one_step(tokens, start, end, logp, choice, settings, grammar):
+def _cut(
+    tokens: Sequence[int | None],
+    steps: list[int],
+    logps: list[float],
+    n: int,
+    nfe: int,
+    *,
+    finished: bool,
+) -> Slow:
+    """The first n positions, all of them committed."""
+    whole = [token for token in tokens[:n] if token is not None]
+    assert len(whole) == n
+    return Slow(whole, steps[:n], logps[:n], nfe, finished)
+
+
+def _one_step(
+    tokens: Sequence[int | None],
+    start: int,
+    end: int,
+    logp: dict[int, Tensor],
+    choice: dict[int, Choice],
+    settings: DecodeSettings,
+    grammar: AnswerGrammar | None,
+) -> dict[int, tuple[int, float]]:
     """{position: (token, log-probability)} that commit in this step."""
     masked = [at for at in range(start, end) if tokens[at] is None]
     entropy = {at: float(-(logp[at].exp() * logp[at].clamp(min=-1e9)).sum()) for at in masked}
@@ -267,14 +325,14 @@ def _one_step(tokens, start, end, logp, choice, settings, grammar):
     return {at: choice[at][:2] for at in commit}
 
 
-def verify(model: SlowModel, prompt, settings) -> Slow:
+def verify(model: SlowModel, prompt: list[int], settings: DecodeSettings) -> Slow:
     """Greedy verified decoding."""
     out = Slow([], [], [], 0, False)
 
-    def room():
+    def room() -> int:
         return settings.max_tokens - len(out.tokens)
 
-    def commit(logp_V):
+    def commit(logp_V: Tensor) -> int:
         token, logp, _ = pick(logp_V, 0, 0)
         out.tokens.append(token)
         out.logps.append(logp)

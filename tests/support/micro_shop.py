@@ -11,7 +11,7 @@ import torch
 from diffgr2.config import Recipe, validate
 from diffgr2.pipeline import Runner
 from diffgr2.progress import Progress
-from diffgr2.stages.table import STAGES
+from diffgr2.stages.plan import STAGES
 
 PASS = {"steps": 0}
 

@@ -26,26 +26,27 @@ from pydantic import ValidationError
 
 from diffgr2.artifacts import read_json, read_manifest
 from diffgr2.candidates import kinds
-from diffgr2.candidates.evidence import EvidenceIndex
-from diffgr2.candidates.retriever import ragged, score
-from diffgr2.candidates.strangers import Seats
+from diffgr2.candidates.index import EvidenceIndex
+from diffgr2.candidates.retrieval import ragged, score
 from diffgr2.config import DecodeConfig, validate
 from diffgr2.data.store import read_dataset
-from diffgr2.decode.engine import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.errors import ArtifactError, ConfigError, DataError
 from diffgr2.items.encode import Encoder
 from diffgr2.items.sids import SemanticIds
+from diffgr2.model.contract import contract_of
 from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.load import open_model
 from diffgr2.prompts.request import Request, item_kind, item_text
 from diffgr2.prompts.template import make_template
 from diffgr2.prompts.vocab import Vocabulary
-from diffgr2.rank_task import Query, RankResult, RankTask
-from diffgr2.resolve import Item, Names
+from diffgr2.rerank.names import Item, Names
+from diffgr2.rerank.strangers import Seats
+from diffgr2.rerank.task import Query, RankResult, RankTask
 from diffgr2.stages.bundle import FORMAT, NOTE
-from diffgr2.stages.common import open_model
 from diffgr2.stages.corpus import Corpus
-from diffgr2.stages.rows import contract_of, settings_of
+from diffgr2.stages.rows import settings_of
 from diffgr2.types import Catalogue
 
 SEATS = 512

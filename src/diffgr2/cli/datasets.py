@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffgr2.cli.stages import PANEL, stage_verb
+from diffgr2.cli.verbs import PANEL, stage_verb
 from diffgr2.config import DataConfig, validate
 from diffgr2.errors import ConfigError, DataError
 
