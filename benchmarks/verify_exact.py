@@ -17,13 +17,13 @@ import numpy as np
 from diffgr2.artifacts import write_json
 from diffgr2.cli import runs
 from diffgr2.decode.batch import DecodeRequest, decode
+from diffgr2.model.contract import contract_of
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
 from diffgr2.progress import Progress
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.plan import CORPUS
 from diffgr2.stages.report import commit
-from diffgr2.stages.rows import settings_of
 from diffgr2.stages.score import requests_for, test_rows
 from diffgr2.types import Trajectory
 
@@ -56,7 +56,8 @@ def main() -> None:
     inputs = {name: run.root / name for name in (*CORPUS, "block_rl")}
     corpus = open_corpus(inputs, run.recipe)
     lean = LeanQwen3(open_model(inputs["block_rl"]))
-    plans = {how: settings_of(corpus, inputs["block_rl"], how) for how in ("ar", "verify")}
+    contract = contract_of(inputs["block_rl"])
+    plans = {how: corpus.settings(contract, how) for how in ("ar", "verify")}
     rows = test_rows(corpus, options.users, options.limit)
     totals: dict[str, tuple[int, int]] = dict.fromkeys(plans, (0, 0))
     different: list[dict[str, Any]] = []

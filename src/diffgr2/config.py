@@ -346,7 +346,7 @@ class DecodeConfig(Section):
     clean_kv: Literal["causal", "block_causal"] = "causal"
     canvas: Positive = 32  # verify: positions looked ahead
     temperature: Annotated[float, Field(ge=0.0)] = 0.0  # 0 = greedy
-    max_tokens: Positive = 192
+    max_tokens: Count = 0  # of an output; 0 = as many as the template's longest answer takes
     repair: Literal["repair", "floor"] = "repair"
 
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from diffgr2.candidates.fields import NAMES
 from diffgr2.decode.batch import decode
 from diffgr2.errors import ArtifactError, ConfigError, DataError
+from diffgr2.model.contract import contract_of
 from diffgr2.rerank.names import UnresolvedError
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.rerank.task import windows_of
 from diffgr2.stages import score
 from diffgr2.stages.corpus import Corpus, open_corpus
-from diffgr2.stages.rows import settings_of
 
 HOW = {"ar": "ar", "block": "recommended", "verify": "verify"}
 COUNTED = ("copurchase", "lift", "last", "next", "popular")
@@ -50,7 +50,7 @@ def test_a_test_list_gives_the_tokens_of_the_evaluation(
 ) -> None:
     rows = score.test_rows(corpus, "all", 0)[:12]
     requests, _ = score.requests_for(corpus, rows, reasoning=reasoning)
-    how = settings_of(corpus, run_dir / "block_rl", HOW[decoder])
+    how = corpus.settings(contract_of(run_dir / "block_rl"), HOW[decoder])
     wanted = decode(reranker.model, requests, how, batch=8)
     calls = [
         {

@@ -48,7 +48,7 @@ from diffgr2.stages.corpus import KNOWN, Corpus
 from diffgr2.stages.distill import Outputs
 from diffgr2.stages.opd import OpdTask
 from diffgr2.stages.rl import RlTask
-from diffgr2.stages.rollouts import Roller, block_settings, settings_for
+from diffgr2.stages.rollouts import Roller, block_settings
 from diffgr2.stages.sft import SftTask
 from diffgr2.streams import generator
 from diffgr2.traces.decide import Traces
@@ -282,7 +282,7 @@ def sft_task(**changes: Any) -> tuple[SftTask, SftConfig]:
 def rl_task(*, reasoning: bool = False, **changes: Any) -> tuple[RlTask, RlConfig]:
     base = {"prompts": 2, "group": 6, "refill": 3, "epochs": 2, "overlong_cache": 4}
     config = config_of(RlConfig, **{**base, **changes})
-    settings = settings_for(corpus(), decoder="ar", temperature=config.temperature)
+    settings = corpus().settings(None, "ar", temperature=config.temperature, max_tokens=0)
     roller = Roller("rl", corpus(), config, settings, SEED, reasoning=reasoning)
     return RlTask("rl", roller, config, strict=True), config
 

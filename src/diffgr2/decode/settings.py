@@ -1,17 +1,35 @@
-"""How to decode: one frozen dataclass for all three decoders.
+"""How to decode: one frozen dataclass, and the one way to it from a recipe and a checkpoint.
 
 Contract: settings say everything that influences an output besides the model, the prompt and the
-row's random key. Not here: recipes (`config.DecodeConfig` is turned into settings by
-`from_config`) and the checkpoint's contract, which is checked where a checkpoint is loaded.
+writer's random stream. `settings_of` makes them for evaluation, rollouts, the command line and the
+server alike: the recipe's decode section, as far as the decoder reads it, under the checkpoint's
+contract, changed by a preset (`how`) and by what is given. So a served answer is the evaluated one.
+Not here: the contract itself (`model.contract`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from diffgr2.config import DecodeConfig
-from diffgr2.errors import ConfigError
+from diffgr2.errors import CheckpointError, ConfigError
+from diffgr2.model.contract import BlockContract
+
+READS = {
+    "ar": ("temperature",),
+    "verify": ("temperature", "canvas"),
+    "block": ("temperature", "accept", "threshold", "per_step", "entropy_bound", "rule"),
+}
+"""What each decoder takes from the recipe's decode section."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "recommended": {},
+    "ar": {"decoder": "ar"},
+    "verify": {"decoder": "verify"},
+    "raw": {"decoder": "block", "accept": "threshold", "threshold": 0.9, "rule": "raw"},
+}
+"""Ways to decode by name; `raw` is the papers' plain rule at their τ."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,37 @@ class DecodeSettings:
             raise ConfigError(f"decode.temperature: {self.temperature} is negative")
 
 
-def from_config(config: DecodeConfig, **contract: object) -> DecodeSettings:
-    """Settings of a recipe's decode section plus the checkpoint's contract."""
-    values = config.model_dump(exclude={"repair"})
-    return DecodeSettings(**{**values, **contract})  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Frame:
+    """What vocabulary and template fix: reserved ids, and the most tokens an answer takes."""
+
+    mask_id: int
+    end_id: int
+    longest: int
+
+
+def settings_of(
+    config: DecodeConfig,
+    contract: BlockContract | None,
+    frame: Frame,
+    how: str = "recommended",
+    **given: Any,
+) -> DecodeSettings:
+    """Settings for a model with this contract (None: autoregressive); see the module's docstring.
+
+    `max_tokens` 0 means as many as the template needs, and never are there more.
+    """
+    chosen = {**PRESETS[how], **given}
+    decoder = chosen.setdefault("decoder", config.decoder)
+    limit = chosen.pop("max_tokens", config.max_tokens)
+    values = {key: getattr(config, key) for key in READS[decoder]}
+    if decoder != "ar":
+        if contract is None:
+            raise CheckpointError(f"decode.decoder: this model is autoregressive, not {decoder}")
+        values |= contract.decoding(config.clean_kv)
+    return DecodeSettings(
+        mask_id=frame.mask_id,
+        end_id=frame.end_id,
+        max_tokens=min(limit or frame.longest, frame.longest),
+        **{**values, **chosen},
+    )

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from diffgr2.config import PromptConfig
 from diffgr2.decode.grammar import AnswerGrammar
+from diffgr2.decode.settings import Frame
 from diffgr2.prompts.compact import Compact
 from diffgr2.prompts.gr2 import Gr2
 from diffgr2.prompts.request import Request, Trace
@@ -41,6 +42,9 @@ class Template(Protocol):
     def max_response(self, k: int) -> int:
         """Most tokens a response to k candidates takes."""
         ...
+
+    @property
+    def vocab(self) -> Vocabulary: ...
 
     def grammar(self, request: Request) -> AnswerGrammar:
         """What the permutation rule may know of the answer."""
@@ -74,6 +78,16 @@ class Template(Protocol):
 
 
 TEMPLATES: dict[str, type[Compact] | type[Gr2]] = {"compact": Compact, "gr2": Gr2}
+
+
+SPARE = 32
+"""Output tokens beyond the longest proper answer: an overlong one shows as such."""
+
+
+def frame_of(template: Template) -> Frame:
+    """What decoding must know of a template."""
+    vocab = template.vocab
+    return Frame(vocab.mask_id, vocab.end_id, template.max_response(vocab.spec.k) + SPARE)
 
 
 def make_template(vocab: Vocabulary, config: PromptConfig) -> Template:

@@ -17,36 +17,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from diffgr2.artifacts import read_json, read_manifest
+from diffgr2.artifacts import read_manifest
 from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.retrieval import ragged, score
-from diffgr2.config import DecodeConfig, validate
+from diffgr2.config import DecodeConfig
 from diffgr2.data.store import read_dataset
 from diffgr2.decode.batch import DecodeRequest, decode
-from diffgr2.decode.settings import DecodeSettings
-from diffgr2.errors import ArtifactError, ConfigError, DataError
+from diffgr2.decode.settings import DecodeSettings, settings_of
+from diffgr2.errors import ConfigError, DataError
 from diffgr2.items.encode import Encoder
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import contract_of
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
 from diffgr2.prompts.request import Request, item_kind, item_text
-from diffgr2.prompts.template import make_template
+from diffgr2.prompts.template import frame_of, make_template
 from diffgr2.prompts.vocab import Vocabulary
+from diffgr2.rerank.bundle import read_note
 from diffgr2.rerank.names import Item, Names
 from diffgr2.rerank.strangers import Seats
 from diffgr2.rerank.task import Query, RankResult, RankTask
-from diffgr2.stages.bundle import FORMAT, NOTE
-from diffgr2.stages.corpus import Corpus
-from diffgr2.stages.rows import settings_of
 from diffgr2.types import Catalogue
 
 SEATS = 512
@@ -71,11 +68,8 @@ class Reranker:
     """See the module's docstring."""
 
     def __init__(self, directory: Path) -> None:
-        note = read_json(directory / NOTE)
-        if not isinstance(note, dict) or note.get("format") != FORMAT:
-            raise ArtifactError(f"{directory / NOTE}: not a bundle of format {FORMAT}")
-        self.directory, self.model_stage = directory, str(note.get("model"))
-        self.recipe = validate(note.get("recipe", {}), str(directory / NOTE))
+        self.directory = directory
+        self.recipe = read_note(directory)
         self.name = self.recipe.name
         self.contract = contract_of(directory)
         dataset = read_dataset(directory / "data")
@@ -86,24 +80,13 @@ class Reranker:
         self.names = Names(self.catalogue, self.sids, Encoder.load(directory / "items"))
         self.vocab = Vocabulary.load(directory)
         self.template = make_template(self.vocab, self.recipe.prompt)
+        self.frame = frame_of(self.template)
         self.k = self.recipe.candidates.k
         self.retriever = kinds.load(directory / "retriever")
         self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue, SEATS)
         self.group_labels = group_labels(self.sids, self.catalogue)
         self.model = LeanQwen3(open_model(directory))
-        self._corpus = Corpus(  # what `settings_of` reads; a bundle has no lists
-            recipe=self.recipe,
-            dataset=dataset,
-            sids=self.sids,
-            vocab=self.vocab,
-            template=self.template,
-            lists={},
-            buckets={},
-            traces={},
-            explanations={},
-        )
         self.decoders = ("ar", "block", "verify") if self.contract else ("ar",)
-        self._settings = lru_cache(256)(self._settings_of)  # each look reads config.json
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Reranker:
@@ -128,16 +111,8 @@ class Reranker:
         decoder = merged.decoder if "decoder" in given or self.contract else "ar"
         if decoder not in self.decoders:
             raise ConfigError(f"decode.decoder: this model is autoregressive, not {decoder}")
-        shared = {k: getattr(merged, k) for k in given if k != "decoder"}
-        return self._settings(HOW[decoder], (("temperature", merged.temperature), *shared.items()))
-
-    def _settings_of(self, how: str, given: tuple[tuple[str, Any], ...]) -> DecodeSettings:
-        """The rows' own settings (`stages.rows`); an answer is never longer than a template's."""
-        values = dict(given)
-        if "max_tokens" in values:
-            longest = settings_of(self._corpus, self.directory, "ar").max_tokens
-            values["max_tokens"] = min(longest, values["max_tokens"])
-        return settings_of(self._corpus, self.directory, how, **values)
+        chosen = {k: getattr(merged, k) for k in given if k != "decoder"}
+        return settings_of(config, self.contract, self.frame, HOW[decoder], **chosen)
 
     def user_number(self, user: str | None) -> int:
         """The dense number of a raw user id, -1 for nobody we know."""

@@ -5,7 +5,7 @@ for Qwen3-family directories opens it; what a request needs besides in `data/` (
 histories), `items/` (semantic IDs and the encoder of unknown items), `evidence/` (the index) and
 `retriever/`; `diffgr2.json` with the recipe's sections that prompts and decoding depend on; and a
 model card. Files are copied, so the bundle gives the stages' own outputs. `bundle_ar` packs the AR
-teacher in the same way. Not here: opening it (`reranker`).
+teacher in the same way. Not here: the format (`rerank.bundle`).
 """
 
 from __future__ import annotations
@@ -20,25 +20,7 @@ from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError
 from diffgr2.model.load import VOCABULARY_FILES
 from diffgr2.pipeline import StageContext
-
-FORMAT = 1
-NOTE = "diffgr2.json"
-SECTIONS = ("name", "seed", "items", "candidates", "evidence", "prompt", "decode")
-"""What of the recipe a request depends on."""
-
-PARTS = {
-    "data": ("items.parquet", "users.parquet", "histories.safetensors", "report.json"),
-    "items": (
-        "codes.safetensors",
-        "items.index.json",
-        "vectorizer.json",
-        "vectorizer.safetensors",
-        "quantizer.safetensors",
-    ),
-    "evidence": ("index.safetensors", "index.json"),
-    "retriever": ("model.safetensors", "config.json"),
-}
-"""Files taken from each stage, under its name."""
+from diffgr2.rerank.bundle import FORMAT, NOTE, PARTS, SECTIONS
 
 CARD = """\
 # {name}
@@ -54,7 +36,7 @@ A generative reasoning re-ranker for recommendation lists, made by `diffgr2` fro
   directory as you treat the shop's own data. Weights are safetensors; nothing is executed.
 
 ```python
-from diffgr2.rerank.reranker import Reranker
+from diffgr2 import Reranker
 
 reranker = Reranker.from_pretrained("this/directory")
 print(reranker.rank(["item id", "item id"], ["candidate id", "candidate id"]).items)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,11 @@ from diffgr2.artifacts import load_arrays
 from diffgr2.candidates.lists import load_lists
 from diffgr2.config import Recipe
 from diffgr2.data.store import Dataset, read_dataset
+from diffgr2.decode.settings import DecodeSettings, settings_of
 from diffgr2.items.sids import SemanticIds
+from diffgr2.model.contract import BlockContract
 from diffgr2.prompts.request import Request, Trace, request_at
-from diffgr2.prompts.template import Template, make_template
+from diffgr2.prompts.template import Template, frame_of, make_template
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.traces.decide import Traces
 from diffgr2.traces.words import read_explanations
@@ -56,6 +59,13 @@ class Corpus:
             self.recipe.prompt.history,
             self.dataset.catalogue if self.template.shows_text else None,
         )
+
+    def settings(
+        self, contract: BlockContract | None, how: str = "recommended", **given: Any
+    ) -> DecodeSettings:
+        """How a model with this contract is decoded (`decode.settings.settings_of`)."""
+        frame = frame_of(self.template)
+        return settings_of(self.recipe.decode, contract, frame, how, **given)
 
     def trace(self, split: str, n: int) -> Trace:
         """A split's n-th trace, with its teacher's words where it has some."""

@@ -23,7 +23,6 @@ from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import Request
 from diffgr2.stages.batches import shown_order
 from diffgr2.stages.corpus import KNOWN, Corpus, open_corpus
-from diffgr2.stages.rollouts import settings_for
 from diffgr2.streams import generator
 
 
@@ -86,7 +85,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         requests.append(DecodeRequest(ids, corpus.template.grammar(request)))
         meta.append((s, row, order_K, direct, request))
     lean = LeanQwen3(open_model(ctx.inputs["rl"]))
-    settings = settings_for(corpus, decoder="ar")
+    settings = corpus.settings(None, "ar", temperature=0.0, max_tokens=0)
     with ctx.progress.task("distill", len(requests)) as bar:
         trajectories = decode(
             lean, requests, settings, batch=config.batch, on_done=lambda _: bar.advance()

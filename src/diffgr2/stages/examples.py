@@ -17,6 +17,7 @@ import numpy as np
 from diffgr2.data.store import Dataset
 from diffgr2.decode.batch import decode
 from diffgr2.errors import ArtifactError
+from diffgr2.model.contract import contract_of
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
 from diffgr2.pipeline import Runner
@@ -25,7 +26,6 @@ from diffgr2.prompts.request import item_text
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.plan import CORPUS
 from diffgr2.stages.report import collect
-from diffgr2.stages.rows import settings_of
 from diffgr2.stages.score import requests_for
 from diffgr2.streams import generator
 from diffgr2.types import Trajectory
@@ -109,7 +109,7 @@ def worked_examples(runner: Runner, count: int) -> str:
     rows = np.sort(rng.choice(hits, min(count, len(hits)), replace=False))
     requests, _ = requests_for(corpus, rows, reasoning=True)
     how = "ar" if stage in AR else "recommended"
-    settings = settings_of(corpus, runner.directory(stage), how)
+    settings = corpus.settings(contract_of(runner.directory(stage)), how)
     lean = LeanQwen3(open_model(runner.directory(stage)))
     trajectories = decode(lean, requests, settings, batch=1)
     lines = [f"# Worked examples of {runner.recipe.name}, model `{stage}`, decoder `{how}`", ""]

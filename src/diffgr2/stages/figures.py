@@ -85,12 +85,12 @@ def trajectory(found: Collected) -> Any:
     if model_stage is None:
         return None
     from diffgr2.decode.batch import decode
+    from diffgr2.model.contract import contract_of
     from diffgr2.model.forward import LeanQwen3
     from diffgr2.model.layout import response_shift
     from diffgr2.model.load import open_model
     from diffgr2.stages.corpus import open_corpus
     from diffgr2.stages.plan import CORPUS
-    from diffgr2.stages.rows import settings_of
     from diffgr2.stages.score import requests_for, test_rows
 
     corpus = open_corpus({name: found.root / name for name in CORPUS}, found.recipe)
@@ -98,7 +98,7 @@ def trajectory(found: Collected) -> Any:
     if not len(rows):
         return None
     directory = found.root / model_stage
-    settings = settings_of(corpus, directory, "recommended")
+    settings = corpus.settings(contract_of(directory))
     requests, _ = requests_for(corpus, rows, reasoning=True)
     result = decode(LeanQwen3(open_model(directory)), requests, settings, batch=1)[0]
     texts = [corpus.vocab.names[int(token)] for token in result.tokens_T]

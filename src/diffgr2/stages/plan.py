@@ -47,9 +47,9 @@ SCORED = ("decode.repair", "evaluate.users", "evaluate.max_users", "prompt", "ca
 """What every row of the results depends on besides its model; and what it decodes with:"""
 
 READ_BY = {
-    "ar": (),
-    "raw": ("decode.clean_kv",),
-    "verify": ("decode.clean_kv", "decode.canvas"),
+    "ar": ("decode.temperature", "decode.max_tokens"),
+    "raw": ("decode.temperature", "decode.max_tokens", "decode.clean_kv"),
+    "verify": ("decode.temperature", "decode.max_tokens", "decode.clean_kv", "decode.canvas"),
     "recommended": ("decode",),
 }
 
@@ -129,21 +129,21 @@ _LIST = [
         "opd",
         _lazy("opd"),
         (*CORPUS, "distill", "rl", "cft"),
-        ("opd", "prompt", "candidates"),
+        ("opd", "prompt", "candidates", "decode.clean_kv"),
         "on-policy distillation",
     ),
     Stage(
         "block_rl",
         _lazy("block_rl"),
         (*CORPUS, "opd"),
-        ("block_rl", "prompt", "candidates"),
+        ("block_rl", "prompt", "candidates", "decode.clean_kv"),
         "RL on the diffusion policy",
     ),
     Stage(
         "cft_rl",
         _lazy("block_rl", "run_from_cft"),
         (*CORPUS, "cft"),
-        ("cft_rl", "prompt", "candidates"),
+        ("cft_rl", "prompt", "candidates", "decode.clean_kv"),
         "the same without OPD",
     ),
     Stage(

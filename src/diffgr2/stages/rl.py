@@ -23,7 +23,7 @@ from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import CausalBatch, chunks
 from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import open_corpus
-from diffgr2.stages.rollouts import Roller, Rollout, settings_for
+from diffgr2.stages.rollouts import Roller, Rollout
 from diffgr2.train.loop import Loss
 
 REPLAY_TOLERANCE = 1e-4
@@ -128,7 +128,7 @@ def run(ctx: StageContext, *, reasoning: bool = True) -> dict[str, Any]:
     recipe = ctx.recipe
     config = recipe.rl if reasoning else recipe.direct_rl
     corpus = open_corpus(ctx.inputs, recipe)
-    settings = settings_for(corpus, decoder="ar", temperature=config.temperature)
+    settings = corpus.settings(None, "ar", temperature=config.temperature, max_tokens=0)
     roller = Roller(ctx.name, corpus, config, settings, ctx.seed, reasoning=reasoning)
     source = ctx.inputs["sft"]
     task = RlTask(ctx.name, roller, config, strict=config.precision == "fp32")

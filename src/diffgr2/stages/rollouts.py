@@ -10,7 +10,6 @@ training forward (`rl`, `block_rl`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -175,25 +174,15 @@ def rollout_metrics(rows: list[Rollout]) -> dict[str, float]:
     }
 
 
-def settings_for(corpus: Corpus, **values: Any) -> DecodeSettings:
-    """Decode settings with the corpus's vocabulary and the response length its template needs."""
-    base: dict[str, Any] = {
-        "mask_id": corpus.vocab.mask_id,
-        "end_id": corpus.vocab.end_id,
-        "max_tokens": corpus.template.max_response(corpus.recipe.candidates.k) + 32,
-    }
-    return DecodeSettings(**{**base, **values})
-
-
 def block_settings(
     corpus: Corpus, contract: BlockContract, config: OpdConfig | BlockRlConfig
 ) -> DecodeSettings:
     """The decoder whose rollouts are trained on."""
-    return settings_for(
-        corpus,
-        decoder="block",
+    return corpus.settings(
+        contract,
+        "raw",
         threshold=config.threshold,
         rule=config.rule,
         temperature=config.temperature,
-        **contract.decoding(),
+        max_tokens=0,
     )

@@ -17,12 +17,13 @@ import numpy as np
 from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.evaluate.outputs import SystemOutputs, save_outputs
+from diffgr2.model.contract import contract_of
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.answers import POLICIES
 from diffgr2.stages.corpus import Corpus, open_corpus
-from diffgr2.stages.rows import ROWS, RowSpec, settings_of
+from diffgr2.stages.rows import ROWS, RowSpec
 from diffgr2.types import FAILURES, Trajectory
 
 
@@ -100,7 +101,7 @@ def run_row(ctx: StageContext, spec: RowSpec) -> dict[str, Any]:
     recipe = ctx.recipe
     corpus = open_corpus(ctx.inputs, recipe)
     directory = ctx.inputs[spec.model]
-    settings = settings_of(corpus, directory, spec.how)
+    settings = corpus.settings(contract_of(directory), spec.how)
     rows = test_rows(corpus, recipe.evaluate.users, recipe.evaluate.max_users)
     requests, shown = requests_for(corpus, rows, reasoning=spec.reasoning)
     lean = LeanQwen3(open_model(directory))

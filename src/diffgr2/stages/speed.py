@@ -11,7 +11,7 @@ is no part of any bit-identity promise. Not here: plots and tables (`report`).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,13 @@ from diffgr2.artifacts import write_json
 from diffgr2.decode.batch import Batch, DecodeRequest, decode, make_writer
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.evaluate.metrics import METRICS, ranks_of, values_of
+from diffgr2.model.contract import contract_of
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.answers import POLICIES
 from diffgr2.stages.batches import chunks
 from diffgr2.stages.corpus import Corpus, open_corpus
-from diffgr2.stages.rows import settings_of
 from diffgr2.stages.score import requests_for, test_rows
 
 BATCHES = (1, 32)
@@ -129,12 +129,12 @@ def decoder_speeds(
     """Decoding speed of every decoder at every batch size, decoders taking turns."""
     rounds = corpus.recipe.evaluate.rounds
     lean = {name: LeanQwen3(model) for name, model in models.items()}
-    final = ctx.inputs["block_rl"]
+    contract = contract_of(ctx.inputs["block_rl"])
     plans = {
-        "ar": ("rl", settings_of(corpus, ctx.inputs["rl"], "ar")),
-        "block": ("block_rl", settings_of(corpus, final, "recommended")),
-        "block_raw": ("block_rl", settings_of(corpus, final, "raw")),
-        "verify": ("block_rl", settings_of(corpus, final, "verify")),
+        "ar": ("rl", corpus.settings(None, "ar")),
+        "block": ("block_rl", corpus.settings(contract, "recommended")),
+        "block_raw": ("block_rl", corpus.settings(contract, "raw")),
+        "verify": ("block_rl", corpus.settings(contract, "verify")),
     }
     results: list[dict[str, Any]] = []
     for batch in BATCHES:
@@ -161,13 +161,13 @@ def frontier(corpus: Corpus, ctx: StageContext, model: Any) -> list[dict[str, An
     rows = test_rows(corpus, "hit", corpus.recipe.evaluate.frontier_lists)
     requests, shown = requests_for(corpus, rows, reasoning=True)
     hit_L = corpus.lists["test"].hit_L[rows]
+    contract = contract_of(ctx.inputs["block_rl"])
     repair, lean = POLICIES[corpus.recipe.decode.repair], LeanQwen3(model)
     points = []
     for rule in ("raw", "permutation"):
         for tau in corpus.recipe.evaluate.thresholds:
-            settings = settings_of(
-                corpus,
-                ctx.inputs["block_rl"],
+            settings = corpus.settings(
+                contract,
                 "recommended",
                 accept="threshold",
                 threshold=tau,
@@ -213,24 +213,18 @@ def lengths(
     step, the rate it reaches on real outputs; `verify` shows its own agreement.
     """
     lean, points = LeanQwen3(model), []
-    final = ctx.inputs["block_rl"]
+    contract = contract_of(ctx.inputs["block_rl"])
     room = lean.max_positions - max(len(r.prompt) for r in requests) - 128
     for length in [n for n in corpus.recipe.evaluate.lengths if n <= room]:
-        shared: dict[str, Any] = {"max_tokens": length, "end_id": NEVER}
+        rate = max(round(tpf), 1)
+        fixed = {"accept": "static", "rule": "raw", "per_step": rate}
         plans = {
-            "ar": settings_of(corpus, final, "ar", **shared),
-            "block": settings_of(
-                corpus,
-                final,
-                "recommended",
-                accept="static",
-                rule="raw",
-                per_step=max(round(tpf), 1),
-                **shared,
-            ),
-            "verify": settings_of(corpus, final, "verify", **shared),
+            "ar": corpus.settings(contract, "ar"),
+            "block": corpus.settings(contract, "recommended", decoder="block", **fixed),
+            "verify": corpus.settings(contract, "verify"),
         }
-        for name, settings in plans.items():
+        for name, plan in plans.items():
+            settings = replace(plan, end_id=NEVER, max_tokens=length)
             samples = [timed(lean, requests[:2], settings, 1) for _ in range(2)]
             rate = max(sample.tokens / sample.decode_s for sample in samples)
             points.append({"decoder": name, "length": length, "tokens_per_s": rate})
