@@ -8,6 +8,11 @@ which stay `AssertionError`/`TypeError` and do show a traceback.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class Diffgr2Error(Exception):
     """Base of all errors with a message meant for people."""
@@ -61,3 +66,18 @@ class RemoteError(Diffgr2Error, ConnectionError):
     """A remote endpoint failed for good after all retries."""
 
     exit_code = 5
+
+
+# ------------------------------------------------------------------------------ errors of others
+
+
+def first_line(error: BaseException, longest: int = 200) -> str:
+    """A library's error as one short line; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:longest] if lines else type(error).__name__
+
+
+def first_problem(error: ValidationError) -> tuple[tuple[int | str, ...], str, str]:
+    """(where, what is wrong, kind of problem) of the first thing that a pydantic model refused."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return first["loc"], first["msg"].removeprefix("Value error, "), first["type"]

@@ -1,4 +1,4 @@
-"""The words the whole system speaks (DESIGN §2): small frozen dataclasses over plain arrays.
+"""The words the whole system speaks: small frozen dataclasses over plain arrays.
 
 Shape letters: U users, N interactions, I items, L lists, K candidates, F evidence fields,
 T tokens of one output. Item and user numbers are dense integers from 0; raw ids live in the
@@ -15,11 +15,21 @@ MISS = -1
 """`hit_L` of a list that does not hold its target."""
 
 
+def ndcg_of(rank: np.ndarray, depth: int) -> np.ndarray:
+    """What a single target at this 0-based rank is worth: NDCG@depth (a negative rank is a miss).
+
+    >>> ndcg_of(np.array([0, 2, 3, MISS]), 3).tolist()
+    [1.0, 0.5, 0.0, 0.0]
+    """
+    inside = (rank >= 0) & (rank < depth)
+    return np.where(inside, 1.0 / np.log2(np.maximum(rank, 0) + 2.0), 0.0)
+
+
 @dataclass(frozen=True)
 class Histories:
     """All users' items in order, as one flat array with offsets (user u: items[off[u]:off[u+1]]).
 
-    Leave-one-out (DESIGN §7): test target = last item, validation target = last but one, the train
+    Leave-one-out: test target = last item, validation target = last but one, the train
     part = all before. `cut` says how many trailing items a view hides.
     """
 
