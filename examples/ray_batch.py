@@ -14,8 +14,8 @@ import argparse
 import pyarrow as pa
 import ray
 
+from diffgr2 import Reranker
 from diffgr2.errors import Diffgr2Error
-from diffgr2.rerank.reranker import Reranker
 
 
 class RankRows:

@@ -16,10 +16,10 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from diffgr2 import strict_json
-from diffgr2.cli.rerank import answer_of, arguments_of
+from diffgr2 import Reranker, strict_json
+from diffgr2.cli.rerank import answer_of
 from diffgr2.errors import ConfigError, DataError
-from diffgr2.rerank.reranker import Reranker
+from diffgr2.rerank.query import arguments_of
 
 
 @serve.deployment

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from diffgr2.decode.batch import DecodeRequest, decode
+from diffgr2.decode.batch import decode
 from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.decode.reference import SlowModel, ar, block, verify
-from diffgr2.decode.settings import DecodeSettings
+from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.streams import generator
 

@@ -10,8 +10,9 @@ import torch
 from test_decode_oracles import BLOCK, END, MASK, VOCAB, prompts, settings, tiny
 
 from diffgr2.config import ModelConfig
-from diffgr2.decode.batch import Batch, DecodeRequest, decode
+from diffgr2.decode.batch import Batch, decode
 from diffgr2.decode.block import BlockWriter
+from diffgr2.decode.settings import DecodeRequest
 from diffgr2.decode.writer import UNKNOWN, View
 from diffgr2.errors import CheckpointError
 from diffgr2.model import forward
@@ -119,7 +120,7 @@ def denoising_states(lean, prompt, chosen):
     row.states = []
     batch = Batch(lean)
     batch.add([row])
-    while batch.rows:
+    while batch.writers:
         batch.step()
     return row
 

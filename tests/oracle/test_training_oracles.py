@@ -15,7 +15,8 @@ import torch
 from test_decode_oracles import BLOCK, MASK, PROMPTS, prompts, settings, tiny
 from test_forward_oracles import denoising_states
 
-from diffgr2.decode.batch import DecodeRequest, decode
+from diffgr2.decode.batch import decode
+from diffgr2.decode.settings import DecodeRequest
 from diffgr2.errors import DecodeError
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3

@@ -21,10 +21,10 @@ from diffgr2.decode.answer_rule import (
     allowed_tokens,
     settle,
 )
-from diffgr2.decode.batch import DecodeRequest, make_writer
+from diffgr2.decode.batch import make_writer
 from diffgr2.decode.draw import prepare
 from diffgr2.decode.grammar import AnswerGrammar
-from diffgr2.decode.settings import DecodeSettings
+from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.writer import View
 from diffgr2.errors import DecodeError
 

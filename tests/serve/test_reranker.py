@@ -75,7 +75,7 @@ def test_every_test_list_gives_the_request_of_the_corpus(
     object.__setattr__(corpus, "template", shown)
     for row in range(0, len(corpus.lists["test"]), 3):
         task = reranker.prepare(**asked(corpus, reranker, row))
-        mine, theirs = reranker.request(task.query, np.arange(4)), corpus.request("test", row)
+        mine, theirs = task.request(np.arange(4)), corpus.request("test", row)
         np.testing.assert_array_equal(mine.history_HL, theirs.history_HL)
         np.testing.assert_array_equal(mine.codes_KL, theirs.codes_KL)
         np.testing.assert_array_equal(mine.buckets_KF, theirs.buckets_KF)
@@ -222,10 +222,11 @@ def test_an_unknown_item_has_attributes_but_no_counts(reranker: Reranker) -> Non
         "brand": catalogue.brands[8],
         "categories": catalogue.categories[8],
     }
-    query = reranker.prepare(
+    task = reranker.prepare(
         [catalogue.raw_ids[8]], [words, *catalogue.raw_ids[20:23]], reasoning=False
-    ).query
-    buckets_KF = reranker.request(query, np.arange(4)).buckets_KF
+    )
+    query = task.query
+    buckets_KF = task.request(np.arange(4)).buckets_KF
     level = dict(zip(NAMES, buckets_KF[0].tolist(), strict=True))
     assert [level[name] for name in COUNTED if name != "popular"] == [0, 0, 0, 0]
     assert level["brand"] > 0
@@ -237,8 +238,8 @@ def test_a_stranger_changes_no_evidence_of_known_items(reranker: Reranker) -> No
     raw = reranker.catalogue.raw_ids
     known = reranker.prepare(raw[:4], raw[20:24], scores=[4, 3, 2, 1])
     mixed = reranker.prepare(raw[:4], [*raw[20:23], "matte lip something"], scores=[4, 3, 2, 1])
-    before = reranker.request(known.query, np.arange(4)).buckets_KF
-    after = reranker.request(mixed.query, np.arange(4)).buckets_KF
+    before = known.request(np.arange(4)).buckets_KF
+    after = mixed.request(np.arange(4)).buckets_KF
     np.testing.assert_array_equal(before[:3], after[:3])
 
 

@@ -34,7 +34,8 @@ from diffgr2.config import (
     validate,
 )
 from diffgr2.data.store import Dataset
-from diffgr2.decode.batch import DecodeRequest, decode
+from diffgr2.decode.batch import decode
+from diffgr2.decode.settings import DecodeRequest
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3

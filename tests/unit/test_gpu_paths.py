@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from diffgr2.config import load_recipe
-from diffgr2.decode.batch import DecodeRequest, decode
-from diffgr2.decode.settings import DecodeSettings
+from diffgr2.decode.batch import decode
+from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.model.forward import KVCache, LeanQwen3
 from diffgr2.model.layout import causal_mask
 from diffgr2.model.load import build

@@ -3,7 +3,7 @@
 Contract: `rerank` ranks one request (options, or one JSON object on stdin) or a JSONL file line by
 line; every input line gives exactly one output line, a ranking or an error, in order, and the same
 command goes on where an interrupted one stopped. Bad lines are counted and shown, they stop
-nothing. `serve` starts the server. Not here: ranking (`reranker`) and HTTP (`serve`).
+nothing. `serve` starts the server. Not here: ranking (`rerank`) and HTTP (`serve`).
 """
 
 from __future__ import annotations
@@ -27,30 +27,8 @@ if TYPE_CHECKING:
     from diffgr2.rerank.task import RankResult
 
 PANEL = "Using a model"
-KEYS = ("history", "candidates", "scores", "user", "decode", "reasoning")
 SHOWN_ERRORS = 5
 Model = Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="A bundle directory.")]
-
-
-def arguments_of(value: Any) -> dict[str, Any]:
-    """`Reranker.prepare`'s arguments out of a JSON value."""
-    if not isinstance(value, dict):
-        raise DataError("expected a JSON object")
-    for key in value:
-        if key not in KEYS:
-            raise DataError(f"{key[:80]}: unknown key (known: {', '.join(KEYS)})")
-    given = {key: item for key, item in value.items() if item is not None}
-    if "candidates" not in given:
-        raise DataError("candidates: missing")
-    if "history" not in given and "user" not in given:
-        raise DataError("history: missing (or give a user)")
-    for key, kind, word in (("user", str, "text"), ("reasoning", bool, "true or false")):
-        if key in given and not isinstance(given[key], kind):
-            raise DataError(f"{key}: expected {word}")
-    for key, kind, word in (("scores", list, "a list"), ("decode", dict, "an object")):
-        if key in given and not isinstance(given[key], kind):
-            raise DataError(f"{key}: expected {word}")
-    return {"history": None, **given}
 
 
 def answer_of(result: RankResult) -> dict[str, Any]:
@@ -59,13 +37,7 @@ def answer_of(result: RankResult) -> dict[str, Any]:
         "items": list(result.items),
         "order": list(result.order),
         "scores": [round(score, 6) for score in result.scores],
-        "ranking": {
-            "valid": result.valid,
-            "repaired": result.repaired,
-            "fallback": result.fallback,
-            "identity": result.identity,
-            "failures": list(result.failures),
-        },
+        "ranking": result.ranking(),
         **({"reasoning": result.reasoning} if result.reasoning is not None else {}),
         "decode": result.decode,
     }
@@ -161,6 +133,8 @@ def rank_lines(
     reranker: Reranker, lines: list[bytes], *, top_k: int | None, batch: int
 ) -> list[dict[str, Any]]:
     """One answer or error per line."""
+    from diffgr2.rerank.query import arguments_of
+
     answers: list[dict[str, Any]] = []
     tasks = []
     for line in lines:
@@ -231,6 +205,7 @@ def rerank(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Rank candidates: one request (options, or JSON on stdin) or a JSONL file."""
+    from diffgr2.rerank.query import arguments_of
     from diffgr2.rerank.reranker import Reranker
 
     chosen = {"decoder": decoder, "threshold": threshold, "rule": rule}

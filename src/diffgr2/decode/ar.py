@@ -11,50 +11,24 @@ import torch
 
 from diffgr2.decode.answer_rule import allowed_choices, allowed_tokens, answer_state
 from diffgr2.decode.draw import among
-from diffgr2.decode.grammar import AnswerGrammar
-from diffgr2.decode.settings import DecodeSettings
-from diffgr2.decode.writer import Record, View, Window
-from diffgr2.types import Trajectory
+from diffgr2.decode.writer import View, Window, Writer
 
 
-class ArWriter:
-    """See the module's docstring; fields as in `writer.Writer`."""
+class ArWriter(Writer):
+    """See the module's docstring."""
 
-    def __init__(
-        self,
-        key: int,
-        prompt: list[int],
-        settings: DecodeSettings,
-        rng: np.random.Generator,
-        grammar: AnswerGrammar | None = None,
-    ) -> None:
-        self.key, self.prompt, self.settings = key, prompt, settings
-        self.rng, self.grammar = rng, grammar
-        self.prefill = len(prompt) - 1  # the last prompt token is the first window
-        self.slots = len(prompt) + settings.max_tokens
-        self.record = Record(settings.max_tokens)
-        self.length = self.nfe = 0
-        self.done = self.finished = False
-        self._last = prompt[-1]
-        self._answer_at: int | None = None
-
-    def prefill_hi(self) -> list[int]:
-        return list(range(1, self.prefill + 1))
+    _answer_at: int | None = None
 
     def plan(self) -> Window:
         position = len(self.prompt) - 1 + self.length
-        return Window([self._last], position, [position + 1], 0)
+        newest = int(self.record.tokens_T[self.length - 1]) if self.length else self.prompt[-1]
+        return Window([newest], position, [position + 1], 0)
 
     def update(self, view: View) -> None:
         view = self._restricted(view)
         token_T, logp_T, _ = view.choose(slice(0, 1), self.settings.temperature, self.rng)
-        token = int(token_T[0])
-        self.record.commit(self.length, token, self.nfe, float(logp_T[0]))
-        self.length += 1
+        self.commit_next(int(token_T[0]), float(logp_T[0]))
         self.nfe += 1
-        self._last = token
-        self.finished = token == self.settings.end_id
-        self.done = self.finished or self.length == self.settings.max_tokens
 
     def _restricted(self, view: View) -> View:
         """Under the permutation rule, only tokens that keep the answer a permutation."""
@@ -77,9 +51,3 @@ class ArWriter:
         top_T = logp_TV.argmax(-1)
         top_logp_T = logp_TV.gather(-1, top_T[:, None])[:, 0]
         return View(logp_TV, top_T.cpu().numpy(), top_logp_T.cpu().numpy())
-
-    def fresh(self) -> list[tuple[int, int]]:
-        return self.record.take_fresh()
-
-    def result(self) -> Trajectory:
-        return self.record.trajectory(self.length, self.nfe, finished=self.finished)

@@ -1,16 +1,15 @@
-"""The batching engine: rows of any decoder share forwards, each at its own pace.
+"""The batching engine: writers of any decoder share forwards, each at its own pace.
 
 Contract: `decode` returns one Trajectory per request, in order, whatever the batch size; a batch
 gives what single decoding gives. `Batch` is the same machine with joining and leaving exposed:
-`add` prefills new rows, `step` runs one forward for all rows, finished rows leave. Randomness comes
-from each row's own stream, so it does not depend on who shares the batch. Not here: what a row does
-with its distributions (`ar`, `block`, `verify`), queues and deadlines (`serve`).
+`add` prefills new writers, `step` runs one forward for all, finished ones leave. Randomness comes
+from each writer's own stream, so it does not depend on who shares the batch. Not here: what a
+writer does with its distributions (`ar`, `block`, `verify`), queues and deadlines (`serve`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,8 +18,7 @@ from torch import Tensor
 from diffgr2.decode.ar import ArWriter
 from diffgr2.decode.block import BlockWriter
 from diffgr2.decode.draw import prepare
-from diffgr2.decode.grammar import AnswerGrammar
-from diffgr2.decode.settings import DecodeSettings
+from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.verify import VerifyWriter
 from diffgr2.decode.writer import View, Window, Writer
 from diffgr2.errors import DecodeError
@@ -31,17 +29,8 @@ from diffgr2.types import Trajectory
 WRITERS = {"ar": ArWriter, "block": BlockWriter, "verify": VerifyWriter}
 
 
-@dataclass(frozen=True)
-class DecodeRequest:
-    """One prompt; `stream` names its random stream (sampling only)."""
-
-    prompt: list[int]
-    grammar: AnswerGrammar | None = None
-    stream: tuple[str | int, ...] = ("decode",)
-
-
 def make_writer(key: int, request: DecodeRequest, settings: DecodeSettings) -> Writer:
-    """A row of the decoder that the settings name."""
+    """A writer of the decoder that the settings name."""
     if not request.prompt:
         raise DecodeError("prompt is empty")
     return WRITERS[settings.decoder](
@@ -50,60 +39,57 @@ def make_writer(key: int, request: DecodeRequest, settings: DecodeSettings) -> W
 
 
 class Batch:
-    """Rows in flight and their cache."""
+    """Writers under way and their cache, one row each."""
 
     def __init__(self, model: LeanQwen3) -> None:
         self.model = model
-        self.rows: list[Writer] = []
+        self.writers: list[Writer] = []
         self._cache: KVCache | None = None
 
     @torch.inference_mode()
-    def add(self, rows: Sequence[Writer]) -> None:
-        """Prefill new rows and let them join."""
-        if not rows:
+    def add(self, writers: Sequence[Writer]) -> None:
+        """Prefill new writers and let them join."""
+        if not writers:
             return
-        slots = max(row.slots for row in rows) + 1  # the last slot takes what padding writes
-        if slots > self.model.max_positions:
-            raise DecodeError(
-                f"prompt and output need {slots} positions, the model has "
-                f"{self.model.max_positions}"
-            )
-        cache = KVCache(self.model, len(rows), slots)
-        if max(row.prefill for row in rows) > 0:
-            windows = [Window(r.prompt[: r.prefill], 0, r.prefill_hi(), 0) for r in rows]
+        slots = max(w.slots for w in writers) + 1  # the last slot takes what padding writes
+        room = self.model.max_positions
+        if slots > room:
+            raise DecodeError(f"prompt and output need {slots} positions, the model has {room}")
+        cache = KVCache(self.model, len(writers), slots)
+        if max(w.prefill for w in writers) > 0:
+            windows = [Window(w.prompt[: w.prefill], 0, w.prefill_hi(), 0) for w in writers]
             self.model.fill(*_inputs(windows, cache, self.model))
-        if self._cache is None or not self.rows:
+        if self._cache is None or not self.writers:
             self._cache = cache
         else:
             self._cache.append_rows(cache)
-        self.rows.extend(rows)
+        self.writers.extend(writers)
 
     @torch.inference_mode()
     def step(self) -> list[Writer]:
-        """One forward for all rows; returns those that finished, which have left."""
-        if not self.rows:
+        """One forward for all writers; returns those that finished, which have left."""
+        if not self.writers:
             return []
         assert self._cache is not None
-        windows = [row.plan() for row in self.rows]
+        windows = [writer.plan() for writer in self.writers]
         skipped = min(window.logits_from for window in windows)
         logits_BTV = self.model(*_inputs(windows, self._cache, self.model), logits_from=skipped)
-        views = _views(logits_BTV, windows, skipped, self.rows[0].settings.mask_id)
-        for row, view in zip(self.rows, views, strict=True):
-            row.update(view)
-        done = [row for row in self.rows if row.done]
+        views = _views(logits_BTV, windows, skipped, self.writers[0].settings.mask_id)
+        for writer, view in zip(self.writers, views, strict=True):
+            writer.update(view)
+        done = [writer for writer in self.writers if writer.done]
         if done:
-            self.keep([not row.done for row in self.rows])
+            self.keep([not writer.done for writer in self.writers])
         return done
 
     def keep(self, mask: Sequence[bool]) -> None:
-        """Let the other rows leave (finished or cancelled)."""
+        """Let the others leave (finished or cancelled)."""
         index = [i for i, kept in enumerate(mask) if kept]
-        self.rows = [self.rows[i] for i in index]
-        if self._cache is not None:
-            if index:
-                self._cache.select(torch.tensor(index, device=self.model.device))
-            else:
-                self._cache = None
+        self.writers = [self.writers[i] for i in index]
+        if self._cache is not None and index:
+            self._cache.select(torch.tensor(index, device=self.model.device))
+        elif not index:
+            self._cache = None
 
 
 def _inputs(
@@ -159,17 +145,18 @@ def decode(
     batch: int = 64,
     on_done: Callable[[int], None] | None = None,
 ) -> list[Trajectory]:
-    """Decode all requests; rows that finish make room for waiting ones."""
+    """Decode all requests; writers that finish make room for waiting ones."""
     results: list[Trajectory | None] = [None] * len(requests)
     waiting = list(range(len(requests) - 1, -1, -1))
     running = Batch(model)
-    while waiting or running.rows:
+    while waiting or running.writers:
         # Prefill in groups: waiting for a quarter of the batch to leave keeps forwards wide.
-        if waiting and len(running.rows) <= batch - max(1, batch // 4):
-            joining = [waiting.pop() for _ in range(min(batch - len(running.rows), len(waiting)))]
+        free = batch - len(running.writers)
+        if waiting and free >= max(1, batch // 4):
+            joining = [waiting.pop() for _ in range(min(free, len(waiting)))]
             running.add([make_writer(i, requests[i], settings) for i in joining])
-        for row in running.step():
-            results[row.key] = row.result()
+        for writer in running.step():
+            results[writer.key] = writer.result()
             if on_done is not None:
-                on_done(row.key)
+                on_done(writer.key)
     return [result for result in results if result is not None]

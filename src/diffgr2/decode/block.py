@@ -24,7 +24,7 @@ from diffgr2.decode.answer_rule import (
 from diffgr2.decode.draw import among, draw, entropy, tempered
 from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.decode.writer import UNKNOWN, Record, View, Window
+from diffgr2.decode.writer import UNKNOWN, View, Window, Writer
 from diffgr2.model.layout import block_bounds, response_shift
 from diffgr2.types import Trajectory
 
@@ -32,8 +32,8 @@ MARKER_GUESS = 0.5
 """Above this probability a marker that is not committed yet already says where the answer lies."""
 
 
-class BlockWriter:
-    """See the module's docstring; fields as in `Writer`. Positions are response positions."""
+class BlockWriter(Writer):
+    """See the module's docstring."""
 
     def __init__(
         self,
@@ -43,14 +43,9 @@ class BlockWriter:
         rng: np.random.Generator,
         grammar: AnswerGrammar | None = None,
     ) -> None:
-        self.key, self.prompt, self.settings = key, prompt, settings
-        self.rng, self.grammar = rng, grammar
+        super().__init__(key, prompt, settings, rng, grammar, spare=settings.block_size)
         self.prefill = len(prompt)
         self._shift = response_shift(len(prompt), settings.block_size, settings.origin)
-        self.slots = len(prompt) + settings.max_tokens + settings.block_size
-        self.record = Record(settings.max_tokens + settings.block_size)
-        self.nfe = self.length = 0
-        self.done = self.finished = False
         self._clean = (0, 0)  # a full block whose keys and values are not in the cache yet
         self._saving = False  # unfused: the next forward only commits
         self._enter(0)
@@ -240,9 +235,6 @@ class BlockWriter:
         if not out_T.any():  # two candidates spelled alike: the raw token, reported as invalid
             out_T[max(slots, key=lambda slot: confidence_T[slot[0]])[0]] = True
         return out_T
-
-    def fresh(self) -> list[tuple[int, int]]:
-        return self.record.take_fresh()
 
     def result(self) -> Trajectory:
         return self.record.trajectory(

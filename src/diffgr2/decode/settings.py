@@ -1,4 +1,4 @@
-"""How to decode: one frozen dataclass, and the one way to it from a recipe and a checkpoint.
+"""What to decode and how: requests, settings, and the one way from a recipe to settings.
 
 Contract: settings say everything that influences an output besides the model, the prompt and the
 writer's random stream. `settings_of` makes them for evaluation, rollouts, the command line and the
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffgr2.config import DecodeConfig
+from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.errors import CheckpointError, ConfigError
 from diffgr2.model.contract import BlockContract
 
@@ -71,6 +72,15 @@ class Frame:
     mask_id: int
     end_id: int
     longest: int
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """One prompt; `stream` names its random stream (sampling only)."""
+
+    prompt: list[int]
+    grammar: AnswerGrammar | None = None
+    stream: tuple[str | int, ...] = ("decode",)
 
 
 def settings_of(

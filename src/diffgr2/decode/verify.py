@@ -16,8 +16,7 @@ import torch
 from diffgr2.decode.draw import draw, tempered
 from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.decode.writer import Record, View, Window
-from diffgr2.types import Trajectory
+from diffgr2.decode.writer import View, Window, Writer
 
 
 def speculative(
@@ -42,8 +41,8 @@ def speculative(
     return min(token, int(np.flatnonzero(rest_V)[-1])), False
 
 
-class VerifyWriter:
-    """See the module's docstring; fields as in `writer.Writer`."""
+class VerifyWriter(Writer):
+    """See the module's docstring."""
 
     def __init__(
         self,
@@ -53,17 +52,9 @@ class VerifyWriter:
         rng: np.random.Generator,
         grammar: AnswerGrammar | None = None,
     ) -> None:
-        self.key, self.prompt, self.settings, self.rng = key, prompt, settings, rng
-        self.prefill = len(prompt) - 1
-        self.slots = len(prompt) + settings.max_tokens + settings.canvas
-        self.record = Record(settings.max_tokens)
-        self.length = self.nfe = 0  # committed tokens
-        self.done = self.finished = False
+        super().__init__(key, prompt, settings, rng, grammar, spare=settings.canvas)
         self._draft: list[int] = []  # tokens proposed for the positions after the committed ones
         self._draft_logq_TV: torch.Tensor | None = None  # their distributions, when sampling
-
-    def prefill_hi(self) -> list[int]:
-        return list(range(1, self.prefill + 1))
 
     def plan(self) -> Window:
         start = len(self.prompt) + self.length - 1  # of the newest token, which has no keys yet
@@ -79,18 +70,12 @@ class VerifyWriter:
         drafted, first = len(self._draft), self.length
         for i in range(drafted + 1):
             token, logp, kept = self._choose(view, i)
-            self._commit(token, logp)
+            self.commit_next(token, logp)
             if self.done or not kept:
                 break
         self.nfe += 1
         if not self.done:
             self._propose(view, self._ahead(drafted, len(view.top_T))[self.length - first :])
-
-    def _commit(self, token: int, logp: float) -> None:
-        self.record.commit(self.length, token, self.nfe, logp)
-        self.length += 1
-        self.finished = token == self.settings.end_id
-        self.done = self.finished or self.length == self.settings.max_tokens
 
     def _ahead(self, drafted: int, rows: int) -> list[int]:
         """Which view rows predict the positions ahead.
@@ -128,9 +113,3 @@ class VerifyWriter:
         p_V, q_V = (x.double().exp().cpu().numpy() for x in (logp_V, self._draft_logq_TV[i]))
         token, kept = speculative(p_V, q_V, drafted, self.rng.random(2))
         return token, float(logp_V[token]), kept
-
-    def fresh(self) -> list[tuple[int, int]]:
-        return self.record.take_fresh()
-
-    def result(self) -> Trajectory:
-        return self.record.trajectory(self.length, self.nfe, finished=self.finished)

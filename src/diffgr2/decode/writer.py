@@ -1,20 +1,21 @@
-"""What the engine and a decoder say to each other: windows, views and the row protocol.
+"""What the batching engine and a decoder say to each other: windows, views, writers.
 
-Contract: a row plans a `Window` (the tokens that the next forward computes for it, and how far each
-of them sees), and updates itself from the `View` of the resulting distributions. Slots of the cache
-are document positions, and every pattern of attention here is "all slots below a bound": causal
-tokens see up to themselves, a canvas up to its end. Not here: batching (`engine`).
+Contract: a writer plans a `Window` (the tokens that the next forward computes for it, and how far
+each of them sees), and updates itself from the `View` of the resulting distributions. Slots of the
+cache are document positions, and every pattern of attention is "all slots below a bound": causal
+tokens see up to themselves, a canvas up to its end. Not here: batching (`batch`).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from diffgr2.decode.draw import draw, tempered
+from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.types import Trajectory
 
@@ -55,24 +56,6 @@ class View:
         return token_T, drawn_T, confidence_T
 
 
-class Writer(Protocol):
-    """One request in decoding."""
-
-    settings: DecodeSettings
-    key: int  # position in the caller's list
-    prompt: list[int]
-    prefill: int  # prompt tokens whose keys and values must be in the cache before the first plan
-    slots: int  # cache slots it may use
-    done: bool
-    nfe: int
-
-    def prefill_hi(self) -> list[int]: ...
-    def plan(self) -> Window: ...
-    def update(self, view: View) -> None: ...
-    def result(self) -> Trajectory: ...
-    def fresh(self) -> list[tuple[int, int]]: ...
-
-
 class Record:
     """Tokens, commit steps and log-probabilities of one response while it grows."""
 
@@ -104,3 +87,55 @@ class Record:
             None if canvas is None else self.tokens_T[:canvas].copy(),
             None if canvas is None else self.step_T[:canvas].copy(),
         )
+
+
+class Writer(ABC):
+    """One output under way: plans a window, updates itself from the view of its distributions.
+
+    Positions are response positions; `prefill` prompt tokens must have their keys and values in the
+    cache before the first plan, and `slots` of the cache may be used.
+    """
+
+    def __init__(
+        self,
+        key: int,
+        prompt: list[int],
+        settings: DecodeSettings,
+        rng: np.random.Generator,
+        grammar: AnswerGrammar | None = None,
+        *,
+        spare: int = 0,
+    ) -> None:
+        self.key, self.prompt, self.settings = key, prompt, settings  # key: the caller's number
+        self.rng, self.grammar = rng, grammar
+        self.prefill = len(prompt) - 1  # the last prompt token is the first window
+        self.slots = len(prompt) + settings.max_tokens + spare
+        self.record = Record(settings.max_tokens + spare)
+        self.length = self.nfe = 0
+        self.done = self.finished = False
+
+    def prefill_hi(self) -> list[int]:
+        """How far each prompt token sees: causally."""
+        return list(range(1, self.prefill + 1))
+
+    @abstractmethod
+    def plan(self) -> Window:
+        """What the next forward computes for this output."""
+
+    @abstractmethod
+    def update(self, view: View) -> None:
+        """Commit what the forward settled."""
+
+    def commit_next(self, token: int, logp: float) -> None:
+        """Append a token; ends at the end token or at the limit."""
+        self.record.commit(self.length, token, self.nfe, logp)
+        self.length += 1
+        self.finished = token == self.settings.end_id
+        self.done = self.finished or self.length == self.settings.max_tokens
+
+    def fresh(self) -> list[tuple[int, int]]:
+        """What was committed since the last call, for streaming."""
+        return self.record.take_fresh()
+
+    def result(self) -> Trajectory:
+        return self.record.trajectory(self.length, self.nfe, finished=self.finished)

@@ -1,19 +1,17 @@
 """What the adapters share: a query of theirs as a history or a shopper, documents as entries.
 
-Contract: a query is `user:<id>`, or a JSON list or object (`{"history": […], "user": …}`), or words
-for what is wanted now, which stand for the newest item of an empty history; words that the
-catalogue does not know say nothing. A document is its `metadata["item_id"]` where there is one,
-else its text. Not here: any library's classes.
+Contract: a query is read as `rerank.query` reads it; words for what is wanted now stand for the
+newest item of an empty history, and words that the catalogue does not know say nothing. A document
+is its `metadata["item_id"]` where there is one, else its text. Not here: any library's classes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffgr2.errors import MissingExtraError
-from diffgr2.rerank.names import UnresolvedError
+from diffgr2.errors import DataError, MissingExtraError
+from diffgr2.rerank.query import Asker, read_query, wished
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.rerank.task import RankResult
 
@@ -27,22 +25,13 @@ def missing(package: str) -> MissingExtraError:
 
 def who(reranker: Reranker, query: str) -> dict[str, Any]:
     """`Reranker.rank`'s history and user out of a query."""
-    if query.startswith("user:"):
-        return {"history": None, "user": query.removeprefix("user:").strip()}
-    if query.lstrip()[:1] in ("{", "["):
-        try:
-            value = json.loads(query)
-        except ValueError:
-            value = None
-        if isinstance(value, list):
-            return {"history": value}
-        if isinstance(value, dict) and {"history", "user"} & value.keys():
-            return {"history": value.get("history"), "user": value.get("user")}
     try:
-        reranker.names.resolve([query], "query")
-    except UnresolvedError:
-        return {"history": []}
-    return {"history": [query]}
+        asker = read_query(query)
+    except DataError:  # an object that says nobody: words, for these libraries
+        asker = Asker(wish=query)
+    if asker.history is None and asker.user is None:
+        return {"history": wished(reranker.names, asker.wish or "") or []}
+    return {"history": asker.history, "user": asker.user}
 
 
 def entry(text: str, metadata: Mapping[str, Any] | None) -> str:

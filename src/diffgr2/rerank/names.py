@@ -4,7 +4,7 @@ Contract: `Names.resolve(entries, field)` gives one `Item` per entry, known to t
 stranger placed by its words; text resolves as raw id, else semantic ID, else exact title, else free
 text. Whatever cannot be resolved is one UnresolvedError that names every such index and why;
 nothing is dropped silently. User text is only ever data: no reserved token in it means anything.
-Not here: prompts and evidence (`reranker`).
+Not here: prompts and evidence (`world`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ KEYS = ("id", "sid", "title", "text")
 """What an object must have at least one of."""
 
 
-class UnresolvedError(DataError):
-    """Entries that name no item; `problems` says why, by index."""
+class ListProblem(DataError):  # noqa: N818
+    """Entries of a list that cannot be used; `problems` says why, by index."""
 
     def __init__(self, field: str, problems: dict[int, str]) -> None:
         self.field, self.problems = field, problems
-        listed = "; ".join(f"{field}[{index}]: {why}" for index, why in problems.items())
-        super().__init__(listed)
+        super().__init__("; ".join(f"{field}[{index}]: {why}" for index, why in problems.items()))
+
+
+class UnresolvedError(ListProblem):
+    """Entries that name no item."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,12 @@ class Names:
             if isinstance(what, Stranger):
                 items.append(Item(codes[index], None, what, vectors[index]))
             elif what is not None:
-                items.append(Item(self.sids.codes(what), what))
+                items.append(self.item(what))
         return items
+
+    def item(self, number: int) -> Item:
+        """The catalogue's item of this number."""
+        return Item(self.sids.codes(number), number)
 
     def _placed(
         self, found: list[int | Stranger | None], problems: dict[int, str]
@@ -96,14 +103,10 @@ class Names:
         )
 
     def _one(self, entry: Any) -> int | Stranger:
-        if isinstance(entry, bool):
-            raise DataError("expected text or an object")
-        if isinstance(entry, int | np.integer):
-            return self._text(str(entry))
-        if isinstance(entry, str):
-            return self._text(entry)
         if isinstance(entry, Mapping):
             return self._object(entry)
+        if isinstance(entry, str | int | np.integer) and not isinstance(entry, bool):
+            return self._text(str(entry))
         raise DataError("expected text or an object")
 
     def _text(self, text: str) -> int | Stranger:
@@ -158,9 +161,8 @@ class Names:
     @staticmethod
     def _path(given: Mapping[str, Any]) -> tuple[str, ...]:
         path = given.get("categories", [])
-        if isinstance(path, str) or not isinstance(path, Sequence):
-            raise DataError("categories: expected a list of texts")
-        if not all(isinstance(name, str) for name in path):
+        listed = isinstance(path, Sequence) and not isinstance(path, str)
+        if not listed or not all(isinstance(name, str) for name in path):
             raise DataError("categories: expected a list of texts")
         return tuple(path)
 

@@ -1,11 +1,12 @@
-"""The engine: one thread, one batch per decoder, rows join and leave between steps.
+"""The engine: one thread that decodes and nothing else; outputs join and leave between steps.
 
-Contract: `submit` hands over a `Job`; its events arrive on the job's own callback, from the engine
-thread, and end with exactly one `Done` or `Failed`. A cancelled job leaves before the next step.
-Rows run while both the row limit and the token budget hold, in the order in which they came. When
-a forward fails, every row of that batch is decoded again alone, so only a request that fails by
-itself fails; readiness tells whether the last forward was good. Not here: deadlines and slots,
-which belong to whoever waits (`app`), and decoding itself (`decode.engine.Batch`).
+Contract: `submit` hands over a `Job`, one prompt to decode; its events arrive on the job's own
+callback, from the engine thread, and end with exactly one `Decoded` or `Failed`. A cancelled job
+leaves before the next step. Jobs run while both the limit on their number and the token budget
+hold, in the order in which they came (`first` ones before the others). When a forward fails, every
+job of that batch is decoded again alone, so only a request that fails by itself fails; readiness
+tells whether the last forward was good. Not here: prompts and answers (`rerank`), deadlines and
+slots, which belong to whoever waits (`ranking`), and decoding itself (`decode.batch`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from diffgr2.decode.batch import Batch, DecodeRequest, decode, make_writer
+from diffgr2.decode.batch import Batch, decode, make_writer
+from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.writer import Writer
 from diffgr2.errors import DecodeError
-from diffgr2.rerank.reranker import Reranker
-from diffgr2.rerank.task import RankTask
+from diffgr2.model.forward import LeanQwen3
 from diffgr2.serve.limits import Limits
 from diffgr2.serve.telemetry import Metrics
+from diffgr2.types import Trajectory
 
 # oneDNN keeps a compiled kernel per shape, 1,024 of them, and a server's batches come in all
 # shapes: memory would grow by 40 MB before it levels off. Read once, at the first wide forward.
@@ -34,42 +36,43 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 class Committed:
     """Tokens that a step committed, as (position in the response, token)."""
 
-    window: int
     forward: int  # forwards of this output so far
-    compute_s: float  # seconds of forwards that this request took part in
+    compute_s: float  # seconds of forwards that this job took part in
     tokens: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Done:
-    """All windows are decoded; the task holds the ranking."""
+class Decoded:
+    """The output is complete."""
+
+    trajectory: Trajectory
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The request failed by itself."""
+    """The job failed by itself."""
 
     error: BaseException
 
 
-Event = Committed | Done | Failed
+Event = Committed | Decoded | Failed
 
 
 @dataclass(eq=False)
 class Job:
-    """One request in the engine."""
+    """One prompt in the engine."""
 
-    task: RankTask
+    wanted: DecodeRequest
+    settings: DecodeSettings
     listen: Callable[[Event], None]
     streams: bool = False
+    first: bool = False  # a later window of a request that has waited already
     cancelled: bool = False
     ended: bool = False
     queued_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     compute_s: float = 0.0
-    window: int = 0
-    wanted: DecodeRequest | None = None
-    row: Writer | None = None
+    writer: Writer | None = None
     alone: bool = False  # a batch it was in failed: it is decoded by itself now
     told: set[int] = field(default_factory=set)  # positions streamed already
 
@@ -77,19 +80,26 @@ class Job:
         """Hand an event over, at most one last one."""
         if self.ended or self.cancelled:
             return
-        self.ended = isinstance(event, Done | Failed)
+        self.ended = isinstance(event, Decoded | Failed)
         self.listen(event)
 
 
 class Engine:
-    """See the module's docstring."""
+    """See the module's docstring; `probe` is a prompt whose decoding shows that the model works."""
 
-    def __init__(self, reranker: Reranker, limits: Limits, metrics: Metrics) -> None:
-        self.reranker, self.limits, self.metrics = reranker, limits, metrics
+    def __init__(
+        self,
+        model: LeanQwen3,
+        probe: tuple[DecodeRequest, DecodeSettings],
+        limits: Limits,
+        metrics: Metrics,
+    ) -> None:
+        self.model, self.limits, self.metrics = model, limits, metrics
+        self._probe = probe
         self._inbox: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
         self._batches: dict[str, Batch] = {}
-        self._jobs: dict[int, Job] = {}  # row key -> job
+        self._jobs: dict[int, Job] = {}  # the writer's key -> job
         self._next_key = 0
         self._wake = threading.Condition()
         self._stopping = False
@@ -151,8 +161,8 @@ class Engine:
         return self._thread.is_alive() and not self._stopping
 
     def _slots_used(self) -> int:
-        rows = [job.row for job in list(self._jobs.values())]
-        return sum(row.slots for row in rows if row is not None)
+        writers = [job.writer for job in list(self._jobs.values())]
+        return sum(writer.slots for writer in writers if writer is not None)
 
     # ---------------------------------------------------------------------------- thread
 
@@ -175,7 +185,8 @@ class Engine:
                 if self._stopping:
                     return False
                 self._wake.wait()
-            self._waiting.extend(self._inbox)
+            self._waiting.extendleft([job for job in self._inbox if job.first][::-1])
+            self._waiting.extend(job for job in self._inbox if not job.first)
             self._inbox.clear()
             return not self._stopping
 
@@ -184,95 +195,91 @@ class Engine:
         if any(job.cancelled for job in self._waiting):
             self._waiting = deque(job for job in self._waiting if not job.cancelled)
         for batch in self._batches.values():
-            keep = [not self._jobs[row.key].cancelled for row in batch.rows]
+            keep = [not self._jobs[writer.key].cancelled for writer in batch.writers]
             if not all(keep):
-                for row, kept in zip(batch.rows, keep, strict=True):
+                for writer, kept in zip(batch.writers, keep, strict=True):
                     if not kept:
-                        del self._jobs[row.key]
+                        del self._jobs[writer.key]
                 batch.keep(keep)
 
     def _join(self) -> None:
-        """Waiting jobs join in order, as far as rows and tokens allow."""
+        """Waiting jobs join in order, as far as their number and tokens allow."""
         joining: dict[str, list[Writer]] = {}
         used = self._slots_used()
-        while self._waiting:
+        while self._waiting and len(self._jobs) < self.limits.running:
             job = self._waiting[0]
             if any(other.alone for other in self._jobs.values()) or (job.alone and self._jobs):
                 break
-            if len(self._jobs) >= self.limits.running:
-                break
-            if job.row is None and not self._make_row(job):
+            writer = job.writer or self._writer(job)
+            if writer is None:
                 self._waiting.popleft()
                 continue
-            assert job.row is not None
-            if self._jobs and used + job.row.slots > self.limits.tokens:
+            if self._jobs and used + writer.slots > self.limits.tokens:
                 break
             self._waiting.popleft()
-            used += job.row.slots
-            self._jobs[job.row.key] = job
+            used += writer.slots
+            self._jobs[writer.key] = job
             if job.started_at is None:
                 job.started_at = time.monotonic()
-                self.metrics.queue_seconds.observe(job.started_at - job.queued_at)
-            joining.setdefault(job.task.settings.decoder, []).append(job.row)
-        for decoder, rows in joining.items():
-            batch = self._batches.setdefault(decoder, Batch(self.reranker.model))
-            self._guarded(decoder, rows, lambda batch=batch, rows=rows: batch.add(rows))
+                if not job.first:
+                    self.metrics.queue_seconds.observe(job.started_at - job.queued_at)
+            joining.setdefault(job.settings.decoder, []).append(writer)
+        for decoder, writers in joining.items():
+            batch = self._batches.setdefault(decoder, Batch(self.model))
+            self._guarded(decoder, writers, lambda batch=batch, new=writers: batch.add(new))
 
-    def _make_row(self, job: Job) -> bool:
-        """The row of the job's current window; False if the job is complete or failed."""
+    def _writer(self, job: Job) -> Writer | None:
+        """The job's writer; None if it cannot be decoded."""
         try:
-            if job.wanted is None:
-                job.wanted = job.task.window()
-            if job.wanted is None:
-                job.tell(Done())
-                return False
             key, self._next_key = self._next_key, self._next_key + 1
-            job.row = make_writer(key, job.wanted, job.task.settings)
-            room = self.reranker.model.max_positions
-            if job.row.slots + 1 > room:
-                raise DecodeError(f"the request needs {job.row.slots + 1} positions of {room}")
-            return True
+            writer = make_writer(key, job.wanted, job.settings)
+            room = self.model.max_positions
+            if writer.slots + 1 > room:
+                raise DecodeError(f"the request needs {writer.slots + 1} positions of {room}")
         except Exception as error:
             job.tell(Failed(error))
-            return False
+            return None
+        job.writer = writer
+        return writer
 
     def _step(self, decoder: str) -> None:
         batch = self._batches[decoder]
-        if not batch.rows:
+        if not batch.writers:
             return
-        rows, finished = list(batch.rows), []
+        writers, finished = list(batch.writers), []
         before = time.monotonic()
-        good = self._guarded(decoder, rows, lambda: finished.extend(batch.step()))
-        if not good:
+        if not self._guarded(decoder, writers, lambda: finished.extend(batch.step())):
             return
         seconds = time.monotonic() - before
         self.metrics.step_seconds.labels(decoder).observe(seconds)
-        for row in rows:
-            job = self._jobs[row.key]
+        for writer in writers:
+            job = self._jobs[writer.key]
             job.compute_s += seconds
-            self._stream(job, row)
-        for row in finished:
-            self._finish(self._jobs.pop(row.key), row)
+            self._stream(job, writer)
+        for writer in finished:
+            self._finish(self._jobs.pop(writer.key), writer)
 
-    def _guarded(self, decoder: str, rows: list[Writer], work: Callable[[], object]) -> bool:
-        """Run a forward; when it fails, every row of the batch starts again alone."""
+    def _guarded(self, decoder: str, writers: list[Writer], work: Callable[[], object]) -> bool:
+        """Run a forward; when it fails, every job of the batch starts again alone."""
         self.busy_since = time.monotonic()
         try:
             work()
         except Exception as error:
-            self.bad = True
-            self.metrics.engine_errors.labels(type(error).__name__).inc()
+            self._went_wrong(error)
             batch = self._batches.pop(decoder, None)
-            affected = {row.key for row in [*rows, *(batch.rows if batch else [])]}
-            self._restart(
-                [self._jobs.pop(key) for key in sorted(affected & set(self._jobs))], error
-            )
+            affected = {writer.key for writer in [*writers, *(batch.writers if batch else [])]}
+            jobs = [self._jobs.pop(key) for key in sorted(affected & set(self._jobs))]
+            self._restart(jobs, error)
             return False
         finally:
             self.busy_since = None
         self.metrics.forwards.labels(decoder).inc()
         self.bad, self.good_at = False, time.monotonic()
         return True
+
+    def _went_wrong(self, error: Exception) -> None:
+        self.bad = True
+        self.metrics.engine_errors.labels(type(error).__name__).inc()
 
     def _restart(self, jobs: list[Job], error: Exception) -> None:
         """A job that was alone has failed by itself; the others get a second try, alone."""
@@ -281,50 +288,37 @@ class Engine:
             if job.alone:
                 job.tell(Failed(error))
             else:
-                job.row, job.alone = None, True
+                job.writer, job.alone = None, True
                 again.append(job)
         self._waiting.extendleft(reversed(again))
 
-    def _stream(self, job: Job, row: Writer) -> None:
+    def _stream(self, job: Job, writer: Writer) -> None:
         if not job.streams:
             return
-        tokens = [(at, token) for at, token in row.fresh() if at not in job.told]
+        tokens = [(at, token) for at, token in writer.fresh() if at not in job.told]
         job.told.update(at for at, _ in tokens)
         if tokens:
-            job.tell(Committed(job.window, row.nfe, job.compute_s, tokens))
+            job.tell(Committed(writer.nfe, job.compute_s, tokens))
 
-    def _finish(self, job: Job, row: Writer) -> None:
-        """A window is decoded; the next one waits first in line."""
-        try:
-            trajectory = row.result()
-            job.task.take(trajectory)
-        except Exception as error:
-            job.tell(Failed(error))
-            return
-        decoder = job.task.settings.decoder
+    def _finish(self, job: Job, writer: Writer) -> None:
+        trajectory, decoder = writer.result(), job.settings.decoder
         self.metrics.tokens.labels(decoder).inc(len(trajectory.tokens_T))
         self.metrics.denoise_steps.labels(decoder).observe(trajectory.nfe)
         self.metrics.per_forward.labels(decoder).observe(trajectory.tpf)
-        job.row, job.wanted, job.alone = None, None, False
-        job.window += 1
-        job.told.clear()
-        if self._make_row(job):
-            self._waiting.appendleft(job)
+        job.tell(Decoded(trajectory))
 
     def _serve_probes(self) -> None:
         with self._wake:
             probes, self._probes = self._probes, []
         if not probes:
             return
-        settings = self.reranker.settings({"decoder": "ar", "max_tokens": 1})
+        request, settings = self._probe
         self.busy_since = time.monotonic()
         try:
-            prompt = [self.reranker.vocab.end_id]
-            decode(self.reranker.model, [DecodeRequest(prompt)], settings)
+            decode(self.model, [request], settings)
             self.bad, self.good_at = False, time.monotonic()
         except Exception as error:
-            self.bad = True
-            self.metrics.engine_errors.labels(type(error).__name__).inc()
+            self._went_wrong(error)
         finally:
             self.busy_since = None
         for probe in probes:

@@ -16,13 +16,15 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from diffgr2.decode.settings import DecodeRequest
 from diffgr2.errors import ConfigError, DataError
 from diffgr2.items.sids import sid_text
-from diffgr2.rerank.names import UnresolvedError
-from diffgr2.rerank.reranker import DuplicateError, Reranker
+from diffgr2.rerank.names import ListProblem
+from diffgr2.rerank.query import wished
+from diffgr2.rerank.reranker import Reranker
 from diffgr2.rerank.task import RankTask
 from diffgr2.serve.door import Receive, Scope, Send
-from diffgr2.serve.engine import Committed, Done, Engine, Event, Failed, Job
+from diffgr2.serve.engine import Committed, Engine, Event, Failed, Job
 from diffgr2.serve.limits import Limits, Slots
 from diffgr2.serve.schema import Ask, Problem, answer, event, tei_answer
 from diffgr2.serve.telemetry import Metrics
@@ -45,7 +47,9 @@ class State:
     def __init__(self, reranker: Reranker, limits: Limits, names: tuple[str, ...]) -> None:
         self.reranker, self.limits = reranker, limits
         self.metrics = Metrics()
-        self.engine = Engine(reranker, limits, self.metrics)
+        probe = DecodeRequest([reranker.vocab.end_id])
+        tiny = reranker.settings({"decoder": "ar", "max_tokens": 1})
+        self.engine = Engine(reranker.model, (probe, tiny), limits, self.metrics)
         self.slots = Slots(limits.in_flight)
         self.names = names or (reranker.name,)
         self.created = int(time.time())
@@ -158,10 +162,8 @@ def prepare(state: State, ask: Ask) -> RankTask:
     names = {"candidates": "texts" if ask.tei else "documents"}
     history = ask.history
     if ask.wish is not None:
-        try:
-            state.reranker.names.resolve([ask.wish], "history")
-            history = [ask.wish]
-        except UnresolvedError:
+        history = wished(state.reranker.names, ask.wish)
+        if history is None:
             history = []
             ask.warnings.append("query: none of its words is known, it says nothing")
     try:
@@ -173,7 +175,7 @@ def prepare(state: State, ask: Ask) -> RankTask:
             decode=ask.decode,
             reasoning=ask.reasoning,
         )
-    except (UnresolvedError, DuplicateError) as error:
+    except ListProblem as error:
         name = names.get(error.field, error.field)
         listed = "; ".join(f"{name}[{index}]: {why}" for index, why in error.problems.items())
         listed = listed.replace("candidates[", f"{name}[")
@@ -186,10 +188,10 @@ def prepare(state: State, ask: Ask) -> RankTask:
 
 def facts_of(task: RankTask) -> list[dict[str, str]]:
     """Id and semantic ID of each document that the catalogue knows."""
-    reranker, facts = task.reranker, []
+    world, facts = task.world, []
     for item, named in zip(task.query.candidates, task.query.named, strict=True):
         if item.number is not None:
-            raw = reranker.catalogue.raw_ids[item.number]
+            raw = world.catalogue.raw_ids[item.number]
             facts.append({"id": raw, "sid": sid_text(item.codes)})
         else:
             given = named.get("id") if isinstance(named, dict) else None
@@ -206,7 +208,7 @@ class Ranking:
     def __init__(self, state: State, request_id: str, arrived: float, deadline: float) -> None:
         self.state, self.request_id = state, request_id
         self.arrived, self.deadline = arrived, deadline
-        self.job: Job | None = None
+        self.jobs: list[Job] = []  # one a window
         self.listener: Listener | None = None
         self._open = True
         state.metrics.in_flight.set(state.slots.taken)
@@ -216,8 +218,8 @@ class Ranking:
         if not self._open:
             return
         self._open = False
-        if self.job is not None and not self.job.ended:
-            self.state.engine.cancel(self.job)
+        if self.jobs and not self.jobs[-1].ended:
+            self.state.engine.cancel(self.jobs[-1])
         if self.listener is not None:
             self.listener.close()
         self.state.slots.give_back()
@@ -225,20 +227,38 @@ class Ranking:
         self.state.metrics.requests.labels(outcome).inc()
 
     async def begin(self, ask: Ask, receive: Receive) -> None:
-        """Resolve, then hand over to the engine."""
+        """Resolve, then hand the first window over to the engine."""
         self.ask = ask
         self.task = await asyncio.to_thread(prepare, self.state, ask)
         self.listener = Listener(self.deadline, receive)
-        self.job = Job(self.task, self.listener, streams=ask.stream)
-        self.state.engine.submit(self.job)
+        self._submit(await asyncio.to_thread(self.task.window))
 
-    async def event(self) -> Event:
-        """The next event of the job."""
+    def _submit(self, wanted: DecodeRequest | None) -> None:
+        """One window to the engine; none where a list of one needs no decode."""
+        if wanted is not None:
+            later, streams = bool(self.jobs), self.ask.stream
+            job = Job(wanted, self.task.settings, self.listener, streams, first=later)  # type: ignore[arg-type]
+            self.jobs.append(job)
+            self.state.engine.submit(job)
+
+    async def steps(self) -> AsyncIterator[Committed]:
+        """What each forward committed, window after window; ends when the ranking is complete.
+
+        Answers are read and prompts written here, on worker threads: the engine only decodes.
+        """
         assert self.listener is not None
-        happened = await self.listener.next()
-        if isinstance(happened, Failed):
-            raise happened.error
-        return happened
+        under_way = bool(self.jobs)
+        while under_way:
+            happened = await self.listener.next()
+            if isinstance(happened, Failed):
+                raise happened.error
+            if isinstance(happened, Committed):
+                yield happened
+                continue
+            await asyncio.to_thread(self.task.take, happened.trajectory)
+            wanted = await asyncio.to_thread(self.task.window)
+            self._submit(wanted)
+            under_way = wanted is not None
 
     def answer(self) -> Any:
         """The body of a complete ranking; counts what happened."""
@@ -264,9 +284,8 @@ class Ranking:
     def timing(self) -> dict[str, str]:
         """TEI's timing headers, in milliseconds."""
         now = time.monotonic()
-        job = self.job
-        queue = (job.started_at or now) - job.queued_at if job else 0.0
-        compute = job.compute_s if job else 0.0
+        waited = [(job.started_at or now) - job.queued_at for job in self.jobs[:1]]
+        queue, compute = sum(waited), sum(job.compute_s for job in self.jobs)
         total = now - self.arrived
         return {
             "x-queue-time": f"{queue * 1e3:.1f}",
@@ -278,7 +297,7 @@ class Ranking:
 
 async def whole(ranking: Ranking) -> Response:
     """Wait for the ranking and answer at once."""
-    while not isinstance(await ranking.event(), Done):
+    async for _ in ranking.steps():
         pass
     body = ranking.answer()
     ranking.close("ok")
@@ -315,22 +334,20 @@ class Stream(Response):
 
     async def _parts(self) -> AsyncIterator[bytes]:
         names = self.ranking.state.reranker.vocab.names
-        while True:
-            happened = await self.ranking.event()
-            if isinstance(happened, Committed):
-                yield event(
-                    "reasoning.delta",
-                    {
-                        "window": happened.window,
-                        "forward": happened.forward,
-                        "compute_ms": round(happened.compute_s * 1e3, 2),
-                        "committed": [[at, names[token]] for at, token in happened.tokens],
-                    },
-                )
-            else:
-                yield event("results", self.ranking.answer())
-                yield b"data: [DONE]\n\n"
-                return
+        ranking, before_s, window = self.ranking, 0.0, 0
+        async for step in ranking.steps():
+            if window != len(ranking.jobs) - 1:
+                before_s += ranking.jobs[window].compute_s
+                window += 1
+            value = {
+                "window": window,
+                "forward": step.forward,
+                "compute_ms": round((before_s + step.compute_s) * 1e3, 2),
+                "committed": [[at, names[token]] for at, token in step.tokens],
+            }
+            yield event("reasoning.delta", value)
+        yield event("results", ranking.answer())
+        yield b"data: [DONE]\n\n"
 
 
 def problem_of(error: Exception, request_id: str = "") -> Problem:

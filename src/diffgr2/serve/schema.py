@@ -15,8 +15,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffgr2 import strict_json
-from diffgr2.errors import DataError
+from diffgr2.errors import DataError, first_problem
 from diffgr2.rerank.names import KEYS
+from diffgr2.rerank.query import Asker, read_query
 from diffgr2.rerank.task import RankResult
 from diffgr2.serve.limits import Limits
 
@@ -198,15 +199,15 @@ def _ask(value: dict[str, Any], tei: bool, limits: Limits) -> Ask:
 
 def _problem_of(error: ValidationError) -> Problem:
     """The first thing that is wrong, by field."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where, message, _ = first_problem(error)
     # Members of unions stand in the location by their type's name; people know fields and indices.
     parts = [
         str(part)
-        for part in first["loc"]
+        for part in where
         if isinstance(part, int) or part in RerankRequest.model_fields or part in NAMES
     ]
-    where = ".".join(parts) or "body"
-    return Problem(422, f"{where}: {first['msg']}", parts[0] if parts else None)
+    named = ".".join(parts) or "body"
+    return Problem(422, f"{named}: {message}", parts[0] if parts else None)
 
 
 NAMES = {*Document.model_fields, *Decode.model_fields}
@@ -236,54 +237,37 @@ def _who(
     request: RerankRequest, limits: Limits
 ) -> tuple[list[Any] | None, str | None, str | None, list[str]]:
     """(history, user, wish, warnings) out of the fields and the query, the one free channel."""
-    history: list[Any] | None = list(request.history) if request.history is not None else None
-    user, wish, warnings = request.user_id, None, []
-    query = request.query
-    if isinstance(query, str) and query.lstrip()[:1] in ("{", "["):
-        try:
-            query = strict_json.loads(query)
-        except DataError:
-            query = request.query  # words that happen to begin so
-    if isinstance(query, list):
-        query = {"history": query}
-    if isinstance(query, dict):
-        inner = _inner(query)
-        history = inner.history if history is None else history  # type: ignore[assignment]
-        user = inner.user_id if user is None else user
-    elif isinstance(query, str) and query.startswith("user:"):
-        user = query.removeprefix("user:").strip() if user is None else user
-    elif isinstance(query, str) and query.strip():
-        if len(query) > limits.text:
-            raise Problem(422, f"query: text of more than {limits.text} characters", "query")
-        if history is None and user is None:
-            wish = query
-        else:
-            warnings.append("query: ignored, the history says who asks")
+    try:
+        asker = read_query(request.query)
+    except DataError as error:
+        raise Problem(422, str(error), "query") from None
+    inner = _inner(asker)
+    history: list[Any] | None = inner.history if request.history is None else request.history  # type: ignore[assignment]
+    user = inner.user_id if request.user_id is None else request.user_id
+    wish, warnings = asker.wish, []
+    if wish is not None and len(wish) > limits.text:
+        raise Problem(422, f"query: text of more than {limits.text} characters", "query")
+    if wish is not None and (history is not None or user is not None):
+        wish = None
+        warnings.append("query: ignored, the history says who asks")
     if user is not None and not 1 <= len(user) <= limits.text:
         raise Problem(422, f"user_id: expected 1 to {limits.text} characters", "user_id")
     if history is None and user is None and wish is None:
         raise Problem(422, "query: missing (or give history or user_id)", "query")
+    if history is not None and len(history) > limits.history:
+        told = f"history: {len(history)} items, at most {limits.history}"
+        raise Problem(422, told, "history")
     if history is not None:
-        if len(history) > limits.history:
-            raise Problem(
-                422, f"history: {len(history)} items, at most {limits.history}", "history"
-            )
         history = [_entry(entry, f"history[{i}]", limits) for i, entry in enumerate(history)]
     return history, user, wish, warnings
 
 
-def _inner(query: dict[str, Any]) -> RerankRequest:
-    """A query that is an object: `{"history": [...], "user_id": ...}`."""
+def _inner(asker: Asker) -> RerankRequest:
+    """What a query says of history and shopper, checked like the fields of these names."""
     try:
-        inner = RerankRequest.model_validate(
-            {key: query[key] for key in ("history", "user_id") if key in query}
-        )
+        return RerankRequest.model_validate({"history": asker.history, "user_id": asker.user})
     except ValidationError as error:
-        problem = _problem_of(error)
-        raise Problem(422, f"query.{problem.message}", "query") from None
-    if inner.history is None and inner.user_id is None:
-        raise Problem(422, "query: an object needs history or user_id", "query")
-    return inner
+        raise Problem(422, f"query.{_problem_of(error).message}", "query") from None
 
 
 # ------------------------------------------------------------------------------------- answers
@@ -331,13 +315,7 @@ def answer(
             "tokens": {"input_tokens": read, "output_tokens": written},
             "warnings": ask.warnings,
         },
-        "ranking": {
-            "valid": result.valid,
-            "repaired": result.repaired,
-            "fallback": result.fallback,
-            "identity": result.identity,
-            "failures": list(result.failures),
-        },
+        "ranking": result.ranking(),
         "decode": result.decode,
         **({"reasoning": result.reasoning} if result.reasoning is not None else {}),
     }

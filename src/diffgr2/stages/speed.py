@@ -63,7 +63,7 @@ def timed(
         if lean.device.type == "cuda":  # queued work is no part of decoding
             torch.cuda.synchronize()
         begun = time.perf_counter()
-        while running.rows:
+        while running.writers:
             running.step()
         decode_s += time.perf_counter() - begun
         prefill_s += begun - start

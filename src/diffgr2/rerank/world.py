@@ -1,0 +1,172 @@
+"""What a bundle knows besides its weights: items, shoppers, evidence, the retriever, the template.
+
+Contract: `World(directory)` opens these parts; `request` builds a prompt's content from resolved
+items exactly as the stages build it from lists, `scores_of` rates candidates that came without
+scores, `settings` gives the decode settings of a request. Nothing here changes after opening, so
+threads may share it. Not here: the model (`reranker`), the way of one request (`task`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from diffgr2.candidates import kinds
+from diffgr2.candidates.index import EvidenceIndex
+from diffgr2.candidates.retrieval import ragged, score
+from diffgr2.config import DecodeConfig
+from diffgr2.data.store import read_dataset
+from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
+from diffgr2.errors import ConfigError, DataError, first_problem
+from diffgr2.items.encode import Encoder
+from diffgr2.items.sids import SemanticIds
+from diffgr2.model.contract import contract_of
+from diffgr2.prompts.request import Request, item_kind, item_text
+from diffgr2.prompts.template import frame_of, make_template
+from diffgr2.prompts.vocab import Vocabulary
+from diffgr2.rerank.bundle import read_note
+from diffgr2.rerank.names import Item, Names
+from diffgr2.rerank.strangers import Seats
+from diffgr2.types import Catalogue
+
+SEATS = 512
+"""Unknown items that one request may hold."""
+
+DECODE_KEYS = tuple(key for key in DecodeConfig.model_fields if key not in ("clean_kv", "repair"))
+"""What of the decode section a request may set; `seed` names its random stream."""
+
+
+class World:
+    """See the module's docstring."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.recipe = read_note(directory)
+        self.name, self.k = self.recipe.name, self.recipe.candidates.k
+        self.contract = contract_of(directory)
+        self.decoders = ("ar", "block", "verify") if self.contract else ("ar",)
+        dataset = read_dataset(directory / "data")
+        self.histories, self.catalogue = dataset.histories, dataset.catalogue
+        self.raw_users = dataset.raw_users
+        self._user = {raw: user for user, raw in enumerate(dataset.raw_users)}
+        self.sids = SemanticIds.load(directory / "items")
+        self.names = Names(self.catalogue, self.sids, Encoder.load(directory / "items"))
+        self.vocab = Vocabulary.load(directory)
+        self.template = make_template(self.vocab, self.recipe.prompt)
+        self.frame = frame_of(self.template)
+        self.retriever = kinds.load(directory / "retriever")
+        self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue, SEATS)
+        self.group_labels = group_labels(self.sids, self.catalogue)
+
+    def settings(self, given: Mapping[str, Any] | None = None) -> DecodeSettings:
+        """Decode settings: the recipe's recommendation, changed by `given`."""
+        given = {k: v for k, v in (given or {}).items() if v is not None and k != "seed"}
+        for key in given:
+            if key not in DECODE_KEYS:
+                raise ConfigError(f"decode.{key}: unknown key (known: {', '.join(DECODE_KEYS)})")
+        config = self.recipe.decode
+        try:
+            DecodeConfig.model_validate({**config.model_dump(), **given})
+        except ValidationError as error:
+            where, message, _ = first_problem(error)
+            raise ConfigError(f"decode.{where[0]}: {message}") from None
+        decoder = given.get("decoder") or (config.decoder if self.contract else "ar")
+        if decoder not in self.decoders:
+            raise ConfigError(f"decode.decoder: this model is autoregressive, not {decoder}")
+        how = decoder if decoder in PRESETS else "recommended"
+        return settings_of(config, self.contract, self.frame, how, **{**given, "decoder": decoder})
+
+    def user_number(self, user: str | None) -> int:
+        """The dense number of a raw user id, -1 for nobody we know."""
+        return -1 if user is None else self._user.get(user, -1)
+
+    def stored_history(self, user: str | None) -> list[Item]:
+        """The purchases of a shopper of the bundle."""
+        number = self.user_number(user)
+        if number < 0 and user is not None:
+            raise DataError(f"user: {user} is not known, so a history is needed")
+        stored = self.histories.of(number).tolist() if number >= 0 else []
+        return [self.names.item(item) for item in stored]
+
+    def scores_of(
+        self, past: Sequence[Item], items: Sequence[Item], given: Sequence[float] | None
+    ) -> np.ndarray:
+        """Retriever scores of the candidates; unknown ones get the list's minimum."""
+        if given is not None:
+            if len(given) != len(items):
+                raise DataError(f"scores: {len(given)} for {len(items)} candidates")
+            if not all(isinstance(s, int | float | np.number) for s in given):
+                raise DataError("scores: expected numbers")
+            scores_N = np.asarray(given, np.float64).astype(np.float32)
+            if not np.isfinite(scores_N).all():
+                raise DataError("scores: expected finite numbers")
+            return scores_N
+        known_N = np.array([item.number is not None for item in items])
+        scores_N = np.zeros(len(items), np.float32)
+        if known_N.any():
+            seen = np.array([i.number for i in past if i.number is not None], np.int32)
+            wanted = np.array([[i.number for i in items if i.number is not None]], np.int32)
+            query = ragged([seen], len(self.catalogue))
+            scores_N[known_N] = score(self.retriever, query, wanted)[0]
+            scores_N[~known_N] = scores_N[known_N].min()
+        return scores_N
+
+    def request(
+        self, past: Sequence[Item], shown: Sequence[Item], scores_K: np.ndarray, user: int
+    ) -> Request:
+        """The prompt's content for these candidates, in this order."""
+        recent = past[-self.recipe.evidence.history :]
+        past = past[-self.recipe.prompt.history :]
+        strangers = [item for item in (*recent, *shown) if item.stranger is not None]
+        place = {id(item): self.seats.n_items + n for n, item in enumerate(strangers)}
+        vectors = [item.vector_E for item in strangers if item.vector_E is not None]
+        index = self.seats.seat(
+            [item.stranger for item in strangers if item.stranger is not None],
+            np.stack(vectors) if vectors else np.empty((0, 0), np.float32),
+        )
+
+        def numbers(items: Sequence[Item]) -> np.ndarray:
+            found = [place[id(i)] if i.number is None else i.number for i in items]
+            return np.array(found, np.int32)
+
+        features_1KF = index.features(
+            ragged([numbers(recent)], index.pairs.n_items),
+            numbers(shown)[None],
+            scores_K[None],
+            np.array([user]),
+        )
+        texts = self.template.shows_text
+        described = [self._described(item) for item in past] if texts else []
+        return Request(
+            np.array([item.codes for item in past], np.int32).reshape(-1, self.sids.levels),
+            np.array([item.codes for item in shown], np.int32),
+            index.buckets(features_1KF)[0],
+            tuple(item_text(*one) for one in described),
+            tuple(item_text(*self._described(item)) for item in shown) if texts else (),
+            tuple(item_kind(*one) for one in described),
+        )
+
+    def _described(self, item: Item) -> tuple[Catalogue, int]:
+        """A catalogue and the item's place in it; a stranger is a catalogue of its own."""
+        if item.number is not None:
+            return self.catalogue, item.number
+        words = item.stranger
+        assert words is not None
+        path, nothing = [list(words.categories)], np.array([np.nan])
+        return Catalogue([""], [words.title], [words.brand], path, nothing, [words.description]), 0
+
+
+def group_labels(sids: SemanticIds, catalogue: Catalogue) -> list[str]:
+    """What to call each first code: the most frequent most specific category of its items."""
+    labels = []
+    for code in range(sids.n_codes):
+        inside = np.flatnonzero(sids.codes_IL[:, 0] == code)
+        names = Counter(catalogue.categories[i][-1] for i in inside if catalogue.categories[i])
+        best = sorted(names.items(), key=lambda pair: (-pair[1], pair[0]))
+        labels.append(best[0][0] if best else f"group {code}")
+    return labels
