@@ -335,18 +335,18 @@ class BlockRlConfig(RlConfig):
 
 
 class DecodeConfig(Section):
-    """The recommended way to decode the final model (decode.*)."""
+    """The recommended way to decode the final model (decode.*); requests may change most of it."""
 
     decoder: Literal["ar", "block", "verify"] = "block"
     accept: Literal["threshold", "static", "entropy"] = "threshold"
     threshold: Share = 0.5  # tau
-    per_step: Positive = 8  # static accept
-    entropy_bound: Rate = 0.3
+    per_step: Annotated[int, Field(ge=1, le=256)] = 8  # static accept
+    entropy_bound: Annotated[float, Field(gt=0.0, le=100.0)] = 0.3
     rule: Literal["raw", "permutation"] = "permutation"
     clean_kv: Literal["causal", "block_causal"] = "causal"
-    canvas: Positive = 32  # verify: positions looked ahead
-    temperature: Annotated[float, Field(ge=0.0)] = 0.0  # 0 = greedy
-    max_tokens: Count = 0  # of an output; 0 = as many as the template's longest answer takes
+    canvas: Annotated[int, Field(ge=1, le=256)] = 32  # verify: positions looked ahead
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0  # 0 = greedy
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None  # null = the template's most
     repair: Literal["repair", "floor"] = "repair"
 
 

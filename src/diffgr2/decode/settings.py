@@ -92,7 +92,7 @@ def settings_of(
 ) -> DecodeSettings:
     """Settings for a model with this contract (None: autoregressive); see the module's docstring.
 
-    `max_tokens` 0 means as many as the template needs, and never are there more.
+    `max_tokens` None means as many as the template needs, and never are there more.
     """
     chosen = {**PRESETS[how], **given}
     decoder = chosen.setdefault("decoder", config.decoder)

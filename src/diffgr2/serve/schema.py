@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Optional
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 from diffgr2 import strict_json
+from diffgr2.config import DecodeConfig
 from diffgr2.errors import DataError, first_problem
 from diffgr2.rerank.names import KEYS
 from diffgr2.rerank.query import Asker, read_query
 from diffgr2.rerank.task import RankResult
+from diffgr2.rerank.world import DECODE_KEYS
 from diffgr2.serve.limits import Limits
 
 TYPES = {
@@ -71,6 +74,12 @@ class Lenient(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
+def optional(field: FieldInfo) -> Any:
+    """A recipe's field as one that a request may leave out, with the same bounds."""
+    kind: Any = field.annotation
+    return Optional[Annotated[kind, *field.metadata] if field.metadata else kind]  # noqa: UP045
+
+
 class Document(Lenient):
     """An item as an object: an id, a semantic ID, a title, or words that describe it."""
 
@@ -83,20 +92,12 @@ class Document(Lenient):
     description: str | None = None
 
 
-class Decode(BaseModel):
-    """How to decode; what is absent follows the recipe's recommendation."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    decoder: Literal["ar", "block", "verify"] | None = None
-    accept: Literal["threshold", "static", "entropy"] | None = None
-    threshold: float | None = Field(None, ge=0.0, le=1.0)
-    per_step: int | None = Field(None, ge=1, le=256)
-    entropy_bound: float | None = Field(None, gt=0.0, le=100.0)
-    rule: Literal["raw", "permutation"] | None = None
-    canvas: int | None = Field(None, ge=1, le=256)
-    temperature: float | None = Field(None, ge=0.0, le=2.0)
-    max_tokens: int | None = Field(None, ge=1, le=4096)
+Decode: Any = create_model(
+    "Decode",
+    __config__=ConfigDict(strict=True, extra="forbid", frozen=True),
+    __doc__="How to decode; what is absent follows the recipe's recommendation.",
+    **{key: (optional(DecodeConfig.model_fields[key]), None) for key in DECODE_KEYS},  # type: ignore[call-overload]
+)
 
 
 Entry = str | Document
@@ -120,7 +121,7 @@ class RerankRequest(Lenient):
     scores: list[float] | None = Field(None, description="The retriever's, one per document.")
     return_reasoning: bool | None = None
     reasoning: Literal["on", "off", "auto"] | bool | None = None
-    decode: Decode | None = None
+    decode: Optional[Decode] = None  # type: ignore[valid-type]  # noqa: UP045
     seed: int | None = Field(None, ge=0)
     stream: bool | None = None
 
