@@ -14,8 +14,10 @@ from typing import Any
 import httpx
 
 from diffgr2.rerank.reranker import Reranker
-from diffgr2.serve.app import State, make_app
-from diffgr2.serve.limits import Keys, Limits
+from diffgr2.serve.app import make_app
+from diffgr2.serve.keys import Keys
+from diffgr2.serve.limits import Limits
+from diffgr2.serve.state import State
 from diffgr2.serve.wire import make_server
 
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from diffgr2 import strict_json
-from diffgr2.errors import ConfigError, DataError, Diffgr2Error, MissingExtraError
+from diffgr2.cli.serve import serve
+from diffgr2.errors import ConfigError, DataError, Diffgr2Error
 from diffgr2.progress import Progress
 
 if TYPE_CHECKING:
@@ -235,67 +236,6 @@ def rerank(
     if direct:
         arguments["reasoning"] = False
     rank_one(Reranker.from_pretrained(model), arguments, as_json=as_json, top_k=top_k)
-
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-def serve(
-    model: Model,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any free port.")] = 8000,
-    keys_file: Annotated[
-        Path | None, typer.Option("--keys", help="API keys, one a line (or DIFFGR2_API_KEYS).")
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--no-keys", help="Serve beyond this machine without keys.")
-    ] = False,
-    names: Annotated[
-        list[str] | None, typer.Option("--name", help="Model name in the API; repeat for more.")
-    ] = None,
-    waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait.")] = 128,
-    running: Annotated[int, typer.Option(min=1, help="Rows decoded at once.")] = 32,
-    tokens: Annotated[int, typer.Option(min=1, help="Cache slots of all rows.")] = 32_768,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Default deadline, seconds.")] = 30.0,
-    drain: Annotated[float, typer.Option(min=0.0, help="Seconds to finish on SIGTERM.")] = 30.0,
-    threads: Annotated[int, typer.Option(min=0, help="Torch threads; 0 = torch's choice.")] = 0,
-    log: Annotated[
-        bool, typer.Option("--log", help="One JSON line per request on stderr.")
-    ] = False,
-) -> None:
-    """Serve a model over HTTP: Cohere, Jina, vLLM and TEI shapes, and a page to try it."""
-    import logging
-
-    try:
-        from diffgr2.serve.app import make_app
-        from diffgr2.serve.wire import serve as run_server
-    except ImportError as error:
-        raise MissingExtraError(f"{error.name} is missing: pip install 'diffgr2[serve]'") from None
-    import torch
-
-    from diffgr2.rerank.reranker import Reranker
-    from diffgr2.serve.limits import Limits, read_keys
-
-    keys = read_keys(keys_file)
-    if not keys and host not in LOOPBACK and not insecure:
-        raise ConfigError(f"--host {host}: needs --keys (or --no-keys if you mean it)")
-    if threads:
-        torch.set_num_threads(threads)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("diffgr2.serve").setLevel(logging.INFO if log else logging.ERROR)
-    limits = Limits(
-        waiting=waiting,
-        running=running,
-        tokens=tokens,
-        timeout_s=timeout,
-        max_timeout_s=max(300.0, timeout),
-        drain_s=drain,
-    )
-    app = make_app(
-        Reranker.from_pretrained(model), limits=limits, keys=keys, names=tuple(names or ())
-    )
-    if not run_server(app, limits, host=host, port=port):
-        raise typer.Exit(1)
 
 
 def register(app: typer.Typer) -> None:

@@ -160,6 +160,15 @@ class LeanQwen3:
         sign[:half] = -1
         return cos[0], sin[0] * sign
 
+    @property
+    def finite(self) -> bool:
+        """Whether all weights are numbers."""
+        matrices = [w.plain for y in self.layers for w in (y.qkv, y.out, y.gate_up, y.down)]
+        norms = [n for y in self.layers for n in (y.attention_norm, y.query_norm, y.key_norm)]
+        every = [self.embedding, self.norm, self.head.plain, *matrices, *norms]
+        every += [layer.ffn_norm for layer in self.layers]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in every)
+
     @torch.inference_mode()
     def __call__(
         self,

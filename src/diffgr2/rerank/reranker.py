@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.artifacts import read_manifest
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
-from diffgr2.errors import ConfigError, DataError
+from diffgr2.errors import CheckpointError, ConfigError, DataError
+from diffgr2.rerank.bundle import check
 from diffgr2.rerank.names import Item, ListProblem
 from diffgr2.rerank.task import Query, RankResult, RankTask
 from diffgr2.rerank.world import SEATS, World
@@ -38,11 +38,13 @@ class Reranker(World):
 
         super().__init__(directory)
         self.model = LeanQwen3(open_model(directory))
+        if self.model.vocab_size < self.vocab.spec.size or not self.model.finite:
+            raise CheckpointError(f"{directory}: weights are not finite, or of another vocabulary")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Reranker:
         """Open a bundle after checking every file against its manifest."""
-        read_manifest(Path(directory), verify=True)
+        check(Path(directory))
         return cls(Path(directory))
 
     def prepare(

@@ -22,7 +22,7 @@ from diffgr2.candidates.retrieval import ragged, score
 from diffgr2.config import DecodeConfig
 from diffgr2.data.store import read_dataset
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
-from diffgr2.errors import ConfigError, DataError, first_problem
+from diffgr2.errors import ArtifactError, ConfigError, DataError, first_problem
 from diffgr2.items.encode import Encoder
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import contract_of
@@ -46,7 +46,8 @@ class World:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.recipe = read_note(directory)
+        note = read_note(directory)
+        self.recipe, self.simulated = note.recipe, note.simulated
         self.name, self.k = self.recipe.name, self.recipe.candidates.k
         self.contract = contract_of(directory)
         self.decoders = ("ar", "block", "verify") if self.contract else ("ar",)
@@ -62,6 +63,23 @@ class World:
         self.retriever = kinds.load(directory / "retriever")
         self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue, SEATS)
         self.group_labels = group_labels(self.sids, self.catalogue)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """The parts must be of one shop and one vocabulary."""
+        n = len(self.catalogue)
+        sizes = {
+            "items": len(self.sids),
+            "evidence": self.seats.n_items,
+            "retriever": self.retriever.n_items,
+            "data": self.histories.n_items,
+        }
+        for part, size in sizes.items():
+            if size != n:
+                raise ArtifactError(f"{self.directory / part}: {size} items, the catalogue has {n}")
+        spec = self.vocab.spec
+        if (spec.levels, spec.codes) != (self.sids.levels, self.sids.n_codes) or spec.k != self.k:
+            raise ArtifactError(f"{self.directory}: vocabulary and semantic IDs do not fit")
 
     def settings(self, given: Mapping[str, Any] | None = None) -> DecodeSettings:
         """Decode settings: the recipe's recommendation, changed by `given`."""

@@ -1,6 +1,6 @@
-"""The HTTP application: one ranking handler behind three paths, and what surrounds it.
+"""The HTTP application: ranking routes and what surrounds them.
 
-Contract: `make_app(reranker, …)` returns an ASGI app whose answers are a permutation of the
+Contract: `make_app(rerankers, …)` returns an ASGI app whose answers are a permutation of the
 documents that came in, or one explicit error; every admitted request ends in exactly one outcome
 and gives its slot back. A client that leaves, or a deadline that passes, ends the work within one
 step. Not here: sockets and signals (`wire`), decoding (`engine`), the page's data (`page`).
@@ -10,77 +10,118 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from diffgr2 import __version__
+from diffgr2.errors import Diffgr2Error
 from diffgr2.rerank.reranker import Reranker
-from diffgr2.serve import docs, page
+from diffgr2.serve import batch, docs, page
 from diffgr2.serve.door import Door
-from diffgr2.serve.limits import Keys, Limits
+from diffgr2.serve.keys import Keys
+from diffgr2.serve.limits import Limits
 from diffgr2.serve.openapi import describe
 from diffgr2.serve.ranking import (
-    ALIASES,
     Gone,
     Ranking,
-    State,
     Stream,
-    deadline_of,
+    Visit,
+    events_of,
     outcome_of,
     problem_of,
-    read_body,
     whole,
 )
+from diffgr2.serve.reading import deadline_of, parse_body, read_body
 from diffgr2.serve.schema import Problem, parse_request
+from diffgr2.serve.state import Served, State
 
 RANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 
 
-async def rank(request: Request) -> Response:
-    """Rank documents for a shopper (see the OpenAPI description)."""
+@dataclass(frozen=True)
+class Shown:
+    """What besides ranking is there."""
+
+    page: bool = True
+    docs: bool = True
+    cors: tuple[str, ...] = ()  # origins whose pages may ask
+
+
+async def visited(
+    request: Request, work: Callable[[State, dict[str, Any], float, Visit], Awaitable[Response]]
+) -> Response:
+    """A request's way in: deadline, body, slot, parsing; and its way out, whatever happened."""
     state: State = request.app.state.shared
-    limits, arrived = state.limits, time.monotonic()
     request_id: str = request.scope["state"]["request_id"]
+    visit, outcome, value = None, "failed", {}
     try:
-        deadline = deadline_of(request, limits, arrived)
+        deadline = deadline_of(request, state.limits, time.monotonic())
         if state.draining:
-            raise Problem(503, "the server is shutting down")
-        body = await read_body(request, limits)
-        if not state.slots.take():
-            raise Problem(429, f"{limits.in_flight} requests are in flight already")
-    except Problem as problem:
-        state.metrics.requests.labels(outcome_of(problem)).inc()
-        raise
-    ranking = Ranking(state, request_id, arrived, deadline)
-    outcome, tei = "failed", False
-    try:
-        ask = parse_request(body, limits)
-        tei = ask.tei
-        await ranking.begin(ask, request.receive)
-        if ask.stream:
-            outcome = ""  # the stream closes the ranking
-            return Stream(ranking)
-        return await whole(ranking)
-    except Gone:
+            raise Problem(503, "the server is shutting down", headers={"retry-after": "1"})
+        async with read_body(request, state) as body:
+            visit = Visit(state, request.scope["state"]["facts"])
+            value = await state.aside(deadline, parse_body, body, state.limits)
+        answer = await work(state, value, deadline, visit)
+        outcome = "" if isinstance(answer, Stream) else "ok"  # a stream closes its visit itself
+        return answer
+    except (Gone, ClientDisconnect):
         outcome = "gone"
         return Response(status_code=499)
     except Exception as error:
         problem = problem_of(error, request_id)
-        problem.tei = problem.tei or tei
+        problem.tei = problem.tei or ("texts" in value and value.get("documents") is None)
         outcome = outcome_of(problem)
         if problem is error:
             raise
         raise problem from error
     finally:
-        if outcome:
-            ranking.close(outcome)
+        if visit is not None and outcome:
+            visit.close(outcome)
+        elif visit is None:
+            state.metrics.requests.labels(outcome).inc()
+
+
+async def rank(request: Request) -> Response:
+    """Rank documents for a shopper (see the OpenAPI description)."""
+    scope, arrived = request.scope["state"], time.monotonic()
+
+    async def work(state: State, value: dict, deadline: float, visit: Visit) -> Response:
+        ask = await state.aside(deadline, parse_request, value, state.limits)
+        ranking = Ranking(state, scope["request_id"], arrived, deadline)
+        streams = False
+        try:
+            await ranking.begin(ask, scope["caller"], request.receive)
+            if ask.stream:
+                streams = True
+                return Stream(visit, events_of(ranking), deadline, [ranking])
+            return await whole(ranking)
+        finally:
+            if not streams:
+                visit.note(ranking)
+
+    return await visited(request, work)
+
+
+async def rank_batch(request: Request) -> Response:
+    """Rank many lists of one body; answers come as JSON lines, in the order in which they end."""
+    scope, arrived = request.scope["state"], time.monotonic()
+
+    async def work(state: State, value: dict, deadline: float, visit: Visit) -> Response:
+        asks = await state.aside(deadline, batch.asks_of, value, state.limits)
+        rankings = [Ranking(state, scope["request_id"], arrived, deadline) for _ in asks]
+        lines = batch.lines_of(asks, rankings, scope["caller"], request.receive)
+        return Stream(visit, lines, deadline, rankings, "application/x-ndjson")
+
+    return await visited(request, work)
 
 
 # --------------------------------------------------------------------------------- other routes
@@ -88,11 +129,9 @@ async def rank(request: Request) -> Response:
 
 def error_response(request: Request, problem: Problem) -> JSONResponse:
     """The one error shape."""
-    headers = {}
-    if problem.status in (429, 503):
-        headers["retry-after"] = str(request.app.state.shared.limits.retry_after_s)
-    if problem.status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not read
+    headers = dict(problem.headers)
+    if problem.status == 503:
+        headers.setdefault("retry-after", "1")
     body = problem.body(request.scope["state"]["request_id"])
     return JSONResponse(body, status_code=problem.status, headers=headers)
 
@@ -105,23 +144,22 @@ def add_errors(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return error_response(request, Problem(error.status_code, str(error.detail)))
+        problem = Problem(error.status_code, str(error.detail))
+        if error.status_code == 405:
+            methods = (error.headers or {}).get("Allow", "")
+            problem.headers["allow"] = methods.replace("GET", "GET, HEAD")
+        return error_response(request, problem)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         return error_response(request, Problem(422, "the request's parameters are not valid"))
 
-    async def on_gone(request: Request, error: Exception) -> Response:
-        request.app.state.shared.metrics.requests.labels("gone").inc()
-        return Response(status_code=499)
-
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(ClientDisconnect, on_gone)
 
 
 def add_health(app: FastAPI, state: State) -> None:
-    """Liveness, readiness, metrics, models."""
+    """Liveness, readiness, metrics, models, reload."""
 
     @app.get("/health/live", summary="Whether the process answers")
     async def live() -> dict[str, str]:
@@ -139,60 +177,99 @@ def add_health(app: FastAPI, state: State) -> None:
     async def metrics() -> Response:
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    def card(name: str) -> dict[str, Any]:
-        reranker = state.reranker
-        return {
-            "id": name,
-            "object": "model",
-            "created": state.created,
-            "owned_by": "diffgr2",
-            "k": reranker.k,
-            "decoders": list(reranker.decoders),
-            "recommended": reranker.settings().decoder,
-        }
-
-    @app.get("/v1/models", summary="The model that is served")
+    @app.get("/v1/models", summary="The bundles that are served, and what a client may send")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card(name) for name in state.names]}
+        named = dict.fromkeys(state.names, state.first) | state.served
+        return {"object": "list", "data": [card(state, *pair) for pair in named.items()]}
 
     @app.get("/v1/models/{name}", summary="One model", responses={404: {"description": "Unknown"}})
     async def model(name: str) -> dict[str, Any]:
-        if name not in (*state.names, *ALIASES):
+        served = state.find(name)
+        if served is None:
             raise Problem(404, f"model {name[:80]!r} is not served here", "model")
-        return card(name)
+        return card(state, name, served)
+
+    @app.post("/admin/reload", summary="Exchange keys and bundles for what now stands on disk")
+    async def reload() -> dict[str, Any]:
+        try:
+            return {"reloaded": await state.reload()}
+        except Diffgr2Error as error:
+            raise Problem(409, f"nothing was exchanged: {' '.join(str(error).split())}") from None
+
+
+def card(state: State, name: str, served: Served) -> dict[str, Any]:
+    """A model for `/v1/models`."""
+    reranker, limits = served.reranker, state.limits
+    return {
+        "id": name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "diffgr2",
+        "k": reranker.k,
+        "decoders": list(reranker.decoders),
+        "recommended": reranker.settings().decoder,
+        "limits": {
+            "documents": limits.candidates,
+            "history": limits.history,
+            "text": limits.text,
+            "batch": limits.batch,
+            "body_bytes": limits.body_bytes,
+            "timeout_ms": [1, round(limits.max_timeout_s * 1e3)],
+            "default_timeout_ms": round(limits.timeout_s * 1e3),
+        },
+    }
 
 
 def make_app(
-    reranker: Reranker,
+    rerankers: Reranker | Mapping[str, Reranker],
     *,
     limits: Limits | None = None,
     keys: Keys | None = None,
     names: tuple[str, ...] = (),
+    shown: Shown | None = None,
 ) -> FastAPI:
-    """The application; its lifespan starts and stops the engine."""
-    limits = limits or Limits()
-    state = State(reranker, limits, names)
+    """The application; its lifespan starts and stops the engines. `names` mean the first bundle."""
+    if isinstance(rerankers, Reranker):
+        rerankers = {names[0] if names else rerankers.name: rerankers}
+    shown = shown or Shown()
+    state = State(rerankers, limits or Limits(), keys or Keys(), names)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        state.engine.start()
-        state.started = True
+        state.start()
         await state.ready()  # the first forward happens before the first request
         yield
         state.draining = True
-        await asyncio.to_thread(state.engine.stop)
+        await asyncio.to_thread(state.stop)
 
     # The framework's own viewers load their scripts from a public host; `docs` is ours.
     app = FastAPI(
-        title="diffgr2", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="diffgr2",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        openapi_url="/openapi.json" if shown.docs else None,
     )
     app.state.shared = state
     for path in RANK_PATHS:
         app.post(path, summary="Rank documents for a shopper", name=path)(rank)
+    app.post("/v1/rerank/batch", summary="Rank many lists of one body")(rank_batch)
     add_health(app, state)
-    page.add(app, state.reranker)
-    docs.add(app)
+    if shown.page:
+        page.add(app, state)
+    if shown.docs:
+        docs.add(app)
+        describe(app, state)
     add_errors(app)
-    describe(app, reranker)
-    app.add_middleware(Door, keys=keys or Keys([]), limits=limits, metrics=state.metrics)  # type: ignore[arg-type]
+    app.add_middleware(Door, state=state)  # type: ignore[arg-type]
+    if shown.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(shown.cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id", "x-request-timeout-ms"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     return app

@@ -7,7 +7,6 @@ of the catalogue and therefore lies behind the key. Not here: the description it
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
 from html import escape
@@ -114,9 +113,9 @@ def written(spec: dict[str, Any]) -> str:
 
 def add(app: FastAPI) -> None:
     """Add the route."""
+    shell = SHELL.read_text(encoding="utf-8")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        shell = await asyncio.to_thread(SHELL.read_text, encoding="utf-8")
         text = shell.replace("<!-- operations -->", written(app.openapi()))
         return Response(text, media_type="text/html; charset=utf-8", headers=HEADERS)

@@ -1,9 +1,11 @@
-"""What every request passes before a route sees it: its id, its headers, its key.
+"""What every request passes before a route sees it: its id, its headers, its host, its key.
 
-Contract: a plain ASGI wrapper that names each request (`x-request-id`, echoed), refuses too many
-headers (431) and, where keys are set, everything without one but the public routes (401); whatever
-escapes a route becomes the one error shape with the id. Keys and bodies are never logged. Not here:
-limits on bodies (`app`) and on connections (`wire`).
+Contract: a plain ASGI wrapper that names each request (`x-request-id`, echoed), refuses what is no
+proper HTTP/1 request (two framings, another version, too many headers), hosts that are not ours,
+callers without a key or above their rate, and ranking requests while no slot is free, all before a
+byte of the body is read. HEAD is GET without its body. Whatever escapes a route becomes the one
+error shape with the id. Nothing it answers may be stored. One access line a request goes to the
+log; keys and bodies never do. Not here: bodies (`reading`) and connections (`wire`).
 """
 
 from __future__ import annotations
@@ -14,38 +16,50 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from diffgr2.serve.limits import PUBLIC, Keys, Limits
+from diffgr2.serve.limits import PUBLIC
 from diffgr2.serve.schema import Problem
-from diffgr2.serve.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from diffgr2.serve.state import State
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+RANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank", "/v1/rerank/batch")
+ADMIN = "/admin/"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^?#]*)", re.IGNORECASE)
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 log = logging.getLogger("diffgr2.serve")
 
 
-def header(scope: Scope, name: bytes) -> str | None:
+def header(scope: Scope, name: bytes) -> bytes | None:
     """The first value of a header."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return value.decode("latin-1")
-    return None
+    return next((value for key, value in scope["headers"] if key == name), None)
 
 
-async def send_problem(
-    send: Send, problem: Problem, request_id: str, extra: list[tuple[bytes, bytes]] | None = None
-) -> None:
+def host_of(value: bytes) -> str:
+    """A Host header's name without port and brackets, in lower case."""
+    text = value.decode("latin-1").strip().lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.rpartition(":")[0] if text.count(":") == 1 else text
+
+
+async def send_problem(send: Send, problem: Problem, request_id: str) -> None:
     """An error answer, without any framework."""
     body = json.dumps(problem.body(request_id)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        *(extra or []),
+        *((key.encode(), value.encode()) for key, value in problem.headers.items()),
     ]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -54,35 +68,39 @@ async def send_problem(
 class Door:
     """See the module's docstring."""
 
-    def __init__(self, app: App, keys: Keys, limits: Limits, metrics: Metrics) -> None:
-        self.app, self.keys, self.limits, self.metrics = app, keys, limits, metrics
+    def __init__(self, app: App, state: State) -> None:
+        self.app, self.state = app, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return  # nothing here speaks websockets
-        given = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"")
+        begun, started, status = time.monotonic(), False, 0
+        given = header(scope, b"x-request-id") or b""
         request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        started, begun = False, time.monotonic()
-        status = 0
+        facts: dict[str, Any] = {}
+        scope.setdefault("state", {}).update(request_id=request_id, facts=facts)
+        method = scope["method"]
+        if method == "HEAD":
+            scope["method"] = "GET"
 
-        async def named(message: MutableMapping[str, Any]) -> None:
+        async def named(message: Message) -> None:
             nonlocal started, status
             if message["type"] == "http.response.start":
                 started, status = True, message["status"]
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", request_id.encode()),
-                ]
+                kept = list(message.get("headers", []))
+                if not any(key == b"cache-control" for key, _ in kept):
+                    kept.append((b"cache-control", b"no-store"))
+                message["headers"] = [*kept, (b"x-request-id", request_id.encode())]
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
-            problem = self._refusal(scope)
+            problem = self._refusal(scope, facts)
             if problem is not None:
-                extra = [(b"www-authenticate", b"Bearer")] if problem.status == 401 else []
-                await send_problem(named, problem, request_id, extra)
+                await send_problem(named, problem, request_id)
             else:
                 await self.app(scope, receive, named)
         except Exception as error:
@@ -92,20 +110,64 @@ class Door:
                 await send_problem(named, Problem(500, "internal error"), request_id)
         finally:
             line = {
+                "time": round(time.time(), 3),
                 "id": request_id,
-                "method": scope["method"],
+                "method": method,
                 "path": scope["path"],
                 "status": status,
                 "ms": round((time.monotonic() - begun) * 1e3, 1),
+                **facts,
             }
             log.info("%s", json.dumps(line))
 
-    def _refusal(self, scope: Scope) -> Problem | None:
-        if len(scope["headers"]) > self.limits.headers:
-            return Problem(431, f"more than {self.limits.headers} headers")
-        if not self.keys or scope["path"] in PUBLIC:
+    def _refusal(self, scope: Scope, facts: dict[str, Any]) -> Problem | None:
+        """Why this request goes no further, if it does not."""
+        limits = self.state.limits
+        close = {"connection": "close"}
+        if scope["http_version"] not in ("1.0", "1.1"):
+            return Problem(505, "expected HTTP/1.1", headers=close)
+        names = [key for key, _ in scope["headers"]]
+        if b"content-length" in names and b"transfer-encoding" in names:
+            return Problem(400, "Content-Length and Transfer-Encoding contradict", headers=close)
+        if len(names) > limits.headers:
+            return Problem(431, f"more than {limits.headers} headers", headers=close)
+        host = self._target(scope)
+        if limits.hosts and host not in limits.hosts:
+            return Problem(421, "this server does not answer for that host")
+        return self._who(scope, facts)
+
+    def _target(self, scope: Scope) -> str:
+        """The host that is asked; a target in absolute form becomes a path, and its host counts."""
+        absolute = ABSOLUTE.match(scope.get("raw_path") or b"")
+        if absolute is None:
+            return host_of(header(scope, b"host") or b"")
+        scope["raw_path"] = absolute[2] or b"/"
+        scope["path"] = unquote(scope["raw_path"].decode("latin-1"))
+        return host_of(absolute[1])
+
+    def _who(self, scope: Scope, facts: dict[str, Any]) -> Problem | None:
+        """The caller, its rights and its rate; and whether there is room for a ranking."""
+        state, path = self.state, scope["path"]
+        if path in PUBLIC and scope["method"] == "GET":
             return None
-        if self.keys.accept(header(scope, b"authorization")):
-            return None
-        self.metrics.requests.labels("unauthorized").inc()
-        return Problem(401, "a valid API key is needed (Authorization: Bearer …)")
+        caller = state.keys.find(header(scope, b"authorization"))
+        if caller is None:
+            state.metrics.requests.labels("unauthorized").inc()
+            told = "a valid API key is needed (Authorization: Bearer …)"
+            return Problem(401, told, headers={"www-authenticate": "Bearer"})
+        scope["state"]["caller"] = caller
+        if caller.name:
+            facts["key"] = caller.name
+            state.metrics.key_requests.labels(caller.name).inc()
+        ranks = path in RANK_PATHS and scope["method"] == "POST"
+        role = "admin" if path.startswith(ADMIN) else "rank"
+        if not caller.may(role):
+            return Problem(403, f"this key lacks the role {role}")
+        wait_s = caller.bucket.wait_s() if caller.bucket is not None and ranks else 0.0
+        if wait_s:
+            state.metrics.requests.labels("rejected").inc()
+            return state.busy("this key's rate is used up", after_s=int(wait_s) + 1)
+        if ranks and state.slots.full:
+            state.metrics.requests.labels("rejected").inc()
+            return state.busy(f"{state.limits.in_flight} requests are in flight already")
+        return None

@@ -73,6 +73,7 @@ class Job:
     started_at: float | None = None
     compute_s: float = 0.0
     writer: Writer | None = None
+    tokens: int = 0  # of the finished output
     alone: bool = False  # a batch it was in failed: it is decoded by itself now
     told: set[int] = field(default_factory=set)  # positions streamed already
 
@@ -107,10 +108,6 @@ class Engine:
         self.good_at = 0.0  # monotonic time of the last good forward
         self.bad = False  # a forward failed and none was good since
         self.busy_since: float | None = None  # begin of the forward that runs now
-        # Asked when the metrics are read, so that they never lag behind the last answer.
-        metrics.running.set_function(lambda: len(self._jobs))
-        metrics.waiting.set_function(lambda: len(self._waiting))
-        metrics.slots_used.set_function(self._slots_used)
         self._thread = threading.Thread(target=self._run, name="diffgr2-engine", daemon=True)
 
     # --------------------------------------------------------------------------- outside
@@ -120,11 +117,15 @@ class Engine:
 
     def stop(self) -> None:
         """End the thread after its current step; open jobs fail."""
+        self.end()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+
+    def end(self) -> None:
+        """End the thread soon, without waiting for it: nobody uses this engine any more."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout=30)
 
     def submit(self, job: Job) -> None:
         with self._wake:
@@ -160,7 +161,17 @@ class Engine:
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._stopping
 
-    def _slots_used(self) -> int:
+    @property
+    def running(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def slots_used(self) -> int:
+        """Cache slots of all outputs under way."""
         writers = [job.writer for job in list(self._jobs.values())]
         return sum(writer.slots for writer in writers if writer is not None)
 
@@ -205,7 +216,7 @@ class Engine:
     def _join(self) -> None:
         """Waiting jobs join in order, as far as their number and tokens allow."""
         joining: dict[str, list[Writer]] = {}
-        used = self._slots_used()
+        used = self.slots_used
         while self._waiting and len(self._jobs) < self.limits.running:
             job = self._waiting[0]
             if any(other.alone for other in self._jobs.values()) or (job.alone and self._jobs):
@@ -305,6 +316,7 @@ class Engine:
         self.metrics.tokens.labels(decoder).inc(len(trajectory.tokens_T))
         self.metrics.denoise_steps.labels(decoder).observe(trajectory.nfe)
         self.metrics.per_forward.labels(decoder).observe(trajectory.tpf)
+        job.tokens = len(trajectory.tokens_T)
         job.tell(Decoded(trajectory))
 
     def _serve_probes(self) -> None:

@@ -16,6 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from diffgr2.candidates.retrieval import ragged, top_k
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.schema import TYPES, RerankRequest
+from diffgr2.serve.state import Served, State
 
 REFERENCE = "#/components/schemas/{model}"
 
@@ -69,58 +70,50 @@ ERROR = {
         "indices": {"type": "array", "items": {"type": "integer"}},
     },
 }
-FAILURES = (400, 401, 404, 408, 413, 415, 422, 429, 431, 500, 503, 504)
+FAILURES = (400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 500, 503, 504)
 
 
 def example_ids(reranker: Reranker) -> tuple[list[str], list[str]]:
-    """A shopper's history and what the retriever proposes for it."""
+    """Two items of the catalogue as a history, and what the retriever proposes for it."""
     raw = reranker.catalogue.raw_ids
-    history = reranker.histories.of(0)[:-1][-5:]
+    history = np.arange(min(2, len(raw) - 1), dtype=np.int32)
     query = ragged([history], len(raw))
     items_1K, _ = top_k(reranker.retriever, query, min(reranker.k, len(raw) - len(history)))
     return [raw[i] for i in history], [raw[i] for i in items_1K[0]]
 
 
-def examples(reranker: Reranker) -> dict[str, Any]:
-    """Bodies that the served model answers."""
+def examples(served: Served) -> dict[str, Any]:
+    """Bodies that the served model answers; a shopper only where they are simulated."""
+    reranker = served.reranker
     history, documents = example_ids(reranker)
     title = next((t for t in reranker.catalogue.titles if t), "an item in words")
-    return {
-        "ids": {
-            "summary": "Item ids",
-            "value": {"history": history, "documents": documents, "return_reasoning": True},
-        },
-        "query": {
-            "summary": "As a stock client sends it",
-            "value": {"model": "default", "query": title, "documents": documents, "top_n": 3},
-        },
-        "user": {
-            "summary": "A shopper of the bundle",
-            "value": {"query": f"user:{reranker.raw_users[0]}", "documents": documents},
-        },
+    ids = {"history": history, "documents": documents, "return_reasoning": True}
+    stock = {"model": "default", "query": title, "documents": documents, "top_n": 3}
+    plain = {"decode": {"decoder": "ar"}, "reasoning": "off"}
+    shown = {
+        "ids": {"summary": "Item ids", "value": ids},
+        "query": {"summary": "As a stock client sends it", "value": stock},
         "tei": {"summary": "TEI's shape", "value": {"query": title, "texts": documents}},
         "decoder": {
             "summary": "Token by token, without reasoning",
-            "value": {
-                "history": history,
-                "documents": documents,
-                "decode": {"decoder": "ar"},
-                "reasoning": "off",
-            },
+            "value": {"history": history, "documents": documents, **plain},
         },
     }
+    if served.simulated:
+        user = {"query": f"user:{reranker.raw_users[0]}", "documents": documents}
+        shown["user"] = {"summary": "A shopper of the bundle", "value": user}
+    return shown
 
 
 def described(value: Any) -> dict[str, Any]:
     return {"content": {"application/json": {"schema": value}}}
 
 
-def describe(app: FastAPI, reranker: Reranker) -> None:
+def describe(app: FastAPI, state: State) -> None:
     """See the module's docstring."""
     body = RerankRequest.model_json_schema(ref_template=REFERENCE)
     parts = body.pop("$defs", {})
-    assert np.ndim(body["properties"]) == 0
-    shown = examples(reranker)
+    shown = examples(state.first)
     made: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 Contract: the page is one static file without outside resources; `/page/shoppers` and
 `/page/candidates` give it something to rank on the served catalogue, and lie behind the key like
-everything with data in it. Not here: ranking, which the page asks of the public routes.
+everything with data in it; histories are shown to who may see shoppers, or where the bundle says
+that they are simulated. Not here: ranking, which the page asks of the public routes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from diffgr2.candidates.retrieval import ragged, top_k
 from diffgr2.errors import DataError
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.schema import Problem
+from diffgr2.serve.state import State
 
 STATIC = Path(__file__).parent / "static" / "index.html"
 SHOPPERS = 40
@@ -81,27 +84,33 @@ def candidates(reranker: Reranker, history: list[str], user: str | None) -> dict
     return {"candidates": cards, "levels": reranker.recipe.evidence.buckets}
 
 
-def add(app: FastAPI, reranker: Reranker) -> None:
+def add(app: FastAPI, state: State) -> None:
     """Add the page's routes."""
+    text = STATIC.read_text(encoding="utf-8")
+
+    def may_see(request: Request) -> bool:
+        return request.scope["state"]["caller"].may("shoppers") or state.first.simulated
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
-        # Read at each request: a page that is being worked on shows without a restart.
-        text = await asyncio.to_thread(STATIC.read_text, encoding="utf-8")
         return Response(text, media_type="text/html; charset=utf-8", headers=HEADERS)
 
     @app.get("/page/shoppers", include_in_schema=False)
-    async def some_shoppers() -> dict[str, Any]:
-        rows = await asyncio.to_thread(shoppers, reranker)
+    async def some_shoppers(request: Request) -> dict[str, Any]:
+        reranker = state.reranker
+        rows = await asyncio.to_thread(shoppers, reranker) if may_see(request) else []
         return {"shoppers": rows, "decoders": list(reranker.decoders), "k": reranker.k}
 
     @app.get("/page/candidates", include_in_schema=False)
     async def some_candidates(request: Request) -> dict[str, Any]:
         history = request.query_params.getlist("h")[-50:]
-        user = request.query_params.get("user")
+        user = request.query_params.get("user") or None
+        if user is not None and not may_see(request):
+            raise Problem(403, "user: looking up shoppers needs the role shoppers", "user")
         if any(len(text) > 2048 for text in history):
             raise Problem(422, "h: text of more than 2048 characters", "h")
+        deadline = time.monotonic() + state.limits.timeout_s
         try:
-            return await asyncio.to_thread(candidates, reranker, history, user)
+            return await state.aside(deadline, candidates, state.reranker, history, user)
         except DataError as error:
             raise Problem(422, str(error), "h") from None

@@ -1,19 +1,21 @@
-"""One ranking request from body to answer: admission's slot, its job, its listener, its end.
+"""One ranking from what was asked to the answer: its slot, its bundle, its jobs, its end.
 
-Contract: a `Ranking` owns a slot and a job and gives both back exactly once, with one outcome,
-however the request ends; `Listener` brings the engine's events to the event loop together with the
-deadline and the client's presence. Not here: routes (`app`), decoding (`engine`).
+Contract: a `Visit` owns a slot and gives it back exactly once, with one outcome, however the
+request ends; a `Ranking` holds one bundle and its jobs; `Listener` brings the engine's events to
+the event loop together with the deadline and the client's presence. What takes time (resolving
+items, prompts, answers) runs on reader threads within the deadline. Not here: routes (`app`),
+bodies (`reading`), decoding (`engine`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from diffgr2.decode.settings import DecodeRequest
@@ -24,50 +26,16 @@ from diffgr2.rerank.query import wished
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.rerank.task import RankTask
 from diffgr2.serve.door import Receive, Scope, Send
-from diffgr2.serve.engine import Committed, Engine, Event, Failed, Job
-from diffgr2.serve.limits import Limits, Slots
+from diffgr2.serve.engine import Committed, Event, Failed, Job
+from diffgr2.serve.keys import Caller
 from diffgr2.serve.schema import Ask, Problem, answer, event, tei_answer
-from diffgr2.serve.telemetry import Metrics
+from diffgr2.serve.state import Served, State
 
 log = logging.getLogger("diffgr2.serve")
-
-ALIASES = ("diffgr2", "default", "default/not-specified")
-"""Model names that always mean the one model that is served."""
-
-PROBE_EVERY_S = 5.0
 
 
 class Gone(Exception):  # noqa: N818
     """The client left."""
-
-
-class State:
-    """What the routes share."""
-
-    def __init__(self, reranker: Reranker, limits: Limits, names: tuple[str, ...]) -> None:
-        self.reranker, self.limits = reranker, limits
-        self.metrics = Metrics()
-        probe = DecodeRequest([reranker.vocab.end_id])
-        tiny = reranker.settings({"decoder": "ar", "max_tokens": 1})
-        self.engine = Engine(reranker.model, (probe, tiny), limits, self.metrics)
-        self.slots = Slots(limits.in_flight)
-        self.names = names or (reranker.name,)
-        self.created = int(time.time())
-        self.draining = False
-        self.started = False
-        self._probing: asyncio.Task[bool] | None = None
-
-    async def ready(self) -> bool:
-        """Whether a request sent now would be answered: judged by a real forward."""
-        engine = self.engine
-        if self.draining or not self.started or not engine.alive or engine.stalled:
-            return False
-        if not engine.bad and time.monotonic() - engine.good_at < PROBE_EVERY_S:
-            return True
-        if self._probing is None or self._probing.done():
-            limit = self.limits.stall_s
-            self._probing = asyncio.create_task(asyncio.to_thread(engine.probe, limit))
-        return await asyncio.shield(self._probing)
 
 
 class Listener:
@@ -112,62 +80,17 @@ class Listener:
         self._gone.cancel()
 
 
-# ---------------------------------------------------------------------------- reading a request
-
-
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body within its bounds of size, time and type."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Problem(415, "expected content-type application/json")
-    if request.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
-        raise Problem(415, "compressed bodies are not accepted")
-    too_large = Problem(413, f"body of more than {limits.body_bytes} bytes")
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length[:18]) > limits.body_bytes:
-        raise too_large
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(limits.body_s):
-            async for part in request.stream():
-                size += len(part)
-                if size > limits.body_bytes:
-                    raise too_large
-                parts.append(part)
-    except TimeoutError:
-        raise Problem(408, f"the body took longer than {limits.body_s:g} s") from None
-    return b"".join(parts)
-
-
-def deadline_of(request: Request, limits: Limits, arrived: float) -> float:
-    """When the answer must be there, as monotonic time."""
-    given = request.headers.get("x-request-timeout-ms")
-    if given is None:
-        return arrived + limits.timeout_s
-    if not (
-        given.isascii() and given.isdigit() and 1 <= int(given[:9]) <= limits.max_timeout_s * 1e3
-    ):
-        raise Problem(
-            400,
-            f"x-request-timeout-ms: expected 1 to {limits.max_timeout_s * 1e3:.0f}",
-            "x-request-timeout-ms",
-        )
-    return arrived + int(given) / 1e3
-
-
-def prepare(state: State, ask: Ask) -> RankTask:
-    """Resolve what was asked; runs on a worker thread."""
-    if ask.model is not None and ask.model not in (*state.names, *ALIASES):
-        raise Problem(404, f"model {ask.model[:80]!r} is not served here", "model", ask.tei)
+def prepare(reranker: Reranker, ask: Ask) -> RankTask:
+    """Resolve what was asked; runs off the event loop."""
     names = {"candidates": "texts" if ask.tei else "documents"}
     history = ask.history
     if ask.wish is not None:
-        history = wished(state.reranker.names, ask.wish)
+        history = wished(reranker.names, ask.wish)
         if history is None:
             history = []
             ask.warnings.append("query: none of its words is known, it says nothing")
     try:
-        return state.reranker.prepare(
+        return reranker.prepare(
             history,
             ask.documents,
             scores=ask.scores,
@@ -203,43 +126,47 @@ def facts_of(task: RankTask) -> list[dict[str, str]]:
 
 
 class Ranking:
-    """One admitted request; owns its slot, its job and its listener, and gives all of them back."""
+    """One list on its way through a bundle; gives back the bundle, its job and its listener."""
 
     def __init__(self, state: State, request_id: str, arrived: float, deadline: float) -> None:
         self.state, self.request_id = state, request_id
         self.arrived, self.deadline = arrived, deadline
+        self.served: Served | None = None
         self.jobs: list[Job] = []  # one a window
         self.listener: Listener | None = None
-        self._open = True
-        state.metrics.in_flight.set(state.slots.taken)
 
-    def close(self, outcome: str) -> None:
-        """Exactly once, whatever happened."""
-        if not self._open:
-            return
-        self._open = False
+    def close(self) -> None:
+        """Give everything back; may be called again."""
         if self.jobs and not self.jobs[-1].ended:
-            self.state.engine.cancel(self.jobs[-1])
+            self.engine.cancel(self.jobs[-1])
         if self.listener is not None:
             self.listener.close()
-        self.state.slots.give_back()
-        self.state.metrics.in_flight.set(self.state.slots.taken)
-        self.state.metrics.requests.labels(outcome).inc()
+        if self.served is not None:
+            self.served.let_go()
+            self.served = None
 
-    async def begin(self, ask: Ask, receive: Receive) -> None:
+    async def begin(self, ask: Ask, caller: Caller, receive: Receive) -> None:
         """Resolve, then hand the first window over to the engine."""
         self.ask = ask
-        self.task = await asyncio.to_thread(prepare, self.state, ask)
+        served = self.state.find(ask.model)
+        if served is None:
+            raise Problem(404, f"model {(ask.model or '')[:80]!r} is not served here", "model")
+        # Before any look-up, so that the answer says nothing about who exists.
+        if ask.user is not None and not (caller.may("shoppers") or served.simulated):
+            raise Problem(403, "user_id: looking up shoppers needs the role shoppers", "user_id")
+        self.served, self.engine = served.hold(), served.engine
+        self.task = await self.state.aside(self.deadline, prepare, served.reranker, ask)
         self.listener = Listener(self.deadline, receive)
-        self._submit(await asyncio.to_thread(self.task.window))
+        self._submit(await self.state.aside(self.deadline, self.task.window))
 
     def _submit(self, wanted: DecodeRequest | None) -> None:
         """One window to the engine; none where a list of one needs no decode."""
         if wanted is not None:
+            assert self.listener is not None
             later, streams = bool(self.jobs), self.ask.stream
-            job = Job(wanted, self.task.settings, self.listener, streams, first=later)  # type: ignore[arg-type]
+            job = Job(wanted, self.task.settings, self.listener, streams, first=later)
             self.jobs.append(job)
-            self.state.engine.submit(job)
+            self.engine.submit(job)
 
     async def steps(self) -> AsyncIterator[Committed]:
         """What each forward committed, window after window; ends when the ranking is complete.
@@ -255,8 +182,8 @@ class Ranking:
             if isinstance(happened, Committed):
                 yield happened
                 continue
-            await asyncio.to_thread(self.task.take, happened.trajectory)
-            wanted = await asyncio.to_thread(self.task.window)
+            await self.state.aside(self.deadline, self.task.take, happened.trajectory)
+            wanted = await self.state.aside(self.deadline, self.task.window)
             self._submit(wanted)
             under_way = wanted is not None
 
@@ -272,82 +199,138 @@ class Ranking:
         metrics.seconds.labels(result.decode["decoder"]).observe(time.monotonic() - self.arrived)
         if self.ask.tei:
             return tei_answer(self.ask, result)
+        assert self.served is not None
         return answer(
             self.ask,
             result,
             facts_of(self.task),
-            model=self.state.names[0],
+            model=self.served.name,
             request_id=self.request_id,
             created=int(time.time()),
         )
 
-    def timing(self) -> dict[str, str]:
-        """TEI's timing headers, in milliseconds."""
+    def facts(self) -> dict[str, Any]:
+        """For the access log."""
+        if not self.jobs:
+            return {}
+        queue_s, compute_s = self._spent()
+        tokens = sum(job.tokens for job in self.jobs)
+        ms = {"queue_ms": round(queue_s * 1e3, 1), "inference_ms": round(compute_s * 1e3, 1)}
+        return {"decoder": self.task.settings.decoder, "tokens": tokens, **ms}
+
+    def _spent(self) -> tuple[float, float]:
+        """(seconds in the queue, seconds of forwards)."""
         now = time.monotonic()
         waited = [(job.started_at or now) - job.queued_at for job in self.jobs[:1]]
-        queue, compute = sum(waited), sum(job.compute_s for job in self.jobs)
-        total = now - self.arrived
+        return sum(waited), sum(job.compute_s for job in self.jobs)
+
+    def timing(self) -> dict[str, str]:
+        """TEI's timing headers, in milliseconds."""
+        queue, compute = (f"{seconds * 1e3:.1f}" for seconds in self._spent())
         return {
-            "x-queue-time": f"{queue * 1e3:.1f}",
-            "x-inference-time": f"{compute * 1e3:.1f}",
-            "x-total-time": f"{total * 1e3:.1f}",
-            "server-timing": f"queue;dur={queue * 1e3:.1f}, inference;dur={compute * 1e3:.1f}",
+            "x-queue-time": queue,
+            "x-inference-time": compute,
+            "x-total-time": f"{(time.monotonic() - self.arrived) * 1e3:.1f}",
+            "server-timing": f"queue;dur={queue}, inference;dur={compute}",
         }
+
+
+class Visit:
+    """A request's slot and outcome: taken before any work, given back once, counted once."""
+
+    def __init__(self, state: State, facts: dict[str, Any]) -> None:
+        if not state.slots.take():
+            raise state.busy(f"{state.limits.in_flight} requests are in flight already")
+        self.state, self.facts, self._open = state, facts, True
+        state.metrics.in_flight.set(state.slots.taken)
+
+    def note(self, ranking: Ranking) -> None:
+        """End a ranking, and keep its figures for the log."""
+        self.facts.update(ranking.facts())
+        ranking.close()
+
+    def close(self, outcome: str, rankings: Sequence[Ranking] = ()) -> None:
+        """Exactly once, whatever happened."""
+        for ranking in rankings:
+            self.note(ranking)
+        if self._open:
+            self._open = False
+            self.state.slots.give_back()
+            self.state.metrics.in_flight.set(self.state.slots.taken)
+            self.state.metrics.requests.labels(outcome).inc()
 
 
 async def whole(ranking: Ranking) -> Response:
     """Wait for the ranking and answer at once."""
     async for _ in ranking.steps():
         pass
-    body = ranking.answer()
-    ranking.close("ok")
-    return JSONResponse(body, headers=ranking.timing())
+    return JSONResponse(ranking.answer(), headers=ranking.timing())
 
 
 class Stream(Response):
-    """Server-sent events: what each step committed, then the results."""
+    """Parts of an answer as they come; the visit ends with the stream.
 
-    media_type = "text/event-stream"
+    A client that does not read holds its slot until the deadline and not longer.
+    """
 
-    def __init__(self, ranking: Ranking) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+    def __init__(
+        self,
+        visit: Visit,
+        parts: AsyncIterator[bytes],
+        deadline: float,
+        rankings: list[Ranking],
+        media_type: str = "text/event-stream",
+    ) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(headers=headers, media_type=media_type)
         del self.headers["content-length"]
-        self.ranking = ranking
+        self.visit, self.parts = visit, parts
+        self.deadline, self.rankings = deadline, rankings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ranking, outcome = self.ranking, "failed"
+        outcome, request_id = "failed", scope["state"]["request_id"]
+
+        async def give(body: bytes, *, more: bool) -> None:
+            async with asyncio.timeout(max(0.05, self.deadline - time.monotonic())):
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for part in self._parts():
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            async for part in self.parts:
+                await give(part, more=True)
+            await give(b"", more=False)
             outcome = "ok"
+        except TimeoutError:
+            outcome = "timeout"
+            raise  # the connection is of no use any more: the server closes it
         except (Gone, OSError):
             outcome = "gone"
         except Exception as error:
-            problem = problem_of(error, ranking.request_id)
+            problem = problem_of(error, request_id)
             outcome = outcome_of(problem)
-            body = event("error", problem.body(ranking.request_id)) + b"data: [DONE]\n\n"
-            await send({"type": "http.response.body", "body": body, "more_body": False})
+            with contextlib.suppress(TimeoutError):
+                body = event("error", problem.body(request_id)) + b"data: [DONE]\n\n"
+                await give(body, more=False)
         finally:
-            ranking.close(outcome)
+            self.visit.close(outcome, self.rankings)
 
-    async def _parts(self) -> AsyncIterator[bytes]:
-        names = self.ranking.state.reranker.vocab.names
-        ranking, before_s, window = self.ranking, 0.0, 0
-        async for step in ranking.steps():
-            if window != len(ranking.jobs) - 1:
-                before_s += ranking.jobs[window].compute_s
-                window += 1
-            value = {
-                "window": window,
-                "forward": step.forward,
-                "compute_ms": round((before_s + step.compute_s) * 1e3, 2),
-                "committed": [[at, names[token]] for at, token in step.tokens],
-            }
-            yield event("reasoning.delta", value)
-        yield event("results", ranking.answer())
-        yield b"data: [DONE]\n\n"
+
+async def events_of(ranking: Ranking) -> AsyncIterator[bytes]:
+    """Server-sent events: what each step committed, then the results."""
+    names, before_s, window = ranking.task.world.vocab.names, 0.0, 0
+    async for step in ranking.steps():
+        if window != len(ranking.jobs) - 1:
+            before_s += ranking.jobs[window].compute_s
+            window += 1
+        value = {
+            "window": window,
+            "forward": step.forward,
+            "compute_ms": round((before_s + step.compute_s) * 1e3, 2),
+            "committed": [[at, names[token]] for at, token in step.tokens],
+        }
+        yield event("reasoning.delta", value)
+    yield event("results", ranking.answer())
+    yield b"data: [DONE]\n\n"
 
 
 def problem_of(error: Exception, request_id: str = "") -> Problem:
@@ -359,5 +342,5 @@ def problem_of(error: Exception, request_id: str = "") -> Problem:
 
 
 def outcome_of(problem: Problem) -> str:
-    named = {504: "timeout", 429: "rejected", 503: "draining"}
+    named = {504: "timeout", 429: "rejected", 503: "draining", 403: "unauthorized"}
     return named.get(problem.status, "bad_request" if problem.status < 500 else "failed")

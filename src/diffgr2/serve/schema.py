@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, Optional
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from diffgr2 import strict_json
 from diffgr2.config import DecodeConfig
 from diffgr2.errors import DataError, first_problem
 from diffgr2.rerank.names import KEYS
@@ -27,18 +26,25 @@ from diffgr2.serve.limits import Limits
 TYPES = {
     400: "bad_request",
     401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",
+    409: "conflict",
     413: "payload_too_large",
     415: "unsupported_media_type",
+    421: "misdirected_request",
     422: "validation",
     429: "overloaded",
     431: "headers_too_large",
     500: "internal",
     503: "unavailable",
     504: "deadline_exceeded",
+    505: "version_not_supported",
 }
+KEYS_AT_MOST = 64
+"""Of an item's or a decode object, and entries of the lists in them."""
+
 TEI_TYPES = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
 
 
@@ -51,6 +57,7 @@ class Problem(Exception):  # noqa: N818
     param: str | None = None
     tei: bool = False
     indices: list[int] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
 
     def body(self, request_id: str) -> dict[str, Any]:
         """The error as JSON."""
@@ -146,20 +153,46 @@ class Ask:
     warnings: list[str] = field(default_factory=list)
 
 
-def parse_request(body: bytes, limits: Limits) -> Ask:
+def parse_request(value: dict[str, Any], limits: Limits) -> Ask:
     """See the module's docstring."""
-    try:
-        value = strict_json.loads(body)
-    except DataError as error:
-        raise Problem(400, str(error)) from None
-    if not isinstance(value, dict):
-        raise Problem(422, "expected a JSON object")
     tei = "texts" in value and value.get("documents") is None
     try:
+        _check_lengths(value, limits)
         return _ask(value, tei, limits)
     except Problem as problem:
         problem.tei = tei
         raise
+
+
+def _check_lengths(value: dict[str, Any], limits: Limits) -> None:
+    """Lists and objects that are too long are refused before any of their entries is looked at."""
+    query = value.get("query")
+    inner = query.get("history") if isinstance(query, dict) else query
+    lists = {
+        "documents": (value.get("documents"), limits.candidates),
+        "texts": (value.get("texts"), limits.candidates),
+        "scores": (value.get("scores"), limits.candidates),
+        "history": (value.get("history"), limits.history),
+        "query": (inner, limits.history),
+    }
+    for name, (entries, most) in lists.items():
+        if not isinstance(entries, list):
+            continue
+        if len(entries) > most:
+            raise Problem(422, f"{name}: {len(entries)} given, at most {most}", name)
+        for index, entry in enumerate(entries):
+            _check_small(entry, f"{name}[{index}]", name)
+    for name in ("decode", "query"):
+        _check_small(value.get(name), name, name)
+
+
+def _check_small(entry: Any, where: str, name: str) -> None:
+    """An object within a request has few keys, and the lists in it few entries."""
+    if not isinstance(entry, dict):
+        return
+    long = [v for k, v in entry.items() if isinstance(v, list) and k != "history"]
+    if len(entry) > KEYS_AT_MOST or any(len(inner) > KEYS_AT_MOST for inner in long):
+        raise Problem(422, f"{where}: more than {KEYS_AT_MOST} entries", name)
 
 
 def _ask(value: dict[str, Any], tei: bool, limits: Limits) -> Ask:
@@ -336,5 +369,13 @@ def tei_answer(ask: Ask, result: RankResult) -> list[dict[str, Any]]:
 
 def event(name: str, value: Any) -> bytes:
     """One server-sent event."""
-    data = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return f"event: {name}\ndata: {data}\n\n".encode()
+    return f"event: {name}\ndata: {line_of(value)}\n\n".encode()
+
+
+def line_of(value: Any) -> str:
+    """JSON on one line, also for readers who end lines at more characters than newline."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text.translate(LINE_ENDS)
+
+
+LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}

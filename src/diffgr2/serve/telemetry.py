@@ -61,6 +61,9 @@ class Metrics:
         self.invalid = counter("invalid_outputs", "Raw answers that are no permutation", "reason")
         self.repaired = counter("repaired", "Rankings completed by the policy")
         self.fallback = counter("fallback", "Rankings that kept a floor order")
+        self.key_requests = counter("key_requests", "Requests by key", "key")
+        self.reloads = counter("reloads", "Times that bundles were exchanged")
+        self.log_dropped = counter("log_dropped", "Log lines dropped: nobody read them")
         self.engine_errors = counter("engine_errors", "Forwards that failed", "kind")
 
     def text(self) -> bytes:

@@ -1,18 +1,25 @@
 """Sockets and signals: uvicorn with bounds on connections and a drain that loses nothing.
 
 Contract: `serve` runs an app until SIGTERM or SIGINT. The first signal makes the server unready at
-once and lets what is in flight finish for at most the drain time; a second one ends it now. A
-connection whose headers do not arrive in time is closed, and what is not HTTP gets the one error
-shape. Not here: the application (`app`).
+once and lets what is in flight finish for at most the drain time; a second one ends it now; SIGHUP
+reloads keys and bundles. A connection whose headers do not arrive in time is closed, one that
+leaves its answer unread is cut, and where no further one fits the longest idle one makes room. A
+client that has closed its sending half gets its answer. What is not HTTP gets the one error shape.
+Not here: the application (`app`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import resource
+import signal
+from collections import Counter
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -21,50 +28,116 @@ from diffgr2.errors import ConfigError
 from diffgr2.serve.limits import Limits
 from diffgr2.serve.schema import Problem
 
-BACKLOG = 1024
+BACKLOG = 4096
 GRACE_S = 0.05  # after the first signal: connections already made become requests
+GONE_S = 1.0  # after a client closed its sending half: is it still there?
 
 
 def protocol_with(limits: Limits) -> type[H11Protocol]:
-    """The HTTP protocol with a time limit on headers and JSON for what cannot be parsed."""
+    """The HTTP protocol with its bounds, and JSON for what cannot be parsed."""
+    idle: dict[Bounded, None] = {}  # connections that wait for a request, the longest first
+    by_address: Counter[str] = Counter()
 
     class Bounded(H11Protocol):
         _late: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
+        _asking: asyncio.TimerHandle | None = None
+        _half_closed = False
+        _address = ""
+
+        # ------------------------------------------------------------------ coming and going
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            if len(self.connections) > limits.connections:
+            self._address = self.client[0] if self.client else ""
+            by_address[self._address] += 1
+            if by_address[self._address] > limits.per_address:
+                told = Problem(429, "too many connections from this address")
+                self._refuse("429 Too Many Requests", told)
+                return
+            if len(self.connections) > limits.connections and not self._make_room():
                 self._refuse("503 Service Unavailable", Problem(503, "too many connections"))
-            else:
-                self._wait()
+                return
+            self._wait()
+
+        def _make_room(self) -> bool:
+            """Cut the connection that has waited longest without a request."""
+            longest = next(iter(idle), None)
+            if longest is None:
+                return False
+            del idle[longest]
+            longest.transport.abort()
+            return True
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            by_address[self._address] -= 1
+            if by_address[self._address] <= 0:
+                del by_address[self._address]
+            idle.pop(self, None)
+            for timer in (self._late, self._unread, self._asking):
+                if timer is not None:
+                    timer.cancel()
+            super().connection_lost(exc)
+
+        # ------------------------------------------------------------------ reading
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self._late is not None and self._busy():
                 self._late.cancel()  # headers are there; a request has limits of its own
                 self._late = None
+                idle.pop(self, None)
+
+        def eof_received(self) -> bool:  # type: ignore[override]
+            """Keep the connection for the answer if the whole request is there."""
+            whole = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+            if not self._busy() or not whole:
+                return False
+            self._half_closed = True
+            self.cycle.keep_alive = False
+            self._asking = self.loop.call_later(GONE_S, self._ask)
+            return True
+
+        def _ask(self) -> None:
+            """Is the client still there? A second interim answer to one that is not fails."""
+            if self._busy() and not self.cycle.response_started:
+                self.transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+                self._asking = self.loop.call_later(GONE_S, self._ask)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self._late is None and not self.transport.is_closing():
+            if self.transport.is_closing():
+                return
+            if self._half_closed:
+                self.transport.close()
+            elif self._late is None:
                 self._wait()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._late is not None:
-                self._late.cancel()
-            super().connection_lost(exc)
 
         def _busy(self) -> bool:
             # A connection that is kept alive still holds the cycle of the request before.
             return self.cycle is not None and not self.cycle.response_complete
 
         def _wait(self) -> None:
+            idle[self] = None
             self._late = self.loop.call_later(limits.header_s, self._give_up)
 
         def _give_up(self) -> None:
             self._late = None
-            if not self._busy() and not self.transport.is_closing():
-                self.transport.close()
+            idle.pop(self, None)
+            if not self._busy():
+                self.transport.abort()
+
+        # ------------------------------------------------------------------ writing
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(limits.write_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
 
         def send_400_response(self, msg: str) -> None:
             self._refuse("400 Bad Request", Problem(400, "not a valid HTTP request"))
@@ -112,6 +185,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: Any = None) -> None:
         self._loop = asyncio.get_running_loop()
+        with contextlib.suppress(RuntimeError, ValueError):  # tests run servers on other threads
+            self._loop.add_signal_handler(signal.SIGHUP, self._ours.state.shared.reload_soon)
         await super().startup(sockets=sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -138,13 +213,23 @@ def make_server(app: FastAPI, limits: Limits, *, host: str, port: int) -> Server
     return Server(config, app)
 
 
+def allow_files(wanted: int) -> None:
+    """As many open files as connections need, if the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def serve(app: FastAPI, limits: Limits, *, host: str, port: int) -> bool:
     """Run until a signal ends it; False if a second signal cut the drain short."""
+    allow_files(limits.connections + 256)
     server = make_server(app, limits, host=host, port=port)
     try:
         server.run()
     except SystemExit:
         raise ConfigError(f"{host}:{port}: the server could not start there") from None
     finally:
-        app.state.shared.engine.stop()  # a thread within torch must not meet the interpreter's end
+        app.state.shared.stop()  # a thread within torch must not meet the interpreter's end
     return not server.force_exit

@@ -101,7 +101,8 @@ def write_bundle(inputs: Mapping[str, Path], model: str, recipe: Recipe, out: Pa
     for part, names in PARTS.items():
         copy_part(inputs[part], out / part, names)
     values = recipe.model_dump(mode="json", include=set(SECTIONS))
-    write_json(out / NOTE, {"format": FORMAT, "model": model, "recipe": values})
+    whose = {"shoppers": "simulated"} if recipe.data.source == "shop" else {}
+    write_json(out / NOTE, {"format": FORMAT, "model": model, "recipe": values, **whose})
     n_items = len(read_catalogue(inputs["data"]))
     (out / "MODEL_CARD.md").write_text(card(recipe, model, n_items, diffusion=diffusion))
 

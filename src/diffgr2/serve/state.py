@@ -1,0 +1,205 @@
+"""What the routes share: the served bundles, slots, budget, keys, metrics; and their exchange.
+
+Contract: a `Served` is one opened bundle with its engine; requests hold it from their first step to
+their last, so each is answered by one bundle. `State.reload` opens every bundle anew beside the old
+ones and puts them in their place only when they answer; the old ones end with their last request.
+A bundle that is refused leaves everything as it was. Not here: routes (`app`), decoding (`engine`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffgr2.decode.settings import DecodeRequest
+from diffgr2.errors import DecodeError, Diffgr2Error
+from diffgr2.rerank.reranker import Reranker
+from diffgr2.serve.engine import Engine
+from diffgr2.serve.keys import Keys
+from diffgr2.serve.limits import Budget, Limits, Slots
+from diffgr2.serve.schema import Problem
+from diffgr2.serve.telemetry import Metrics
+
+T = TypeVar("T")
+
+log = logging.getLogger("diffgr2.serve")
+
+ALIASES = ("diffgr2", "default", "default/not-specified")
+"""Model names that always mean the first bundle."""
+
+PROBE_EVERY_S = 5.0
+READERS = 4  # threads that parse bodies, resolve items and write prompts
+
+
+class Served:
+    """One opened bundle, its engine, and how many requests hold it."""
+
+    def __init__(self, name: str, reranker: Reranker, limits: Limits, metrics: Metrics) -> None:
+        self.name, self.reranker, self.created = name, reranker, int(time.time())
+        probe = DecodeRequest([reranker.vocab.end_id])
+        tiny = reranker.settings({"decoder": "ar", "max_tokens": 1})
+        self.engine = Engine(reranker.model, (probe, tiny), limits, metrics)
+        self.holders, self.retired = 0, False
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its shoppers are invented, so that anybody may see them."""
+        return self.reranker.simulated
+
+    def hold(self) -> Served:
+        self.holders += 1
+        return self
+
+    def let_go(self) -> None:
+        self.holders -= 1
+        self._end()
+
+    def retire(self) -> None:
+        """End with the last request."""
+        self.retired = True
+        self._end()
+
+    def _end(self) -> None:
+        if self.retired and self.holders == 0:
+            self.engine.end()
+
+
+class State:
+    """See the module's docstring."""
+
+    def __init__(
+        self, rerankers: Mapping[str, Reranker], limits: Limits, keys: Keys, names: tuple[str, ...]
+    ) -> None:
+        self.limits, self.keys, self.names = limits, keys, names
+        self.metrics = Metrics()
+        self.slots = Slots(limits.in_flight)
+        self.bodies = Budget(limits.bodies_bytes)
+        self.served = {
+            name: Served(name, reranker, limits, self.metrics)
+            for name, reranker in rerankers.items()
+        }
+        self.draining = self.started = False
+        self.readers = ThreadPoolExecutor(READERS, "diffgr2-reader")
+        self._probing: asyncio.Task[bool] | None = None
+        self._exchange = asyncio.Lock()
+        metrics = self.metrics
+        # Asked when the metrics are read, so that they never lag behind the last answer.
+        metrics.running.set_function(lambda: sum(e.running for e in self.engines))
+        metrics.waiting.set_function(lambda: sum(e.waiting for e in self.engines))
+        metrics.slots_used.set_function(lambda: sum(e.slots_used for e in self.engines))
+
+    # ------------------------------------------------------------------------------ bundles
+
+    @property
+    def engines(self) -> list[Engine]:
+        return [served.engine for served in self.served.values()]
+
+    @property
+    def first(self) -> Served:
+        """The bundle that answers where no model is named."""
+        return next(iter(self.served.values()))
+
+    @property
+    def engine(self) -> Engine:
+        """The first bundle's."""
+        return self.first.engine
+
+    @property
+    def reranker(self) -> Reranker:
+        """The first bundle's."""
+        return self.first.reranker
+
+    def find(self, name: str | None) -> Served | None:
+        """The bundle of a model name; every name of old for the first one."""
+        if name is None or name in (*self.names, *ALIASES):
+            return self.first
+        return self.served.get(name)
+
+    async def reload(self) -> list[str]:
+        """Open keys and bundles anew and put them in place; returns the bundles' names."""
+        async with self._exchange:
+            self.keys.reload()
+            fresh: dict[str, Served] = {}
+            try:
+                for name, old in self.served.items():
+                    path = old.reranker.directory
+                    fresh[name] = await asyncio.to_thread(self._open, name, path)
+            except Exception:
+                for served in fresh.values():
+                    served.retire()
+                raise
+            old = list(self.served.values())
+            self.served = fresh
+            for served in old:
+                served.retire()
+            self.metrics.reloads.inc()
+            return list(fresh)
+
+    def _open(self, name: str, directory: Path) -> Served:
+        """A bundle that has shown that it decodes."""
+        served = Served(name, Reranker.from_pretrained(directory), self.limits, self.metrics)
+        served.engine.start()
+        if not served.engine.probe(self.limits.stall_s):
+            served.engine.end()
+            raise DecodeError(f"{directory}: the model does not decode")
+        return served
+
+    def reload_soon(self) -> None:
+        """For a signal: reload in the background, say how it went."""
+
+        async def work() -> None:
+            try:
+                log.warning("reloaded %s", ", ".join(await self.reload()))
+            except Diffgr2Error as error:
+                log.warning("not reloaded: %s", " ".join(str(error).split()))
+
+        self._reloading = asyncio.ensure_future(work())
+
+    # ------------------------------------------------------------------------------ service
+
+    def start(self) -> None:
+        for engine in self.engines:
+            engine.start()
+        self.started = True
+
+    def stop(self) -> None:
+        """End all engines; open requests fail."""
+        for engine in self.engines:
+            engine.stop()
+        self.readers.shutdown(wait=False, cancel_futures=True)
+
+    async def ready(self) -> bool:
+        """Whether a request sent now would be answered: judged by a real forward."""
+        engines = self.engines
+        if self.draining or not self.started:
+            return False
+        if any(not engine.alive or engine.stalled for engine in engines):
+            return False
+        since = time.monotonic() - PROBE_EVERY_S
+        if all(not engine.bad and engine.good_at > since for engine in engines):
+            return True
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(asyncio.to_thread(self._probe, engines))
+        return await asyncio.shield(self._probing)
+
+    def _probe(self, engines: list[Engine]) -> bool:
+        return all(engine.probe(self.limits.stall_s) for engine in engines)
+
+    async def aside(self, deadline: float, work: Callable[..., T], *given: Any) -> T:
+        """Work off the event loop, at most until the deadline."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                return await loop.run_in_executor(self.readers, work, *given)
+        except TimeoutError:
+            raise Problem(504, "the deadline has passed") from None
+
+    def busy(self, told: str, *, after_s: int | None = None) -> Problem:
+        """A 429 that says when to come again."""
+        wait = self.slots.retry_after_s() if after_s is None else after_s
+        return Problem(429, told, headers={"retry-after": str(wait)})
