@@ -60,6 +60,17 @@ class Corpus:
             self.dataset.catalogue if self.template.shows_text else None,
         )
 
+    def shown(
+        self, split: str, row: int, shuffle: float, rng: np.random.Generator
+    ) -> tuple[Request, np.ndarray]:
+        """A list's request as a training text shows it, and the order of its candidates.
+
+        Candidates stand mostly as they came; a share of the draws is shuffled.
+        """
+        request = self.request(split, row)
+        order_K = rng.permutation(request.k) if rng.random() < shuffle else np.arange(request.k)
+        return request.reordered(order_K), order_K
+
     def settings(
         self, contract: BlockContract | None, how: str = "recommended", **given: Any
     ) -> DecodeSettings:

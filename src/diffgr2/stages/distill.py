@@ -1,4 +1,4 @@
-"""The AR teacher's own greedy outputs: what conversion fine-tuning learns from (DESIGN §6, CFT).
+"""The AR teacher's own greedy outputs: what conversion fine-tuning learns from.
 
 Contract: decodes training and validation lists greedily with the AR teacher, some with shuffled
 candidates, some answering directly, and keeps the valid outputs. Deterministic targets are what
@@ -21,7 +21,6 @@ from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import Request
-from diffgr2.stages.batches import shown_order
 from diffgr2.stages.corpus import KNOWN, Corpus, open_corpus
 from diffgr2.streams import generator
 
@@ -66,50 +65,45 @@ class Outputs:
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    recipe, config = ctx.recipe, ctx.recipe.distill
-    corpus = open_corpus(ctx.inputs, recipe)
+    config = ctx.recipe.distill
+    corpus = open_corpus(ctx.inputs, ctx.recipe)
+    template = corpus.template
     everything = [
         (s, row) for s, split in enumerate(KNOWN) for row in range(len(corpus.lists[split]))
     ]
     rng = generator(ctx.seed, "distill")
     count = min(config.lists or len(everything), len(everything))
-    picks = np.sort(rng.choice(len(everything), count, replace=False))
-    requests, meta = [], []
-    for n in picks:
+    drawn, shown, prompts = [], [], []
+    for n in np.sort(rng.choice(len(everything), count, replace=False)):
         s, row = everything[n]
-        request = corpus.request(KNOWN[s], row)
-        order_K = shown_order(request.k, config.shuffle, rng)
+        request, order_K = corpus.shown(KNOWN[s], row, config.shuffle, rng)
         direct = bool(rng.random() < config.direct)
-        request = request.reordered(order_K)
-        ids = corpus.template.prompt(request, reasoning=not direct)
-        requests.append(DecodeRequest(ids, corpus.template.grammar(request)))
-        meta.append((s, row, order_K, direct, request))
+        ids = template.prompt(request, reasoning=not direct)
+        prompts.append(DecodeRequest(ids, template.grammar(request)))
+        drawn.append((s, row, order_K, direct))
+        shown.append(request)
     lean = LeanQwen3(open_model(ctx.inputs["rl"]))
     settings = corpus.settings(None, "ar", temperature=0.0, max_tokens=0)
-    with ctx.progress.task("distill", len(requests)) as bar:
+    with ctx.progress.task("distill", count) as bar:
         trajectories = decode(
-            lean, requests, settings, batch=config.batch, on_done=lambda _: bar.advance()
+            lean, prompts, settings, batch=config.batch, on_done=lambda _: bar.advance()
         )
-    valid = [
-        corpus.template.parse(t.tokens_T.tolist(), m[4]).valid
-        for t, m in zip(trajectories, meta, strict=True)
-    ]
+    tokens = [trajectory.tokens_T for trajectory in trajectories]
+    valid = [template.parse(t.tolist(), r).valid for t, r in zip(tokens, shown, strict=True)]
     kept = np.flatnonzero(np.array(valid) | (config.keep == "all"))
     if not len(kept):
         raise ArtifactError(
             f"distill: none of {count} outputs of the AR teacher is a valid ranking "
             "(train sft longer, or set distill.keep: all)"
         )
-    width = max(len(trajectories[i].tokens_T) for i in kept)
-    tokens_NT = np.zeros((len(kept), width), dtype=np.int32)
+    length_N = np.array([len(tokens[i]) for i in kept], dtype=np.int32)
+    tokens_NT = np.zeros((len(kept), length_N.max()), dtype=np.int32)
     for n, i in enumerate(kept):
-        tokens_NT[n, : len(trajectories[i].tokens_T)] = trajectories[i].tokens_T
-    Outputs(
-        np.array([meta[i][0] for i in kept], dtype=np.int32),
-        np.array([meta[i][1] for i in kept], dtype=np.int32),
-        np.stack([meta[i][2] for i in kept]).astype(np.int32),
-        np.array([meta[i][3] for i in kept], dtype=bool),
-        np.array([len(trajectories[i].tokens_T) for i in kept], dtype=np.int32),
-        tokens_NT,
-    ).save(ctx.out / "outputs.safetensors")
+        tokens_NT[n, : length_N[n]] = tokens[i]
+    split_N, row_N, order_NK, direct_N = (
+        np.array([drawn[i][column] for i in kept], dtype=dtype)
+        for column, dtype in enumerate((np.int32, np.int32, np.int32, bool))
+    )
+    outputs = Outputs(split_N, row_N, order_NK, direct_N, length_N, tokens_NT)
+    outputs.save(ctx.out / "outputs.safetensors")
     return {"lists": count, "kept": len(kept), "valid": round(float(np.mean(valid)), 4)}

@@ -4,7 +4,7 @@ Contract: `Roller.collect` samples G outputs for each of P prompts whose target 
 them, drops groups without variance and refills from further prompts, for a bounded number of
 rounds. Everything is a function of (seed, stage, step, weights). The same code rolls out the AR and
 the diffusion policy; only the decode settings differ. Not here: scoring trajectories under the
-training forward (`rl`, `block_rl`).
+training forward (`rl`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from diffgr2.config import BlockRlConfig, OpdConfig, RlConfig
+from diffgr2.config import OpdConfig, RlConfig
 from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.contract import BlockContract
@@ -22,7 +22,6 @@ from diffgr2.model.forward import LeanQwen3
 from diffgr2.objectives.policy import advantages
 from diffgr2.objectives.rewards import INVALID, overlong_penalty, reward
 from diffgr2.prompts.request import Request
-from diffgr2.stages.batches import shown_order
 from diffgr2.stages.corpus import Corpus
 from diffgr2.streams import generator, permutation
 from diffgr2.train.dist import rollout_model
@@ -44,14 +43,6 @@ class Rollout:
     advantage: float
 
 
-@dataclass(frozen=True)
-class Rollouts:
-    """A step's rollouts and what to log about them."""
-
-    rows: list[Rollout]
-    metrics: dict[str, float]
-
-
 class Roller:
     """Samples and grades; see the module's docstring."""
 
@@ -64,11 +55,9 @@ class Roller:
         seed: int,
         *,
         reasoning: bool,
-        shuffle: float = 0.3,
     ) -> None:
         self.name, self.corpus, self.config = name, corpus, config
         self.settings, self.seed, self.reasoning = settings, seed, reasoning
-        self.shuffle = shuffle
 
     def prompts(self, step: int, round_: int) -> list[tuple[Request, int, list[int]]]:
         """(request as shown, target position, token ids) of one round's prompts."""
@@ -80,10 +69,8 @@ class Roller:
         for place in range(need):
             split, row = corpus.hits[order[(first + place) % len(order)]]
             rng = generator(self.seed, self.name, "shown", step, round_, place)
-            request = corpus.request(split, row)
-            order_K = shown_order(request.k, self.shuffle, rng)
+            request, order_K = corpus.shown(split, row, self.config.shuffle, rng)
             target = int(np.flatnonzero(order_K == corpus.lists[split].hit_L[row])[0])
-            request = request.reordered(order_K)
             ids = corpus.template.prompt(request, reasoning=self.reasoning)
             rows.append((request, target, ids))
         return rows
@@ -98,29 +85,26 @@ class Roller:
             value = max(INVALID, shaped)
         return answer, value
 
-    def collect(self, step: int, model: nn.Module) -> Rollouts:
+    def collect(self, step: int, model: nn.Module) -> tuple[list[Rollout], dict[str, float]]:
         """Groups with variance, at most `prompts` of them, and the metrics of all sampled ones."""
+        every: list[list[Rollout]] = []
         kept: list[list[Rollout]] = []
-        every: list[Rollout] = []
-        dropped = 0
         with rollout_model(model) as inner:
             lean = LeanQwen3(inner)
             for round_ in range(1 + self.config.refill):
-                groups, flat = self._round(step, round_, lean)
-                every += [row for group in groups for row in group]
-                kept += [group for group, varies in zip(groups, flat, strict=True) if varies]
-                dropped += flat.count(False)
+                groups = self._round(step, round_, lean)
+                every += groups
+                kept += [group for group in groups if any(row.advantage for row in group)]
                 if len(kept) >= self.config.prompts:
                     break
+        metrics = rollout_metrics([row for group in every for row in group])
+        metrics["frac_reward_zero_std"] = (len(every) - len(kept)) / len(every)
         kept = kept[: self.config.prompts]
-        metrics = rollout_metrics(every)
-        metrics["frac_reward_zero_std"] = dropped / max(len(every) // self.config.group, 1)
         metrics["groups"] = float(len(kept))
-        return Rollouts([row for group in kept for row in group], metrics)
+        return [row for group in kept for row in group], metrics
 
-    def _round(
-        self, step: int, round_: int, lean: LeanQwen3
-    ) -> tuple[list[list[Rollout]], list[bool]]:
+    def _round(self, step: int, round_: int, lean: LeanQwen3) -> list[list[Rollout]]:
+        """A group of samples per prompt; one without variance has advantages of 0."""
         prompts, size = self.prompts(step, round_), self.config.group
         requests = [
             DecodeRequest(
@@ -134,55 +118,42 @@ class Roller:
         trajectories = decode(lean, requests, self.settings, batch=DECODE_BATCH)
         graded = [self.grade(t, *prompts[i // size][:2]) for i, t in enumerate(trajectories)]
         reward_PG = np.array([value for _, value in graded]).reshape(len(prompts), size)
-        advantage_PG, varies_P = advantages(reward_PG)
-        groups = [
-            [
-                Rollout(
-                    ids,
-                    request,
-                    target,
-                    trajectories[p * size + g],
-                    graded[p * size + g][0],
-                    float(reward_PG[p, g]),
-                    float(advantage_PG[p, g]),
-                )
-                for g in range(size)
-            ]
-            for p, (request, target, ids) in enumerate(prompts)
-        ]
-        return groups, varies_P.tolist()
+        advantage_N = advantages(reward_PG)[0].ravel().tolist()
+        rollouts = []
+        for i, (trajectory, grades) in enumerate(zip(trajectories, graded, strict=True)):
+            request, target, ids = prompts[i // size]
+            rollouts.append(Rollout(ids, request, target, trajectory, *grades, advantage_N[i]))
+        return [rollouts[at : at + size] for at in range(0, len(rollouts), size)]
 
 
 def rollout_metrics(rows: list[Rollout]) -> dict[str, float]:
     """What shows reward hacking first: identity, validity, length; and the reward itself."""
     valid = [row for row in rows if row.answer.valid]
-    identity = [row.answer.order == tuple(range(row.request.k)) for row in valid]
-    first = [row.answer.order[0] == row.target for row in valid]
-    after = [row.answer.order.index(row.target) for row in valid]
-    moves = [np.sign(row.target - place) for row, place in zip(valid, after, strict=True)]
-    lengths = [len(row.trajectory.tokens_T) for row in rows]
+    rewards = [row.reward for row in rows]
+    orders = [row.answer.order for row in valid]
+    moves = [row.target - row.answer.order.index(row.target) for row in valid]
+
+    def share(flags: list[bool]) -> float:
+        return float(np.mean(flags)) if flags else 0.0
+
     return {
-        "reward": float(np.mean([row.reward for row in rows])),
-        "reward_std": float(np.std([row.reward for row in rows])),
-        "completions/mean_length": float(np.mean(lengths)),
+        "reward": float(np.mean(rewards)),
+        "reward_std": float(np.std(rewards)),
+        "completions/mean_length": float(np.mean([len(row.trajectory.tokens_T) for row in rows])),
         "rank/valid_rate": len(valid) / len(rows),
-        "rank/identity_rate": float(np.mean(identity)) if valid else 0.0,
-        "rank/r@1": sum(first) / len(rows),
-        "rank/promote": float(np.mean([move > 0 for move in moves])) if valid else 0.0,
-        "rank/demote": float(np.mean([move < 0 for move in moves])) if valid else 0.0,
+        "rank/identity_rate": share(
+            [row.answer.order == (*range(row.request.k),) for row in valid]
+        ),
+        "rank/r@1": sum(row.answer.order[0] == row.target for row in valid) / len(rows),
+        "rank/promote": share([move > 0 for move in moves]),
+        "rank/demote": share([move < 0 for move in moves]),
         "decode/tokens_per_forward": float(np.mean([row.trajectory.tpf for row in rows])),
     }
 
 
-def block_settings(
-    corpus: Corpus, contract: BlockContract, config: OpdConfig | BlockRlConfig
+def rollout_settings(
+    corpus: Corpus, contract: BlockContract | None, config: OpdConfig | RlConfig
 ) -> DecodeSettings:
-    """The decoder whose rollouts are trained on."""
-    return corpus.settings(
-        contract,
-        "raw",
-        threshold=config.threshold,
-        rule=config.rule,
-        temperature=config.temperature,
-        max_tokens=0,
-    )
+    """The decoder whose rollouts are trained on: autoregressive, or the plain block decoder."""
+    given = config.model_dump(include={"temperature", "threshold", "rule"})
+    return corpus.settings(contract, "raw" if "rule" in given else "ar", max_tokens=0, **given)

@@ -1,7 +1,7 @@
 """The vocabulary stage: a text tokenizer (trained here or the base model's) plus our tokens.
 
 Contract: writes the tokenizer files and vocabulary.json that every model directory carries on. The
-mask id comes first, then semantic IDs and control tokens (DESIGN §5). Not here: embeddings.
+mask id comes first, then semantic IDs and control tokens. Not here: embeddings.
 """
 
 from __future__ import annotations
