@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffgr2.config import CftConfig
 from diffgr2.model.contract import BlockContract, read_config, read_contract
-from diffgr2.model.layout import response_shift
+from diffgr2.model.layout import block_bounds, response_shift
 from diffgr2.model.load import device, open_model
 from diffgr2.objectives.likelihood import chosen_logp, entropy_of
 from diffgr2.objectives.noise import complement, noise_mask
@@ -29,7 +29,7 @@ from diffgr2.stages.batches import WeightedMicro, chunks, columns, epoch_order
 from diffgr2.stages.common import by_part, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.distill import Outputs
-from diffgr2.stages.noisy import NoisyRow, fill_block, noisy_batch, response_blocks
+from diffgr2.stages.noisy import NoisyRow, noisy_batch, response_blocks
 from diffgr2.streams import generator
 from diffgr2.train.loop import Loss
 
@@ -43,45 +43,42 @@ class CftMicro(WeightedMicro):
     half_N: Tensor  # NOISY or CLEAN
 
 
+@dataclass
 class CftTask:
     """See the module's docstring."""
 
+    corpus: Corpus
+    outputs: Outputs
+    contract: BlockContract
+    config: CftConfig
+    seed: int
+
     name = "cft"
     round_steps = 1
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        outputs: Outputs,
-        contract: BlockContract,
-        config: CftConfig,
-        seed: int,
-    ) -> None:
-        self.corpus, self.outputs, self.contract = corpus, outputs, contract
-        self.config, self.seed = config, seed
 
     def epoch(self, step: int) -> float:
         return step * self.config.rows / len(self.outputs)
 
     def micros(self, step: int, model: nn.Module) -> list[CftMicro]:
-        rows = self.config.rows
-        picks = epoch_order(len(self.outputs), rows, step, self.seed, self.name)
-        numbered = list(enumerate(picks))
-        return [self._micro(step, part) for part in chunks(numbered, self.config.micro_rows)]
+        config = self.config
+        picks = epoch_order(len(self.outputs), config.rows, step, self.seed, self.name)
+        parts = chunks(list(enumerate(picks)), config.micro_rows)
+        return [self._micro(step, part) for part in parts]
 
     def row(self, n: int, rng: np.random.Generator) -> tuple[NoisyRow, np.ndarray, np.ndarray]:
         """(row, level [C, R], kind [R]) of output n."""
         config, contract = self.config, self.contract
         prompt, response = self.outputs.prompt(self.corpus, n), self.outputs.response(n)
-        size = contract.block_size
+        kinds, size = self.outputs.kinds(self.corpus, n), contract.block_size
         if config.random_origin:
             shift = int(rng.integers(size))
         else:
             shift = response_shift(len(prompt), size, contract.origin)
-        full_R = fill_block(response, len(prompt), size, shift, self.corpus.vocab.pad_id)
         # What fills the last block belongs to the answer: the decoder meets it there.
-        kind_R = np.full(len(full_R), ANSWER)
-        kind_R[: len(response)] = self.outputs.kinds(self.corpus, n)
+        length = len(prompt) + len(response)
+        fill = (0, block_bounds(length - 1, size, shift)[1] - length)
+        full_R = np.pad(response, fill, constant_values=self.corpus.vocab.pad_id)
+        kind_R = np.pad(kinds, fill, constant_values=ANSWER)
         block_R = response_blocks(len(prompt), len(full_R), size, shift)
         drawn: list[tuple[np.ndarray, np.ndarray]] = []
         for _ in range(config.draws):
@@ -118,8 +115,8 @@ class CftTask:
                 (b, place_N, row.response_R[at_N], weight_N, kind_R[at_N], half)
                 for half, at_N, place_N, weight_N in parts
             ]
-        row_N, place_N, target_N, weight_N, kind_N, half_N = columns(supervised)
         batch = noisy_batch(rows, vocab.mask_id, vocab.pad_id)
+        row_N, place_N, target_N, weight_N, kind_N, half_N = columns(supervised)
         index_N = batch.flat(row_N, place_N)
         return CftMicro(batch, index_N, target_N, weight_N.float(), kind_N, half_N)
 
@@ -149,6 +146,6 @@ def run(ctx: StageContext) -> dict[str, Any]:
     source = ctx.inputs["convert"]
     model = open_model(source)
     contract = read_contract(read_config(source), model.config.vocab_size, str(source))
-    outputs = Outputs.load(ctx.inputs["distill"] / "outputs.safetensors")
+    outputs = Outputs.load(ctx.inputs["distill"])
     task = CftTask(corpus, outputs, contract, ctx.recipe.cft, ctx.seed)
     return train_stage(ctx, task, model, ctx.recipe.cft, source)

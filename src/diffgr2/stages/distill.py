@@ -24,6 +24,8 @@ from diffgr2.prompts.request import Request
 from diffgr2.stages.corpus import KNOWN, Corpus, open_corpus
 from diffgr2.streams import generator
 
+FILE = "outputs.safetensors"
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -56,12 +58,10 @@ class Outputs:
         start = corpus.template.answer_start(tokens.tolist())
         return (np.arange(len(tokens)) >= start).astype(np.int64)
 
-    def save(self, path: Path) -> None:
-        save_arrays(path, **vars(self))
-
     @classmethod
-    def load(cls, path: Path) -> Outputs:
-        return cls(**load_arrays(path))
+    def load(cls, directory: Path) -> Outputs:
+        """The stage's."""
+        return cls(**load_arrays(directory / FILE))
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
@@ -105,5 +105,5 @@ def run(ctx: StageContext) -> dict[str, Any]:
         for column, dtype in enumerate((np.int32, np.int32, np.int32, bool))
     )
     outputs = Outputs(split_N, row_N, order_NK, direct_N, length_N, tokens_NT)
-    outputs.save(ctx.out / "outputs.safetensors")
+    save_arrays(ctx.out / FILE, **vars(outputs))
     return {"lists": count, "kept": len(kept), "valid": round(float(np.mean(valid)), 4)}

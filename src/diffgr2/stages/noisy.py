@@ -20,14 +20,7 @@ import torch
 from torch import Tensor
 
 from diffgr2.model.contract import BlockContract
-from diffgr2.model.layout import (
-    block_bounds,
-    block_of,
-    response_shift,
-    row_mask,
-    row_positions,
-    stack_masks,
-)
+from diffgr2.model.layout import block_of, response_shift, row_mask, row_positions, stack_masks
 from diffgr2.stages.batches import TokenBatch
 from diffgr2.types import Trajectory
 
@@ -105,16 +98,6 @@ def noisy_batch(rows: Sequence[NoisyRow], mask_id: int, pad_id: int) -> TokenBat
         position_BT[b, : len(stays)] = row.positions()[stays]
         masks.append(row.attends()[stays][:, stays])
     return TokenBatch(ids_BT, position_BT, stack_masks(masks, length))
-
-
-def fill_block(
-    response: Sequence[int] | np.ndarray, prompt_length: int, block_size: int, shift: int, fill: int
-) -> np.ndarray:
-    """The response, filled up to the end of its last block."""
-    _, end = block_bounds(prompt_length + len(response) - 1, block_size, shift)
-    out = np.full(end - prompt_length, fill, dtype=np.int64)
-    out[: len(response)] = response
-    return out
 
 
 def response_blocks(prompt_length: int, length: int, block_size: int, shift: int) -> np.ndarray:

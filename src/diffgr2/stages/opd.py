@@ -13,7 +13,7 @@ the rollouts' grading (`rollouts`), layouts (`noisy`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,19 +30,12 @@ from diffgr2.objectives.divergence import divergence
 from diffgr2.objectives.likelihood import chosen_logp
 from diffgr2.objectives.noise import frontier, replay_state
 from diffgr2.pipeline import StageContext
-from diffgr2.stages.batches import (
-    Micro,
-    TokenBatch,
-    causal_batch,
-    chunks,
-    columns,
-    epoch_order,
-)
+from diffgr2.stages.batches import Micro, TokenBatch, causal_batch, chunks, columns, epoch_order
 from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.distill import Outputs
 from diffgr2.stages.noisy import NoisyRow, noisy_batch, realised
-from diffgr2.stages.rollouts import DECODE_BATCH, rollout_settings
+from diffgr2.stages.rollouts import DECODE_BATCH, rollout_settings, text_metrics
 from diffgr2.streams import generator
 from diffgr2.train.dist import rollout_model
 from diffgr2.train.loop import Loss
@@ -72,30 +65,24 @@ class OpdMicro(Micro):
     teach_head_M: Tensor  # the same in `clean`
 
 
+@dataclass
 class OpdTask:
     """See the module's docstring."""
+
+    corpus: Corpus
+    outputs: Outputs
+    contract: BlockContract
+    config: OpdConfig
+    settings: DecodeSettings
+    teacher: nn.Module | None
+    seed: int
+    _metrics: dict[str, float] = field(default_factory=dict)
 
     name = "opd"
     round_steps = 1
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        outputs: Outputs,
-        contract: BlockContract,
-        config: OpdConfig,
-        settings: DecodeSettings,
-        teacher: nn.Module | None,
-        seed: int,
-    ) -> None:
-        self.corpus, self.outputs, self.contract = corpus, outputs, contract
-        self.config, self.settings, self.teacher, self.seed = config, settings, teacher, seed
-        self._metrics: dict[str, float] = {}
-
     def metrics(self, step: int) -> dict[str, float]:
         return self._metrics
-
-    # -------------------------------------------------------------------------- rollouts
 
     def micros(self, step: int, model: nn.Module) -> list[OpdMicro]:
         """Roll out `rows` outputs: rows / rollouts prompts, each `rollouts` times."""
@@ -116,18 +103,11 @@ class OpdTask:
             if config.teacher == "self_careful":  # the same prompts, one token a step
                 careful = replace(self.settings, threshold=1.0, temperature=0.0)
                 texts = decode(lean, requests, careful, batch=DECODE_BATCH)
-        self._metrics = {
-            "rank/valid_rate": float(
-                np.mean(
-                    [
-                        corpus.template.parse(t.tokens_T.tolist(), request).valid
-                        for t, request in zip(sampled, shown, strict=True)
-                    ]
-                )
-            ),
-            "completions/mean_length": float(np.mean([len(t.tokens_T) for t in sampled])),
-            "decode/tokens_per_forward": float(np.mean([t.tpf for t in sampled])),
-        }
+        valid = [
+            corpus.template.parse(t.tokens_T.tolist(), request).valid
+            for t, request in zip(sampled, shown, strict=True)
+        ]
+        self._metrics = text_metrics(sampled, valid)
         rows = [
             self._row(request.prompt, text, generator(self.seed, self.name, "state", step, place))
             for place, (request, text) in enumerate(zip(requests, texts, strict=True))
@@ -140,9 +120,8 @@ class OpdTask:
     ) -> tuple[NoisyRow, np.ndarray, int]:
         """(row, compared positions, response length) of a rollout or of a careful output."""
         config, contract = self.config, self.contract
-        tokens_R, step_R, block_R, shift = realised(
-            prompt, text, contract, self.corpus.vocab.pad_id
-        )
+        pad_id = self.corpus.vocab.pad_id
+        tokens_R, step_R, block_R, shift = realised(prompt, text, contract, pad_id)
         masked_R = one_state_per_block(step_R, block_R, rng)
         compared_R = masked_R
         if config.teacher == "self_careful":
@@ -180,8 +159,6 @@ class OpdTask:
             clean.flat(row_M, place_M),
         )
 
-    # ------------------------------------------------------------------------------ loss
-
     def loss(self, model: nn.Module, micro: OpdMicro) -> Loss:
         config, mask_id, n = self.config, self.corpus.vocab.mask_id, micro.tokens
         micro = micro.to(device())
@@ -211,7 +188,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     source = ctx.inputs["cft"]
     model = open_model(source)
     contract = read_contract(read_config(source), model.config.vocab_size, str(source))
-    outputs = Outputs.load(ctx.inputs["distill"] / "outputs.safetensors")
+    outputs = Outputs.load(ctx.inputs["distill"])
     teacher = None
     if config.teacher == "ar":
         teacher = open_model(ctx.inputs["rl"]).eval().requires_grad_(False)

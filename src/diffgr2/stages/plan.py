@@ -7,11 +7,12 @@ stage; modules are imported when a stage runs, so that `--help` stays quick.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from diffgr2.pipeline import Stage, StageContext
-from diffgr2.stages.rows import ROWS, RowSpec
+from diffgr2.pipeline import Stage
+from diffgr2.stages.rows import ROWS
 
 CORPUS = ("vocabulary", "data", "items", "candidates", "evidence")
 """What every language-model stage reads besides its model."""
@@ -31,44 +32,24 @@ READ_BY = {
 """What a row of the results depends on by its way of decoding."""
 
 
+def _late(place: str, *more: Any) -> Callable[[Any], Any]:
+    """A function `module:name` of this room, imported on its first call."""
+    module, name = place.split(":")
+    return lambda given: getattr(import_module(f"diffgr2.stages.{module}"), name)(given, *more)
+
+
 def _stage(
-    name: str, inputs: str, sections: str, summary: str, run: str = "", **more: Any
+    name: str, inputs: str, sections: str, summary: str, run: str = "", *more: Any, **keys: Any
 ) -> Stage:
-    """One line of the table: words for inputs and sections; `run` names module:function."""
-    module, _, function = (run or name).partition(":")
-
-    def call(ctx: StageContext) -> dict[str, Any]:
-        work = getattr(import_module(f"diffgr2.stages.{module}"), function or "run")
-        return work(ctx)
-
-    words = inputs.replace("corpus", " ".join(CORPUS))
-    return Stage(
-        name,
-        call,
-        tuple(words.split()),
-        tuple(sections.split()),
-        summary,
-        shared=name in TRAINED,
-        **more,
-    )
+    """One line of the table; inputs and sections are words, `corpus` stands for CORPUS."""
+    run = run or name
+    call = _late(run if ":" in run else f"{run}:run", *more)
+    read = tuple(inputs.replace("corpus", " ".join(CORPUS)).split())
+    shared = name in TRAINED
+    return Stage(name, call, read, tuple(sections.split()), summary, shared=shared, **keys)
 
 
-def _score(spec: RowSpec) -> Stage:
-    """The stage of a row of the results."""
-
-    def call(ctx: StageContext) -> dict[str, Any]:
-        return import_module("diffgr2.stages.score").run_row(ctx, spec)
-
-    always = "decode.repair evaluate.users evaluate.max_users prompt candidates"
-    sections = f"{always} {READ_BY[spec.how]}".split()
-    summary = f"decode the test lists: {spec.name}"
-    return Stage(f"score_{spec.name}", call, (*CORPUS, spec.model), tuple(sections), summary)
-
-
-def _outside(recipe: Any) -> list[Any]:
-    return import_module("diffgr2.stages.data").outside_files(recipe)
-
-
+_SCORED = "decode.repair evaluate.users evaluate.max_users prompt candidates"
 _BUNDLED = "name items candidates evidence prompt decode"
 _TIMED = " ".join(
     f"evaluate.{key}"
@@ -77,8 +58,9 @@ _TIMED = " ".join(
 
 # fmt: off
 _TABLE = (
-    # name, inputs ("corpus" stands for CORPUS), recipe sections or single keys, summary
-    _stage("data", "", "data", "import, k-core, leave-one-out", files=_outside),
+    # name, inputs, recipe sections or single keys of them, summary, function if not name:run
+    _stage("data", "", "data", "import, k-core, leave-one-out", 
+           files=_late("data:outside_files")),
     _stage("items", "data", "items", "text vectors and semantic IDs"),
     _stage("retriever", "data", "retriever", "train the retriever"),
     _stage("candidates", "data retriever", "retriever candidates", "cross-fitted candidate lists"),
@@ -106,7 +88,11 @@ _TABLE = (
            "one model directory to serve: the diffusion model"),
     _stage("bundle_ar", "data items evidence retriever rl", _BUNDLED,
            "the same of the AR teacher", "bundle:run_ar"),
-    *map(_score, ROWS),
+    *(
+        _stage(f"score_{row.name}", f"corpus {row.model}", f"{_SCORED} {READ_BY[row.how]}",
+               f"decode the test lists: {row.name}", "score:run_row", row)
+        for row in ROWS
+    ),
     _stage("speed", "corpus rl block_rl", f"decode {_TIMED} prompt candidates",
            "decoders timed in one run, quality against speed"),
 )

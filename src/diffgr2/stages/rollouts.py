@@ -43,21 +43,16 @@ class Rollout:
     advantage: float
 
 
+@dataclass
 class Roller:
     """Samples and grades; see the module's docstring."""
 
-    def __init__(
-        self,
-        name: str,
-        corpus: Corpus,
-        config: RlConfig,
-        settings: DecodeSettings,
-        seed: int,
-        *,
-        reasoning: bool,
-    ) -> None:
-        self.name, self.corpus, self.config = name, corpus, config
-        self.settings, self.seed, self.reasoning = settings, seed, reasoning
+    name: str
+    corpus: Corpus
+    config: RlConfig
+    settings: DecodeSettings
+    seed: int
+    reasoning: bool
 
     def prompts(self, step: int, round_: int) -> list[tuple[Request, int, list[int]]]:
         """(request as shown, target position, token ids) of one round's prompts."""
@@ -139,15 +134,22 @@ def rollout_metrics(rows: list[Rollout]) -> dict[str, float]:
     return {
         "reward": float(np.mean(rewards)),
         "reward_std": float(np.std(rewards)),
-        "completions/mean_length": float(np.mean([len(row.trajectory.tokens_T) for row in rows])),
-        "rank/valid_rate": len(valid) / len(rows),
         "rank/identity_rate": share(
             [row.answer.order == (*range(row.request.k),) for row in valid]
         ),
         "rank/r@1": sum(row.answer.order[0] == row.target for row in valid) / len(rows),
         "rank/promote": share([move > 0 for move in moves]),
         "rank/demote": share([move < 0 for move in moves]),
-        "decode/tokens_per_forward": float(np.mean([row.trajectory.tpf for row in rows])),
+        **text_metrics([row.trajectory for row in rows], [row.answer.valid for row in rows]),
+    }
+
+
+def text_metrics(trajectories: list[Trajectory], valid: list[bool]) -> dict[str, float]:
+    """What every stage that samples its own texts logs of them."""
+    return {
+        "rank/valid_rate": float(np.mean(valid)),
+        "completions/mean_length": float(np.mean([len(t.tokens_T) for t in trajectories])),
+        "decode/tokens_per_forward": float(np.mean([t.tpf for t in trajectories])),
     }
 
 

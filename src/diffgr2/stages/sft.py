@@ -8,6 +8,7 @@ traces (`traces`), the loop (`train`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -24,13 +25,16 @@ from diffgr2.streams import generator
 from diffgr2.train.loop import Loss
 
 
+@dataclass
 class SftTask:
     """See the module's docstring."""
 
-    round_steps = 1
+    corpus: Corpus
+    config: SftConfig
+    seed: int
 
-    def __init__(self, name: str, corpus: Corpus, config: SftConfig, seed: int) -> None:
-        self.name, self.corpus, self.config, self.seed = name, corpus, config, seed
+    name = "sft"
+    round_steps = 1
 
     def epoch(self, step: int) -> float:
         return step * self.config.rows / len(self.corpus.examples)
@@ -68,5 +72,5 @@ def run(ctx: StageContext) -> dict[str, Any]:
     """Train from the mid-trained model."""
     corpus, config = open_corpus(ctx.inputs, ctx.recipe), ctx.recipe.sft
     source = ctx.inputs["midtrain"]
-    task = SftTask("sft", corpus, config, ctx.seed)
+    task = SftTask(corpus, config, ctx.seed)
     return train_stage(ctx, task, open_model(source), config, source)
