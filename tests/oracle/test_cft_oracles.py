@@ -185,7 +185,7 @@ def test_weights_are_decoupled_and_inverse_t_divides_by_the_level():
 @torch.no_grad()
 def supervised_logits(net: Any, task: Any, rows: list[NoisyRow], micro: Any) -> torch.Tensor:
     vocab = tiny_stages.vocabulary()
-    batch = noisy_batch(rows, vocab.mask_id, vocab.pad_id)
+    batch = noisy_batch(rows, vocab.pad_id)
     assert batch.width == micro.batch.width
     return logits_at(
         net,
@@ -297,7 +297,7 @@ def test_leaving_out_blocks_without_a_mask_changes_no_prediction(alignment):
         at_N = np.flatnonzero(kept_T)[(micro.index_N[mine_N] % micro.batch.width).numpy()]
         full_NV = logits_at(
             net,
-            torch.from_numpy(row.ids(vocab.mask_id))[None],
+            torch.from_numpy(row.ids())[None],
             torch.from_numpy(at_N),
             vocab.mask_id,
             attends_B1TT=row.attends()[None, None],

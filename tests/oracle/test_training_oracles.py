@@ -97,7 +97,7 @@ def test_block_rollouts_replay_to_their_own_log_probabilities(
         chosen = replace(chosen, temperature=temperature, **changes)
         rows = rollouts(module, chosen)
         causal = clean_kv == "causal"
-        micro = replay_micro(rows, contract, MASK, PAD, clean_causal=causal)
+        micro = replay_micro(rows, contract, PAD, clean_causal=causal)
         replay_N = chosen_logp(
             block_logits(module, micro.batch, micro.index_N), micro.target_N, temperature
         )
@@ -148,15 +148,13 @@ def test_replay_and_opd_use_the_states_that_the_decoder_was_in(clean_kv, alignme
         for start, canvas, _ in row.states:
             seen.setdefault(start, []).append((canvas < 0).tolist())
         given = Rollout(prompt, nobody, 0, trajectory, Answer((), ()), 0.0, 1.0)
-        noisy, scored = replay_row(given, contract, PAD, clean_causal=True)
+        noisy, scored_CR = replay_row(given, contract, PAD, clean_causal=True)
         for start, states in seen.items():
             width = len(states[0])
             for copy, state in enumerate(states):
                 assert noisy.masked_CR[copy, start : start + width].tolist() == state
-        count_R = np.zeros(len(noisy.response_R), dtype=int)
-        for copy, at_N in enumerate(scored):
-            count_R[at_N] += 1
-            assert noisy.masked_CR[copy, at_N].all()
+        count_R = scored_CR.sum(0)
+        assert noisy.masked_CR[scored_CR].all()
         length = len(trajectory.tokens_T)
         assert count_R.tolist() == [1] * length + [0] * (len(count_R) - length)
         assert noisy.response_R[:length].tolist() == trajectory.tokens_T.tolist()
@@ -188,13 +186,15 @@ def test_one_causal_forward_of_the_teacher_equals_the_three_part_one(direct, ali
     )
     (micro,) = task.micros(1, tiny_stages.model("block"))
     mask_id = tiny_stages.vocabulary().mask_id
-    assert len(micro.head_M) == len(micro.teach_head_M) > 20
+    n = micro.tokens
+    head_M, teach_head_M = micro.index_N[n:], micro.teacher_N[n:]
+    assert len(head_M) == len(teach_head_M) > 20
     with torch.no_grad():
-        plain_MV = logits_at(teacher, micro.clean.ids_BT, micro.teach_head_M, mask_id)
+        plain_MV = logits_at(teacher, micro.clean.ids_BT, teach_head_M, mask_id)
         parts_MV = logits_at(
             teacher,
             micro.batch.ids_BT,
-            micro.head_M,
+            head_M,
             mask_id,
             attends_B1TT=micro.batch.attends_B1TT,
             position_BT=micro.batch.position_BT,
@@ -202,7 +202,7 @@ def test_one_causal_forward_of_the_teacher_equals_the_three_part_one(direct, ali
     torch.testing.assert_close(
         torch.log_softmax(plain_MV, -1), torch.log_softmax(parts_MV, -1), atol=1e-5, rtol=0
     )
-    assert set(micro.teacher_N.tolist()) <= set(micro.teach_head_M.tolist())
+    assert set(micro.teacher_N[:n].tolist()) <= set(teach_head_M.tolist())
 
 
 @pytest.mark.parametrize("positions", ["all", "frontier"])
@@ -214,8 +214,9 @@ def test_opd_compares_masked_positions_up_to_and_including_the_end_token(positio
     ends = int((micro.target_N == vocab.end_id).sum())
     assert ends > 0
     # What stands in the student's row there is the mask, and its target the rollout's token.
-    assert (micro.batch.ids_BT.flatten()[micro.index_N] == vocab.mask_id).all()
-    after_N = micro.clean.ids_BT.flatten()[micro.teacher_N + 1]
+    n = micro.tokens
+    assert (micro.batch.ids_BT.flatten()[micro.index_N[:n]] == vocab.mask_id).all()
+    after_N = micro.clean.ids_BT.flatten()[micro.teacher_N[:n] + 1]
     assert torch.equal(after_N, micro.target_N)
     compared = rows_of(task, net, positions)
     for row, at_N, length in compared:
@@ -260,12 +261,13 @@ def test_opd_loss_is_the_kl_of_teacher_and_student_at_those_places():
         p, q = (torch.log_softmax(x[keep].double(), -1) for x in (taught[t], student[s]))
         return float((p.exp() * (p - q)).sum())
 
-    body = sum(kl(s, t) for s, t in zip(micro.index_N, micro.teacher_N, strict=True))
-    head = sum(kl(s, t) for s, t in zip(micro.head_M, micro.teach_head_M, strict=True))
+    each = [kl(s, t) for s, t in zip(micro.index_N, micro.teacher_N, strict=True)]
+    body, head = sum(each[: micro.tokens]), sum(each[micro.tokens :])
+    assert head > 0
     assert float(loss.total) == pytest.approx(body + config.ar_weight * head, rel=1e-4)
     total, n = loss.metrics["kl"]
     assert float(total) == pytest.approx(body, rel=1e-4)
-    assert n == len(micro.index_N) == micro.count
+    assert n == len(micro.target_N) == micro.count
 
 
 def careful_of(task: Any, net: Any, prompts_: int) -> tuple[list[Any], list[Any]]:

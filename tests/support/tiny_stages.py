@@ -283,7 +283,7 @@ def rl_task(*, reasoning: bool = False, **changes: Any) -> tuple[RlTask, RlConfi
     config = config_of(RlConfig, **{**base, **changes})
     settings = rollout_settings(corpus(), None, config)
     roller = Roller("rl", corpus(), config, settings, SEED, reasoning=reasoning)
-    return RlTask("rl", roller, config, None), config
+    return RlTask(roller, None), config
 
 
 def cft_task(*, contract: BlockContract | None = None, **changes: Any) -> tuple[CftTask, CftConfig]:
@@ -313,7 +313,7 @@ def block_rl_task(
     config = config_of(BlockRlConfig, **{**base, **changes})
     settings = rollout_settings(corpus(), contract, config)
     roller = Roller("block_rl", corpus(), config, settings, SEED, reasoning=reasoning)
-    return RlTask("block_rl", roller, config, contract), config
+    return RlTask(roller, contract), config
 
 
 def rolled(net: Any, settings: Any, prompts: list[list[int]], *key: str | int) -> list[Any]:

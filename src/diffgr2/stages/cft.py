@@ -94,7 +94,7 @@ class CftTask:
         return NoisyRow(prompt, full_R, masked_CR, shift, causal, contract), level_CR, kind_R
 
     def _micro(self, step: int, part: Sequence[tuple[int, int]]) -> CftMicro:
-        config, vocab = self.config, self.corpus.vocab
+        config = self.config
         weights = np.array([config.reasoning_weight, config.answer_weight])
         rows: list[NoisyRow] = []
         supervised = []
@@ -102,20 +102,18 @@ class CftTask:
             row, level_CR, kind_R = self.row(n, generator(self.seed, self.name, step, place))
             rows.append(row)
             weight_R = weights[kind_R]
-            parts = []  # (half, response tokens, where each is predicted, weight of each)
-            for copy, masked_R in enumerate(row.masked_CR):
-                at_N = np.flatnonzero(masked_R)
-                level = level_CR[copy, at_N] if config.loss_scale == "inverse_t" else 1.0
-                parts.append((NOISY, at_N, row.noisy_places(copy, at_N), weight_R[at_N] / level))
+            copy_N, at_N = np.nonzero(row.masked_CR)
+            level = level_CR[copy_N, at_N] if config.loss_scale == "inverse_t" else 1.0
+            halves = [(NOISY, at_N, row.noisy_places(copy_N, at_N), weight_R[at_N] / level)]
             if row.clean_causal and config.ar_weight:
                 at_N = np.arange(int(self.outputs.length_N[n]))
                 weight_N = config.ar_weight * weight_R[at_N]
-                parts.append((CLEAN, at_N, row.clean_places(at_N), weight_N))
+                halves.append((CLEAN, at_N, row.clean_places(at_N), weight_N))
             supervised += [
                 (b, place_N, row.response_R[at_N], weight_N, kind_R[at_N], half)
-                for half, at_N, place_N, weight_N in parts
+                for half, at_N, place_N, weight_N in halves
             ]
-        batch = noisy_batch(rows, vocab.mask_id, vocab.pad_id)
+        batch = noisy_batch(rows, self.corpus.vocab.pad_id)
         row_N, place_N, target_N, weight_N, kind_N, half_N = columns(supervised)
         index_N = batch.flat(row_N, place_N)
         return CftMicro(batch, index_N, target_N, weight_N.float(), kind_N, half_N)

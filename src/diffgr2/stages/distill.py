@@ -47,7 +47,7 @@ class Outputs:
 
     def prompt(self, corpus: Corpus, n: int) -> list[int]:
         request = self.request(corpus, n)
-        return corpus.template.prompt(request, reasoning=not bool(self.direct_N[n]))
+        return corpus.template.prompt(request, reasoning=not self.direct_N[n])
 
     def response(self, n: int) -> np.ndarray:
         return self.tokens_NT[n, : self.length_N[n]].astype(np.int64)

@@ -44,19 +44,24 @@ class NoisyRow:
     def _shape(self) -> tuple[int, int, int]:
         return len(self.prompt), len(self.response_R), len(self.masked_CR)
 
+    @property
+    def blocks(self) -> np.ndarray:
+        """Block number [R] of each response token."""
+        prompt, length, _ = self._shape
+        return response_blocks(prompt, length, self.contract.block_size, self.shift)
+
     @cached_property
     def kept(self) -> np.ndarray:
         """Which tokens [T] of the full layout stand in the row."""
         prompt, length, _ = self._shape
-        block_R = response_blocks(prompt, length, self.contract.block_size, self.shift)
-        start_b = np.flatnonzero(np.diff(block_R, prepend=-1))
+        start_b = np.flatnonzero(np.diff(self.blocks, prepend=-1))
         used_Cb = np.logical_or.reduceat(self.masked_CR, start_b, axis=1)
         noisy_CR = np.repeat(used_Cb, np.diff(start_b, append=length), axis=1)
         return np.concatenate([np.ones(prompt + length, dtype=bool), noisy_CR.ravel()])
 
-    def ids(self, mask_id: int) -> np.ndarray:
+    def ids(self) -> np.ndarray:
         """Tokens of the full layout."""
-        noisy_CR = np.where(self.masked_CR, mask_id, self.response_R[None])
+        noisy_CR = np.where(self.masked_CR, self.contract.mask_token_id, self.response_R[None])
         return np.concatenate([self.prompt, self.response_R, noisy_CR.ravel()]).astype(np.int64)
 
     def positions(self) -> Tensor:
@@ -68,25 +73,22 @@ class NoisyRow:
         size = self.contract.block_size
         return row_mask(*self._shape, size, self.shift, clean_causal=self.clean_causal)
 
-    def noisy_places(self, copy: int, at_N: np.ndarray) -> np.ndarray:
-        """Where in the row the copy's predictions of response tokens `at_N` stand."""
-        prompt, length, _ = self._shape
-        start = prompt + length * (1 + copy)
-        place_R = (self.kept.cumsum() - 1)[start : start + length]
+    def noisy_places(self, copy_N: np.ndarray | int, at_N: np.ndarray) -> np.ndarray:
+        """Where in the row these copies' predictions of response tokens `at_N` stand."""
+        prompt, length, copies = self._shape
+        place_CR = (self.kept.cumsum() - 1)[prompt + length :].reshape(copies, length)
         if self.contract.alignment == "same_position":
-            return place_R[at_N]
-        before_N, block_N = (
-            block_of(prompt + n, self.contract.block_size, self.shift) for n in (at_N - 1, at_N)
-        )
-        first_N = (block_N != before_N) | (at_N == 0)
-        return np.where(first_N, prompt + at_N - 1, place_R[at_N - 1])
+            return place_CR[copy_N, at_N]
+        block_R = self.blocks
+        first_N = (block_R[at_N] != block_R[at_N - 1]) | (at_N == 0)
+        return np.where(first_N, prompt + at_N - 1, place_CR[copy_N, at_N - 1])
 
     def clean_places(self, at_N: np.ndarray) -> np.ndarray:
         """Where the AR head predicts response tokens `at_N`: one to the left, in the clean half."""
         return len(self.prompt) + at_N - 1
 
 
-def noisy_batch(rows: Sequence[NoisyRow], mask_id: int, pad_id: int) -> TokenBatch:
+def noisy_batch(rows: Sequence[NoisyRow], pad_id: int) -> TokenBatch:
     """Rows for one forward."""
     length = -(-max(int(row.kept.sum()) for row in rows) // 8) * 8
     ids_BT = torch.full((len(rows), length), pad_id)
@@ -94,7 +96,7 @@ def noisy_batch(rows: Sequence[NoisyRow], mask_id: int, pad_id: int) -> TokenBat
     masks = []
     for b, row in enumerate(rows):
         stays = torch.from_numpy(np.flatnonzero(row.kept))
-        ids_BT[b, : len(stays)] = torch.from_numpy(row.ids(mask_id))[stays]
+        ids_BT[b, : len(stays)] = torch.from_numpy(row.ids())[stays]
         position_BT[b, : len(stays)] = row.positions()[stays]
         masks.append(row.attends()[stays][:, stays])
     return TokenBatch(ids_BT, position_BT, stack_masks(masks, length))
@@ -103,6 +105,11 @@ def noisy_batch(rows: Sequence[NoisyRow], mask_id: int, pad_id: int) -> TokenBat
 def response_blocks(prompt_length: int, length: int, block_size: int, shift: int) -> np.ndarray:
     """Block number of each response token."""
     return np.asarray(block_of(prompt_length + np.arange(length), block_size, shift))
+
+
+def rounds_of(step_R: np.ndarray, block_R: np.ndarray) -> dict[int, np.ndarray]:
+    """The steps, in order, that committed tokens of each block."""
+    return {b: np.unique(step_R[(block_R == b) & (step_R >= 0)]) for b in np.unique(block_R)}
 
 
 def realised(

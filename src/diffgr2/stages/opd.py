@@ -34,7 +34,7 @@ from diffgr2.stages.batches import Micro, TokenBatch, causal_batch, chunks, colu
 from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.distill import Outputs
-from diffgr2.stages.noisy import NoisyRow, noisy_batch, realised
+from diffgr2.stages.noisy import NoisyRow, noisy_batch, realised, rounds_of
 from diffgr2.stages.rollouts import DECODE_BATCH, rollout_settings, text_metrics
 from diffgr2.streams import generator
 from diffgr2.train.dist import rollout_model
@@ -47,22 +47,17 @@ def one_state_per_block(
 ) -> np.ndarray:
     """Masked [R]: for every block one of its realised states, drawn uniformly."""
     masked_R = np.zeros(len(step_R), dtype=bool)
-    for block in np.unique(block_R):
-        members = np.flatnonzero(block_R == block)
-        rounds = np.unique(step_R[members][step_R[members] >= 0])
-        step = int(rng.choice(rounds))
-        masked_R[members] = replay_state(step_R[members], step)
+    for block, steps in rounds_of(step_R, block_R).items():
+        masked_R |= (block_R == block) & replay_state(step_R, int(rng.choice(steps)))
     return masked_R
 
 
 @dataclass(frozen=True)
 class OpdMicro(Micro):
-    """The student's compared predictions, and the same of the teacher on the plain texts."""
+    """The student's predictions of the targets, then its AR head's; the same of the teacher."""
 
     clean: TokenBatch  # prompt + response for the teacher
-    teacher_N: Tensor  # the teacher's flat places
-    head_M: Tensor  # flat places in `batch` of the student's AR head
-    teach_head_M: Tensor  # the same in `clean`
+    teacher_N: Tensor  # flat places in it
 
 
 @dataclass
@@ -137,45 +132,36 @@ class OpdTask:
         return row, np.flatnonzero(compared_R[:length]), length
 
     def _micro(self, rows: Sequence[tuple[NoisyRow, np.ndarray, int]]) -> OpdMicro:
-        vocab = self.corpus.vocab
-        batch = noisy_batch([row for row, _, _ in rows], vocab.mask_id, vocab.pad_id)
+        pad_id = self.corpus.vocab.pad_id
+        batch = noisy_batch([row for row, _, _ in rows], pad_id)
         texts = [row.prompt + row.response_R[:length].tolist() for row, _, length in rows]
-        clean = causal_batch(texts, vocab.pad_id)
-        row_N, noisy_N, clean_N, target_N = columns(
-            (b, row.noisy_places(0, at_N), row.clean_places(at_N), row.response_R[at_N])
-            for b, (row, at_N, _) in enumerate(rows)
-        )
-        row_M, place_M = columns(  # the AR head is there where the clean half is causal
-            (b, row.clean_places(np.arange(length if row.clean_causal else 0)))
-            for b, (row, _, length) in enumerate(rows)
-        )
-        return OpdMicro(
-            batch,
-            batch.flat(row_N, noisy_N),
-            target_N,
-            clean,
-            clean.flat(row_N, clean_N),
-            batch.flat(row_M, place_M),
-            clean.flat(row_M, place_M),
-        )
+        clean = causal_batch(texts, pad_id)
+        compared, heads = [], []  # (row, place in the student's batch, place in the teacher's)
+        for b, (row, at_N, length) in enumerate(rows):
+            compared.append((b, row.noisy_places(0, at_N), row.clean_places(at_N)))
+            if row.clean_causal:
+                head_M = row.clean_places(np.arange(length))
+                heads.append((b, head_M, head_M))
+        row_N, student_N, teacher_N = columns([*compared, *heads])
+        (target_N,) = columns([row.response_R[at_N]] for row, at_N, _ in rows)
+        student_N, teacher_N = batch.flat(row_N, student_N), clean.flat(row_N, teacher_N)
+        return OpdMicro(batch, student_N, target_N, clean, teacher_N)
 
     def loss(self, model: nn.Module, micro: OpdMicro) -> Loss:
         config, mask_id, n = self.config, self.corpus.vocab.mask_id, micro.tokens
         micro = micro.to(device())
-        index = torch.cat([micro.index_N, micro.head_M])
-        logits = micro.batch.logits(model, index, mask_id)
+        logits = micro.logits(model, mask_id)
         if self.teacher is None:
             loss_N = -chosen_logp(logits[:n], micro.target_N)
             return Loss(loss_N.sum(), {"distill/nll": (loss_N.detach().sum(), n)})
         logp = torch.log_softmax(logits, -1)
         with torch.no_grad():
-            at = torch.cat([micro.teacher_N, micro.teach_head_M])
-            taught = micro.clean.logits(self.teacher, at, mask_id)
+            taught = micro.clean.logits(self.teacher, micro.teacher_N, mask_id)
             taught = torch.log_softmax(taught / config.teacher_temperature, -1)
         gap_N = divergence(taught[:n], logp[:n], config.divergence)
         metrics: dict[str, Any] = {"kl": (gap_N.detach().sum(), n)}
         total = gap_N.sum()
-        if config.ar_weight and len(micro.head_M):
+        if config.ar_weight and len(logp) > n:
             head_M = divergence(taught[n:], logp[n:], "forward")
             metrics["kl/ar_head"] = (head_M.detach().sum(), len(head_M))
             total = total + config.ar_weight * head_M.sum()

@@ -51,9 +51,9 @@ def _stage(
 
 _SCORED = "decode.repair evaluate.users evaluate.max_users prompt candidates"
 _BUNDLED = "name items candidates evidence prompt decode"
-_TIMED = " ".join(
-    f"evaluate.{key}"
-    for key in ("batch", "speed_lists", "rounds", "thresholds", "frontier_lists", "lengths")
+_TIMED = (
+    "evaluate.batch evaluate.speed_lists evaluate.rounds evaluate.thresholds "
+    "evaluate.frontier_lists evaluate.lengths"
 )
 
 # fmt: off

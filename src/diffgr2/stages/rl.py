@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffgr2.config import RlConfig
 from diffgr2.errors import DecodeError
 from diffgr2.model.contract import BlockContract, contract_of
 from diffgr2.model.load import device, open_model
@@ -32,7 +31,7 @@ from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import Micro, TokenBatch, causal_batch, chunks, columns
 from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import open_corpus
-from diffgr2.stages.noisy import NoisyRow, noisy_batch, realised
+from diffgr2.stages.noisy import NoisyRow, noisy_batch, realised, rounds_of
 from diffgr2.stages.rollouts import Roller, Rollout, rollout_settings
 from diffgr2.train.loop import Loss
 
@@ -55,12 +54,12 @@ class PolicyMicro(Micro):
 
 
 def policy_micro(
-    rollouts: Sequence[Rollout], batch: TokenBatch, scored: Sequence[tuple[np.ndarray, np.ndarray]]
+    rollouts: Sequence[Rollout], batch: TokenBatch, places: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> PolicyMicro:
-    """A batch with one row per rollout; `scored` tells (token, place in the row) of each."""
+    """A batch with one row per rollout; `places` are its tokens and where they are predicted."""
     row_N, place_N, target_N, old_N, advantage_N = columns(
         (b, place_N, r.trajectory.tokens_T[at_N], r.trajectory.logprob_T[at_N], r.advantage)
-        for b, (r, (at_N, place_N)) in enumerate(zip(rollouts, scored, strict=True))
+        for b, (r, (at_N, place_N)) in enumerate(zip(rollouts, places, strict=True))
     )
     return PolicyMicro(batch, batch.flat(row_N, place_N), target_N, old_N, advantage_N.float())
 
@@ -74,11 +73,11 @@ def causal_micro(rollouts: Sequence[Rollout], pad_id: int) -> PolicyMicro:
 
 def replay_row(
     rollout: Rollout, contract: BlockContract, pad_id: int, *, clean_causal: bool
-) -> tuple[NoisyRow, list[np.ndarray]]:
-    """(row, response positions that each copy scores); positions after the end are context only."""
+) -> tuple[NoisyRow, np.ndarray]:
+    """(row, response tokens [C, R] that each copy scores); what follows the end is context only."""
     prompt, trajectory = rollout.prompt, rollout.trajectory
     tokens_R, step_R, block_R, shift = realised(prompt, trajectory, contract, pad_id)
-    rounds = {b: np.unique(step_R[(block_R == b) & (step_R >= 0)]) for b in np.unique(block_R)}
+    rounds = rounds_of(step_R, block_R)
     copies = max(len(steps) for steps in rounds.values())
     masked_CR = np.zeros((copies, len(tokens_R)), dtype=bool)
     scored_CR = np.zeros_like(masked_CR)
@@ -88,28 +87,18 @@ def replay_row(
             masked_CR[copy] |= members_R & replay_state(step_R, int(step))
             scored_CR[copy] |= members_R & (step_R == step)
     scored_CR[:, len(trajectory.tokens_T) :] = False
-    row = NoisyRow(prompt, tokens_R, masked_CR, shift, clean_causal, contract)
-    return row, [np.flatnonzero(scored_R) for scored_R in scored_CR]
+    return NoisyRow(prompt, tokens_R, masked_CR, shift, clean_causal, contract), scored_CR
 
 
 def replay_micro(
-    rollouts: Sequence[Rollout],
-    contract: BlockContract,
-    mask_id: int,
-    pad_id: int,
-    *,
-    clean_causal: bool,
+    rollouts: Sequence[Rollout], contract: BlockContract, pad_id: int, *, clean_causal: bool
 ) -> PolicyMicro:
     """Rollouts of the diffusion policy, for exact replay."""
     made = [replay_row(r, contract, pad_id, clean_causal=clean_causal) for r in rollouts]
-    scored = [
-        (
-            np.concatenate(copies),
-            np.concatenate([row.noisy_places(c, at_N) for c, at_N in enumerate(copies)]),
-        )
-        for row, copies in made
-    ]
-    return policy_micro(rollouts, noisy_batch([row for row, _ in made], mask_id, pad_id), scored)
+    batch = noisy_batch([row for row, _ in made], pad_id)
+    scored = [(row, *np.nonzero(scored_CR)) for row, scored_CR in made]
+    places = [(at_N, row.noisy_places(copy_N, at_N)) for row, copy_N, at_N in scored]
+    return policy_micro(rollouts, batch, places)
 
 
 # ---------------------------------------------------------------------------------------- task
@@ -118,13 +107,12 @@ def replay_micro(
 class RlTask:
     """RL on the AR policy, or under a block contract on the diffusion policy."""
 
-    def __init__(
-        self, name: str, roller: Roller, config: RlConfig, contract: BlockContract | None
-    ) -> None:
-        self.name, self.roller, self.config, self.contract = name, roller, config, contract
-        self.round_steps = config.epochs
-        # Log-probabilities of another precision, or under a rule that reorders, never match.
-        self._unchecked = config.precision == "fp32" and roller.settings.rule == "raw"
+    def __init__(self, roller: Roller, contract: BlockContract | None) -> None:
+        self.name, self.roller, self.contract = roller.name, roller, contract
+        self.config = roller.config
+        self.round_steps = self.config.epochs
+        # Under another precision, or a rule that reorders, they could not be the same.
+        self._unchecked = self.config.precision == "fp32" and roller.settings.rule == "raw"
         self._round = -1
         self._rollouts: list[Rollout] = []
         self._metrics: dict[str, float] = {}
@@ -144,14 +132,14 @@ class RlTask:
         return micros
 
     def _laid_out(self) -> list[PolicyMicro]:
-        vocab, size = self.roller.corpus.vocab, self.config.micro_rows
+        pad_id, size = self.roller.corpus.vocab.pad_id, self.config.micro_rows
         if self.contract is None:
-            return [causal_micro(part, vocab.pad_id) for part in chunks(self._rollouts, size)]
+            return [causal_micro(part, pad_id) for part in chunks(self._rollouts, size)]
         causal = self.roller.settings.clean_kv == "causal"
         # Rows of like copy counts together: a batch is as wide as its widest row.
         rollouts = sorted(self._rollouts, key=lambda rollout: rollout.trajectory.nfe)
         return [
-            replay_micro(part, self.contract, vocab.mask_id, vocab.pad_id, clean_causal=causal)
+            replay_micro(part, self.contract, pad_id, clean_causal=causal)
             for part in chunks(rollouts, size)
         ]
 
@@ -192,5 +180,4 @@ def run(ctx: StageContext) -> dict[str, Any]:
     settings = rollout_settings(corpus, contract, config)
     reasoning = ctx.name != "direct_rl"
     roller = Roller(ctx.name, corpus, config, settings, ctx.seed, reasoning=reasoning)
-    task = RlTask(ctx.name, roller, config, contract)
-    return train_stage(ctx, task, open_model(source), config, source)
+    return train_stage(ctx, RlTask(roller, contract), open_model(source), config, source)

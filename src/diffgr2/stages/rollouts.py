@@ -125,8 +125,9 @@ def rollout_metrics(rows: list[Rollout]) -> dict[str, float]:
     """What shows reward hacking first: identity, validity, length; and the reward itself."""
     valid = [row for row in rows if row.answer.valid]
     rewards = [row.reward for row in rows]
-    orders = [row.answer.order for row in valid]
     moves = [row.target - row.answer.order.index(row.target) for row in valid]
+
+    identity = [row.answer.order == tuple(range(row.request.k)) for row in valid]
 
     def share(flags: list[bool]) -> float:
         return float(np.mean(flags)) if flags else 0.0
@@ -134,9 +135,7 @@ def rollout_metrics(rows: list[Rollout]) -> dict[str, float]:
     return {
         "reward": float(np.mean(rewards)),
         "reward_std": float(np.std(rewards)),
-        "rank/identity_rate": share(
-            [row.answer.order == (*range(row.request.k),) for row in valid]
-        ),
+        "rank/identity_rate": share(identity),
         "rank/r@1": sum(row.answer.order[0] == row.target for row in valid) / len(rows),
         "rank/promote": share([move > 0 for move in moves]),
         "rank/demote": share([move < 0 for move in moves]),
