@@ -49,14 +49,8 @@ class TokenBatch(Tensors):
 
     def logits(self, model: nn.Module, index_N: Tensor, mask_id: int) -> Tensor:
         """Logits [N, V] at flat places."""
-        return logits_at(
-            model,
-            self.ids_BT,
-            index_N,
-            mask_id,
-            attends_B1TT=self.attends_B1TT,
-            position_BT=self.position_BT,
-        )
+        layout = {"attends_B1TT": self.attends_B1TT, "position_BT": self.position_BT}
+        return logits_at(model, self.ids_BT, index_N, mask_id, **layout)
 
 
 @dataclass(frozen=True)

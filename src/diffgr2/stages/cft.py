@@ -86,18 +86,15 @@ class CftTask:
             if config.complementary:
                 drawn.append(complement(*drawn[-1]))
         masked_CR, level_CR = (np.stack(part) for part in zip(*drawn, strict=True))
-        causal = {
-            "causal": True,
-            "block_causal": False,
-            "either": bool(rng.random() < config.causal_share),
-        }[contract.clean_attention]
+        causal = contract.clean_attention == "causal"
+        if contract.clean_attention == "either":
+            causal = bool(rng.random() < config.causal_share)
         return NoisyRow(prompt, full_R, masked_CR, shift, causal, contract), level_CR, kind_R
 
     def _micro(self, step: int, part: Sequence[tuple[int, int]]) -> CftMicro:
         config = self.config
         weights = np.array([config.reasoning_weight, config.answer_weight])
-        rows: list[NoisyRow] = []
-        supervised = []
+        rows, supervised = [], []
         for b, (place, n) in enumerate(part):
             row, level_CR, kind_R = self.row(n, generator(self.seed, self.name, step, place))
             rows.append(row)

@@ -63,8 +63,6 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return {"steps": len(lines), **means}
 
 
-def by_part(
-    name: str, value_N: Tensor, parts: Mapping[str, Tensor]
-) -> dict[str, tuple[Tensor, Tensor]]:
+def by_part(name: str, value_N: Tensor, parts: Mapping[str, Tensor]) -> dict[str, Any]:
     """Metrics `part/name`: sum and count of the values in each part, given as a mask [N]."""
     return {f"{part}/{name}": (value_N[in_N].sum(), in_N.sum()) for part, in_N in parts.items()}

@@ -63,10 +63,7 @@ class Corpus:
     def shown(
         self, split: str, row: int, shuffle: float, rng: np.random.Generator
     ) -> tuple[Request, np.ndarray]:
-        """A list's request as a training text shows it, and the order of its candidates.
-
-        Candidates stand mostly as they came; a share of the draws is shuffled.
-        """
+        """A list's request, a share of them with shuffled candidates, and their order."""
         request = self.request(split, row)
         order_K = rng.permutation(request.k) if rng.random() < shuffle else np.arange(request.k)
         return request.reordered(order_K), order_K

@@ -46,8 +46,7 @@ class Outputs:
         return request.reordered(self.order_NK[n])
 
     def prompt(self, corpus: Corpus, n: int) -> list[int]:
-        request = self.request(corpus, n)
-        return corpus.template.prompt(request, reasoning=not self.direct_N[n])
+        return corpus.template.prompt(self.request(corpus, n), reasoning=not self.direct_N[n])
 
     def response(self, n: int) -> np.ndarray:
         return self.tokens_NT[n, : self.length_N[n]].astype(np.int64)
@@ -68,14 +67,12 @@ def run(ctx: StageContext) -> dict[str, Any]:
     config = ctx.recipe.distill
     corpus = open_corpus(ctx.inputs, ctx.recipe)
     template = corpus.template
-    everything = [
-        (s, row) for s, split in enumerate(KNOWN) for row in range(len(corpus.lists[split]))
-    ]
+    known = [(s, row) for s, split in enumerate(KNOWN) for row in range(len(corpus.lists[split]))]
     rng = generator(ctx.seed, "distill")
-    count = min(config.lists or len(everything), len(everything))
+    count = min(config.lists or len(known), len(known))
     drawn, shown, prompts = [], [], []
-    for n in np.sort(rng.choice(len(everything), count, replace=False)):
-        s, row = everything[n]
+    for n in np.sort(rng.choice(len(known), count, replace=False)):
+        s, row = known[n]
         request, order_K = corpus.shown(KNOWN[s], row, config.shuffle, rng)
         direct = bool(rng.random() < config.direct)
         ids = template.prompt(request, reasoning=not direct)
@@ -85,10 +82,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     lean = LeanQwen3(open_model(ctx.inputs["rl"]))
     settings = corpus.settings(None, "ar", temperature=0.0, max_tokens=0)
     with ctx.progress.task("distill", count) as bar:
-        trajectories = decode(
-            lean, prompts, settings, batch=config.batch, on_done=lambda _: bar.advance()
-        )
-    tokens = [trajectory.tokens_T for trajectory in trajectories]
+        texts = decode(lean, prompts, settings, batch=config.batch, on_done=lambda _: bar.advance())
+    tokens = [text.tokens_T for text in texts]
     valid = [template.parse(t.tolist(), r).valid for t, r in zip(tokens, shown, strict=True)]
     kept = np.flatnonzero(np.array(valid) | (config.keep == "all"))
     if not len(kept):

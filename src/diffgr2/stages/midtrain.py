@@ -72,10 +72,10 @@ class MidtrainTask:
         return [ids["<task_persona>"], *sids], [*words[:LONGEST_TEXT], vocab.end_id]
 
     def micros(self, step: int, model: nn.Module) -> list[WeightedMicro]:
-        rows = range(self.config.rows)
-        texts = [self.text(generator(self.seed, self.name, step, place)) for place in rows]
-        ones, pad_id = [1.0] * len(TASKS), self.corpus.vocab.pad_id
-        return [imitation(part, ones, pad_id) for part in chunks(texts, self.config.micro_rows)]
+        config, ones, pad_id = self.config, [1.0] * len(TASKS), self.corpus.vocab.pad_id
+        rngs = [generator(self.seed, self.name, step, place) for place in range(config.rows)]
+        texts = [self.text(rng) for rng in rngs]
+        return [imitation(part, ones, pad_id) for part in chunks(texts, config.micro_rows)]
 
     def loss(self, model: nn.Module, micro: WeightedMicro) -> Loss:
         micro = micro.to(device())

@@ -114,8 +114,7 @@ class OpdTask:
         self, prompt: list[int], text: Trajectory, rng: np.random.Generator
     ) -> tuple[NoisyRow, np.ndarray, int]:
         """(row, compared positions, response length) of a rollout or of a careful output."""
-        config, contract = self.config, self.contract
-        pad_id = self.corpus.vocab.pad_id
+        config, contract, pad_id = self.config, self.contract, self.corpus.vocab.pad_id
         tokens_R, step_R, block_R, shift = realised(prompt, text, contract, pad_id)
         masked_R = one_state_per_block(step_R, block_R, rng)
         compared_R = masked_R

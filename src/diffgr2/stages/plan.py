@@ -33,19 +33,17 @@ READ_BY = {
 
 
 def _late(place: str, *more: Any) -> Callable[[Any], Any]:
-    """A function `module:name` of this room, imported on its first call."""
-    module, name = place.split(":")
-    return lambda given: getattr(import_module(f"diffgr2.stages.{module}"), name)(given, *more)
+    """A function `module:name` (or `run`) of this room, imported when it is called."""
+    module, _, name = f"diffgr2.stages.{place}".partition(":")
+    return lambda given: getattr(import_module(module), name or "run")(given, *more)
 
 
 def _stage(
     name: str, inputs: str, sections: str, summary: str, run: str = "", *more: Any, **keys: Any
 ) -> Stage:
     """One line of the table; inputs and sections are words, `corpus` stands for CORPUS."""
-    run = run or name
-    call = _late(run if ":" in run else f"{run}:run", *more)
     read = tuple(inputs.replace("corpus", " ".join(CORPUS)).split())
-    shared = name in TRAINED
+    call, shared = _late(run or name, *more), name in TRAINED
     return Stage(name, call, read, tuple(sections.split()), summary, shared=shared, **keys)
 
 
@@ -58,8 +56,8 @@ _TIMED = (
 
 # fmt: off
 _TABLE = (
-    # name, inputs, recipe sections or single keys of them, summary, function if not name:run
-    _stage("data", "", "data", "import, k-core, leave-one-out", 
+    # name, inputs, recipe sections or single keys of them, summary, module:function if not its own
+    _stage("data", "", "data", "import, k-core, leave-one-out",
            files=_late("data:outside_files")),
     _stage("items", "data", "items", "text vectors and semantic IDs"),
     _stage("retriever", "data", "retriever", "train the retriever"),

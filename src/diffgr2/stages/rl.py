@@ -125,23 +125,20 @@ class RlTask:
         if round_ != self._round:
             self._rollouts, self._metrics = self.roller.collect(round_ + 1, model)
             self._round = round_
-        micros = self._laid_out()
+            if self.contract:  # like copy counts together: a batch is as wide as its widest row
+                self._rollouts.sort(key=lambda rollout: rollout.trajectory.nfe)
+        micros = [self._micro(part) for part in chunks(self._rollouts, self.config.micro_rows)]
         if micros and self._unchecked:
             self._check(model, micros[0])
             self._unchecked = False
         return micros
 
-    def _laid_out(self) -> list[PolicyMicro]:
-        pad_id, size = self.roller.corpus.vocab.pad_id, self.config.micro_rows
+    def _micro(self, rollouts: Sequence[Rollout]) -> PolicyMicro:
+        pad_id = self.roller.corpus.vocab.pad_id
         if self.contract is None:
-            return [causal_micro(part, pad_id) for part in chunks(self._rollouts, size)]
+            return causal_micro(rollouts, pad_id)
         causal = self.roller.settings.clean_kv == "causal"
-        # Rows of like copy counts together: a batch is as wide as its widest row.
-        rollouts = sorted(self._rollouts, key=lambda rollout: rollout.trajectory.nfe)
-        return [
-            replay_micro(part, self.contract, pad_id, clean_causal=causal)
-            for part in chunks(rollouts, size)
-        ]
+        return replay_micro(rollouts, self.contract, pad_id, clean_causal=causal)
 
     def _scored(self, model: nn.Module, micro: PolicyMicro) -> tuple[Tensor, Tensor]:
         """(logits [N, V], log-probability [N] of each token)."""
@@ -151,9 +148,8 @@ class RlTask:
     @torch.no_grad()
     def _check(self, model: nn.Module, micro: PolicyMicro) -> None:
         """|logp_rollout − logp_replay| < 1e-4."""
-        micro = micro.to(device())
-        _, logp_N = self._scored(model, micro)
-        worst = float((logp_N - micro.old_logp_N).abs().max())
+        _, logp_N = self._scored(model, micro.to(device()))
+        worst = float((logp_N.cpu() - micro.old_logp_N).abs().max())
         if worst > REPLAY_TOLERANCE:
             raise DecodeError(f"{self.name}: replay differs from the rollout by {worst:.2e}")
 

@@ -54,8 +54,8 @@ class Roller:
     seed: int
     reasoning: bool
 
-    def prompts(self, step: int, round_: int) -> list[tuple[Request, int, list[int]]]:
-        """(request as shown, target position, token ids) of one round's prompts."""
+    def prompts(self, step: int, round_: int) -> list[tuple[list[int], Request, int]]:
+        """(token ids, request as shown, target position) of one round's prompts."""
         corpus, rows = self.corpus, []
         need = self.config.prompts
         at = ((step - 1) * (1 + self.config.refill) + round_) * need
@@ -67,7 +67,7 @@ class Roller:
             request, order_K = corpus.shown(split, row, self.config.shuffle, rng)
             target = int(np.flatnonzero(order_K == corpus.lists[split].hit_L[row])[0])
             ids = corpus.template.prompt(request, reasoning=self.reasoning)
-            rows.append((request, target, ids))
+            rows.append((ids, request, target))
         return rows
 
     def grade(self, trajectory: Trajectory, request: Request, target: int) -> tuple[Answer, float]:
@@ -101,23 +101,20 @@ class Roller:
     def _round(self, step: int, round_: int, lean: LeanQwen3) -> list[list[Rollout]]:
         """A group of samples per prompt; one without variance has advantages of 0."""
         prompts, size = self.prompts(step, round_), self.config.group
+        template, stream = self.corpus.template, (self.seed, self.name, "rollout", step, round_)
         requests = [
-            DecodeRequest(
-                ids,
-                self.corpus.template.grammar(request),
-                (self.seed, self.name, "rollout", step, round_, place, g),
-            )
-            for place, (request, _, ids) in enumerate(prompts)
+            DecodeRequest(ids, template.grammar(request), (*stream, place, g))
+            for place, (ids, request, _) in enumerate(prompts)
             for g in range(size)
         ]
         trajectories = decode(lean, requests, self.settings, batch=DECODE_BATCH)
-        graded = [self.grade(t, *prompts[i // size][:2]) for i, t in enumerate(trajectories)]
+        graded = [self.grade(t, *prompts[i // size][1:]) for i, t in enumerate(trajectories)]
         reward_PG = np.array([value for _, value in graded]).reshape(len(prompts), size)
         advantage_N = advantages(reward_PG)[0].ravel().tolist()
-        rollouts = []
-        for i, (trajectory, grades) in enumerate(zip(trajectories, graded, strict=True)):
-            request, target, ids = prompts[i // size]
-            rollouts.append(Rollout(ids, request, target, trajectory, *grades, advantage_N[i]))
+        rollouts = [
+            Rollout(*prompts[i // size], trajectory, *graded[i], advantage_N[i])
+            for i, trajectory in enumerate(trajectories)
+        ]
         return [rollouts[at : at + size] for at in range(0, len(rollouts), size)]
 
 
@@ -128,17 +125,14 @@ def rollout_metrics(rows: list[Rollout]) -> dict[str, float]:
     moves = [row.target - row.answer.order.index(row.target) for row in valid]
 
     identity = [row.answer.order == tuple(range(row.request.k)) for row in valid]
-
-    def share(flags: list[bool]) -> float:
-        return float(np.mean(flags)) if flags else 0.0
-
+    n_valid = max(len(valid), 1)
     return {
         "reward": float(np.mean(rewards)),
         "reward_std": float(np.std(rewards)),
-        "rank/identity_rate": share(identity),
+        "rank/identity_rate": sum(identity) / n_valid,
         "rank/r@1": sum(row.answer.order[0] == row.target for row in valid) / len(rows),
-        "rank/promote": share([move > 0 for move in moves]),
-        "rank/demote": share([move < 0 for move in moves]),
+        "rank/promote": sum(move > 0 for move in moves) / n_valid,
+        "rank/demote": sum(move < 0 for move in moves) / n_valid,
         **text_metrics([row.trajectory for row in rows], [row.answer.valid for row in rows]),
     }
 

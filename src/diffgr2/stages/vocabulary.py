@@ -34,8 +34,8 @@ def text_tokenizer(recipe: Recipe, texts: list[str]) -> Tokenizer:
 def run(ctx: StageContext) -> dict[str, Any]:
     recipe = ctx.recipe
     catalogue = read_dataset(ctx.inputs["data"]).catalogue
-    index = read_json(ctx.inputs["evidence"] / "index.json")
-    fields = tuple(field["name"] for field in index["fields"])
+    known = read_json(ctx.inputs["evidence"] / "index.json")["fields"]
+    fields = tuple(field["name"] for field in known)
     texts = [item_text(catalogue, item) for item in range(len(catalogue))]
     if recipe.prompt.template == "gr2":
         # Every response spells the template's own words: they are worth tokens of their own.
