@@ -112,11 +112,8 @@ def imitation(texts: Sequence[Text], weights: Sequence[float], pad_id: int) -> W
         (b, len(text.prompt) - 1 + np.arange(len(text.response)), text.response, text.kind)
         for b, text in enumerate(texts)
     )
-    index_N, weight_N = (
-        batch.flat(row_N, place_N),
-        torch.tensor(weights, dtype=torch.float32)[kind_N],
-    )
-    return WeightedMicro(batch, index_N, target_N, weight_N, kind_N)
+    weight_N = torch.tensor(weights, dtype=torch.float32)[kind_N]
+    return WeightedMicro(batch, batch.flat(row_N, place_N), target_N, weight_N, kind_N)
 
 
 def epoch_order(n: int, rows: int, step: int, *parts: str | int) -> list[int]:

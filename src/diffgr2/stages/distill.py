@@ -59,7 +59,7 @@ class Outputs:
 
     @classmethod
     def load(cls, directory: Path) -> Outputs:
-        """The stage's."""
+        """What the stage wrote."""
         return cls(**load_arrays(directory / FILE))
 
 

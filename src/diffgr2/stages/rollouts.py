@@ -56,8 +56,7 @@ class Roller:
 
     def prompts(self, step: int, round_: int) -> list[tuple[list[int], Request, int]]:
         """(token ids, request as shown, target position) of one round's prompts."""
-        corpus, rows = self.corpus, []
-        need = self.config.prompts
+        corpus, need, prompts = self.corpus, self.config.prompts, []
         at = ((step - 1) * (1 + self.config.refill) + round_) * need
         epoch, first = divmod(at, len(corpus.hits))
         order = permutation(len(corpus.hits), self.seed, self.name, "prompts", epoch)
@@ -67,8 +66,8 @@ class Roller:
             request, order_K = corpus.shown(split, row, self.config.shuffle, rng)
             target = int(np.flatnonzero(order_K == corpus.lists[split].hit_L[row])[0])
             ids = corpus.template.prompt(request, reasoning=self.reasoning)
-            rows.append((ids, request, target))
-        return rows
+            prompts.append((ids, request, target))
+        return prompts
 
     def grade(self, trajectory: Trajectory, request: Request, target: int) -> tuple[Answer, float]:
         """Parse and reward one output (invalid or over-long: −1)."""
@@ -87,16 +86,15 @@ class Roller:
         with rollout_model(model) as inner:
             lean = LeanQwen3(inner)
             for round_ in range(1 + self.config.refill):
-                groups = self._round(step, round_, lean)
-                every += groups
-                kept += [group for group in groups if any(row.advantage for row in group)]
+                every += self._round(step, round_, lean)
+                kept = [group for group in every if any(each.advantage for each in group)]
                 if len(kept) >= self.config.prompts:
                     break
-        metrics = rollout_metrics([row for group in every for row in group])
+        metrics = rollout_metrics([each for group in every for each in group])
         metrics["frac_reward_zero_std"] = (len(every) - len(kept)) / len(every)
         kept = kept[: self.config.prompts]
         metrics["groups"] = float(len(kept))
-        return [row for group in kept for row in group], metrics
+        return [each for group in kept for each in group], metrics
 
     def _round(self, step: int, round_: int, lean: LeanQwen3) -> list[list[Rollout]]:
         """A group of samples per prompt; one without variance has advantages of 0."""
@@ -118,22 +116,21 @@ class Roller:
         return [rollouts[at : at + size] for at in range(0, len(rollouts), size)]
 
 
-def rollout_metrics(rows: list[Rollout]) -> dict[str, float]:
+def rollout_metrics(rollouts: list[Rollout]) -> dict[str, float]:
     """What shows reward hacking first: identity, validity, length; and the reward itself."""
-    valid = [row for row in rows if row.answer.valid]
-    rewards = [row.reward for row in rows]
-    moves = [row.target - row.answer.order.index(row.target) for row in valid]
-
-    identity = [row.answer.order == tuple(range(row.request.k)) for row in valid]
+    rewards = [r.reward for r in rollouts]
+    valid = [r for r in rollouts if r.answer.valid]
     n_valid = max(len(valid), 1)
+    identity = [r.answer.order == tuple(range(r.request.k)) for r in valid]
+    moves = [r.target - r.answer.order.index(r.target) for r in valid]
     return {
         "reward": float(np.mean(rewards)),
         "reward_std": float(np.std(rewards)),
         "rank/identity_rate": sum(identity) / n_valid,
-        "rank/r@1": sum(row.answer.order[0] == row.target for row in valid) / len(rows),
+        "rank/r@1": sum(r.answer.order[0] == r.target for r in valid) / len(rollouts),
         "rank/promote": sum(move > 0 for move in moves) / n_valid,
         "rank/demote": sum(move < 0 for move in moves) / n_valid,
-        **text_metrics([row.trajectory for row in rows], [row.answer.valid for row in rows]),
+        **text_metrics([r.trajectory for r in rollouts], [r.answer.valid for r in rollouts]),
     }
 
 
