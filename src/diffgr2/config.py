@@ -263,6 +263,7 @@ class RlConfig(TrainConfig):
 
     group: Annotated[int, Field(ge=2)] = 8  # G
     prompts: Positive = 8  # groups per step
+    shuffle: Share = 0.3  # share of prompts whose candidates are shuffled
     temperature: Rate = 1.0
     clip_low: Rate = 0.2
     clip_high: Rate = 0.28
