@@ -82,18 +82,13 @@ def say(text: str) -> None:
         print(text)
 
 
-def write_note(run: Run) -> None:
-    """Remember the recipe, for `report` and `serve`."""
-    values = {"recipe": run.recipe.model_dump(mode="json"), "command": run.command}
-    named = {"named": run.named, "overrides": list(run.overrides)}
-    write_json(run.root / NOTE, {**values, **named})
-
-
 def work(run: Run, goals: list[str], *, force: bool = False) -> dict[str, dict[str, Any]]:
     """Run the goals; returns the manifests of all stages they need."""
     from diffgr2.train import dist
 
     set_threads(run.recipe)
+    note = {"recipe": run.recipe.model_dump(mode="json"), "command": run.command}
+    note |= {"named": run.named, "overrides": list(run.overrides)}
     world = dist.start()
     try:
         if not world.first:
@@ -107,7 +102,7 @@ def work(run: Run, goals: list[str], *, force: bool = False) -> dict[str, dict[s
         except OSError as error:
             raise ConfigError(f"{run.root}: cannot be written ({error.strerror})") from None
         with locked(lock, f"{run.root}: another command is at work here"):
-            write_note(run)
+            write_json(run.root / NOTE, note)  # for `report`
             return run.runner(on_first=dist.on_first).run(goals, force=force)
     finally:
         dist.stop()

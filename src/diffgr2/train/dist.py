@@ -93,7 +93,7 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
-def shard(model: nn.Module) -> nn.Module:
+def shard(model: nn.Module) -> None:
     """Split the parameters over all ranks, in place; a no-op for one process.
 
     Units: each entry of a ModuleList (decoder layers), then each child of the model (trunk, head)
@@ -102,7 +102,7 @@ def shard(model: nn.Module) -> nn.Module:
     whose weights are whole only inside its own call or inside `model.around(work)`.
     """
     if world().size == 1 or is_sharded(model):
-        return model
+        return
     twin = copy.deepcopy(model)
     _drop_weights(twin)
     tied = len(unique_tensors(model)) < len(model.state_dict())
@@ -119,7 +119,6 @@ def shard(model: nn.Module) -> nn.Module:
         model.around = MethodType(_around, model)  # type: ignore[assignment]
         register_fsdp_forward_method(model, "around")
     _TWINS[model] = twin
-    return model
 
 
 def _around(model: nn.Module, work: Callable[[], Tensor]) -> Tensor:

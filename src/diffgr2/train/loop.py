@@ -176,7 +176,14 @@ class _Run:
         answers = dist.gather([mine, self.stop.is_set()])
         records = sorted(record for part, _ in answers for record in part)
         extras = task.metrics(step) if hasattr(task, "metrics") else {}  # type: ignore[attr-defined]
-        line = _metrics_line(step, records, count, float(norm), rate, extras)
+        line = {
+            "step": step,
+            "loss": sum(total for _, total, _ in records) / count if count else 0.0,
+            "grad_norm": float(norm),
+            "learning_rate": rate,
+            **_means(records),
+            **{name: float(value) for name, value in sorted(extras.items())},
+        }
         culprit = _non_finite(records, line)
         if culprit or not math.isfinite(count):
             self._refuse(line, records, culprit or "count")
@@ -246,14 +253,7 @@ class _Run:
         )
 
 
-def _metrics_line(
-    step: int,
-    records: list[Any],
-    count: float,
-    norm: float,
-    rate: float,
-    extras: dict[str, float],
-) -> dict[str, Any]:
+def _means(records: list[Any]) -> dict[str, float]:
     """Metrics of a step, summed in micro order so that no number depends on the world size."""
     sums: dict[str, list[float]] = {}
     for _, _, metrics in records:
@@ -261,14 +261,7 @@ def _metrics_line(
             entry = sums.setdefault(name, [0.0, 0.0])
             entry[0] += total
             entry[1] += n
-    return {
-        "step": step,
-        "loss": sum(total for _, total, _ in records) / count if count else 0.0,
-        "grad_norm": norm,
-        "learning_rate": rate,
-        **{name: total / n for name, (total, n) in sorted(sums.items()) if n},
-        **{name: float(value) for name, value in sorted(extras.items())},
-    }
+    return {name: total / n for name, (total, n) in sorted(sums.items()) if n}
 
 
 def _non_finite(records: list[Any], line: dict[str, Any]) -> str | None:
