@@ -120,23 +120,23 @@ class Runner:
             visit(goal)
         return result
 
+    def _facts(self, stage: Stage) -> dict[str, Any]:
+        """What the stage's result depends on, as its manifest says it; its inputs must stand."""
+        return {
+            "stage": stage.name,
+            "seed": self.recipe.seed,
+            "config": read_part(self.recipe, stage.sections),
+            "inputs": {name: self._checked[name] for name in stage.inputs},
+        }
+
     def key(self, stage: Stage) -> str:
-        """Digest of all the stage's result depends on; its inputs must stand."""
+        """Digest of all the stage's result depends on."""
         outside = {}
         for path in stage.files(self.recipe) if stage.files else []:
             if not path.is_file():
                 raise ConfigError(f"{path}: no such file (stage {stage.name})")
             outside[str(path)] = [path.stat().st_size, path.stat().st_mtime_ns]
-        return digest(
-            {
-                "stage": stage.name,
-                "version": stage.version,
-                "config": read_part(self.recipe, stage.sections),
-                "seed": self.recipe.seed,
-                "inputs": {name: self._checked[name] for name in stage.inputs},
-                "outside": outside,
-            }
-        )
+        return digest(self._facts(stage) | {"version": stage.version, "outside": outside})
 
     def standing(self, stage: Stage, key: str) -> dict[str, Any] | None:
         """The manifest of the stage's directory if it is complete and of this key."""
@@ -244,19 +244,7 @@ class Runner:
         self, stage: Stage, key: str, metrics: dict[str, Any], wall_s: float
     ) -> dict[str, Any]:
         partial = self.partial(stage.name)
-        manifest = publish(
-            partial / "out",
-            self.directory(stage.name),
-            {
-                "stage": stage.name,
-                "key": key,
-                "seed": self.recipe.seed,
-                "config": read_part(self.recipe, stage.sections),
-                "inputs": {name: self._checked[name] for name in stage.inputs},
-                "versions": versions(),
-                "metrics": metrics,
-                "wall_s": wall_s,
-            },
-        )
+        made = {"key": key, "versions": versions(), "metrics": metrics, "wall_s": wall_s}
+        manifest = publish(partial / "out", self.directory(stage.name), self._facts(stage) | made)
         shutil.rmtree(partial, ignore_errors=True)
         return manifest
