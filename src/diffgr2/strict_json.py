@@ -25,7 +25,6 @@ def loads(data: bytes | str) -> Any:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 (byte {error.start})") from None
-    _check_depth(text)
     try:
         value = json.loads(
             text,
@@ -38,30 +37,9 @@ def loads(data: bytes | str) -> Any:
         where = f"line {error.lineno} column {error.colno}"
         raise DataError(f"not valid JSON: {error.msg} ({where})") from None
     except RecursionError:
-        raise DataError("not valid JSON: nested too deeply") from None
-    if "\\u" in text:
-        _check_surrogates(value)
+        raise DataError(f"not valid JSON: more than {MAX_DEPTH} levels") from None
+    _check(value)
     return value
-
-
-def _check_depth(text: str) -> None:
-    depth, inside, escaped = 0, False, False
-    for character in text:
-        if inside:
-            if escaped:
-                escaped = False
-            elif character == "\\":
-                escaped = True
-            elif character == '"':
-                inside = False
-        elif character == '"':
-            inside = True
-        elif character in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise DataError(f"not valid JSON: more than {MAX_DEPTH} levels")
-        elif character in "]}":
-            depth -= 1
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -90,14 +68,13 @@ def _float(text: str) -> float:
     return value
 
 
-def _check_surrogates(value: Any) -> None:
+def _check(value: Any, above: int = 0) -> None:
+    """Depth and texts of a parsed value."""
     if isinstance(value, str):
         if SURROGATE.search(value):
             raise DataError("text holds half a surrogate pair")
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            _check_surrogates(key)
-            _check_surrogates(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            _check_surrogates(inner)
+    elif isinstance(value, list | dict):
+        if above == MAX_DEPTH:
+            raise DataError(f"not valid JSON: more than {MAX_DEPTH} levels")
+        for inner in value if isinstance(value, list) else [*value, *value.values()]:
+            _check(inner, above + 1)
