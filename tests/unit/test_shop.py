@@ -23,7 +23,7 @@ from diffgr2.data.shop import (
     true_probabilities,
 )
 from diffgr2.data.shop_catalogue import build_catalogue
-from diffgr2.data.shop_words import DEPARTMENTS
+from diffgr2.data.shop_words import WORDS
 from diffgr2.data.store import Dataset
 from diffgr2.types import Histories
 
@@ -202,7 +202,7 @@ def test_shelves_of_any_size_are_well_formed(n_items: int) -> None:
     shelves = build_catalogue(n_items, seed=1)
     catalogue = shelves.catalogue
     assert len(catalogue) == len(set(catalogue.titles)) == len(set(catalogue.raw_ids)) == n_items
-    products = {p.name: p for d in DEPARTMENTS for p in d.products}
+    products = {p.name: p for d in WORDS.departments for p in d.products}
     prices = []
     for item in range(n_items):
         title, brand, path = (
@@ -225,11 +225,11 @@ def test_shelves_of_any_size_are_well_formed(n_items: int) -> None:
 
 
 def test_every_product_has_a_complement_in_its_own_department() -> None:
-    names = [p.name for d in DEPARTMENTS for p in d.products]
-    nouns = [p.noun for d in DEPARTMENTS for p in d.products]
+    names = [p.name for d in WORDS.departments for p in d.products]
+    nouns = [p.noun for d in WORDS.departments for p in d.products]
     assert len(set(names)) == len(names)
     assert len(set(nouns)) == len(nouns)
-    for department in DEPARTMENTS:
+    for department in WORDS.departments:
         own = {p.name for p in department.products}
         for product in department.products:
             assert set(product.goes_with) <= set(names) - {product.name}
