@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffgr2.data.gather import RowGatherer
-from diffgr2.data.split import Policy, build, drop_repeats, k_core_mask, ordered, tie_spans
+from diffgr2.config import DataConfig
+from diffgr2.data.gather import Gatherer
+from diffgr2.data.split import build, drop_repeats, k_core_mask, ordered, tie_spans
 from diffgr2.data.store import Dataset
 from diffgr2.errors import DataError
 
@@ -17,15 +18,28 @@ ROWS = st.lists(
 
 
 def gather(rows: list[tuple[int, int, int]], timed: bool = True):
-    gatherer = RowGatherer()
+    gatherer = Gatherer()
     for user, item, time in rows:
         gatherer.add(f"u{user}", f"i{item}", time * 1000 if timed else 0)
     return gatherer.finish("rows", timed=timed)
 
 
-def build_or_none(raw, policy: Policy) -> Dataset | None:
+def policy(
+    k_core: int = 0, tie_order: str = "file", tie_seed: int = 0, earliest: bool = False
+) -> DataConfig:
+    source = "amazon2023" if earliest else "table"
+    return DataConfig(
+        source=source,
+        interactions="rows",
+        k_core=k_core,
+        tie_order=tie_order,  # type: ignore[arg-type]
+        tie_seed=tie_seed,
+    )
+
+
+def build_or_none(raw, config: DataConfig, seed: int = 0) -> Dataset | None:
     try:
-        return build(raw, policy, {})
+        return build(raw, config, seed, {})
     except DataError as error:
         assert "nothing is left" in str(error)  # noqa: PT017
         return None
@@ -71,7 +85,7 @@ def test_rows_are_accounted_for_and_every_user_and_item_keeps_enough(
     rows: list, k: int, earliest: bool, tie_order: str
 ) -> None:
     raw = gather(rows)
-    dataset = build_or_none(raw, Policy(k, tie_order, 1, 2, earliest))
+    dataset = build_or_none(raw, policy(k, tie_order, 1, earliest), 2)
     if dataset is None:
         kept = sorted({row[:2] for row in rows} if earliest else set(rows))
         assert naive_core([row[:2] for row in kept], k, 3) == []
@@ -116,8 +130,8 @@ def test_without_a_clock_no_repeat_is_dropped(rows: list) -> None:
 def test_the_shuffle_permutes_within_ties_only(rows: list, seed: int) -> None:
     raw = gather(rows)
     every = np.arange(len(rows))
-    by_file = ordered(raw, every, Policy(tie_order="file"))
-    shuffled = ordered(raw, every, Policy(tie_order="shuffle", tie_seed=seed))
+    by_file = ordered(raw, every, policy(tie_order="file"))
+    shuffled = ordered(raw, every, policy(tie_order="shuffle", tie_seed=seed))
     assert (raw.user_N[by_file] == raw.user_N[shuffled]).all()
     assert (raw.time_N[by_file] == raw.time_N[shuffled]).all()
     inside = np.zeros(len(rows), dtype=bool)
@@ -133,12 +147,12 @@ def test_the_shuffle_does_not_depend_on_other_users_or_on_the_file_order(
     rows: list, seed: int, random
 ) -> None:
     rows = list(dict.fromkeys(rows))
-    policy = Policy(0, "shuffle", seed)
+    shuffle = policy(0, "shuffle", seed)
 
     def orders(some: list) -> dict[str, list[str]]:
         raw = gather(some)
         result: dict[str, list[str]] = {}
-        for row in ordered(raw, np.arange(len(some)), policy):
+        for row in ordered(raw, np.arange(len(some)), shuffle):
             result.setdefault(raw.users[raw.user_N[row]], []).append(raw.items[raw.item_N[row]])
         return result
 
@@ -155,7 +169,7 @@ def test_the_shuffle_does_not_depend_on_other_users_or_on_the_file_order(
 def test_the_shuffle_is_uniform_over_the_orders_of_a_tie() -> None:
     rows = [(user, item, 0) for user in range(3_000) for item in range(3)]
     raw = gather(rows)
-    order = ordered(raw, np.arange(len(rows)), Policy(tie_order="shuffle"))
+    order = ordered(raw, np.arange(len(rows)), policy(tie_order="shuffle"))
     triples = raw.item_N[order].reshape(-1, 3)
     _, counts = np.unique(triples, axis=0, return_counts=True)
     assert len(counts) == 6
@@ -168,7 +182,7 @@ def test_the_shuffle_is_uniform_over_the_orders_of_a_tie() -> None:
 @given(ROWS, st.integers(0, 50), st.integers(0, 50))
 def test_the_seed_changes_the_numbers_and_nothing_else(rows: list, one: int, two: int) -> None:
     raw = gather(rows)
-    first, second = (build_or_none(raw, Policy(0, seed=seed)) for seed in (one, two))
+    first, second = (build_or_none(raw, policy(), seed) for seed in (one, two))
     if first is None or second is None:
         assert first is second, "the seed decides nothing but numbers"
         return
@@ -183,7 +197,7 @@ def test_the_seed_changes_the_numbers_and_nothing_else(rows: list, one: int, two
 @given(st.integers(0, 10_000))
 def test_numbers_do_not_follow_first_appearance(seed: int) -> None:
     rows = [(user, item, item) for user in range(40) for item in range(40)]
-    dataset = build(gather(rows), Policy(0, seed=seed), {})
+    dataset = build(gather(rows), policy(), seed, {})
     first_seen = [f"i{item}" for item in range(40)]
     place = [dataset.catalogue.raw_ids.index(raw) for raw in first_seen]
     # Rank correlation of a random permutation of 40: standard deviation 1 / sqrt(39) = .16.
@@ -194,8 +208,8 @@ def test_numbers_do_not_follow_first_appearance(seed: int) -> None:
 @given(ROWS)
 def test_the_split_digest_tells_splits_apart(rows: list) -> None:
     raw = gather(rows)
-    first = build_or_none(raw, Policy(0))
-    second = build_or_none(raw, Policy(0, "shuffle", 3))
+    first = build_or_none(raw, policy())
+    second = build_or_none(raw, policy(0, "shuffle", 3))
     if first is None or second is None:
         assert first is second, "the tie order decides nothing but order"
         return

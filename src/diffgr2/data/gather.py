@@ -1,20 +1,21 @@
-"""Interactions gathered row by row, or column by column, into `RawData`.
+"""Interactions gathered one by one into `RawData`.
 
-Contract: ids are kept once and rows as integers, so a million interactions need some 30 MB; the
-result has its ids sorted, whatever the order of the rows. Not here: parsing.
+Contract: ids are kept once and interactions as integers, so a million of them need some 30 MB; the
+result has its ids sorted, whatever the order of the interactions. Not here: parsing.
 """
 
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 
 import numpy as np
 
-from diffgr2.data.split import ItemText, RawData
+from diffgr2.data.split import RawData
 from diffgr2.errors import DataError
 
 
-class RowGatherer:
+class Gatherer:
     """Collects interactions one at a time."""
 
     def __init__(self) -> None:
@@ -30,13 +31,14 @@ class RowGatherer:
         self._time.append(time_ms)
 
     def finish(self, source: str, *, timed: bool) -> RawData:
-        """All rows, ids sorted."""
+        """All of them, ids sorted."""
         if not self._user:
             raise DataError(f"{source}: holds no usable interactions")
-        columns = [np.array(c, dtype=np.int64) for c in (self._time, self._position)]
         users, user_N = _sorted_ids(self.users, np.array(self._user, dtype=np.int64))
         items, item_N = _sorted_ids(self.items, np.array(self._item, dtype=np.int64))
-        return RawData(source, users, items, user_N, item_N, columns[0], columns[1], timed)
+        time_N = np.array(self._time, dtype=np.int64)
+        position_N = np.array(self._position, dtype=np.int64)
+        return RawData(source, users, items, user_N, item_N, time_N, position_N, timed)
 
 
 def _sorted_ids(numbers: dict[str, int], codes_N: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -47,40 +49,13 @@ def _sorted_ids(numbers: dict[str, int], codes_N: np.ndarray) -> tuple[list[str]
     return ids, place[codes_N]
 
 
-def renamed(raw: RawData, users: dict[str, str], items: dict[str, str]) -> RawData:
-    """The same rows under other ids where the maps know them; two ids must not become one."""
-    result = []
-    for kind, ids, names in (("user", raw.users, users), ("item", raw.items, items)):
-        new = [names.get(old, old) for old in ids]
-        if len(set(new)) != len(new):
+def renamed(raw: RawData, user_names: dict[str, str], item_names: dict[str, str]) -> RawData:
+    """The same interactions under other ids where the maps know them; two must not become one."""
+    new_users = {user_names.get(old, old): number for number, old in enumerate(raw.users)}
+    new_items = {item_names.get(old, old): number for number, old in enumerate(raw.items)}
+    for kind, old, new in (("user", raw.users, new_users), ("item", raw.items, new_items)):
+        if len(new) != len(old):
             raise DataError(f"{raw.source}: the id map gives two {kind}s the same name")
-        order = sorted(range(len(new)), key=new.__getitem__)
-        place = np.empty(len(new), dtype=np.int64)
-        place[order] = np.arange(len(new))
-        result.append(([new[i] for i in order], place))
-    (new_users, user_place), (new_items, item_place) = result
-    return RawData(
-        raw.source,
-        new_users,
-        new_items,
-        user_place[raw.user_N],
-        item_place[raw.item_N],
-        raw.time_N,
-        raw.position_N,
-        raw.timed,
-    )
-
-
-def with_texts(raw: RawData, texts: dict[str, ItemText]) -> RawData:
-    """The same rows with item metadata."""
-    return RawData(
-        raw.source,
-        raw.users,
-        raw.items,
-        raw.user_N,
-        raw.item_N,
-        raw.time_N,
-        raw.position_N,
-        raw.timed,
-        texts,
-    )
+    users, user_N = _sorted_ids(new_users, raw.user_N)
+    items, item_N = _sorted_ids(new_items, raw.item_N)
+    return replace(raw, users=users, items=items, user_N=user_N, item_N=item_N)

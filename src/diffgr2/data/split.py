@@ -1,13 +1,14 @@
 """From raw interactions to histories: repeats, k-core, order, leave-one-out, random numbers.
 
-Contract: `build(raw, policy)` turns `RawData` into a `Dataset`. Repeats are dropped, the iterative
-k-core is taken, every user's interactions are ordered by (time, file order) with ties left as they
-stand or shuffled, users with fewer than three interactions go (leave-one-out needs three), and
-users and items get random dense numbers, so that neither the order of first appearance nor the
-raw ids leak into a model. All of it is a function of the rows, the policy and the seeds: ids are
-taken in sorted order before they are permuted, and each user's ties are shuffled by a stream of
-its own, so one user's rows never change another's order. Not here: files (`data.records`) and the
-masks of the split itself (`types.Histories` defines train, validation and test by position).
+Contract: `build(raw, config, seed, report)` turns `RawData` into a `Dataset`. Repeats are dropped,
+the iterative k-core is taken, every user's interactions are ordered by (time, file order) with ties
+left as they stand or shuffled, users with fewer than three interactions go (leave-one-out needs
+three), and users and items get random dense numbers, so that neither the order of first appearance
+nor the raw ids leak into a model. All of it is a function of the interactions, the configuration
+and the seeds: ids are taken in sorted order before they are permuted, and each user's ties are
+shuffled by a stream of its own, so one user's interactions never change another's order. Not here:
+files (`data.records`) and the masks of the split itself (`types.Histories` defines train,
+validation and test by position).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from diffgr2.config import DataConfig
 from diffgr2.data.store import Dataset
 from diffgr2.errors import DataError
 from diffgr2.streams import generator, permutation
@@ -57,22 +59,11 @@ class RawData:
     texts: dict[str, ItemText] = field(default_factory=dict)  # by raw item id
 
 
-@dataclass(frozen=True)
-class Policy:
-    """How rows become histories."""
-
-    k_core: int = 5
-    tie_order: str = "file"  # or shuffle
-    tie_seed: int = 0
-    seed: int = 0
-    keep_earliest: bool = False  # one interaction per (user, item): the first
-
-
 def drop_repeats(raw: RawData, keep_earliest: bool) -> np.ndarray:
-    """Mask of rows to keep.
+    """Mask of interactions to keep.
 
-    `keep_earliest` keeps a user's first interaction with each item; otherwise only rows that agree
-    in user, item and time go, and without a clock none (the same item twice is then two events).
+    `keep_earliest` keeps a user's first with each item; otherwise only those that agree in user,
+    item and time go, and without a clock none (the same item twice is then two events).
     """
     n = len(raw.user_N)
     keep_N = np.ones(n, dtype=bool)
@@ -88,10 +79,8 @@ def drop_repeats(raw: RawData, keep_earliest: bool) -> np.ndarray:
 
 
 def k_core_mask(user_N: np.ndarray, item_N: np.ndarray, k: int, shortest: int = 0) -> np.ndarray:
-    """Rows left when users and items with fewer than `k` (users: also `shortest`) go, repeatedly.
-
-    The result is the largest set of rows in which every user and item keeps that many; it does not
-    depend on the order in which they go.
+    """Interactions left when users and items with fewer than `k` (users: also `shortest`) go, again
+    and again: the largest set in which every user and item keeps that many, whatever the order.
     """
     keep_N = np.ones(len(user_N), dtype=bool)
     n_users = int(user_N.max(initial=-1)) + 1
@@ -117,82 +106,44 @@ def tie_spans(user_N: np.ndarray, time_N: np.ndarray) -> list[tuple[int, int]]:
     return [(int(edges[i]), int(edges[i + 1])) for i in long]
 
 
-def ordered(raw: RawData, rows: np.ndarray, policy: Policy) -> np.ndarray:
-    """The rows sorted by (user, time, order within ties)."""
-    user, time, item = raw.user_N[rows], raw.time_N[rows], raw.item_N[rows]
-    if policy.tie_order == "file":
-        return rows[np.lexsort((rows, raw.position_N[rows], time, user))]
+def ordered(raw: RawData, picked: np.ndarray, config: DataConfig) -> np.ndarray:
+    """The picked interactions sorted by (user, time, order within ties)."""
+    user, time, item = raw.user_N[picked], raw.time_N[picked], raw.item_N[picked]
+    if config.tie_order == "file":
+        return picked[np.lexsort((picked, raw.position_N[picked], time, user))]
     # Before the shuffle ties stand by item id, so the result does not depend on the file's order.
-    rows = rows[np.lexsort((raw.position_N[rows], item, time, user))]
-    user, time = raw.user_N[rows], raw.time_N[rows]
+    picked = picked[np.lexsort((raw.position_N[picked], item, time, user))]
+    user, time = raw.user_N[picked], raw.time_N[picked]
     stream, current = None, -1
     for start, end in tie_spans(user, time):
         if user[start] != current or stream is None:
             current = int(user[start])
-            stream = generator(policy.tie_seed, "data", "ties", raw.users[current])
-        rows[start:end] = rows[start:end][stream.permutation(end - start)]
-    return rows
+            stream = generator(config.tie_seed, "data", "ties", raw.users[current])
+        picked[start:end] = picked[start:end][stream.permutation(end - start)]
+    return picked
 
 
-def build(raw: RawData, policy: Policy, report: dict[str, Any]) -> Dataset:
+def build(raw: RawData, config: DataConfig, seed: int, report: dict[str, Any]) -> Dataset:
     """Repeats, k-core, order, numbers; `report` is what the importer already counted."""
-    if policy.tie_order == "shuffle" and not raw.timed:
+    if config.tie_order == "shuffle" and not raw.timed:
         raise DataError(
             f"{raw.source}: tie_order shuffle needs timestamps; without them it would shuffle "
             "whole histories"
         )
-    rows = np.flatnonzero(drop_repeats(raw, policy.keep_earliest))
-    core = rows[k_core_mask(raw.user_N[rows], raw.item_N[rows], policy.k_core)]
-    kept = rows[k_core_mask(raw.user_N[rows], raw.item_N[rows], policy.k_core, SHORTEST)]
-    users_core, users_kept = np.unique(raw.user_N[core]), np.unique(raw.user_N[kept])
-    if len(kept) == 0:
+    k, keep_earliest = config.k_core, config.source == "amazon2023"
+    used = np.flatnonzero(drop_repeats(raw, keep_earliest))
+    user_N, item_N = raw.user_N[used], raw.item_N[used]
+    core_N = k_core_mask(user_N, item_N, k)
+    kept_N = k_core_mask(user_N, item_N, k, SHORTEST)
+    users_core, users_kept = np.unique(user_N[core_N]), np.unique(user_N[kept_N])
+    if len(users_kept) == 0:
         raise DataError(
-            f"{raw.source}: nothing is left of {len(rows)} interactions after the "
-            f"{policy.k_core}-core and users with fewer than {SHORTEST} interactions"
+            f"{raw.source}: nothing is left of {len(used)} interactions after the "
+            f"{k}-core and users with fewer than {SHORTEST} interactions"
         )
-    kept = ordered(raw, kept, policy)
-    dataset = _number(raw, kept, users_kept, policy.seed)
-    report = {
-        **report,
-        "interactions_in": len(raw.user_N),
-        "duplicates_dropped": len(raw.user_N) - len(rows),
-        "interactions_used": len(rows),
-        "users_before_core": len(np.unique(raw.user_N[rows])),
-        "items_before_core": len(np.unique(raw.item_N[rows])),
-        "interactions_outside_core": len(rows) - len(kept),
-        "short_users_dropped": len(users_core) - len(users_kept),
-        "k_core": policy.k_core,
-        "tie_order": policy.tie_order,
-        "tie_seed": policy.tie_seed,
-        "repeats": "earliest per item" if policy.keep_earliest else "kept at distinct times",
-        "split_sha256": split_digest(raw, kept),
-        **statistics(dataset.histories),
-        **_ties(raw, kept),
-        **_coverage(dataset.catalogue),
-    }
-    return Dataset(dataset.histories, dataset.catalogue, dataset.raw_users, report)
-
-
-def _number(raw: RawData, rows: np.ndarray, users: np.ndarray, seed: int) -> Dataset:
-    """Random dense numbers for the users and items of the ordered rows."""
-    items = np.unique(raw.item_N[rows])
-    old_user = users[permutation(len(users), seed, "data", "users")]  # new number -> index
-    old_item = items[permutation(len(items), seed, "data", "items")]
-    new_user = np.full(len(raw.users), -1, dtype=np.int64)
-    new_item = np.full(len(raw.items), -1, dtype=np.int64)
-    new_user[old_user] = np.arange(len(users))
-    new_item[old_item] = np.arange(len(items))
-    rows = rows[np.argsort(new_user[raw.user_N[rows]], kind="stable")]
-    lengths_U = np.bincount(new_user[raw.user_N[rows]], minlength=len(users))
-    histories = Histories(
-        np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64),
-        new_item[raw.item_N[rows]].astype(np.int32),
-        raw.time_N[rows] // 1000,
-        len(items),
-    )
-    raw_items = [raw.items[i] for i in old_item]
-    nothing = ItemText()
-    texts = [raw.texts.get(item, nothing) for item in raw_items]
+    kept = ordered(raw, used[kept_N], config)
+    histories, raw_items, raw_users = _number(raw, kept, seed)
+    texts = [raw.texts.get(item, ItemText()) for item in raw_items]
     catalogue = Catalogue(
         raw_ids=raw_items,
         titles=[text.title for text in texts],
@@ -201,16 +152,55 @@ def _number(raw: RawData, rows: np.ndarray, users: np.ndarray, seed: int) -> Dat
         prices=np.array([text.price for text in texts], dtype=np.float64),
         descriptions=[text.description for text in texts],
     )
-    return Dataset(histories, catalogue, [raw.users[i] for i in old_user], {})
+    report = {
+        **report,
+        "interactions_in": len(raw.user_N),
+        "duplicates_dropped": len(raw.user_N) - len(used),
+        "interactions_used": len(used),
+        "users_before_core": len(np.unique(user_N)),
+        "items_before_core": len(np.unique(item_N)),
+        "interactions_outside_core": len(used) - len(kept),
+        "short_users_dropped": len(users_core) - len(users_kept),
+        "k_core": k,
+        "tie_order": config.tie_order,
+        "tie_seed": config.tie_seed,
+        "repeats": "earliest per item" if keep_earliest else "kept at distinct times",
+        "split_sha256": split_digest(raw, kept),
+        **statistics(histories),
+        **_ties(raw, kept),
+        **_coverage(catalogue),
+    }
+    return Dataset(histories, catalogue, raw_users, report)
 
 
-def split_digest(raw: RawData, rows: np.ndarray) -> str:
+def _number(raw: RawData, kept: np.ndarray, seed: int) -> tuple[Histories, list[str], list[str]]:
+    """(histories, raw items, raw users) under random dense numbers; `kept` is in order."""
+    users, user_N = np.unique(raw.user_N[kept], return_inverse=True)
+    items, item_N = np.unique(raw.item_N[kept], return_inverse=True)
+    old_user = permutation(len(users), seed, "data", "users")  # new number -> place in `users`
+    old_item = permutation(len(items), seed, "data", "items")
+    user_N, item_N = np.argsort(old_user)[user_N], np.argsort(old_item)[item_N]
+    by_user = np.argsort(user_N, kind="stable")
+    histories = Histories(
+        np.concatenate([[0], np.cumsum(np.bincount(user_N))]).astype(np.int64),
+        item_N[by_user].astype(np.int32),
+        raw.time_N[kept][by_user] // 1000,
+        len(items),
+    )
+    return (
+        histories,
+        [raw.items[i] for i in items[old_item]],
+        [raw.users[u] for u in users[old_user]],
+    )
+
+
+def split_digest(raw: RawData, kept: np.ndarray) -> str:
     """sha256 over `user item item ...` lines of raw ids, users sorted: the same for every seed."""
     sha = hashlib.sha256()
-    user_N = raw.user_N[rows]
+    user_N = raw.user_N[kept]
     starts = np.flatnonzero(np.concatenate([[True], user_N[1:] != user_N[:-1]]))
-    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
-        words = [raw.users[user_N[start]], *(raw.items[i] for i in raw.item_N[rows[start:end]])]
+    for start, end in zip(starts, [*starts[1:], len(kept)], strict=True):
+        words = [raw.users[user_N[start]], *(raw.items[i] for i in raw.item_N[kept[start:end]])]
         sha.update((" ".join(words) + "\n").encode())
     return sha.hexdigest()
 
@@ -232,11 +222,11 @@ def statistics(histories: Histories) -> dict[str, Any]:
     }
 
 
-def _ties(raw: RawData, rows: np.ndarray) -> dict[str, Any]:
+def _ties(raw: RawData, kept: np.ndarray) -> dict[str, Any]:
     """Groups of equal times and the users whose last two items share one."""
     if not raw.timed:
         return {"timed": False, "tie_groups": 0, "same_time_users": 0}
-    user_N, time_N = raw.user_N[rows], raw.time_N[rows]
+    user_N, time_N = raw.user_N[kept], raw.time_N[kept]
     last = np.flatnonzero(np.concatenate([user_N[1:] != user_N[:-1], [True]]))
     return {
         "timed": True,
