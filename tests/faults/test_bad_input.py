@@ -198,7 +198,7 @@ BAD_FILES: list[tuple[str, str, bytes | None, str]] = [  # file, source, content
     ("open.csv", "table", b'user,"item\nU,a\n',
      "open.csv: line 1: not valid CSV (quote is not closed)"),
     ("names.csv", "table", b"who,what\nU,a\n",
-     "names.csv: user: no column 'user' (it has: what, who)"),
+     "names.csv: columns.user: no column 'user' (it has: what, who)"),
     ("x.xlsx", "table", b"PK", "x.xlsx: unknown kind of table "
      "(expected .csv, .tsv, .jsonl, each also with .gz, or .parquet)"),
     ("x.parquet", "table", b"PAR1 but not really PAR1", "x.parquet: not a readable parquet file "
@@ -210,7 +210,7 @@ BAD_FILES: list[tuple[str, str, bytes | None, str]] = [  # file, source, content
     ("r.csv", "amazon2014", b"user_id,parent_asin\n",
      "r.csv: amazon2014 is JSON lines; a csv goes through source table"),
     ("r.csv", "amazon2023", b"user_id,asin,rating,timestamp\nU,a,5,1\n",
-     "r.csv: item: no column 'parent_asin' (it has: asin, rating, timestamp, user_id)"),
+     "r.csv: columns.item: no column 'parent_asin' (it has: asin, rating, timestamp, user_id)"),
     ("x.inter", "recbole", b"user_id\titem_id\nU\ta\n", "x.inter: line 1: 'user_id' is not "
      "name:type (types: token, token_seq, float, float_seq)"),
     ("x.inter", "recbole", b"user_id:token\titem_id:word\nU\ta\n", "x.inter: line 1: "

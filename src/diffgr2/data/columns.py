@@ -110,7 +110,9 @@ def _open(
                 names[word] = name
             elif word in source.columns or word in ("user", "item"):
                 shown = ", ".join(sorted(known)[:20])
-                raise DataError(f"{intake.name}: {word}: no column {name!r} (it has: {shown})")
+                raise DataError(
+                    f"{intake.name}: columns.{word}: no column {name!r} (it has: {shown})"
+                )
         return names
 
     if source.kind == "parquet":

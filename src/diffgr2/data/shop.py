@@ -19,24 +19,13 @@ from diffgr2 import streams
 from diffgr2.config import ShopConfig
 from diffgr2.data.shop_catalogue import Shelves, build_catalogue
 from diffgr2.data.shop_shoppers import TIER_AFFINITY, draw_lengths, draw_shoppers
-from diffgr2.data.shop_truth import (
-    COMPLEMENT,
-    FAVOURITE,
-    SAME_BRAND,
-    SUBSTITUTE,
-    TASTE,
-    last_items,
-    motives_at,
-    recent_shares,
-    tastes_at,
-    true_probabilities,
-)
+from diffgr2.data.shop_truth import MOTIVES, Truth, last_items, motives_at, recent_shares, tastes_at
+from diffgr2.data.shop_truth import true_probabilities as true_probabilities
 from diffgr2.data.split import statistics
 from diffgr2.data.store import Dataset
 from diffgr2.types import Histories
 
-__all__ = ["simulate_dataset", "true_probabilities"]
-
+COMPLEMENT, SUBSTITUTE, SAME_BRAND, FAVOURITE, TASTE, _ = range(len(MOTIVES))
 RECENT_SHARES = np.array([0.70, 0.20, 0.10])  # which of the last purchases a motive looks at
 CURIOSITY = 0.04  # share of taste purchases from any leaf; keeps every item possible
 WITHIN = 0.9  # popularity exponent inside a leaf, tier or brand
@@ -53,18 +42,13 @@ class Groups:
 
     items_N: np.ndarray  # items sorted by group
     start_G1: np.ndarray
-    cumulative_N: np.ndarray  # running sum of probabilities over all groups
+    before_N1: np.ndarray  # probability mass of all items before, over all groups
 
     def draw(self, group_n: np.ndarray, u_n: np.ndarray) -> np.ndarray:
         """One item of each group; u in [0, 1)."""
         start_n, end_n = self.start_G1[group_n], self.start_G1[group_n + 1]
-        at_n = np.searchsorted(self.cumulative_N, group_n_before(self, start_n) + u_n, "right")
+        at_n = np.searchsorted(self.before_N1, self.before_N1[start_n] + u_n, "right") - 1
         return self.items_N[np.clip(at_n, start_n, end_n - 1)]
-
-
-def group_n_before(groups: Groups, start_n: np.ndarray) -> np.ndarray:
-    """Probability mass before each start."""
-    return np.where(start_n > 0, groups.cumulative_N[start_n - 1], 0.0)
 
 
 def grouped(group_I: np.ndarray, weight_I: np.ndarray, n_groups: int) -> tuple[np.ndarray, Groups]:
@@ -72,18 +56,18 @@ def grouped(group_I: np.ndarray, weight_I: np.ndarray, n_groups: int) -> tuple[n
     p_I = weight_I / np.bincount(group_I, weight_I, n_groups)[group_I]
     order = np.argsort(group_I, kind="stable")
     start_G1 = np.searchsorted(group_I[order], np.arange(n_groups + 1))
-    return p_I, Groups(order.astype(np.int32), start_G1, np.cumsum(p_I[order]))
+    before_N1 = np.concatenate([[0.0], np.cumsum(p_I[order])])
+    return p_I, Groups(order.astype(np.int32), start_G1, before_N1)
 
 
-def item_truth(shelves: Shelves) -> tuple[dict[str, np.ndarray], dict[str, Groups]]:
+def item_truth(shelves: Shelves) -> tuple[Truth, dict[str, Groups]]:
     """What the truth needs of items, and the groups to draw from."""
     n_leaves, n_brands = len(shelves.leaves), len(shelves.home_BD)
     weight_I = shelves.popularity_I**WITHIN
     cell_I = shelves.leaf_I * 4 + shelves.tier_I
     in_cell_I, cells = grouped(cell_I, weight_I, n_leaves * 4)
     in_brand_I, brands = grouped(shelves.brand_I, weight_I, n_brands)
-    nothing_I = np.zeros(len(cell_I), dtype=np.int32)
-    _, everything = grouped(nothing_I, shelves.popularity_I, 1)
+    _, everything = grouped(np.zeros_like(cell_I), shelves.popularity_I, 1)
     filled_G4 = np.bincount(cell_I, minlength=n_leaves * 4).reshape(-1, 1, 4) > 0
     distance_44 = np.abs(np.arange(4)[:, None] - np.arange(4)[None])
     tier_p_G44 = TIER_AFFINITY[distance_44][None] * filled_G4
@@ -113,7 +97,7 @@ def pick(share_nM: np.ndarray, u_n: np.ndarray) -> np.ndarray:
 
 
 def draw_items(
-    truth: dict[str, np.ndarray],
+    truth: Truth,
     groups: dict[str, Groups],
     user_n: np.ndarray,
     step: int,
@@ -146,18 +130,15 @@ def draw_items(
     item_n[rows] = groups["cells"].draw(cell, u_n5[rows, 4])
     # Motives that name a brand.
     second_n = (u_n5[:, 1] >= truth["favourite_share_U"][user_n]).astype(int)
-    brand_n = np.where(
-        motive_n == FAVOURITE,
-        truth["favourite_U2"][user_n, second_n],
-        truth["brand_I"][recent_n],
-    )
+    favourite_n = truth["favourite_U2"][user_n, second_n]
+    brand_n = np.where(motive_n == FAVOURITE, favourite_n, truth["brand_I"][recent_n])
     rows = np.flatnonzero((motive_n == FAVOURITE) | (motive_n == SAME_BRAND))
     item_n[rows] = groups["brands"].draw(brand_n[rows].astype(np.int64), u_n5[rows, 4])
     return item_n
 
 
 def draw_remaining(
-    truth: dict[str, np.ndarray],
+    truth: Truth,
     histories: Histories,
     user_n: np.ndarray,
     step: int,
@@ -176,7 +157,7 @@ def draw_remaining(
 
 
 def draw_position(
-    truth: dict[str, np.ndarray],
+    truth: Truth,
     groups: dict[str, Groups],
     histories: Histories,
     user_n: np.ndarray,
@@ -202,24 +183,6 @@ def draw_position(
     items_N[start_U1[user_n] + step] = draw_remaining(truth, histories, user_n, step, u_n)
 
 
-def draw_histories(
-    truth: dict[str, np.ndarray],
-    groups: dict[str, Groups],
-    lengths_U: np.ndarray,
-    n_items: int,
-    seed: int,
-) -> Histories:
-    """All purchases, one position of all shoppers at a time."""
-    offsets_U1 = np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64)
-    items_N = np.full(offsets_U1[-1], -1, dtype=np.int32)
-    histories = Histories(offsets_U1, items_N, np.zeros(len(items_N), np.int64), n_items)
-    for step in range(int(lengths_U.max())):
-        rng = streams.generator(seed, "shop", "purchases", step)
-        users = np.flatnonzero(lengths_U > step)
-        draw_position(truth, groups, histories, users, step, rng)
-    return histories
-
-
 def draw_timestamps(lengths_U: np.ndarray, seed: int) -> np.ndarray:
     """Whole days that never go back; a fifth or more share their day with the last."""
     rng = streams.generator(seed, "shop", "days")
@@ -233,20 +196,21 @@ def draw_timestamps(lengths_U: np.ndarray, seed: int) -> np.ndarray:
     return (day_N - np.repeat(before_U, lengths_U)).astype(np.int64) * DAY
 
 
-def simulate_dataset(config: ShopConfig, seed: int) -> tuple[Dataset, dict[str, np.ndarray]]:
+def simulate_dataset(config: ShopConfig, seed: int) -> tuple[Dataset, Truth]:
     """The whole shop: its dataset and the truth behind it."""
     shelves = build_catalogue(config.n_items, seed)
     truth, groups = item_truth(shelves)
     truth |= draw_shoppers(shelves, config, seed)
     lengths_U = draw_lengths(config, streams.generator(seed, "shop", "lengths"))
-    histories = draw_histories(truth, groups, lengths_U, config.n_items, seed)
     histories = Histories(
-        histories.offsets_U1,
-        histories.items_N,
+        np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64),
+        np.full(lengths_U.sum(), -1, dtype=np.int32),
         draw_timestamps(lengths_U, seed),
         config.n_items,
     )
+    for step in range(int(lengths_U.max())):
+        rng = streams.generator(seed, "shop", "purchases", step)
+        draw_position(truth, groups, histories, np.flatnonzero(lengths_U > step), step, rng)
     numbers = streams.permutation(config.n_users, seed, "shop", "raw_users")
     raw_users = [f"S{number:07d}" for number in numbers.tolist()]
-    report = statistics(histories)
-    return Dataset(histories, shelves.catalogue, raw_users, report), truth
+    return Dataset(histories, shelves.catalogue, raw_users, statistics(histories)), truth

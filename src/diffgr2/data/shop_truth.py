@@ -25,10 +25,11 @@ from diffgr2.types import Histories
 
 MOTIVES = ("complement", "substitute", "same_brand", "favourite", "taste", "noise")
 COMPLEMENT, SUBSTITUTE, SAME_BRAND, FAVOURITE, TASTE, NOISE = range(len(MOTIVES))
+Truth = dict[str, np.ndarray]
 CELLS = 1 << 21  # array cells per chunk of scoring
 
 
-def motives_at(truth: dict[str, np.ndarray], user_L: np.ndarray, end_L: np.ndarray) -> np.ndarray:
+def motives_at(truth: Truth, user_L: np.ndarray, end_L: np.ndarray) -> np.ndarray:
     """Motive weights of each list; a first purchase has nothing recent to follow."""
     motive_L6 = truth["motive_U6"][user_L].copy()
     first_L = end_L == 0
@@ -38,14 +39,14 @@ def motives_at(truth: dict[str, np.ndarray], user_L: np.ndarray, end_L: np.ndarr
     return motive_L6
 
 
-def recent_shares(truth: dict[str, np.ndarray], end_L: np.ndarray) -> np.ndarray:
+def recent_shares(truth: Truth, end_L: np.ndarray) -> np.ndarray:
     """Weight of each of the last R purchases, newest first; rows sum to 1 (or 0 at the start)."""
     share_R = truth["recent_share_R"]
     share_LR = share_R * (np.arange(len(share_R)) < end_L[:, None])
     return share_LR / np.maximum(share_LR.sum(1, keepdims=True), 1e-300)
 
 
-def tastes_at(truth: dict[str, np.ndarray], user_L: np.ndarray, end_L: np.ndarray) -> np.ndarray:
+def tastes_at(truth: Truth, user_L: np.ndarray, end_L: np.ndarray) -> np.ndarray:
     """Weight of each liked leaf at this position."""
     turned_L1 = 1.0 - np.exp(-truth["drift_U"][user_L] * end_L)[:, None]
     start_LM, end_LM = truth["taste_start_UM"][user_L], truth["taste_end_UM"][user_L]
@@ -61,7 +62,7 @@ def last_items(histories: Histories, user_L: np.ndarray, end_L: np.ndarray, n: i
 
 
 def mixture(
-    truth: dict[str, np.ndarray],
+    truth: Truth,
     user_L: np.ndarray,
     end_L: np.ndarray,
     recent_LR: np.ndarray,
@@ -109,7 +110,7 @@ def mixture(
 
 
 def true_probabilities(
-    truth: dict[str, np.ndarray],
+    truth: Truth,
     histories: Histories,
     user_L: np.ndarray,
     end_L: np.ndarray,
