@@ -20,9 +20,9 @@ from diffgr2.data.shop import (
     draw_remaining,
     item_truth,
     simulate_dataset,
-    true_probabilities,
 )
 from diffgr2.data.shop_catalogue import build_catalogue
+from diffgr2.data.shop_truth import true_probabilities
 from diffgr2.data.shop_words import WORDS
 from diffgr2.data.store import Dataset
 from diffgr2.types import Histories
@@ -290,7 +290,8 @@ import resource
 resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
 import numpy as np
 from diffgr2.config import ShopConfig
-from diffgr2.data.shop import simulate_dataset, true_probabilities
+from diffgr2.data.shop import simulate_dataset
+from diffgr2.data.shop_truth import true_probabilities
 data, truth = simulate_dataset(ShopConfig(n_items=100_000, n_users=112_000), 0)
 h = data.histories
 assert data.report["interactions"] >= 1_000_000, data.report

@@ -182,6 +182,7 @@ def _dicts(
 def _parquet(
     path: Path, find: Callable[[Collection[str]], Names], intake: Intake
 ) -> tuple[Names, Records]:
+    """A table's rows, which count as lines from 1."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
@@ -193,11 +194,6 @@ def _parquet(
         # The reader of a foreign binary file can fail in any way; all of them mean the same here.
         reason = first_line(error)
         raise DataError(f"{path.name}: not a readable parquet file ({reason})") from None
-    return names, _rows(table, intake)
-
-
-def _rows(table: pl.DataFrame, intake: Intake) -> Records:
-    """A table's rows, which count as lines from 1."""
-    for number, row in enumerate(table.iter_rows(named=True, buffer_size=BATCH), 1):
-        intake.lines += 1
-        yield number, "", row
+    intake.lines = len(table)
+    rows = table.iter_rows(named=True, buffer_size=BATCH)
+    return names, ((number, "", row) for number, row in enumerate(rows, 1))

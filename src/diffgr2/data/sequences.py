@@ -47,25 +47,16 @@ def datamaps_beside(interactions: Path) -> Path | None:
 
 def read_datamaps(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     """(number -> raw user id, number -> raw item id)."""
+    maps: list[dict[str, str]] = []
     try:
         value = json_object(path.read_text(encoding="utf-8"))
-    except BadLine as bad:
-        raise DataError(f"{path.name}: {bad}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path.name}: not valid UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    maps = []
-    for key in ("user2id", "item2id"):
-        entries = value.get(key, {})
-        if not isinstance(entries, dict):
-            raise DataError(f"{path.name}: {key} is not a map")
-        inverse: dict[str, str] = {}
-        for raw, number in entries.items():
-            try:
-                name = identifier(raw, f"{key} name")
-                inverse[identifier(number, f"{key} number", numbers=True)] = name
-            except BadLine as bad:
-                raise DataError(f"{path.name}: {key}: {bad}") from None
-        maps.append(inverse)
+        for key in ("user2id", "item2id"):
+            entries = value.get(key, {})
+            if not isinstance(entries, dict):
+                raise BadLine(f"{key} is not a map")
+            raw = [identifier(name, f"{key}: name") for name in entries]
+            numbers = [identifier(n, f"{key}: number", numbers=True) for n in entries.values()]
+            maps.append(dict(zip(numbers, raw, strict=True)))
+    except (BadLine, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path.name}: {error}") from None
     return maps[0], maps[1]

@@ -1,8 +1,8 @@
 """The simulated shop: shoppers whose true next-item probabilities are known.
 
-Contract: `simulate_dataset(config, seed)` returns a `Dataset` and the truth, a dict of arrays that
-`true_probabilities` turns into the exact probability of any candidate at any position. The motives
-a purchase follows are told in `data.shop_truth`; here they are drawn from, one position of all
+Contract: `simulate_dataset(config, seed)` returns a `Dataset` and the truth, a dict of arrays from
+which `data.shop_truth` computes the exact probability of any candidate at any position. The motives
+a purchase follows are told there; here they are drawn from, one position of all
 shoppers at a time, so that a million purchases take seconds. A repeat is drawn again, which is the
 same as renormalising over the items not yet bought. Not here: the catalogue
 (`data.shop_catalogue`), the shoppers' tastes (`data.shop_shoppers`), and any statistics that a
@@ -19,13 +19,19 @@ from diffgr2 import streams
 from diffgr2.config import ShopConfig
 from diffgr2.data.shop_catalogue import Shelves, build_catalogue
 from diffgr2.data.shop_shoppers import TIER_AFFINITY, draw_lengths, draw_shoppers
-from diffgr2.data.shop_truth import MOTIVES, Truth, last_items, motives_at, recent_shares, tastes_at
-from diffgr2.data.shop_truth import true_probabilities as true_probabilities
+from diffgr2.data.shop_truth import (
+    Motive,
+    Truth,
+    last_items,
+    motives_at,
+    recent_shares,
+    tastes_at,
+    true_probabilities,
+)
 from diffgr2.data.split import statistics
 from diffgr2.data.store import Dataset
 from diffgr2.types import Histories
 
-COMPLEMENT, SUBSTITUTE, SAME_BRAND, FAVOURITE, TASTE, _ = range(len(MOTIVES))
 RECENT_SHARES = np.array([0.70, 0.20, 0.10])  # which of the last purchases a motive looks at
 CURIOSITY = 0.04  # share of taste purchases from any leaf; keeps every item possible
 WITHIN = 0.9  # popularity exponent inside a leaf, tier or brand
@@ -113,26 +119,26 @@ def draw_items(
     if step:
         recent_n = recent_nR[np.arange(n), pick(recent_shares(truth, end_n), u_n5[:, 1])]
     item_n = groups["everything"].draw(np.zeros(n, dtype=np.int64), u_n5[:, 4])  # noise
-    rows = np.flatnonzero(motive_n == COMPLEMENT)
+    rows = np.flatnonzero(motive_n == Motive.COMPLEMENT)
     place = pick(truth["complement_p_IC"][recent_n[rows]], u_n5[rows, 2])
     item_n[rows] = truth["complements_IC"][recent_n[rows], place]
     # Motives that name a leaf: then the tier, then the item.
     leaf_n = truth["leaf_I"][recent_n].astype(np.int64)
-    rows = np.flatnonzero(motive_n == TASTE)
+    rows = np.flatnonzero(motive_n == Motive.TASTE)
     like = pick(tastes_at(truth, user_n[rows], end_n[rows]), u_n5[rows, 1])
     leaf_n[rows] = truth["taste_UM"][user_n[rows], like]
     rows = rows[u_n5[rows, 2] < truth["curiosity_1"]]
     leaf_n[rows] = np.searchsorted(np.cumsum(truth["leaf_p_G"]), u_n5[rows, 1], "right")
     leaf_n = np.minimum(leaf_n, len(truth["leaf_p_G"]) - 1)
-    rows = np.flatnonzero((motive_n == TASTE) | (motive_n == SUBSTITUTE))
+    rows = np.flatnonzero((motive_n == Motive.TASTE) | (motive_n == Motive.SUBSTITUTE))
     tier_p = truth["tier_p_G44"][leaf_n[rows], truth["user_tier_U"][user_n[rows]]]
     cell = leaf_n[rows] * 4 + pick(tier_p, u_n5[rows, 3])
     item_n[rows] = groups["cells"].draw(cell, u_n5[rows, 4])
     # Motives that name a brand.
     second_n = (u_n5[:, 1] >= truth["favourite_share_U"][user_n]).astype(int)
     favourite_n = truth["favourite_U2"][user_n, second_n]
-    brand_n = np.where(motive_n == FAVOURITE, favourite_n, truth["brand_I"][recent_n])
-    rows = np.flatnonzero((motive_n == FAVOURITE) | (motive_n == SAME_BRAND))
+    brand_n = np.where(motive_n == Motive.FAVOURITE, favourite_n, truth["brand_I"][recent_n])
+    rows = np.flatnonzero((motive_n == Motive.FAVOURITE) | (motive_n == Motive.SAME_BRAND))
     item_n[rows] = groups["brands"].draw(brand_n[rows].astype(np.int64), u_n5[rows, 4])
     return item_n
 
