@@ -25,7 +25,7 @@ import polars as pl
 
 from diffgr2.config import TEXT_WORDS
 from diffgr2.data import recbole
-from diffgr2.data.gather import Gatherer
+from diffgr2.data.gather import Gatherer, ItemText, RawData
 from diffgr2.data.lines import (
     BadLine,
     Intake,
@@ -37,7 +37,6 @@ from diffgr2.data.lines import (
     read_header,
     read_lines,
 )
-from diffgr2.data.split import ItemText, RawData
 from diffgr2.data.values import identifier, item_text, milliseconds, whole_number
 from diffgr2.errors import DataError, first_line
 

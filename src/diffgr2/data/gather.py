@@ -1,18 +1,43 @@
-"""Interactions gathered one by one into `RawData`.
+"""What an importer hands over: interactions, gathered one by one, and texts of items.
 
-Contract: ids are kept once and interactions as integers, so a million of them need some 30 MB; the
-result has its ids sorted, whatever the order of the interactions. Not here: parsing.
+Contract: ids are kept once and interactions as integers while they are gathered, so that a million
+of them need some 30 MB. Not here: parsing, and what becomes of them (`data.split`).
 """
 
 from __future__ import annotations
 
 from array import array
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-import numpy as np
+import polars as pl
 
-from diffgr2.data.split import RawData
 from diffgr2.errors import DataError
+
+
+@dataclass(frozen=True)
+class ItemText:
+    """What a metadata file says about one item."""
+
+    title: str = ""
+    brand: str = ""
+    categories: tuple[str, ...] = ()
+    price: float = float("nan")
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Well-formed interactions in file order: user, item (raw ids), time, position.
+
+    Times are milliseconds, so that sources with finer clocks than seconds keep their order; without
+    a clock (`timed` false) they are all 0. The position is the source's own order among equal
+    times; without one it is the place in the file.
+    """
+
+    source: str  # the file's name, for messages
+    events: pl.DataFrame
+    timed: bool
+    texts: dict[str, ItemText] = field(default_factory=dict)  # by raw item id
 
 
 class Gatherer:
@@ -31,31 +56,24 @@ class Gatherer:
         self._time.append(time_ms)
 
     def finish(self, source: str, *, timed: bool) -> RawData:
-        """All of them, ids sorted."""
+        """All of them."""
         if not self._user:
             raise DataError(f"{source}: holds no usable interactions")
-        users, user_N = _sorted_ids(self.users, np.array(self._user, dtype=np.int64))
-        items, item_N = _sorted_ids(self.items, np.array(self._item, dtype=np.int64))
-        time_N = np.array(self._time, dtype=np.int64)
-        position_N = np.array(self._position, dtype=np.int64)
-        return RawData(source, users, items, user_N, item_N, time_N, position_N, timed)
+        events = pl.DataFrame(
+            {
+                "user": pl.Series(list(self.users)).gather(pl.Series(self._user)),
+                "item": pl.Series(list(self.items)).gather(pl.Series(self._item)),
+                "time": pl.Series(self._time),
+                "position": pl.Series(self._position),
+            }
+        )
+        return RawData(source, events, timed)
 
 
-def _sorted_ids(numbers: dict[str, int], codes_N: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Ids in sorted order and the codes that fit them."""
-    ids = sorted(numbers)
-    place = np.empty(len(ids), dtype=np.int64)
-    place[[numbers[raw] for raw in ids]] = np.arange(len(ids))
-    return ids, place[codes_N]
-
-
-def renamed(raw: RawData, user_names: dict[str, str], item_names: dict[str, str]) -> RawData:
+def renamed(raw: RawData, users: dict[str, str], items: dict[str, str]) -> RawData:
     """The same interactions under other ids where the maps know them; two must not become one."""
-    new_users = {user_names.get(old, old): number for number, old in enumerate(raw.users)}
-    new_items = {item_names.get(old, old): number for number, old in enumerate(raw.items)}
-    for kind, old, new in (("user", raw.users, new_users), ("item", raw.items, new_items)):
-        if len(new) != len(old):
+    events = raw.events.with_columns(pl.col("user").replace(users), pl.col("item").replace(items))
+    for kind in ("user", "item"):
+        if events[kind].n_unique() != raw.events[kind].n_unique():
             raise DataError(f"{raw.source}: the id map gives two {kind}s the same name")
-    users, user_N = _sorted_ids(new_users, raw.user_N)
-    items, item_N = _sorted_ids(new_items, raw.item_N)
-    return replace(raw, users=users, items=items, user_N=user_N, item_N=item_N)
+    return replace(raw, events=events)

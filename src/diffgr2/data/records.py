@@ -109,7 +109,9 @@ def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None
         path = Path(config.items)
         with Intake(path.name, quarantine, config.max_bad_share) as intake:
             source = _source(path, config, items=True)
-            raw = replace(raw, texts=columns.read_texts(path, source, intake, set(raw.items)))
+            raw = replace(
+                raw, texts=columns.read_texts(path, source, intake, set(raw.events["item"]))
+            )
         report |= {
             "items_file": path.name,
             "item_lines_in": intake.lines,

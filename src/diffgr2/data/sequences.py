@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffgr2.data.gather import Gatherer, renamed
+from diffgr2.data.gather import Gatherer, RawData, renamed
 from diffgr2.data.lines import BadLine, Intake, each, json_object, read_lines
-from diffgr2.data.split import RawData
 from diffgr2.data.values import identifier
 from diffgr2.errors import DataError
 

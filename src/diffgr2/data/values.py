@@ -17,8 +17,8 @@ from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any
 
+from diffgr2.data.gather import ItemText
 from diffgr2.data.lines import BadLine
-from diffgr2.data.split import ItemText
 
 LONGEST_ID = 256  # characters
 LONGEST_TITLE, LONGEST_BRAND, LONGEST_DESCRIPTION = 500, 200, 4_000
