@@ -214,13 +214,13 @@ def test_shelves_of_any_size_are_well_formed(n_items: int) -> None:
         assert title.startswith(brand + " ")
         assert products[path[1]].noun in title
         prices.append(catalogue.prices[item] / products[path[1]].price)
-        pool = shelves.complements_IC[item]
+        pool = shelves.truth["complements_IC"][item]
         assert len(set(pool[pool >= 0])) == (pool >= 0).sum() > 0
         for other in pool[pool >= 0].tolist():
             assert catalogue.categories[other][1] in products[path[1]].goes_with
-    assert ((shelves.complements_IC >= 0) == (shelves.complement_p_IC > 0)).all()
-    np.testing.assert_allclose(shelves.complement_p_IC.sum(1), 1.0)
-    means = [np.mean(np.array(prices)[shelves.tier_I == tier]) for tier in range(3)]
+    assert ((shelves.truth["complements_IC"] >= 0) == (shelves.truth["complement_p_IC"] > 0)).all()
+    np.testing.assert_allclose(shelves.truth["complement_p_IC"].sum(1), 1.0)
+    means = [np.mean(np.array(prices)[shelves.truth["tier_I"] == tier]) for tier in range(3)]
     assert means[0] < means[1] < means[2]
 
 

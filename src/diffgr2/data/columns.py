@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
@@ -43,7 +43,6 @@ from diffgr2.errors import DataError, first_line
 BATCH = 65_536  # parquet rows turned into Python values at a time
 ITEM_WORDS = ("item", *TEXT_WORDS)
 
-Kind = Literal["csv", "tsv", "parquet", "jsonl", "dicts", "atomic"]
 Names = dict[str, str]  # our word -> the file's name for it
 Records = Iterator[tuple[int, str, Mapping[str, Any]]]  # number, text, values by the file's names
 
@@ -52,7 +51,7 @@ Records = Iterator[tuple[int, str, Mapping[str, Any]]]  # number, text, values b
 class Source:
     """How a file is to be read."""
 
-    kind: Kind
+    kind: str  # csv, tsv, parquet, jsonl, dicts (Amazon metadata) or atomic (RecBole)
     columns: Mapping[str, str]  # our word -> the file's name for it
     unit: str = "auto"  # of times that are numbers: s, ms, or auto
     typed: bool = False  # ids must be text and times numbers, as in the publisher's own JSON

@@ -28,7 +28,7 @@ from typing import Any
 
 from diffgr2.config import TEXT_WORDS, DataConfig
 from diffgr2.data import columns, sequences
-from diffgr2.data.columns import Kind, Source
+from diffgr2.data.columns import Source
 from diffgr2.data.lines import Intake
 from diffgr2.data.split import build
 from diffgr2.data.store import Dataset
@@ -44,8 +44,6 @@ AMAZON = {
         "brand": "store",
     },
 }  # fmt: skip
-
-TABLES: dict[str, Kind] = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".jsonl": "jsonl"}
 
 
 def outside_paths(config: DataConfig) -> list[Path]:
@@ -64,12 +62,12 @@ def _source(path: Path, config: DataConfig, *, items: bool = False) -> Source:
     """How the interactions or the item file is to be read."""
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if config.source == "table":
-        if suffix in TABLES:
-            return Source(TABLES[suffix], config.columns)
-        raise DataError(
-            f"{path.name}: unknown kind of table "
-            "(expected .csv, .tsv, .jsonl, each also with .gz, or .parquet)"
-        )
+        if suffix not in (".csv", ".tsv", ".parquet", ".jsonl"):
+            raise DataError(
+                f"{path.name}: unknown kind of table "
+                "(expected .csv, .tsv, .jsonl, each also with .gz, or .parquet)"
+            )
+        return Source(suffix[1:], config.columns)
     if config.source == "recbole":
         return Source("atomic", {})
     names = AMAZON["amazon2014" if config.source == "p5" else config.source]

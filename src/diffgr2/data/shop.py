@@ -68,30 +68,24 @@ def grouped(group_I: np.ndarray, weight_I: np.ndarray, n_groups: int) -> tuple[n
 
 def item_truth(shelves: Shelves) -> tuple[Truth, dict[str, Groups]]:
     """What the truth needs of items, and the groups to draw from."""
-    n_leaves, n_brands = len(shelves.leaves), len(shelves.home_BD)
-    weight_I = shelves.popularity_I**WITHIN
-    cell_I = shelves.leaf_I * 4 + shelves.tier_I
+    truth, n_leaves = shelves.truth, len(shelves.leaves)
+    weight_I = truth["popularity_I"] ** WITHIN
+    cell_I = truth["leaf_I"] * 4 + truth["tier_I"]
     in_cell_I, cells = grouped(cell_I, weight_I, n_leaves * 4)
-    in_brand_I, brands = grouped(shelves.brand_I, weight_I, n_brands)
-    _, everything = grouped(np.zeros_like(cell_I), shelves.popularity_I, 1)
+    in_brand_I, brands = grouped(truth["brand_I"], weight_I, len(shelves.home_BD))
+    _, everything = grouped(np.zeros_like(cell_I), truth["popularity_I"], 1)
     filled_G4 = np.bincount(cell_I, minlength=n_leaves * 4).reshape(-1, 1, 4) > 0
     distance_44 = np.abs(np.arange(4)[:, None] - np.arange(4)[None])
     tier_p_G44 = TIER_AFFINITY[distance_44][None] * filled_G4
-    arrays = {
+    more = {
         "recent_share_R": RECENT_SHARES,
         "curiosity_1": np.array([CURIOSITY]),
-        "leaf_I": shelves.leaf_I,
-        "tier_I": shelves.tier_I,
-        "brand_I": shelves.brand_I,
-        "popularity_I": shelves.popularity_I,
         "in_cell_I": in_cell_I,
         "in_brand_I": in_brand_I,
-        "complements_IC": shelves.complements_IC,
-        "complement_p_IC": shelves.complement_p_IC,
-        "leaf_p_G": np.bincount(shelves.leaf_I, shelves.popularity_I, n_leaves),
+        "leaf_p_G": np.bincount(truth["leaf_I"], truth["popularity_I"], n_leaves),
         "tier_p_G44": tier_p_G44 / tier_p_G44.sum(2, keepdims=True),  # leaf, shopper's, item's
     }
-    return arrays, {"cells": cells, "brands": brands, "everything": everything}
+    return {**truth, **more}, {"cells": cells, "brands": brands, "everything": everything}
 
 
 def pick(share_nM: np.ndarray, u_n: np.ndarray) -> np.ndarray:
@@ -144,11 +138,7 @@ def draw_items(
 
 
 def draw_remaining(
-    truth: Truth,
-    histories: Histories,
-    user_n: np.ndarray,
-    step: int,
-    u_n: np.ndarray,
+    truth: Truth, histories: Histories, user_n: np.ndarray, step: int, u_n: np.ndarray
 ) -> np.ndarray:
     """One draw each over the whole catalogue without the bought items: always succeeds."""
     item_n = np.zeros(len(user_n), dtype=np.int32)

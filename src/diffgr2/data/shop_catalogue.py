@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffgr2 import streams
+from diffgr2.data.shop_truth import Truth
 from diffgr2.data.shop_words import WORDS, Product
 from diffgr2.types import Catalogue
 
@@ -45,16 +46,15 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Shelves:
-    """The catalogue and all that the truth needs to know of its items and leaves."""
+    """The catalogue and all that the truth needs to know of its items and leaves.
+
+    `truth` holds leaf_I, tier_I, brand_I (int32), popularity_I (sums to 1), complements_IC (-1
+    where the pool is smaller) and complement_p_IC (rows sum to 1).
+    """
 
     catalogue: Catalogue
     leaves: list[Leaf]
-    leaf_I: np.ndarray  # int32
-    tier_I: np.ndarray  # int32
-    brand_I: np.ndarray  # int32
-    popularity_I: np.ndarray  # float64, sums to 1
-    complements_IC: np.ndarray  # int32, -1 where the pool is smaller
-    complement_p_IC: np.ndarray  # float64, rows sum to 1
+    truth: Truth
     home_BD: np.ndarray  # bool: brand sells in department
 
 
@@ -123,19 +123,12 @@ def leaf_links(leaves: list[Leaf]) -> np.ndarray:
     return weights_GG
 
 
-def draw_complements(
-    links_GG: np.ndarray,
-    leaf_I: np.ndarray,
-    tier_I: np.ndarray,
-    brand_I: np.ndarray,
-    popularity_I: np.ndarray,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(pool, probability) per item: a weighted draw without replacement from the linked leaves."""
-    n_items = len(leaf_I)
-    pool_IC = np.full((n_items, POOL), -1, dtype=np.int32)
-    p_IC = np.zeros((n_items, POOL))
-    appeal_I = np.sqrt(popularity_I)
+def draw_complements(leaves: list[Leaf], truth: Truth, rng: np.random.Generator) -> Truth:
+    """Pool and probabilities per item: weighted, without replacement, from the linked leaves."""
+    links_GG, leaf_I, tier_I = leaf_links(leaves), truth["leaf_I"], truth["tier_I"]
+    brand_I, appeal_I = truth["brand_I"], np.sqrt(truth["popularity_I"])
+    pool_IC = np.full((len(leaf_I), POOL), -1, dtype=np.int32)
+    p_IC = np.zeros(pool_IC.shape)
     by_leaf = np.argsort(leaf_I, kind="stable")
     starts = np.searchsorted(leaf_I[by_leaf], np.arange(len(links_GG) + 1))
     for g, weight_G in enumerate(links_GG):
@@ -156,26 +149,21 @@ def draw_complements(
             best_bC = np.argsort(-key_bc, axis=1, kind="stable")[:, :POOL]
             pool_IC[item_b, : best_bC.shape[1]] = choice_c[best_bC]
             p_IC[item_b, : best_bC.shape[1]] = POOL_SHARES[: best_bC.shape[1]]
-    return pool_IC, p_IC / p_IC.sum(1, keepdims=True)
+    return {"complements_IC": pool_IC, "complement_p_IC": p_IC / p_IC.sum(1, keepdims=True)}
 
 
 def write_texts(
-    leaves: list[Leaf],
-    leaf_I: np.ndarray,
-    tier_I: np.ndarray,
-    brand_I: np.ndarray,
-    brands: list[str],
-    rng: np.random.Generator,
+    leaves: list[Leaf], truth: Truth, brands: list[str], rng: np.random.Generator
 ) -> tuple[list[str], list[str]]:
     """(titles, descriptions); titles are unique because each (brand, leaf) counts through its own
     combinations of line, variant and size."""
     all_lines = [f"{first} {last}" for first in WORDS.line_first for last in WORDS.line_last]
     lines_BL = np.stack([rng.permutation(len(all_lines))[:LINES] for _ in brands])
-    offset_I = rng.integers(1 << 30, size=len(leaf_I)).tolist()
+    offset_I = rng.integers(1 << 30, size=len(truth["leaf_I"])).tolist()
     tiers, offsets, seen = list(WORDS.tiers), {}, Counter()
     titles, descriptions = [], []
-    items = zip(leaf_I.tolist(), brand_I.tolist(), tier_I.tolist(), offset_I, strict=True)
-    for g, brand, tier, offset in items:
+    places = (truth[key].tolist() for key in ("leaf_I", "brand_I", "tier_I"))
+    for g, brand, tier, offset in zip(*places, offset_I, strict=True):
         leaf = leaves[g]
         sizes = WORDS.sizes[leaf.product.sizes]
         combinations = (LINES, len(leaf.variants), len(sizes))
@@ -209,9 +197,10 @@ def build_catalogue(n_items: int, seed: int) -> Shelves:
     shift_I = rng.choice([-1, 0, 1], size=n_items, p=[0.15, 0.70, 0.15])
     tier_I = np.clip(tier_B[brand_I] + shift_I, 0, 3).astype(np.int32)
     popularity_I = zipf(n_items, ZIPF, ZIPF_SHIFT)[rng.permutation(n_items)]
-    pools = draw_complements(leaf_links(leaves), leaf_I, tier_I, brand_I, popularity_I, rng)
+    truth = {"leaf_I": leaf_I, "tier_I": tier_I, "brand_I": brand_I, "popularity_I": popularity_I}
+    truth |= draw_complements(leaves, truth, rng)
     brands = [brand_names[code] for code in rng.permutation(len(brand_names))[:n_brands]]
-    titles, descriptions = write_texts(leaves, leaf_I, tier_I, brand_I, brands, rng)
+    titles, descriptions = write_texts(leaves, truth, brands, rng)
     base_I = np.array([leaf.product.price for leaf in leaves])[leaf_I]
     tier_price_I = np.array(list(WORDS.tiers.values()))[tier_I]
     price_I = base_I * tier_price_I * rng.lognormal(0.0, 0.12, size=n_items)
@@ -223,4 +212,4 @@ def build_catalogue(n_items: int, seed: int) -> Shelves:
         prices=np.maximum(np.round(price_I * 2) / 2, 1.0) - 0.01,
         descriptions=descriptions,
     )
-    return Shelves(catalogue, leaves, leaf_I, tier_I, brand_I, popularity_I, *pools, home_BD)
+    return Shelves(catalogue, leaves, truth, home_BD)

@@ -63,11 +63,7 @@ def last_items(histories: Histories, user_L: np.ndarray, end_L: np.ndarray, n: i
 
 
 def mixture(
-    truth: Truth,
-    user_L: np.ndarray,
-    end_L: np.ndarray,
-    recent_LR: np.ndarray,
-    items_LK: np.ndarray,
+    truth: Truth, user_L: np.ndarray, end_L: np.ndarray, recent_LR: np.ndarray, items_LK: np.ndarray
 ) -> np.ndarray:
     """Probability of each item before repeats are excluded; sums to 1 over the catalogue."""
     # One column of weights per motive, in the order of `Motive`.
@@ -111,11 +107,7 @@ def mixture(
 
 
 def true_probabilities(
-    truth: Truth,
-    histories: Histories,
-    user_L: np.ndarray,
-    end_L: np.ndarray,
-    items_LK: np.ndarray,
+    truth: Truth, histories: Histories, user_L: np.ndarray, end_L: np.ndarray, items_LK: np.ndarray
 ) -> np.ndarray:
     """Exact probability of each candidate as the item at position `end` of that user.
 

@@ -20,23 +20,17 @@ from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
 from diffgr2.errors import ArtifactError, first_line
 from diffgr2.types import Catalogue, Histories
 
-HISTORIES, ITEMS, USERS, REPORT = (
-    "histories.safetensors",
-    "items.parquet",
-    "users.parquet",
-    "report.json",
-)
+HISTORIES, ITEMS = "histories.safetensors", "items.parquet"
+USERS, REPORT = "users.parquet", "report.json"
 
-ITEM_SCHEMA = {
-    "item": pl.Int32,
-    "raw_id": pl.String,
-    "title": pl.String,
-    "brand": pl.String,
-    "categories": pl.List(pl.String),
-    "price": pl.Float64,
-    "description": pl.String,
+ITEM_COLUMNS = {  # field of `Catalogue`, type
+    "raw_id": ("raw_ids", pl.String),
+    "title": ("titles", pl.String),
+    "brand": ("brands", pl.String),
+    "categories": ("categories", pl.List(pl.String)),
+    "price": ("prices", pl.Float64),
+    "description": ("descriptions", pl.String),
 }
-USER_SCHEMA = {"user": pl.Int32, "raw_id": pl.String}
 
 
 @dataclass(frozen=True)
@@ -58,23 +52,14 @@ def write_dataset(out: Path, dataset: Dataset) -> None:
         items=histories.items_N.astype(np.int32),
         timestamps=histories.timestamps_N.astype(np.int64),
     )
-    items = pl.DataFrame(
-        {
-            "item": np.arange(len(catalogue), dtype=np.int32),
-            "raw_id": catalogue.raw_ids,
-            "title": catalogue.titles,
-            "brand": catalogue.brands,
-            "categories": catalogue.categories,
-            "price": np.asarray(catalogue.prices, dtype=np.float64),
-            "description": catalogue.descriptions,
-        },
-        schema=ITEM_SCHEMA,
-    ).with_columns(pl.col("price").fill_nan(None))
-    items.write_parquet(out / ITEMS, compression="zstd")
-    users = np.arange(len(dataset.raw_users), dtype=np.int32)
-    pl.DataFrame({"user": users, "raw_id": dataset.raw_users}, schema=USER_SCHEMA).write_parquet(
-        out / USERS, compression="zstd"
-    )
+    items = {
+        column: pl.Series(column, getattr(catalogue, field), dtype=kind)
+        for column, (field, kind) in ITEM_COLUMNS.items()
+    }
+    users = {"raw_id": pl.Series("raw_id", dataset.raw_users, dtype=pl.String)}
+    for name, key, columns in ((ITEMS, "item", items), (USERS, "user", users)):
+        table = pl.DataFrame(columns).with_row_index(key).cast({key: pl.Int32}).fill_nan(None)
+        table.write_parquet(out / name, compression="zstd")
     write_json(out / REPORT, dataset.report)
 
 
@@ -90,14 +75,11 @@ def _read_table(path: Path) -> pl.DataFrame:
 def read_catalogue(directory: Path) -> Catalogue:
     """The items alone."""
     items = _read_table(directory / ITEMS)
-    return Catalogue(
-        raw_ids=items["raw_id"].to_list(),
-        titles=items["title"].to_list(),
-        brands=items["brand"].to_list(),
-        categories=items["categories"].to_list(),
-        prices=items["price"].fill_null(float("nan")).to_numpy(),
-        descriptions=items["description"].to_list(),
-    )
+    fields: dict[str, Any] = {
+        field: items[column].to_list() for column, (field, _) in ITEM_COLUMNS.items()
+    }
+    fields["prices"] = items["price"].fill_null(float("nan")).to_numpy()
+    return Catalogue(**fields)
 
 
 def read_dataset(directory: Path) -> Dataset:
