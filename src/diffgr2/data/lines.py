@@ -9,7 +9,7 @@ valid UTF-8 of bearable length, from plain or gzip files; the rest goes to `inta
 `intake.finish()` stops the import above the allowed share. Compressed data that breaks off stops
 it at once: how much is missing is unknown, so no share can be computed. Not here: what a line
 means (`data.values` and the importers). Nothing is evaluated: Python-dict lines go through
-`ast.literal_eval` after their length and nesting were checked.
+`ast.literal_eval` after their length and signs were checked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from diffgr2.errors import DataError
 
 LONGEST_LINE = 4 * 2**20  # bytes; the longest line of the Amazon sets is far below
 LONGEST_DICT = 2**20  # characters given to literal_eval
-DEEPEST_DICT = 20  # nesting given to literal_eval; the metadata needs 4
+MOST_SIGNS = 1_000  # in such a dict; the metadata needs a few
 SHOWN = 5  # malformed lines named in messages and the report
 QUOTED_CHARS = 200  # of a malformed line
 LONGEST_RECORD = 33  # lines of one CSV record with quoted line breaks
@@ -158,7 +158,6 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 _STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
-_BRACKETS = re.compile(r"[\[\](){}]")
 
 
 def python_dict(text: str) -> dict[str, Any]:
@@ -169,13 +168,10 @@ def python_dict(text: str) -> dict[str, Any]:
         pass
     if len(text) > LONGEST_DICT:
         raise BadLine(f"longer than {LONGEST_DICT} characters")
+    # Brackets may nest as deep as the parser lets them, but signs nest without any: `-----1` and
+    # `1+1+1` build trees as deep as they are long.
     bare = _STRING.sub("", text)
-    depth = deepest = 0
-    for bracket in _BRACKETS.findall(bare):
-        depth += 1 if bracket in "[({" else -1
-        deepest = max(deepest, depth)
-    # Signs nest without brackets: `-----1` and `1+1+1` build trees as deep as they are long.
-    if deepest > DEEPEST_DICT or max(bare.count(sign) for sign in "+-~") > 1_000:
+    if max(bare.count(sign) for sign in "+-~") > MOST_SIGNS:
         raise BadLine("nested too deep")
     try:
         value = ast.literal_eval(text)

@@ -168,17 +168,14 @@ def statistics(histories: Histories) -> dict[str, Any]:
     }
 
 
-def _coverage(catalogue: Catalogue) -> dict[str, Any]:
+def _coverage(catalogue: Catalogue) -> dict[str, float]:
     """Share of items with each piece of text."""
-    n = len(catalogue)
-
-    def share(known: Any) -> float:
-        return round(sum(bool(value) for value in known) / n, 6)
-
-    return {
-        "share_title": share(catalogue.titles),
-        "share_brand": share(catalogue.brands),
-        "share_categories": share(catalogue.categories),
-        "share_price": share(~np.isnan(catalogue.prices)),
-        "share_description": share(catalogue.descriptions),
+    known = {
+        "title": catalogue.titles,
+        "brand": catalogue.brands,
+        "categories": catalogue.categories,
+        "price": ~np.isnan(catalogue.prices),
+        "description": catalogue.descriptions,
     }
+    n = len(catalogue)
+    return {f"share_{word}": round(sum(map(bool, values)) / n, 6) for word, values in known.items()}
