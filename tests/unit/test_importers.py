@@ -15,7 +15,7 @@ import pytest
 
 from diffgr2.artifacts import load_arrays
 from diffgr2.config import DataConfig, Recipe
-from diffgr2.data.lines import Intake, csv_records, read_lines
+from diffgr2.data.lines import LONGEST_RECORD, Intake, csv_records, read_lines
 from diffgr2.data.records import import_dataset, outside_paths
 from diffgr2.data.store import Dataset, read_dataset, write_dataset
 from diffgr2.errors import ArtifactError
@@ -264,6 +264,18 @@ def test_quoted_records_span_lines_and_an_open_quote_costs_one_record(tmp_path: 
     assert found == [(1, ["a", "x\ny"]), (4, ["b", "2"]), (5, ["c", "3"]), (6, ['d"\n', "4"])]
     assert intake.first == ["line 3: not valid CSV (quote is not closed)"]
     assert (intake.lines, intake.rejected) == (5, 1)
+
+
+@pytest.mark.parametrize(("lines", "rejected"), [(LONGEST_RECORD, 0), (LONGEST_RECORD + 1, 1)])
+def test_a_quoted_record_spans_so_many_lines(tmp_path: Path, lines: int, rejected: int) -> None:
+    text = '"' + "\n".join("x" * lines) + '",1'
+    (tmp_path / "t.csv").write_text(f"{text}\nb,2\n")
+    intake = Intake("t.csv", None, 1.0)
+    found = list(csv_records(read_lines(tmp_path / "t.csv", intake), intake, ","))
+    assert found[-1] == (lines + 1, "b,2", ["b", "2"])
+    assert intake.lines == len(found) + intake.rejected
+    # Where it is too long, its first line is set aside and the others are read anew.
+    assert (intake.rejected, len(found)) == (rejected, 2 if not rejected else lines)
 
 
 def test_an_overlong_line_is_skipped_without_losing_the_next(
