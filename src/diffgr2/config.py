@@ -51,9 +51,10 @@ class ShopConfig(Section):
         return self
 
 
-ITEM_WORDS = ("title", "brand", "categories", "price", "description")
-COLUMN_WORDS = ("user", "item", "timestamp", "position", *ITEM_WORDS)
-"""What `data.columns` may map; the item words are read from the item file."""
+TEXT_WORDS = ("title", "brand", "categories", "price", "description")
+"""What an item file may say."""
+COLUMN_WORDS = ("user", "item", "timestamp", "position", *TEXT_WORDS)
+"""What `data.columns` may map."""
 
 
 class DataConfig(Section):
@@ -80,7 +81,7 @@ class DataConfig(Section):
         for word in self.columns:
             if word not in COLUMN_WORDS:
                 raise ValueError(f"columns: unknown word {word} (known: {', '.join(COLUMN_WORDS)})")
-            if word in ITEM_WORDS and not self.items:
+            if word in TEXT_WORDS and not self.items:
                 raise ValueError(f"columns: {word} is read from the item file, which is not given")
         return self
 
