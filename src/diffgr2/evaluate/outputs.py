@@ -70,4 +70,4 @@ def save_outputs(directory: Path, outputs: SystemOutputs) -> None:
 def load_outputs(directory: Path, name: str) -> SystemOutputs:
     """Read what `save_outputs` wrote; a file that cannot be read is an ArtifactError naming it."""
     rest = read_json(directory / f"{name}.json")
-    return SystemOutputs(**rest, **load_arrays(directory / f"{name}.safetensors"))
+    return SystemOutputs(**{**rest, **load_arrays(directory / f"{name}.safetensors")})

@@ -95,6 +95,7 @@ def _ladder(every: Mapping[str, Mapping[str, Any]], title: str, meaning: str) ->
     entries = {name: triples for name, triples in every.items() if name not in apart}
     figure, axes = new_figure(9.5, 1.6 + 0.32 * len(entries), 1, len(LADDER))
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+    text: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7.5, "bbox": box}
     for ax, metric in zip(axes[0], LADDER, strict=True):
         for y, (name, triples) in enumerate(entries.items()):
             value, low, high = triples[metric]
@@ -103,7 +104,7 @@ def _ladder(every: Mapping[str, Mapping[str, Any]], title: str, meaning: str) ->
             face = "white" if name.endswith("_raw") else colour
             ax.plot([low, high], [y, y], color=colour, lw=1.8, solid_capstyle="round")
             ax.plot(value, y, "o", color=colour, markerfacecolor=face, ms=6.5)
-            ax.text(value, y - 0.2, f"{value:.3f}", ha="center", va="bottom", fontsize=7.5, bbox=box)
+            ax.text(value, y - 0.2, f"{value:.3f}", **text)
             if anchor:
                 ax.axvline(value, color=COLOURS[1], ls=":", lw=1, zorder=0)
         ax.set_yticks(range(len(entries)), list(entries))
