@@ -122,12 +122,8 @@ def convert_dir(
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: stands already (give a new or empty directory)")
-    values = {
-        "block_size": block_size,
-        "alignment": alignment,
-        "clean_attention": clean_attention,
-        "origin": origin,
-    }
+    values = {"block_size": block_size, "alignment": alignment, "origin": origin}
+    values["clean_attention"] = clean_attention
     config = validate({"name": "convert", "convert": values}, "convert-dir").convert
     contract = convert(source, out, config)
     typer.echo(f"{out}: {contract.model_dump()}")

@@ -31,10 +31,8 @@ def order_from_scores(score_LK: np.ndarray, source: str) -> np.ndarray:
 
 def oracle_order(hit_L: np.ndarray, k: int, p_LK: np.ndarray | None = None) -> np.ndarray:
     """By true probabilities if given, else the target first and the rest in floor order."""
-    if p_LK is not None:
-        return order_from_scores(p_LK, "true probabilities")
-    first_LK = np.arange(k) == hit_L[:, None]
-    return order_from_scores(first_LK.astype(np.float32), "targets")
+    score_LK = np.arange(k) == hit_L[:, None] if p_LK is None else p_LK
+    return order_from_scores(score_LK.astype(np.float64), "oracle")
 
 
 def random_values(hit_L: np.ndarray, k: int) -> np.ndarray:

@@ -28,9 +28,6 @@ LOOKS = [{"color": c, "marker": m} for c, m in zip(COLOURS, MARKERS, strict=True
 GREY, DARK = "#8A8A8A", "#222222"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
@@ -38,7 +35,6 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": "#E6E6E6",
     "axes.axisbelow": True,
-    "legend.frameon": False,
     "figure.dpi": 130,
 }
 LADDER = ("r@1", "ndcg@3")  # the ladder's panels
@@ -71,51 +67,51 @@ def heading(ax: Axes, text: str, size: float = 11) -> None:
 
 def stage_ladder(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Every row's metric with its 95 % interval; dotted lines at the floor and at AR."""
-    entries = {row["name"]: {m: (row["metrics"][m], *row["ci"][m]) for m in LADDER} for row in rows}
     n = max(row["n"] for row in rows)
     title = f"Stages, {rows[0]['population']} users (n = {n:,})"
-    return _ladder(entries, title, "95 % bootstrap interval of the row itself")
+    return _ladder(rows, title, "95 % bootstrap interval of the row itself")
 
 
-def seeds_ladder(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def seeds_ladder(summary: Sequence[Mapping[str, Any]]) -> Figure:
     """The same over several seeds (`tables.over_seeds`): mean and sample deviation."""
-    entries: dict[str, dict[str, Any]] = {row["name"]: {} for row in rows}
-    for row in rows:
-        for metric in LADDER:
-            mean, sd = row["metrics"][metric]["mean"], row["metrics"][metric]["sd"] or 0.0
-            entries[row["name"]][metric] = (mean, mean - sd, mean + sd)
-    title = f"Stages, {rows[0]['population']} users, {rows[0]['seeds']} seeds"
-    return _ladder(entries, title, "mean ± standard deviation over seeds")
+    rows = []
+    for row in summary:
+        spreads = {m: (v["mean"], v["sd"] or 0.0) for m, v in row["metrics"].items()}
+        means = {m: mean for m, (mean, _) in spreads.items()}
+        ci = {m: (mean - sd, mean + sd) for m, (mean, sd) in spreads.items()}
+        rows.append({"name": row["name"], "metrics": means, "ci": ci})
+    title = f"Stages, {summary[0]['population']} users, {summary[0]['seeds']} seeds"
+    return _ladder(rows, title, "mean ± standard deviation over seeds")
 
 
-def _ladder(every: Mapping[str, Mapping[str, Any]], title: str, meaning: str) -> Figure:
+def _ladder(every: Sequence[Mapping[str, Any]], title: str, meaning: str) -> Figure:
     """Rows downwards, a panel per metric; random and oracle would squash the scale, so they are
     named in the subtitle."""
-    apart = [name for name in ("random", "oracle") if name in every]
-    entries = {name: triples for name, triples in every.items() if name not in apart}
-    figure, axes = new_figure(9.5, 1.6 + 0.32 * len(entries), 1, len(LADDER))
+    apart = [row for row in every if row["name"] in ("random", "oracle")]
+    rows = [row for row in every if row not in apart]
+    figure, axes = new_figure(9.5, 1.6 + 0.32 * len(rows), 1, len(LADDER))
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
     text: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7.5, "bbox": box}
     for ax, metric in zip(axes[0], LADDER, strict=True):
-        for y, (name, triples) in enumerate(entries.items()):
-            value, low, high = triples[metric]
+        for y, row in enumerate(rows):
+            name, value, interval = row["name"], row["metrics"][metric], row["ci"][metric]
             anchor = name in ("floor", "ar")
             colour = COLOURS[1] if anchor else COLOURS[0]
             face = "white" if name.endswith("_raw") else colour
-            ax.plot([low, high], [y, y], color=colour, lw=1.8, solid_capstyle="round")
+            ax.plot(interval, [y, y], color=colour, lw=1.8, solid_capstyle="round")
             ax.plot(value, y, "o", color=colour, markerfacecolor=face, ms=6.5)
             ax.text(value, y - 0.2, f"{value:.3f}", **text)
             if anchor:
                 ax.axvline(value, color=COLOURS[1], ls=":", lw=1, zorder=0)
-        ax.set_yticks(range(len(entries)), list(entries))
-        ax.set_ylim(len(entries) - 0.5, -0.85)
+        ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        ax.set_ylim(len(rows) - 0.5, -0.85)
         ax.locator_params(axis="x", nbins=6)
         ax.set_xlabel(f"{metric.upper()}, {meaning}", fontsize=9)
         ax.grid(visible=False, axis="y")
     for ax in axes[0, 1:]:
         ax.tick_params(labelleft=False)
-    parts = ["hollow: raw rule"] if any(name.endswith("_raw") for name in entries) else []
-    parts += [f"{name} (off the scale): R@1 {every[name]['r@1'][0]:.3f}" for name in apart]
+    parts = ["hollow: raw rule"] if any(row["name"].endswith("_raw") for row in rows) else []
+    parts += [f"{r['name']} (off the scale): R@1 {r['metrics']['r@1']:.3f}" for r in apart]
     figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=12, fontweight="bold")
     y = 0.985 - 0.27 / figure.get_figheight()
     figure.text(0.01, y, " · ".join(parts), fontsize=9, va="top")
@@ -129,8 +125,7 @@ def validity(rows: Sequence[Mapping[str, Any]]) -> Figure:
     )
     colour_RX = share_RX.copy()
     colour_RX[:, 0] = 1.0 - colour_RX[:, 0]  # dark is bad everywhere
-    figure, axes = new_figure(8.5, 1.3 + 0.34 * len(rows))
-    ax = axes[0, 0]
+    figure, [[ax]] = new_figure(8.5, 1.3 + 0.34 * len(rows))
     ax.imshow(np.sqrt(colour_RX), cmap="Oranges", vmin=0, vmax=1.15, aspect="auto")
     for (r, c), share in np.ndenumerate(share_RX):
         colour = "white" if np.sqrt(colour_RX[r, c]) > 0.8 else DARK
@@ -153,8 +148,7 @@ def rank_moves(floor_rank_L: np.ndarray, final_rank_L: np.ndarray, k: int, name:
     count_KK = np.zeros((k, k), dtype=np.int64)
     np.add.at(count_KK, (floor_rank_L[keep_L], final_rank_L[keep_L]), 1)
     share_KK = count_KK / np.maximum(count_KK.sum(1, keepdims=True), 1)
-    figure, axes = new_figure(1.9 + 0.56 * k, 1.4 + 0.46 * k)
-    ax = axes[0, 0]
+    figure, [[ax]] = new_figure(1.9 + 0.56 * k, 1.4 + 0.46 * k)
     limit = max(0.5, float(share_KK.max()))
     image = ax.imshow(share_KK, cmap="Blues", vmin=0, vmax=limit, aspect="auto")
     for (r, c), count in np.ndenumerate(count_KK):
@@ -182,8 +176,8 @@ def rank_moves(floor_rank_L: np.ndarray, final_rank_L: np.ndarray, k: int, name:
 def frontier(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float], x: str) -> Figure:
     """R@1 against speed over τ. A point: {rule, tau, r@1, tpf, speedup}; `x` is one of the latter
     two; `lines` are named levels such as AR and floor."""
-    figure, axes = new_figure(7.5, 4.6)
-    ax = axes[0, 0]
+    figure, [[ax]] = new_figure(7.5, 4.6)
+    label: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 8.5, "color": DARK}
     rules = list(dict.fromkeys(point["rule"] for point in points))
     reach = max(point[x] for point in points) - min(point[x] for point in points)
     for place, rule in enumerate(rules):
@@ -206,16 +200,8 @@ def frontier(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float], x:
             ax.annotate(f"τ {point['tau']:g}", (point[x], point["r@1"]), **text)
     for name, level in lines.items():
         ax.axhline(level, color=GREY, ls=":", lw=1.2)
-        ax.annotate(
-            f"{name} {level:.3f}",
-            (1, level),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8.5,
-            color=DARK,
-        )
+        place = ax.get_yaxis_transform()  # x of the axes, y of the data
+        ax.text(0.995, level, f"{name} {level:.3f}", transform=place, **label)
     ax.set_xlabel({"tpf": "tokens per forward (TPF)", "speedup": "tokens/s ÷ AR, batch 1"}[x])
     ax.set_ylabel("R@1")
     ax.margins(x=0.08)
@@ -226,8 +212,7 @@ def frontier(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float], x:
 
 def throughput(points: Sequence[Mapping[str, Any]]) -> Figure:
     """Tokens/s against output length at batch 1. A point: {decoder, length, tokens_per_s}."""
-    figure, axes = new_figure(5.7, 3.9)
-    ax = axes[0, 0]
+    figure, [[ax]] = new_figure(5.7, 3.9)
     decoders = list(dict.fromkeys(point["decoder"] for point in points))
     for place, name in enumerate(decoders):
         own = sorted((p for p in points if p["decoder"] == name), key=lambda p: p["length"])
@@ -255,8 +240,7 @@ def trajectory(
     shown = n <= TEXTS
     width = min(16.0, max(7.0, 1.2 + n * (0.2 if shown else 0.12)))
     height = min(9.0, max(2.6, 1.6 + 0.2 * steps)) + (1.0 if shown else 0.0)
-    figure, axes = new_figure(width, height)
-    ax = axes[0, 0]
+    figure, [[ax]] = new_figure(width, height)
     step_S1 = np.arange(steps)[:, None]
     state_ST = np.where(step_S1 < step_of_T, 0.0, np.where(step_S1 == step_of_T, 2.0, 1.0))
     commit_ST = np.where(state_ST == 2, step_S1, np.nan)
@@ -316,8 +300,7 @@ def training_curves(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
 
 def sid_usage(codes_IL: np.ndarray, size: int) -> Figure:
     """Per level, how many items each code has, most used first, against an even split."""
-    figure, axes = new_figure(8, 4)
-    ax = axes[0, 0]
+    figure, [[ax]] = new_figure(8, 4)
     for level in range(codes_IL.shape[1]):
         count_C = np.bincount(codes_IL[:, level], minlength=size)
         count_C = np.sort(count_C[count_C > 0])[::-1]

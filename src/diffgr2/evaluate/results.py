@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.errors import ConfigError
 from diffgr2.evaluate.baselines import floor_order, oracle_order, random_values
 from diffgr2.evaluate.metrics import METRICS, ranks_of, values_of
 from diffgr2.evaluate.outputs import SystemOutputs
@@ -113,10 +112,6 @@ def with_baselines(
         SystemOutputs("oracle", oracle_order(lists.hit_L, k, truth_LK), n),
         *systems,
     ]
-    names = [outputs.name for outputs in every]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"row {name}: stands twice (baselines are added here)")
     return sorted(every, key=lambda outputs: sort_key(outputs.name))
 
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from diffgr2.evaluate.metrics import METRICS
 from diffgr2.evaluate.results import BASELINES
-from diffgr2.evaluate.significance import mean_sd, verdict
+from diffgr2.evaluate.significance import verdict
 from diffgr2.types import FAILURES
 
 MAIN = ("r@1", "ndcg@3")
@@ -216,24 +217,25 @@ def render_table(report: dict[str, Any], population: str) -> Table:
 
 def over_seeds(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and sample deviation over reports of several seeds, for rows that all of them hold."""
-    tables = [{(r["population"], r["name"]): r for r in rep["rows"]} for rep in reports]
+    tables = [{(r["population"], r["name"]): r for r in report["rows"]} for report in reports]
     result = []
-    for key, first in tables[0].items():
+    for key in tables[0]:
         rows = [table[key] for table in tables if key in table]
         if len(rows) < len(tables):
             continue
         entry: dict[str, Any] = {"name": key[1], "population": key[0], "seeds": len(reports)}
-        entry["metrics"] = {m: _spread([r["metrics"][m] for r in rows]) for m in first["metrics"]}
+        entry["metrics"] = {m: spread([r["metrics"][m] for r in rows]) for m in METRICS}
         for share in ("raw_valid", "tpf", "evidence_true"):
             if all(share in row for row in rows):
-                entry[share] = _spread([row[share] for row in rows])
+                entry[share] = spread([row[share] for row in rows])
         result.append(entry)
     return result
 
 
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
-    mean, sd = mean_sd(list(values))
-    return {"mean": round(mean, 6), "sd": None if sd is None else round(sd, 6)}
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and sample deviation (n − 1); one value has no deviation."""
+    sd = round(float(np.std(values, ddof=1)), 6) if len(values) > 1 else None
+    return {"mean": round(float(np.mean(values)), 6), "sd": sd}
 
 
 def seeds_table(summary: Sequence[dict[str, Any]]) -> str:

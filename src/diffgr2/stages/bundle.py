@@ -30,16 +30,12 @@ def card(recipe: Recipe, model: str, n_items: int, *, diffusion: bool) -> str:
     setting = ""
     if decoder == "block":
         setting = f" with accept rule `{decode.accept}`, τ = {decode.threshold:g}, `{decode.rule}`"
+    decoders = "`ar`, `block`, `verify`" if diffusion else "`ar`"
     return CARD.read_text(encoding="utf-8").format(
-        name=recipe.name,
-        seed=recipe.seed,
+        recipe=recipe,
         model=model,
-        k=recipe.candidates.k,
-        template=recipe.prompt.template,
-        levels=recipe.items.levels,
-        codes=recipe.items.codes,
-        n_items=f"{n_items:,}",
-        decoders="`ar`, `block`, `verify`" if diffusion else "`ar`",
+        n_items=n_items,
+        decoders=decoders,
         decoder=decoder,
         setting=setting,
     )

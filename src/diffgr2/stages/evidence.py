@@ -23,15 +23,9 @@ from diffgr2.config import EvidenceConfig
 from diffgr2.data.store import read_dataset
 from diffgr2.errors import DataError
 from diffgr2.pipeline import StageContext
-from diffgr2.types import MISS, CandidateLists, Histories
+from diffgr2.types import MISS
 
 SPLITS = ("train", "validation", "test")
-
-
-def list_features(index: EvidenceIndex, histories: Histories, lists: CandidateLists) -> np.ndarray:
-    """Features of lists whose users are in the index and leave themselves out."""
-    queries = prefixes(histories, lists.user_L, lists.end_L)
-    return index.features(queries, lists.items_LK, lists.scores_LK, lists.user_L)
 
 
 def fitted(
@@ -73,7 +67,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
 
     features = {}
     for split in ctx.progress.track(SPLITS, "evidence"):
-        features[split] = list_features(index, dataset.histories, lists[split])
+        own = lists[split]  # their users are in the index and leave themselves out
+        queries = prefixes(dataset.histories, own.user_L, own.end_L)
+        features[split] = index.features(queries, own.items_LK, own.scores_LK, own.user_L)
     # Lists without their target hold weak evidence only and would coarsen the strong end.
     known = [features[split][hits[split] != MISS] for split in ("train", "validation")]
     index = index.with_edges(np.concatenate(known).reshape(-1, len(FIELDS)))

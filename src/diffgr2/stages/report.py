@@ -39,36 +39,27 @@ MOVED = ("cft_opd_rl", "cft_opd", "cft", "ar", "evidence")
 
 def commit() -> str:
     """The source's commit where it is a git checkout, "" otherwise."""
-    where = Path(__file__).parent
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(where), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
 
 
-def described(recipe: Recipe) -> str:
-    """The data in a few words, no path of this machine."""
+def meta_of(recipe: Recipe, command: str) -> dict[str, str]:
+    """The report's head: no path of this machine."""
     data = recipe.data
     if data.source == "shop":
-        return f"simulated shop, {data.shop.n_items:,} items, {data.shop.n_users:,} shoppers"
-    return f"{data.source}: {Path(data.interactions or '').name}"
-
-
-def meta_of(recipe: Recipe, command: str) -> dict[str, str]:
-    """The report's head."""
-    data = recipe.data
-    tie = data.tie_order if data.tie_order == "file" else f"shuffle({data.tie_seed})"
+        about = f"simulated shop, {data.shop.n_items:,} items, {data.shop.n_users:,} shoppers"
+        tie = "none"
+    else:
+        about = f"{data.source}: {Path(data.interactions or '').name}"
+        tie = "file" if data.tie_order == "file" else f"shuffle({data.tie_seed})"
     return {
         "recipe": recipe.name,
-        "data": described(recipe),
-        "tie_order": "none" if data.source == "shop" else tie,
+        "data": about,
+        "tie_order": tie,
         "commit": commit(),
         "command": command,
     }
@@ -107,29 +98,26 @@ def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Pat
 def notes(found: Standing, report: dict[str, Any]) -> str:
     """What the tables need to be read rightly."""
     lines = ["", "## Reading the rows", ""]
-    about = report.get("retriever", {})
+    about, k = report.get("retriever", {}), found.lists.k
     if "test_ndcg@10" in about:
         lines.append(
-            f"- The lists are the retriever's ({found.recipe.retriever.kind}) own top "
-            f"{found.lists.k}, in its order, so the row `floor` over all users is the retriever "
-            f"itself up to rank {found.lists.k}. Its own evaluation over the whole catalogue: R@10 "
+            f"- The lists are the retriever's ({found.recipe.retriever.kind}) own top {k}, in its "
+            "order, so the row `floor` over all users is the retriever itself up to rank "
+            f"{k}. Its own evaluation over the whole catalogue: R@10 "
             f"{number(about.get('test_r@10'))}, NDCG@10 {number(about['test_ndcg@10'])}."
         )
-    if found.truth is not None:
-        lines.append(
-            "- `oracle` orders candidates by the true probabilities that the simulated shop draws "
-            "from: no re-ranker can do better on average."
-        )
-    else:
-        lines.append("- `oracle` puts the target first: a bound that no re-ranker can reach.")
-    lines.append(
+    lines += [
+        "- `oracle` puts the target first: a bound that no re-ranker can reach."
+        if found.truth is None
+        else "- `oracle` orders candidates by the true probabilities that the simulated shop draws "
+        "from: no re-ranker can do better on average.",
         "- Diffusion rows use the recipe's recommended setting; the same names with `_raw` follow "
         "the plain rule at τ = .9. `student_ar` is the last diffusion checkpoint decoded token by "
-        "token."
-    )
-    speeds = report.get("speed")
-    if speeds:
-        lines += ["", "## Speed, decoders taking turns in one run", "", timings_table(speeds)]
+        "token.",
+    ]
+    if report.get("speed"):
+        title = "## Speed, decoders taking turns in one run"
+        lines += ["", title, "", timings_table(report["speed"])]
     return "\n".join(lines) + "\n"
 
 

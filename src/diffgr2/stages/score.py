@@ -30,6 +30,8 @@ from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.rows import ROWS, RowSpec
 from diffgr2.types import FAILURES, Trajectory
 
+DESCRIBED = ("decoder", "threshold", "rule", "accept")  # of the settings, in the results
+
 
 @dataclass(frozen=True)
 class Model:
@@ -109,7 +111,6 @@ def outputs_of(corpus: Corpus, name: str, decoded: Decoded) -> SystemOutputs:
     answers = [template.parse(*pair) for pair in pairs]
     k = corpus.lists["test"].k
     cited_L2 = np.array([template.citations(*pair) for pair in pairs], dtype=np.int32)
-    settings = decoded.settings
     return SystemOutputs(
         name=name,
         order_LK=np.array([repair(answer.order, k) for answer in answers], dtype=np.int16),
@@ -123,12 +124,7 @@ def outputs_of(corpus: Corpus, name: str, decoded: Decoded) -> SystemOutputs:
         cited_right_L=cited_L2[:, 0],
         cited_total_L=cited_L2[:, 1],
         text_L=np.array([text_digest(t.tokens_T) for t in decoded.trajectories]),
-        meta={
-            "decoder": settings.decoder,
-            "threshold": settings.threshold,
-            "rule": settings.rule,
-            "accept": settings.accept,
-        },
+        meta={key: getattr(decoded.settings, key) for key in DESCRIBED},
     )
 
 
@@ -138,15 +134,8 @@ def run_row(ctx: StageContext, spec: RowSpec) -> dict[str, Any]:
     lists = test_rows(corpus, config.users, config.max_users)
     model = Model.open(ctx.inputs[spec.model])
     with ctx.progress.task(ctx.name, len(lists)) as bar:
-        decoded = decode_lists(
-            corpus,
-            model,
-            lists,
-            spec.how,
-            batch=config.batch,
-            reasoning=spec.reasoning,
-            on_done=lambda _: bar.advance(),
-        )
+        work: dict[str, Any] = {"batch": config.batch, "on_done": lambda _: bar.advance()}
+        decoded = decode_lists(corpus, model, lists, spec.how, reasoning=spec.reasoning, **work)
     outputs = outputs_of(corpus, spec.name, decoded)
     save_outputs(ctx.out, outputs)
     assert outputs.raw_valid_L is not None
