@@ -48,6 +48,11 @@ def first(positions: list[int]) -> np.ndarray:
     return np.array([[p, *(q for q in range(K) if q != p)] for p in positions])
 
 
+def speed(tokens: int, batch: int, outputs: int) -> dict:
+    """A timing of two seconds."""
+    return {"tokens": tokens, "seconds": 2.0, "batch": batch, "outputs": outputs}
+
+
 def row(report: dict, name: str, population: str = "hit") -> dict:
     (found,) = (r for r in report["rows"] if (r["name"], r["population"]) == (name, population))
     return found
@@ -158,7 +163,10 @@ def test_validity_length_truth_and_speed_are_ratios_of_sums():
     failures_LX[1, [FAILURES.index("duplicate"), FAILURES.index("missing")]] = True
     common = {"n_lists": 3, "raw_valid_L": np.array([True, False, True])}
     ar = SystemOutputs(
-        "ar", first([0, 0, 0]), timing={"tokens": 300, "seconds": 2.0, "batch": 1}, **common
+        "ar",
+        first([0, 0, 0]),
+        timing={"tokens": 300, "seconds": 2.0, "batch": 1, "outputs": 1},
+        **common,
     )
     block = SystemOutputs(
         "cft",
@@ -169,12 +177,15 @@ def test_validity_length_truth_and_speed_are_ratios_of_sums():
         reasoning_tokens_L=np.array([8, 20, 40]),
         cited_right_L=np.array([3, 1, 0]),
         cited_total_L=np.array([3, 2, 0]),
-        timing={"tokens": 900, "seconds": 2.0, "batch": 1, "outputs": 10},
+        timing=speed(900, 1, 10),
         meta={"rule": "permutation"},
         **common,
     )
     batched = SystemOutputs(
-        "cft_opd", first([0, 0, 0]), 3, timing={"tokens": 9000, "seconds": 2.0, "batch": 32}
+        "cft_opd",
+        first([0, 0, 0]),
+        3,
+        timing=speed(9000, 32, 9),
     )
     report = build_report(META, lists, [ar, block, batched], resamples=20)
     cft = row(report, "cft")

@@ -100,7 +100,7 @@ def seeds(
     if plot is not None:
         from diffgr2.evaluate.plots import save_figure, seeds_ladder
 
-        hit = [row for row in summary if row["population"] == "hit"]
+        hit = [row for row in summary if row["population"] == "hit"] or summary
         typer.echo(str(save_figure(seeds_ladder(hit), plot)))
 
 

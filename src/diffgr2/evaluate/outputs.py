@@ -37,7 +37,7 @@ class SystemOutputs:
     cited_right_L: np.ndarray | None = None
     cited_total_L: np.ndarray | None = None
     text_L: np.ndarray | None = None  # digest of the output's tokens: equal texts, equal digests
-    timing: dict[str, Any] = field(default_factory=dict)  # tokens, seconds, batch[, outputs]
+    timing: dict[str, Any] = field(default_factory=dict)  # tokens, seconds, batch, outputs
     meta: dict[str, Any] = field(default_factory=dict)  # decoder, threshold, rule, accept
 
     def __post_init__(self) -> None:

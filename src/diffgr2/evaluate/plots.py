@@ -185,19 +185,12 @@ def frontier(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float], x:
         look, last = LOOKS[place + 1], -np.inf
         xs, ys = [p[x] for p in own], [p["r@1"] for p in own]
         ax.plot(xs, ys, ms=6, lw=1.5, label=f"block, {rule}", **look)
-        above = place % 2 == 0
-        text: dict[str, Any] = {
-            "xytext": (4, 6) if above else (-4, -13),
-            "ha": "left" if above else "right",
-            "textcoords": "offset points",
-            "fontsize": 7.5,
-            "color": look["color"],
-        }
+        text: dict[str, Any] = {"xytext": (4, -13 if place else 6), "textcoords": "offset points"}
         for point in own:
             if point[x] - last < 0.05 * reach:
                 continue  # no room: the series is in order of τ, so its neighbours tell
-            last = point[x]
-            ax.annotate(f"τ {point['tau']:g}", (point[x], point["r@1"]), **text)
+            last, tau = point[x], f"τ {point['tau']:g}"
+            ax.annotate(tau, (last, point["r@1"]), fontsize=7.5, color=look["color"], **text)
     for name, level in lines.items():
         ax.axhline(level, color=GREY, ls=":", lw=1.2)
         place = ax.get_yaxis_transform()  # x of the axes, y of the data

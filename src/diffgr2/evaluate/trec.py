@@ -30,8 +30,7 @@ def write_run(
     users: Sequence[str],
     items: Sequence[str],
 ) -> None:
-    """`user Q0 item rank score tag` per candidate of the decoded lists; the tag is the system's
-    name."""
+    """`user Q0 item rank score tag` per candidate of the decoded lists; the tag is the name."""
     with path.open("w") as file:
         for row, order_K in zip(outputs.rows, outputs.order_LK, strict=True):
             user = _id(users, int(lists.user_L[row]), "user")

@@ -42,14 +42,8 @@ def accounting(outputs: SystemOutputs, keep_L: np.ndarray) -> dict[str, Any]:
     for name, (top, bottom) in RATIOS.items():
         if top in kept and kept[bottom].any():
             entries[name] = float(kept[top].sum(dtype=np.int64) / kept[bottom].sum(dtype=np.int64))
-    return entries | _speed(outputs.timing)
-
-
-def _speed(timing: dict[str, Any]) -> dict[str, Any]:
-    """Measured speed, if it was measured."""
-    if not timing:
-        return {}
-    entries = {"tokens_per_s": timing["tokens"] / timing["seconds"], "batch": timing["batch"]}
-    if "outputs" in timing:
+    if timing := outputs.timing:
+        entries["tokens_per_s"] = timing["tokens"] / timing["seconds"]
         entries["ms_per_output"] = 1000.0 * timing["seconds"] / timing["outputs"]
+        entries["batch"] = timing["batch"]
     return entries

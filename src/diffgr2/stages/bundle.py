@@ -57,8 +57,7 @@ def pack(ctx: StageContext, model: str) -> dict[str, Any]:
     text = card(recipe, model, n_items, diffusion=diffusion)
     (out / "MODEL_CARD.md").write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    trained = read_manifest(source)["metrics"]
-    return {"bytes": size, "steps": int(trained.get("steps", 0))}
+    return {"bytes": size, "steps": int(read_manifest(source)["metrics"].get("steps", 0))}
 
 
 def run(ctx: StageContext) -> dict[str, Any]:

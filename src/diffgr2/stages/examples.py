@@ -19,8 +19,8 @@ from diffgr2.stages.standing import Standing
 from diffgr2.streams import generator
 from diffgr2.types import Trajectory
 
-MODELS = {"block_rl": "recommended", "opd": "recommended", "cft": "recommended"}
-MODELS |= {"rl": "ar", "sft": "ar"}
+BLOCK, AR = ("block_rl", "opd", "cft"), ("rl", "sft")
+MODELS = dict.fromkeys(BLOCK, "recommended") | dict.fromkeys(AR, "ar")
 """The first one that stands writes the examples, decoded in this way."""
 
 SHOWN = 6  # history items printed

@@ -91,8 +91,7 @@ def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Pat
     pictures = [plots.save_figure(figure, out / name) for name, figure in figures.items()]
     save_arrays(out / "ranks.safetensors", **ranks)
     write_json(out / "ids.json", read_json(found.root / "items" / "report.json"))
-    paths = [out / "report.json", out / "report.md", *pictures, out / "ranks.safetensors"]
-    return report, paths
+    return report, [out / "report.json", out / "report.md", *pictures, out / "ranks.safetensors"]
 
 
 def notes(found: Standing, report: dict[str, Any]) -> str:

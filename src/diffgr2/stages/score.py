@@ -99,7 +99,7 @@ def decode_lists(
 
 def text_digest(tokens_T: np.ndarray) -> int:
     """The first 8 bytes of the tokens' sha256."""
-    digest = hashlib.sha256(np.ascontiguousarray(tokens_T, dtype="<i8").tobytes()).digest()
+    digest = hashlib.sha256(tokens_T.astype("<i8").tobytes()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ def timed_generate(
 
     Its prefill is the time to the first token, taken from a call that asks for no more.
     """
+    greedy = {"do_sample": False, "eos_token_id": settings.end_id, "pad_token_id": pad_id}
     spent = [0.0, 0.0]
     tokens = 0
     for part in chunks(requests, batch):
@@ -90,14 +92,7 @@ def timed_generate(
             seen[b, width - len(request.prompt) :] = 1
         for turn, limit in enumerate((1, settings.max_tokens)):
             start = time.perf_counter()
-            out = model.generate(
-                ids,
-                attention_mask=seen,
-                max_new_tokens=limit,
-                do_sample=False,
-                eos_token_id=settings.end_id,
-                pad_token_id=pad_id,
-            )
+            out = model.generate(ids, attention_mask=seen, max_new_tokens=limit, **greedy)
             spent[turn] += time.perf_counter() - start
         made = out[:, width:]
         ended = (made == settings.end_id).int()
@@ -159,28 +154,23 @@ def frontier(corpus: Corpus, block: Model) -> list[dict[str, Any]]:
     config, lists = corpus.recipe.evaluate, corpus.lists["test"]
     rows = test_rows(corpus, "hit", config.frontier_lists)
     points = []
-    for rule in ("raw", "permutation"):
-        for tau in config.thresholds:
-            plan = {"accept": "threshold", "threshold": tau, "rule": rule}
-            decoded = decode_lists(corpus, block, rows, "recommended", batch=config.batch, **plan)
-            outputs = outputs_of(corpus, "frontier", decoded)
-            values_LM = values_of(ranks_of(outputs.order_LK, lists.hit_L[rows]), lists.k)
-            means = dict(zip(METRICS, values_LM.mean(0).tolist(), strict=True))
-            account = accounting(outputs, np.ones(len(rows), dtype=bool))
-            speed = timed(block.lean, decoded.prompts[:8], decoded.settings, 1)
-            points.append(
-                {
-                    "rule": rule,
-                    "tau": tau,
-                    "n": len(rows),
-                    "r@1": means["r@1"],
-                    "ndcg@3": means["ndcg@3"],
-                    "valid": account["raw_valid"],
-                    "evidence_true": account.get("evidence_true", 0.0),
-                    "tpf": account["tpf"],
-                    "tokens_per_s": speed.rate,
-                }
-            )
+    for rule, tau in product(("raw", "permutation"), config.thresholds):
+        plan = {"accept": "threshold", "threshold": tau, "rule": rule}
+        decoded = decode_lists(corpus, block, rows, "recommended", batch=config.batch, **plan)
+        outputs = outputs_of(corpus, "frontier", decoded)
+        values_LM = values_of(ranks_of(outputs.order_LK, lists.hit_L[rows]), lists.k)
+        account = accounting(outputs, np.ones(len(rows), dtype=bool))
+        point = {
+            "rule": rule,
+            "tau": tau,
+            "n": len(rows),
+            "valid": account["raw_valid"],
+            "evidence_true": account.get("evidence_true", 0.0),
+            "tpf": account["tpf"],
+            "tokens_per_s": timed(block.lean, decoded.prompts[:8], decoded.settings, 1).rate,
+        }
+        means = dict(zip(METRICS, values_LM.mean(0).tolist(), strict=True))
+        points.append(point | {metric: means[metric] for metric in ("r@1", "ndcg@3")})
     return points
 
 
@@ -220,8 +210,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     ctx.progress.line(f"{ctx.name}: throughput against length")
     tpf = next(s["tpf"] for s in speeds if s["decoder"] == "block" and s["batch"] == 1)
     by_length = lengths(corpus, requests, block, tpf)
-    write_json(
-        ctx.out / "speed.json", {"decoders": speeds, "frontier": points, "lengths": by_length}
-    )
+    measured = {"decoders": speeds, "frontier": points, "lengths": by_length}
+    write_json(ctx.out / "speed.json", measured)
     shown = ("tokens_per_s", "speedup", "tpf")
     return {f"{s['decoder']}@{s['batch']}": {k: round(s[k], 2) for k in shown} for s in speeds}

@@ -8,7 +8,7 @@ stand. Not here: measuring (`evaluate`), what is written (`report`, `examples`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Standing:
     recipe: Recipe
     root: Path
     stages: frozenset[str]
+    models: dict[str, Model] = field(default_factory=dict)  # opened so far
 
     @classmethod
     def of(cls, runner: Runner) -> Standing:
@@ -121,10 +122,6 @@ class Standing:
 
     def decoded(self, stage: str, rows: np.ndarray, how: str) -> Decoded:
         """Test lists decoded one by one with a stage's model."""
-        if stage not in self._models:
-            self._models[stage] = Model.open(self.root / stage)
-        return decode_lists(self.corpus, self._models[stage], rows, how, batch=1)
-
-    @cached_property
-    def _models(self) -> dict[str, Model]:
-        return {}
+        if stage not in self.models:
+            self.models[stage] = Model.open(self.root / stage)
+        return decode_lists(self.corpus, self.models[stage], rows, how, batch=1)
