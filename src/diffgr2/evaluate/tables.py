@@ -224,7 +224,7 @@ def over_seeds(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if len(rows) < len(tables):
             continue
         entry: dict[str, Any] = {"name": key[1], "population": key[0], "seeds": len(reports)}
-        entry["metrics"] = {m: spread([r["metrics"][m] for r in rows]) for m in METRICS}
+        entry["metrics"] = {m: spread([r["metrics"][m] for r in rows]) for m in rows[0]["metrics"]}
         for share in ("raw_valid", "tpf", "evidence_true"):
             if all(share in row for row in rows):
                 entry[share] = spread([row[share] for row in rows])
