@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from diffgr2.artifacts import load_arrays, read_manifest
-from diffgr2.evaluate.results import META
 from diffgr2.evaluate.tables import rows_of
 from diffgr2.stages.plan import STAGES
 from diffgr2.stages.rows import ROWS
 
+META = {"recipe", "data", "tie_order", "commit", "command"}
 METRICS = {"r@1", "r@3", "r@5", "ndcg@3", "ndcg@5", "ndcg@10", "mrr"}
 DESIGN_ROWS = {
     *("floor", "random", "oracle", "evidence", "ar_direct", "ar"),

@@ -39,16 +39,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
 
     def fit(users: np.ndarray, fold: int) -> kinds.Fitted:
         name, seed = f"fold {fold + 1} of {config.folds}", key_of(ctx.seed, "candidates", fold)
-        model, _ = kinds.fit(
-            histories,
-            users,
-            ctx.recipe.retriever,
-            seed,
-            work=ctx.work,
-            name=name,
-            progress=ctx.progress,
-        )
-        return model
+        place: dict[str, Any] = {"work": ctx.work, "name": name, "progress": ctx.progress}
+        return kinds.fit(histories, users, ctx.recipe.retriever, seed, **place)[0]
 
     train = training_lists(
         histories,
@@ -58,12 +50,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
         prefixes_per_user=config.prefixes,
         inject_target=config.inject_target,
     )
+    held = [held_out_lists(histories, full, split, config.k) for split in ("validation", "test")]
     metrics: dict[str, Any] = {"inject_target": config.inject_target}
-    for lists in (
-        train,
-        held_out_lists(histories, full, "validation", config.k),
-        held_out_lists(histories, full, "test", config.k),
-    ):
+    for lists in (train, *held):
         save_lists(ctx.out, lists)
         metrics |= counts(lists)
     return metrics

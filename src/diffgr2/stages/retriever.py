@@ -21,15 +21,9 @@ from diffgr2.streams import key_of
 def run(ctx: StageContext) -> dict[str, Any]:
     histories = read_dataset(ctx.inputs["data"]).histories
     users = np.arange(histories.n_users)
-    model, metrics = kinds.fit(
-        histories,
-        users,
-        ctx.recipe.retriever,
-        key_of(ctx.seed, "retriever"),
-        work=ctx.work,
-        name="retriever",
-        progress=ctx.progress,
-    )
+    seed = key_of(ctx.seed, "retriever")
+    place: dict[str, Any] = {"work": ctx.work, "name": "retriever", "progress": ctx.progress}
+    model, metrics = kinds.fit(histories, users, ctx.recipe.retriever, seed, **place)
     model.save(ctx.out)
     for split, hidden in (("validation", 2), ("test", 1)):
         end_U = histories.lengths_U - hidden
