@@ -5,7 +5,8 @@ Prompt    system, user and assistant turns in Qwen's chat format; history and ca
 Response  {"explanation": "...", "recommendations": ["<sid>", "<sid>", ...]} <|im_end|>
           (without `explanation` where no reasoning is asked for)
 
-Contract: as `template.Template`. Control tokens and semantic IDs are placed by id; everything else
+Contract: `prompt`, `response`, `parse`, `citations` and `english` agree with each other, as those
+of `compact` do. Control tokens and semantic IDs are placed by id; everything else
 is text with special tokens off, so a reserved token that a title spells stays text. The pieces of
 the answer are tokenized one by one, so its entries lie at fixed distances. Wording is in
 `gr2.yaml`, sentences and text answers in `chat`. Not here: decoding, and where traces come from.
@@ -23,7 +24,17 @@ import numpy as np
 from diffgr2.config import PromptConfig
 from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
-from diffgr2.prompts.chat import Chat, Piece, Sid, UserText, pieces_of, sids_of
+from diffgr2.prompts.chat import (
+    BEGIN,
+    FINISH,
+    Chat,
+    Piece,
+    Sid,
+    UserText,
+    pieces_of,
+    places_of,
+    sids_of,
+)
 from diffgr2.prompts.compact import ANSWER, REASONING
 from diffgr2.prompts.request import Request, Trace
 from diffgr2.prompts.vocab import END, Vocabulary
@@ -46,15 +57,10 @@ def one_line(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text as it stands inside a JSON string."""
-    return json.dumps(one_line_keeping_ends(text), ensure_ascii=False)[1:-1]
-
-
-def one_line_keeping_ends(text: str) -> str:
-    """As `one_line`, but a blank at either end stays: the text goes on beside it."""
+    """Text as it stands inside a JSON string; a blank at either end stays, others follow it."""
     lead = " " if text[:1].isspace() else ""
     tail = " " if text[-1:].isspace() and text.strip() else ""
-    return lead + one_line(text) + tail
+    return json.dumps(lead + one_line(text) + tail, ensure_ascii=False)[1:-1]
 
 
 class Gr2:
@@ -64,12 +70,12 @@ class Gr2:
     shows_text = True
 
     def __init__(self, vocab: Vocabulary, config: PromptConfig) -> None:
-        self.vocab, self.config = vocab, config
+        self.vocab = vocab
         self.chat = Chat(vocab.spec.fields, vocab.spec.buckets)
         self._open, self._shut, self._bare, self._marker, self._between, self._close = map(
             vocab.text_ids, (OPEN, SHUT, BARE, MARKER, BETWEEN, CLOSE)
         )
-        self._begin, self._finish = vocab.control["<|sid_begin|>"], vocab.control["<|sid_end|>"]
+        self._begin, self._finish = vocab.control[BEGIN], vocab.control[FINISH]
         added = json.loads(vocab.tokenizer.to_str())["added_tokens"]
         self._reserved = frozenset(entry["id"] for entry in added)
 
@@ -260,7 +266,7 @@ class Gr2:
         if read is None or not isinstance(read[0].get("recommendations"), list):
             return Answer((), ("unparseable",))
         values, sids = read
-        places = {sid: i for i, sid in enumerate(sids_of(request.codes_KL))}
+        places = places_of(request)
         numbers = {f"{LEFT}{n}{RIGHT}": sid for n, sid in enumerate(sids)}
         order = []
         for entry in values["recommendations"]:
@@ -271,7 +277,7 @@ class Gr2:
 
     def citations(self, tokens: Sequence[int], request: Request) -> tuple[int, int]:
         """(right, all) phrases of evidence that the explanation says of a candidate."""
-        places = {sid: i for i, sid in enumerate(sids_of(request.codes_KL))}
+        places = places_of(request)
         subject: int | None = None
         right = total = 0
         for segment in self._segments(self.split(tokens)[0]):
@@ -283,16 +289,6 @@ class Gr2:
                 if subject is not None:
                     right += int(request.buckets_KF[subject, field]) in buckets
         return right, total
-
-    def parse_text(self, text: str, request: Request) -> Answer:
-        """As `Chat.parse_text`."""
-        return self.chat.parse_text(text, request)
-
-    def messages(
-        self, request: Request, *, target: int | None = None, priming: str = ""
-    ) -> tuple[dict[str, str], ...]:
-        """As `Chat.messages`."""
-        return self.chat.messages(request, target=target, priming=priming)
 
     # --------------------------------------------------------------------------- English
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
-from diffgr2.prompts.request import Trace
+from diffgr2.prompts.request import Trace, order_by_strength
 from diffgr2.streams import generator
 
 
@@ -55,11 +55,6 @@ def strengths(score_LK: np.ndarray, edges_S: np.ndarray) -> np.ndarray:
     return np.searchsorted(edges_S, score_LK, side="right").astype(np.int32)
 
 
-def orders(strength_LK: np.ndarray) -> np.ndarray:
-    """Positions by falling strength, ties in shown order."""
-    return np.argsort(-strength_LK, axis=1, kind="stable").astype(np.int32)
-
-
 def cited(contribution_LKF: np.ndarray, cites: int) -> tuple[np.ndarray, np.ndarray]:
     """Fields for (strongest first) and against (strongest first) each candidate, never the same."""
     order_LKF = np.argsort(-contribution_LKF, axis=-1, kind="stable").astype(np.int32)
@@ -93,7 +88,8 @@ def decide(
         rows, score_LK = _rejection(score_LK, hit_L, attempts, noise, seed)
     strength_NK = strengths(score_LK, edges_S)
     for_NKC, against_NKA = cited(contribution_LKF[rows], cites)
-    return Traces(rows.astype(np.int32), orders(strength_NK), strength_NK, for_NKC, against_NKA)
+    order_NK = order_by_strength(strength_NK).astype(np.int32)
+    return Traces(rows.astype(np.int32), order_NK, strength_NK, for_NKC, against_NKA)
 
 
 def _rejection(
