@@ -22,9 +22,9 @@ from diffgr2.items.sids import parse_sid, sid_text
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.english import Phrases, listed, wording
 from diffgr2.prompts.request import Request, Trace
+from diffgr2.prompts.vocab import BEGIN, FINISH
 from diffgr2.types import Answer
 
-BEGIN, FINISH = "<|sid_begin|>", "<|sid_end|>"
 MENTION = re.compile(
     rf"(?:{re.escape(BEGIN)})?((?:<s_[a-h]_[0-9]{{1,6}}>)+)(?:{re.escape(FINISH)})?"
 )

@@ -36,7 +36,6 @@ HABIT_ITEMS = 3
 class Compact:
     """See the module's docstring."""
 
-    name = "compact"
     shows_text = False
 
     def __init__(self, vocab: Vocabulary, config: PromptConfig) -> None:
@@ -106,56 +105,46 @@ class Compact:
 
     # --------------------------------------------------------------------------- reading
 
-    def split(self, tokens: Sequence[int]) -> tuple[list[int], list[int] | None]:
+    def split(self, tokens: list[int]) -> tuple[list[int], list[int] | None]:
         """(reasoning, answer without marker and end), the latter None where there is no marker."""
-        body = list(tokens)
-        if body and body[-1] == self.vocab.end_id:
-            body.pop()
+        body = tokens[:-1] if tokens[-1:] == [self.vocab.end_id] else tokens
         at = self.answer_start(body)
         return body[:at], body[at + 1 :] if at < len(body) else None
 
-    def answer_start(self, tokens: Sequence[int]) -> int:
+    def answer_start(self, tokens: list[int]) -> int:
         """Index of the answer's marker, or the length where there is none."""
         marker = self._ids["<answer>"]
-        return list(tokens).index(marker) if marker in tokens else len(tokens)
+        return tokens.index(marker) if marker in tokens else len(tokens)
 
-    def parse(self, tokens: Sequence[int], request: Request) -> Answer:
+    def parse(self, tokens: list[int], request: Request) -> Answer:
         """Read a response; failures are classified, never raised."""
-        if not len(tokens) or tokens[-1] != self.vocab.end_id:
+        if tokens[-1:] != [self.vocab.end_id]:
             return Answer((), ("overlong",))
-        _, answer = self.split(tokens)
-        if not answer:
+        found = [self.vocab.index_of(token) for token in self.split(tokens)[1] or ()]
+        order = [p if p < request.k else OUT_OF_SET for p in found if p is not None]
+        if not order or len(order) < len(found):
             return Answer((), ("unparseable",))
-        order = []
-        for token in answer:
-            position = self.vocab.index_of(token)
-            if position is None:
-                return Answer((), ("unparseable",))
-            order.append(position if position < request.k else OUT_OF_SET)
         return make_answer(order, request.k)
 
-    def citations(self, tokens: Sequence[int], request: Request) -> tuple[int, int]:
+    def citations(self, tokens: list[int], request: Request) -> tuple[int, int]:
         """(right, all) pieces of evidence that the reasoning cites about a candidate."""
         right = total = 0
-        candidate: int | None = None
+        candidate = request.k  # none of them yet
         for token in self.split(tokens)[0]:
-            position = self.vocab.index_of(token)
+            position, cited = self.vocab.index_of(token), self.vocab.evidence_of(token)
             if position is not None:
                 candidate = position
-                continue
-            cited = self.vocab.evidence_of(token)
-            if cited is None:
-                continue
-            total += 1
-            if candidate is not None and candidate < request.k:
-                right += int(request.buckets_KF[candidate, cited[0]] == cited[1])
+            elif cited is not None:
+                total += 1
+                if candidate < request.k:
+                    right += int(request.buckets_KF[candidate, cited[0]] == cited[1])
         return right, total
 
     # --------------------------------------------------------------------------- English
 
     def english(
         self,
-        tokens: Sequence[int],
+        tokens: list[int],
         request: Request,
         names: Sequence[str],
         labels: Sequence[str] = (),

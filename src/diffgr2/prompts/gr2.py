@@ -17,27 +17,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from diffgr2.config import PromptConfig
 from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
-from diffgr2.prompts.chat import (
-    BEGIN,
-    FINISH,
-    Chat,
-    Piece,
-    Sid,
-    UserText,
-    pieces_of,
-    places_of,
-    sids_of,
-)
+from diffgr2.prompts.chat import Chat, Piece, Sid, UserText, pieces_of, places_of, sids_of
 from diffgr2.prompts.compact import ANSWER, REASONING
 from diffgr2.prompts.request import Request, Trace
-from diffgr2.prompts.vocab import END, Vocabulary
+from diffgr2.prompts.vocab import BEGIN, END, FINISH, Vocabulary
 from diffgr2.types import Answer
 
 OPEN = '{"explanation": "'
@@ -63,10 +52,20 @@ def escaped(text: str) -> str:
     return json.dumps(lead + one_line(text) + tail, ensure_ascii=False)[1:-1]
 
 
+def recommendations(text: str) -> list[str]:
+    """What a response's JSON object recommends; ValueError for any other text."""
+    pairs = json.loads(text, strict=False, object_pairs_hook=list)
+    if text.lstrip()[:1] != "{" or len(dict(pairs)) < len(pairs):  # a key that stands twice
+        raise ValueError("not one object")
+    found = dict(pairs).get("recommendations")
+    if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):
+        raise ValueError("no list of recommendations")
+    return found
+
+
 class Gr2:
     """See the module's docstring."""
 
-    name = "gr2"
     shows_text = True
 
     def __init__(self, vocab: Vocabulary, config: PromptConfig) -> None:
@@ -126,17 +125,23 @@ class Gr2:
         self, request: Request, trace: Trace, *, reasoning: bool = True
     ) -> tuple[list[int], list[int]]:
         """Token ids of the response, and each token's kind (REASONING or ANSWER)."""
-        if trace.explanation and reasoning:
-            return self.response_from_text(request, trace.explanation, trace.order_K)
-        thought = None
-        if reasoning:
+        if not reasoning:
+            head = self._bare
+        elif trace.explanation:
+            head = [*self._open, *self._told(request, trace.explanation), *self._shut]
+        else:
             thought = self._tokens(self.chat.explanation(request, trace), quoted=True)
-        return self._response(request, thought, trace.order_K)
+            head = [*self._open, *thought, *self._shut]
+        sids, answer = sids_of(request.codes_KL), [*self._marker]
+        for j, position in enumerate(trace.order_K.tolist()):
+            answer += (self._between if j else []) + self._sid(sids[position])
+        answer += [*self._close, self.vocab.end_id]
+        # The opening of a direct answer is part of it: there is no reasoning to weigh.
+        kind = REASONING if reasoning else ANSWER
+        return head + answer, [kind] * len(head) + [ANSWER] * len(answer)
 
-    def response_from_text(
-        self, request: Request, explanation: str, order: Sequence[int] | np.ndarray
-    ) -> tuple[list[int], list[int]]:
-        """As `response`, from a teacher's own words; semantic IDs of no item here stay text."""
+    def _told(self, request: Request, explanation: str) -> list[int]:
+        """An explanation in a teacher's own words; semantic IDs of no item here stay text."""
         known = {*sids_of(request.codes_KL), *sids_of(request.history_HL)}
         thought: list[int] = []
         for piece in pieces_of(explanation):
@@ -149,20 +154,7 @@ class Gr2:
             if len(ids) > room:
                 break
             thought += ids
-        return self._response(request, thought, order)
-
-    def _response(
-        self, request: Request, thought: list[int] | None, order: Sequence[int] | np.ndarray
-    ) -> tuple[list[int], list[int]]:
-        head = self._bare if thought is None else [*self._open, *thought, *self._shut]
-        sids = sids_of(request.codes_KL)
-        answer = [*self._marker]
-        for j, position in enumerate(order):
-            answer += (self._between if j else []) + self._sid(sids[int(position)])
-        answer += [*self._close, self.vocab.end_id]
-        # The opening of a direct answer is part of it: there is no reasoning to weigh.
-        kind = ANSWER if thought is None else REASONING
-        return head + answer, [kind] * len(head) + [ANSWER] * len(answer)
+        return thought
 
     def max_response(self, k: int) -> int:
         """Most tokens of a response to k candidates."""
@@ -175,15 +167,13 @@ class Gr2:
     def _longest_own(self) -> int:
         """A bound on the explanations of `Chat.explanation`."""
         words, text = self.chat.words, self.vocab.text_ids
-        steps = words["steps"]
-        fixed = {name: len(text(pattern)) for name, pattern in steps.items()}
+        fixed = {name: len(text(pattern)) for name, pattern in words["steps"].items()}
         phrase = max(len(text(" " + p)) for p in self.chat.phrases.all()) + 2
         sid = self.vocab.spec.levels + 2
-        opening = (
-            max(fixed["habit"], fixed["newest"], fixed["nothing"]) + words["kind_tokens"] + sid
-        )
+        opening = max(fixed["habit"], fixed["newest"], fixed["nothing"])
         each = fixed["candidate"] + sid + phrase * (words["points"] + 1)
-        return opening + words["cited"] * each + fixed["verdict"] + 2 * (sid + phrase)
+        verdict = fixed["verdict"] + 2 * (sid + phrase)
+        return opening + words["kind_tokens"] + sid + words["cited"] * each + verdict
 
     def grammar(self, request: Request) -> AnswerGrammar:
         """What the permutation rule may know of the answer."""
@@ -192,25 +182,21 @@ class Gr2:
 
     # --------------------------------------------------------------------------- reading
 
-    def _body(self, tokens: Sequence[int]) -> list[int]:
-        body = [int(token) for token in tokens]
-        return body[:-1] if body and body[-1] == self.vocab.end_id else body
-
-    def answer_start(self, tokens: Sequence[int]) -> int:
+    def answer_start(self, tokens: list[int]) -> int:
         """Index of the answer's marker, or the length where there is none."""
-        ids, width = [int(token) for token in tokens], len(self._marker)
-        for at in range(len(ids) - width + 1):
-            if ids[at : at + width] == self._marker:
+        width = len(self._marker)
+        for at in range(len(tokens) - width + 1):
+            if tokens[at : at + width] == self._marker:
                 return at
-        return len(ids)
+        return len(tokens)
 
-    def split(self, tokens: Sequence[int]) -> tuple[list[int], list[int] | None]:
+    def split(self, tokens: list[int]) -> tuple[list[int], list[int] | None]:
         """(all before the marker, all after it without the end), the latter None without one."""
-        body = self._body(tokens)
+        body = tokens[:-1] if tokens[-1:] == [self.vocab.end_id] else tokens
         at = self.answer_start(body)
         return body[:at], body[at + len(self._marker) :] if at < len(body) else None
 
-    def _segments(self, tokens: Sequence[int]) -> list[str | Sid]:
+    def _segments(self, tokens: list[int]) -> list[str | Sid]:
         """Tokens as text and whole semantic IDs; what is neither becomes STRANGE."""
         out: list[str | Sid] = []
         run: list[int] = []
@@ -241,41 +227,27 @@ class Gr2:
         flush()
         return out
 
-    def _json(self, tokens: Sequence[int]) -> tuple[dict[str, Any], list[Sid]] | None:
-        """The response's JSON object, its semantic IDs numbered between LEFT and RIGHT."""
-        sids: list[Sid] = []
-        text = ""
-        for segment in self._segments(self._body(tokens)):
+    def parse(self, tokens: list[int], request: Request) -> Answer:
+        """Read a response; failures are classified, never raised."""
+        if tokens[-1:] != [self.vocab.end_id]:
+            return Answer((), ("overlong",))
+        places = places_of(request)
+        # The response as JSON text, its semantic IDs numbered between LEFT and RIGHT.
+        text, numbered = "", {}
+        for segment in self._segments(tokens[:-1]):
             if isinstance(segment, Sid):
-                text += f"{LEFT}{len(sids)}{RIGHT}"
-                sids.append(segment)
+                name = f"{LEFT}{len(numbered)}{RIGHT}"
+                numbered[name] = places.get(segment, OUT_OF_SET)
+                text += name
             else:
                 text += segment
         try:
-            pairs = json.loads(text, strict=False, object_pairs_hook=list)
-        except (ValueError, RecursionError):
-            return None
-        names = [pair[0] for pair in pairs] if text.lstrip()[:1] == "{" else []
-        return (dict(pairs), sids) if names and len(set(names)) == len(names) else None
-
-    def parse(self, tokens: Sequence[int], request: Request) -> Answer:
-        """Read a response; failures are classified, never raised."""
-        if not len(tokens) or tokens[-1] != self.vocab.end_id:
-            return Answer((), ("overlong",))
-        read = self._json(tokens)
-        if read is None or not isinstance(read[0].get("recommendations"), list):
-            return Answer((), ("unparseable",))
-        values, sids = read
-        places = places_of(request)
-        numbers = {f"{LEFT}{n}{RIGHT}": sid for n, sid in enumerate(sids)}
-        order = []
-        for entry in values["recommendations"]:
-            if not isinstance(entry, str) or entry not in numbers:
-                return Answer((), ("unparseable",))
-            order.append(places.get(numbers[entry], OUT_OF_SET))
+            order = [numbered[entry] for entry in recommendations(text)]
+        except (ValueError, RecursionError, LookupError):
+            order = []
         return make_answer(order, request.k) if order else Answer((), ("unparseable",))
 
-    def citations(self, tokens: Sequence[int], request: Request) -> tuple[int, int]:
+    def citations(self, tokens: list[int], request: Request) -> tuple[int, int]:
         """(right, all) phrases of evidence that the explanation says of a candidate."""
         places = places_of(request)
         subject: int | None = None
@@ -294,7 +266,7 @@ class Gr2:
 
     def english(
         self,
-        tokens: Sequence[int],
+        tokens: list[int],
         request: Request,
         names: Sequence[str],
         labels: Sequence[str] = (),

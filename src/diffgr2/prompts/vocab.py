@@ -26,8 +26,9 @@ from diffgr2.model.contract import MASK
 END = "<|im_end|>"  # ends every response
 PAD = "<|endoftext|>"
 CHAT = (PAD, "<|im_start|>", END)  # Qwen's own names, so both kinds of tokenizer agree
+BEGIN, FINISH = "<|sid_begin|>", "<|sid_end|>"  # around a semantic ID inside text
 CONTROL = (
-    *("<|sid_begin|>", "<|sid_end|>"),
+    *(BEGIN, FINISH),
     *("<history>", "<candidates>", "<reason>", "<direct>"),
     *("<habit>", "<for>", "<against>", "<verdict>", "<over>", "<answer>", "<none>"),
     *("<focus_0>", "<focus_1>", "<focus_2>", "<focus_3>"),
@@ -78,13 +79,13 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer, spec: VocabularySpec) -> None:
         self.tokenizer, self.spec = tokenizer, spec
         self._text = strip_added_tokens(tokenizer)
-        names = (*CHAT, *CONTROL, MASK)
-        ids = {name: i for name in names if (i := tokenizer.token_to_id(name)) is not None}
-        missing = [name for name in names if name not in ids]
-        if missing:
-            raise ArtifactError(f"tokenizer lacks reserved token {missing[0]}")
-        self.control: dict[str, int] = ids
-        self.mask_id, self.end_id, self.pad_id = spec.mask_id, ids[END], ids[PAD]
+        self.control: dict[str, int] = {}
+        for name in (*CHAT, *CONTROL, MASK):
+            token = tokenizer.token_to_id(name)
+            if token is None:
+                raise ArtifactError(f"tokenizer lacks reserved token {name}")
+            self.control[name] = token
+        self.end_id, self.pad_id, self.mask_id = (self.control[n] for n in (END, PAD, MASK))
 
     @classmethod
     def extend(
@@ -116,10 +117,17 @@ class Vocabulary:
         add("evidence", [f"<e_{name}_{b}>" for name in fields for b in range(buckets)])
         add("strength", [f"<v_{s}>" for s in range(strengths)])
         add("control", list(CONTROL))
-        mask_id = tokenizer.token_to_id(MASK)
-        assert mask_id is not None
-        size = tokenizer.get_vocab_size(with_added_tokens=True)
-        spec = VocabularySpec(levels, codes, k, fields, buckets, strengths, mask_id, size, bases)
+        spec = VocabularySpec(
+            levels,
+            codes,
+            k,
+            fields,
+            buckets,
+            strengths,
+            mask_id=tokenizer.token_to_id(MASK),
+            size=tokenizer.get_vocab_size(with_added_tokens=True),
+            bases=bases,
+        )
         return cls(tokenizer, spec)
 
     def save(self, directory: Path) -> None:
@@ -141,11 +149,8 @@ class Vocabulary:
     def load(cls, directory: Path) -> Vocabulary:
         """Read what `save` wrote."""
         values = read_json(directory / "vocabulary.json")
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise ArtifactError(f"{path}: file is missing")
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
             spec = VocabularySpec(**{**values, "fields": tuple(values["fields"])})
         except Exception as error:
             raise ArtifactError(f"{directory}: not a vocabulary ({error})") from None

@@ -55,7 +55,12 @@ def run(ctx: StageContext) -> dict[str, Any]:
     for split in KNOWN:
         contribution_LKF = scorecard.contributions(buckets[split])
         if report is not None:
-            traces = told(ctx, split, report, scores[split], contribution_LKF, edges_S)
+            mine = [a for a in report.accepted if a.id.startswith(f"{split}/")]
+            rows = [int(a.id.removeprefix(f"{split}/")) for a in mine]
+            orders, cites = [a.answer.order for a in mine], recipe.prompt.cites
+            traces = from_orders(rows, orders, scores[split], contribution_LKF, edges_S, cites)
+            words = [a.answer.reasoning for a in mine]
+            write_explanations(ctx.out / f"{split}.jsonl", traces, words)
         else:
             traces = decide(
                 scores[split],
@@ -146,23 +151,3 @@ def ask(
             f"accepted ({', '.join(f'{n} {kind}' for kind, n in sorted(report.rejected.items()))})"
         )
     return report, {s: sum(p.id.startswith(f"{s}/") for p in prompts) for s in KNOWN}
-
-
-def told(
-    ctx: StageContext,
-    split: str,
-    report: TraceReport,
-    score_LK: np.ndarray,
-    contribution_LKF: np.ndarray,
-    edges_S: np.ndarray,
-) -> Traces:
-    """A split's accepted answers as traces; writes their explanations."""
-    mine = [a for a in report.accepted if a.id.startswith(f"{split}/")]
-    rows = [int(a.id.removeprefix(f"{split}/")) for a in mine]
-    order_NK = np.array([a.answer.order for a in mine], dtype=np.int32)
-    order_NK = order_NK.reshape(len(mine), score_LK.shape[1])
-    cites = ctx.recipe.prompt.cites
-    traces = from_orders(rows, order_NK, score_LK, contribution_LKF, edges_S, cites)
-    words = [a.answer.reasoning for a in mine]
-    write_explanations(ctx.out / f"{split}.jsonl", traces, words)
-    return traces

@@ -39,7 +39,7 @@ def falling(strength_NK: np.ndarray, order_NK: np.ndarray, levels: int) -> np.nd
 
 def from_orders(
     row_N: Sequence[int],
-    order_NK: np.ndarray,
+    orders: Sequence[Sequence[int]],
     score_LK: np.ndarray,
     contribution_LKF: np.ndarray,
     edges_S: np.ndarray,
@@ -47,9 +47,9 @@ def from_orders(
 ) -> Traces:
     """Traces of these lists with these orders."""
     rows = np.array(row_N, dtype=np.int32)
+    order_NK = np.array(orders, dtype=np.int32).reshape(len(rows), score_LK.shape[1])
     strength_NK = strengths(score_LK[rows].astype(np.float64), edges_S)
     for_NKC, against_NKA = cited(contribution_LKF[rows], cites)
-    order_NK = order_NK.astype(np.int32)
     strength_NK = falling(strength_NK, order_NK, len(edges_S) + 1)
     return Traces(rows, order_NK, strength_NK.astype(np.int32), for_NKC, against_NKA)
 
