@@ -190,8 +190,11 @@ class Compact:
         return said, verdict
 
     def _line(self, statement: Statement, names: Sequence[str]) -> str:
-        words = self._wording
-        name, strength = called(statement.position, names), self._strength(statement.level)
+        words, name = self._wording, called(statement.position, names)
+        strength, grades = words["unsaid"], words["strengths"]
+        if statement.level >= 0:
+            share = statement.level / (self.vocab.spec.strengths - 1)
+            strength = grades[min(int(share * len(grades)), len(grades) - 1)]
         line = words["candidate"].format(name=name, strength=strength)
         for side, title in words["sides"].items():
             if phrases := statement.points.get(side):
@@ -206,13 +209,6 @@ class Compact:
             if phrases := [phrase for side in s.points.values() for phrase in side]:
                 line += words[reason].format(phrases=listed(phrases))
         return line and line + "."
-
-    def _strength(self, level: int) -> str:
-        grades = self._wording["strengths"]
-        if level < 0:
-            return self._wording["unsaid"]
-        share = level / (self.vocab.spec.strengths - 1)
-        return grades[min(int(share * len(grades)), len(grades) - 1)]
 
     def _habit_english(self, reasoning: Sequence[int], labels: Sequence[str]) -> str:
         sids = map(self.vocab.sid_of, reasoning[: 1 + HABIT_ITEMS])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 
@@ -198,34 +199,28 @@ class Gr2:
 
     def _segments(self, tokens: list[int]) -> list[str | Sid]:
         """Tokens as text and whole semantic IDs; what is neither becomes STRANGE."""
-        out: list[str | Sid] = []
-        run: list[int] = []
-
-        def flush() -> None:
-            if run:
-                text = self.vocab.decode(list(run))
-                out.append(text.replace(LEFT, STRANGE).replace(RIGHT, STRANGE))
-                run.clear()
-
+        parts: list[int | str | Sid] = []
         at, width = 0, self.vocab.spec.levels + 2
         while at < len(tokens):
-            token = tokens[at]
-            group = [self.vocab.sid_of(t) for t in tokens[at + 1 : at + width - 1]]
-            whole = token == self._begin and tokens[at + width - 1 : at + width] == [self._finish]
-            codes = [found[1] for lv, found in enumerate(group) if found and found[0] == lv]
-            if whole and len(codes) == width - 2:
-                flush()
-                out.append(Sid(tuple(codes)))
-                at += width
-                continue
-            if token in self._reserved or not 0 <= token < self.vocab.spec.size:
-                flush()
-                out.append(STRANGE)
+            sid, token = self._whole_sid(tokens[at : at + width]), tokens[at]
+            plain = 0 <= token < self.vocab.spec.size and token not in self._reserved
+            parts.append(sid or (token if plain else STRANGE))
+            at += width if sid else 1
+        out: list[str | Sid] = []
+        for kind, run in groupby(parts, type):
+            if kind is int:
+                text = self.vocab.decode(list(run))  # type: ignore[arg-type]
+                out.append(text.replace(LEFT, STRANGE).replace(RIGHT, STRANGE))
             else:
-                run.append(token)
-            at += 1
-        flush()
+                out += run  # type: ignore[arg-type]
         return out
+
+    def _whole_sid(self, tokens: list[int]) -> Sid | None:
+        """The semantic ID that these tokens are, brackets included."""
+        found = [self.vocab.sid_of(token) for token in tokens[1:-1]]
+        codes = [pair[1] for level, pair in enumerate(found) if pair and pair[0] == level]
+        whole = [tokens[0], *tokens[-1:]] == [self._begin, self._finish]
+        return Sid(tuple(codes)) if whole and len(codes) == self.vocab.spec.levels else None
 
     def parse(self, tokens: list[int], request: Request) -> Answer:
         """Read a response; failures are classified, never raised."""

@@ -106,10 +106,9 @@ class Vocabulary:
         bases: dict[str, int] = {}
 
         def add(kind: str, names: list[str]) -> None:
-            bases[kind] = tokenizer.get_vocab_size(with_added_tokens=True)
+            bases[kind] = tokenizer.get_vocab_size()
             tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
-            last = tokenizer.token_to_id(names[-1])
-            if last != bases[kind] + len(names) - 1:
+            if tokenizer.token_to_id(names[-1]) != bases[kind] + len(names) - 1:
                 raise ArtifactError(f"tokenizer already knows some of the {kind} tokens")
 
         add("sid", sid_tokens(levels, codes))
@@ -117,17 +116,9 @@ class Vocabulary:
         add("evidence", [f"<e_{name}_{b}>" for name in fields for b in range(buckets)])
         add("strength", [f"<v_{s}>" for s in range(strengths)])
         add("control", list(CONTROL))
-        spec = VocabularySpec(
-            levels,
-            codes,
-            k,
-            fields,
-            buckets,
-            strengths,
-            mask_id=tokenizer.token_to_id(MASK),
-            size=tokenizer.get_vocab_size(with_added_tokens=True),
-            bases=bases,
-        )
+        mask_id, size = tokenizer.token_to_id(MASK), tokenizer.get_vocab_size()
+        assert mask_id is not None
+        spec = VocabularySpec(levels, codes, k, fields, buckets, strengths, mask_id, size, bases)
         return cls(tokenizer, spec)
 
     def save(self, directory: Path) -> None:

@@ -67,10 +67,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
                 contribution_LKF,
                 lists[split].hit_L,
                 edges_S,
-                mode=recipe.traces.mode,
+                recipe.traces,
                 cites=recipe.prompt.cites,
-                attempts=recipe.traces.attempts,
-                noise=recipe.traces.noise,
                 seed=recipe.seed,
             )
         traces.save(ctx.out / f"{split}.safetensors")
