@@ -30,7 +30,7 @@ from diffgr2.config import LlmConfig
 from diffgr2.errors import ArtifactError, ConfigError, MissingExtraError, RemoteError
 from diffgr2.progress import Progress
 from diffgr2.traces.journal import open_journal
-from diffgr2.traces.llm import TracePrompt, generate
+from diffgr2.traces.llm import TracePrompt, TraceReport, generate
 from diffgr2.types import Answer
 
 pytest.importorskip("openai")
@@ -197,6 +197,10 @@ def quiet() -> Progress:
     return Progress(io.StringIO())
 
 
+def figures(report: TraceReport, *names: str) -> tuple[int | float, ...]:
+    return tuple(report.metrics[name] for name in names)
+
+
 def records_of(path: Path) -> list[dict[str, Any]]:
     """Every record of a journal that is not open."""
     with closing(sqlite3.connect(path)) as db:
@@ -277,11 +281,12 @@ def battery(tmp_path: Path, count: int, kills: int) -> None:
         prompts = [prompt(i) for i in range(count)]
         report = generate(prompts, settings(endpoint.url), path, quiet())
         assert len(endpoint.requests) == sent
-    assert (report.calls, report.prompts, report.samples) == (0, count, count)
+    assert figures(report, "calls", "prompts", "samples") == (0, count, count)
     assert [one.id for one in report.accepted] == [p.id for p in prompts]
     for one in report.accepted:
         assert one.answer.order[0] == int(draw(f"question {one.id[1:]}") * K)
-    assert (report.prompt_tokens, report.completion_tokens) == (10 * count, 3 * count)
+    paid = figures(report, "prompt_tokens", "completion_tokens")
+    assert paid == (10 * count, 3 * count)
 
 
 def test_300_prompts_with_faults_and_4_kills_lose_and_repeat_nothing(tmp_path):
@@ -316,13 +321,11 @@ def test_rejection_keeps_the_first_sample_that_ranks_the_target_first_and_pays_n
         ("p1", 3, 2),
     ]
     assert endpoint.tries == {f"question {i}": n for i, n in enumerate([1, 4, 4, 4])}
-    assert (report.samples, report.calls) == (13, 13)
+    assert figures(report, "samples", "calls") == (13, 13)
     assert report.rejected == {"not_accepted": 3 + 2, "unparseable": 3, "missing": 3}
-    assert report.cost == pytest.approx((13 * 10 * 2.0 + 13 * 3 * 10.0) / 1e6)
-    flat = report.metrics()
-    assert flat["rejected/missing"] == 3
-    assert (flat["accepted"], flat["acceptance_rate"]) == (2, 0.5)
-    json.dumps(flat, allow_nan=False)
+    assert report.metrics["cost"] == pytest.approx((13 * 10 * 2.0 + 13 * 3 * 10.0) / 1e6)
+    assert figures(report, "rejected/missing", "accepted", "acceptance_rate") == (3, 2, 0.5)
+    json.dumps(report.metrics, allow_nan=False)
 
 
 @pytest.mark.parametrize("honours_n", [True, False])
@@ -346,9 +349,9 @@ def test_the_accepted_sample_does_not_depend_on_waves_or_on_servers_that_ignore_
     assert given == {
         f"question {i}": min(-(-need // step) * step, 5) for i, need in enumerate([4, 1, 2, 3])
     }
-    assert report.samples == given.total()
-    assert report.completion_tokens == 3 * given.total()
-    assert report.prompt_tokens == 10 * len(endpoint.requests)
+    assert report.metrics["samples"] == given.total()
+    assert report.metrics["completion_tokens"] == 3 * given.total()
+    assert report.metrics["prompt_tokens"] == 10 * len(endpoint.requests)
 
 
 def test_without_a_target_any_permutation_will_do_and_with_one_only_its_own(tmp_path):
@@ -357,7 +360,7 @@ def test_without_a_target_any_permutation_will_do_and_with_one_only_its_own(tmp_
         targeted = run(endpoint, tmp_path, [prompt(0, 2)], n=2)
         assert len(endpoint.requests) == 2  # the same question: nothing is asked again
     assert [t.sample for t in plain.accepted] == [1]
-    assert targeted.accepted == ()
+    assert targeted.accepted == []
     assert targeted.rejected == {"unparseable": 1, "not_accepted": 1}
 
 
@@ -374,12 +377,12 @@ def test_equal_questions_share_their_answers(tmp_path):
         ("twin2", 0),
         ("twin3", 1),
     ]
-    assert len(endpoint.requests) == report.samples == 2
+    assert len(endpoint.requests) == report.metrics["samples"] == 2
 
 
 def test_a_larger_n_continues_where_the_smaller_one_ended(tmp_path):
     with Endpoint(samples(ordered(1), ordered(2), ordered(3))) as endpoint:
-        assert run(endpoint, tmp_path, [prompt(0, 3)], n=2).accepted == ()
+        assert run(endpoint, tmp_path, [prompt(0, 3)], n=2).accepted == []
         report = run(endpoint, tmp_path, [prompt(0, 3)], n=3)
         assert len(endpoint.requests) == 3
     assert [t.sample for t in report.accepted] == [2]
@@ -400,7 +403,7 @@ def test_cut_off_answers_are_paid_but_never_accepted(tmp_path):
         report = run(endpoint, tmp_path, [prompt(0)])
     assert [t.sample for t in report.accepted] == [1]
     assert report.rejected == {"finish_length": 1}
-    assert (report.unmetered, report.prompt_tokens, report.calls) == (2, 0, 2)
+    assert figures(report, "unmetered", "prompt_tokens", "calls") == (2, 0, 2)
 
 
 def test_a_null_text_is_a_sample_that_does_not_parse(tmp_path):
@@ -408,14 +411,14 @@ def test_a_null_text_is_a_sample_that_does_not_parse(tmp_path):
     body["choices"][0]["message"]["content"] = None
     with Endpoint(lambda *_: http(200, json.dumps(body).encode())) as endpoint:
         report = run(endpoint, tmp_path, [prompt(0)], n=2)
-    assert (report.samples, report.rejected) == (2, {"unparseable": 2})
+    assert (report.metrics["samples"], report.rejected) == (2, {"unparseable": 2})
 
 
 def test_an_answer_without_reasoning_teaches_nothing(tmp_path):
     silent = replace(prompt(0), parse=lambda text: replace(parse(text), reasoning=""))
     with Endpoint(samples(ordered(0))) as endpoint:
         report = run(endpoint, tmp_path, [silent], n=2)
-    assert (report.accepted, report.rejected) == ((), {"not_accepted": 2})
+    assert (report.accepted, report.rejected) == ([], {"not_accepted": 2})
 
 
 # ------------------------------------------------------------------------- faults, one at a time
@@ -450,7 +453,7 @@ def test_a_fault_of_the_moment_is_asked_again(tmp_path, fault):
         timeout = 0.3 if fault == HANG else 20.0
         report = run(endpoint, tmp_path, [prompt(0)], timeout_s=timeout, retries=20)
         assert len(endpoint.requests) == 2 or fault == HANG  # a slow machine may time out again
-    assert (len(report.accepted), report.samples) == (1, 1)
+    assert (len(report.accepted), report.metrics["samples"]) == (1, 1)
 
 
 @pytest.mark.parametrize("fault", [RESET, http(200, chat_body([])), error(500, "broken")])
@@ -502,7 +505,7 @@ def test_a_refused_prompt_is_written_down_and_the_others_go_on(tmp_path, status)
         for _ in range(2):
             report = run(endpoint, tmp_path, prompts)
             assert [t.id for t in report.accepted] == ["p0", "p1", "p2", "p4", "p5"]
-            assert (report.refused, report.samples) == (1, 5)
+            assert figures(report, "refused", "samples") == (1, 5)
             assert len(endpoint.requests) == 6  # the second run asks nothing
     refused = [r for r in records_of(tmp_path / "j.sqlite") if r["kind"] == "refused"]
     assert [(r["id"], r["status"]) for r in refused] == [("p3", status)]
@@ -546,7 +549,7 @@ def test_unanswered_prompts_end_the_run_after_all_others_are_kept(tmp_path):
         assert len(records_of(tmp_path / "j.sqlite")) == 4
         sick = False
         report = run(endpoint, tmp_path, prompts, retries=2)
-        assert (len(report.accepted), report.calls) == (5, 1)
+        assert (len(report.accepted), report.metrics["calls"]) == (5, 1)
 
 
 def test_an_endpoint_that_is_down_is_given_up_early(tmp_path):
@@ -574,7 +577,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_asks_only_for_the_re
         kept = len(records_of(tmp_path / "j.sqlite"))
         assert kept == len(endpoint.requests) - 1 > 0
         report = run(endpoint, tmp_path, prompts, concurrency=1)
-    assert (len(report.accepted), report.calls) == (40, 40 - kept)
+    assert (len(report.accepted), report.metrics["calls"]) == (40, 40 - kept)
 
 
 def test_it_runs_inside_a_running_event_loop(tmp_path):
@@ -622,7 +625,7 @@ def test_the_api_key_reaches_the_endpoint_and_nothing_else(tmp_path, monkeypatch
             generate([prompt(2)], *arguments)
         assert all(f"Bearer {SECRET}" in head for head in endpoint.headers)
     assert "Incorrect API key: ***" in str(caught.value)
-    assert report.refused == 1
+    assert report.metrics["refused"] == 1
     everything = [str(report), str(caught.value), out.getvalue()]
     everything += [p.read_bytes().decode("latin-1") for p in tmp_path.iterdir()]
     assert SECRET not in "".join(everything)

@@ -75,6 +75,11 @@ def pieces_of(text: str) -> Iterator[str | Sid]:
         yield text[end:]
 
 
+def one_line(text: str) -> str:
+    """Text without line breaks and broken characters."""
+    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+
+
 def as_text(pieces: Sequence[Piece]) -> str:
     """Pieces as plain text."""
     return "".join(piece if isinstance(piece, str) else piece.text for piece in pieces)
@@ -248,8 +253,7 @@ def flat_text(value: Any) -> str:
         value = list(value.values())
     if isinstance(value, list):
         value = " ".join(part for part in value if isinstance(part, str))
-    clean = value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else ""
-    return " ".join(clean.split())
+    return one_line(value) if isinstance(value, str) else ""
 
 
 def cite_by_sid(explanation: str, request: Request) -> str:

@@ -52,12 +52,11 @@ class Compact:
         vocab, ids = self.vocab, self._ids
         sids_KL = vocab.sid_ids(request.codes_KL)
         evidence_KF = vocab.evidence_ids(request.buckets_KF)
-        out = [ids["<history>"], *vocab.sid_ids(request.history_HL).ravel().tolist()]
-        out.append(ids["<candidates>"])
+        history = vocab.sid_ids(request.history_HL).ravel().tolist()
+        out = [ids["<history>"], *history, ids["<candidates>"]]
         for i in range(request.k):
             out += [vocab.index_id(i), *sids_KL[i].tolist(), *evidence_KF[i].tolist()]
-        out.append(ids["<reason>" if reasoning else "<direct>"])
-        return out
+        return [*out, ids["<reason>" if reasoning else "<direct>"]]
 
     def response(
         self, request: Request, trace: Trace, *, reasoning: bool = True

@@ -24,7 +24,7 @@ import numpy as np
 from diffgr2.config import PromptConfig
 from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
-from diffgr2.prompts.chat import Chat, Piece, Sid, UserText, pieces_of, places_of, sids_of
+from diffgr2.prompts.chat import Chat, Piece, Sid, UserText, one_line, pieces_of, places_of, sids_of
 from diffgr2.prompts.compact import ANSWER, REASONING
 from diffgr2.prompts.request import Request, Trace
 from diffgr2.prompts.vocab import BEGIN, END, FINISH, Vocabulary
@@ -39,11 +39,6 @@ CLOSE = '"]}'
 
 # Stand in a rendered response for semantic IDs; the model's own text cannot spell them.
 LEFT, RIGHT, STRANGE = "\ue000", "\ue001", "\ufffd"
-
-
-def one_line(text: str) -> str:
-    """User text without line breaks and broken characters."""
-    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
 def escaped(text: str) -> str:
@@ -76,8 +71,7 @@ class Gr2:
             vocab.text_ids, (OPEN, SHUT, BARE, MARKER, BETWEEN, CLOSE)
         )
         self._begin, self._finish = vocab.control[BEGIN], vocab.control[FINISH]
-        added = json.loads(vocab.tokenizer.to_str())["added_tokens"]
-        self._reserved = frozenset(entry["id"] for entry in added)
+        self._reserved = frozenset(vocab.tokenizer.get_added_tokens_decoder())
 
     # --------------------------------------------------------------------------- writing
 

@@ -126,10 +126,8 @@ class Vocabulary:
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(directory / "tokenizer.json"))
         special = {"eos_token": END, "pad_token": PAD, "mask_token": MASK}
-        write_json(
-            directory / "tokenizer_config.json",
-            {"tokenizer_class": "PreTrainedTokenizerFast", **special},
-        )
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+        write_json(directory / "tokenizer_config.json", config)
         write_json(directory / "special_tokens_map.json", special)
         state = json.loads(self.tokenizer.to_str())
         added = {entry["content"]: entry["id"] for entry in state["added_tokens"]}

@@ -51,7 +51,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     report = asked = None
     if recipe.traces.teacher == "llm":
         report, asked = ask(ctx, lists, buckets)
-        metrics |= {f"llm/{name}": value for name, value in report.metrics().items()}
+        metrics |= {f"llm/{name}": value for name, value in report.metrics.items()}
     for split in KNOWN:
         contribution_LKF = scorecard.contributions(buckets[split])
         if report is not None:
@@ -105,9 +105,7 @@ def chosen(ctx: StageContext, lists: Mapping[str, CandidateLists]) -> list[tuple
 
 
 def ask(
-    ctx: StageContext,
-    lists: Mapping[str, CandidateLists],
-    buckets: Mapping[str, np.ndarray],
+    ctx: StageContext, lists: Mapping[str, CandidateLists], buckets: Mapping[str, np.ndarray]
 ) -> tuple[TraceReport, dict[str, int]]:
     """The endpoint's accepted answers, and how many lists of each split were asked about."""
     recipe = ctx.recipe
@@ -140,12 +138,11 @@ def ask(
         prompts.append(TracePrompt(f"{split}/{row}", messages, read, target))
     if not prompts:
         raise DataError(f"traces.mode: no list that {mode} traces could use holds its target")
-    journals = ctx.out.parent.parent / "journals"
-    journals.mkdir(parents=True, exist_ok=True)
-    report = generate(prompts, config, journals / "traces.sqlite", ctx.progress)
+    journal = ctx.out.parent.parent / "journals" / "traces.sqlite"
+    report = generate(prompts, config, journal, ctx.progress)
     if not report.accepted:
         raise DataError(
-            f"traces.llm: none of {report.samples} answers of {config.model} was "
-            f"accepted ({', '.join(f'{n} {kind}' for kind, n in sorted(report.rejected.items()))})"
+            f"traces.llm: none of {report.metrics['samples']} answers of {config.model} was "
+            f"accepted ({', '.join(f'{n} {kind}' for kind, n in report.rejected.items())})"
         )
     return report, {s: sum(p.id.startswith(f"{s}/") for p in prompts) for s in KNOWN}

@@ -39,6 +39,7 @@ def content_key(model: str, messages: Any, sampling: dict[str, Any], sample: int
 def open_journal(path: Path) -> Iterator[Journal]:
     """The journal at this path, made if it is not there."""
     with told(path, "cannot be opened"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         # Autocommit; answers may arrive in another thread than the one that opens (notebooks).
         db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)

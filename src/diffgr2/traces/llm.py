@@ -50,33 +50,15 @@ class Accepted:
 
 @dataclass(frozen=True)
 class TraceReport:
-    """Accepted samples in the order of the prompts, and what they took.
+    """Accepted samples in the order of the prompts, and what they took, for a manifest.
 
     Tokens and cost cover all samples these prompts ever paid for, earlier runs included; `calls`
     covers this run.
     """
 
-    accepted: tuple[Accepted, ...]
-    prompts: int
-    samples: int  # journaled answers read for these prompts
-    refused: int  # prompts the endpoint refuses
-    rejected: dict[str, int]  # samples not accepted, by kind (one sample may have several)
-    prompt_tokens: int
-    completion_tokens: int
-    unmetered: int  # samples whose endpoint told no token counts
-    cost: float
-    calls: int
-
-    def metrics(self) -> dict[str, int | float]:
-        """Flat figures for a manifest."""
-        accepted = len(self.accepted)
-        return {
-            **{name: n for name, n in vars(self).items() if isinstance(n, int | float)},
-            **{f"rejected/{kind}": n for kind, n in sorted(self.rejected.items())},
-            "accepted": accepted,
-            "acceptance_rate": accepted / max(self.prompts, 1),
-            "sample_acceptance_rate": accepted / max(self.samples, 1),
-        }
+    accepted: list[Accepted]
+    rejected: dict[str, int]  # samples by kind of failure (one sample may have several)
+    metrics: dict[str, int | float]
 
 
 def generate(
@@ -203,8 +185,7 @@ class _Run:
                 )
                 records = [{"kind": "completion", **asdict(sample)} for sample in samples]
             except PromptRefusedError as refusal:
-                reason = {"status": refusal.status, "reason": refusal.reason}
-                records = [{"kind": "refused", **reason}]
+                records = [{"kind": "refused", "status": refusal.status, "reason": refusal.reason}]
             for n, record in enumerate(records, first):
                 record |= {"key": self.key(prompt, n), "id": prompt.id, "sample": n}
             self.journal.append(records)
@@ -217,19 +198,23 @@ class _Run:
         answers = [record for record in records.values() if record["kind"] == "completion"]
         tokens_in = sum(record["prompt_tokens"] for record in answers)
         tokens_out = sum(record["completion_tokens"] for record in answers)
-        config = self.config
-        return TraceReport(
-            accepted=tuple(state.accepted for state in states if state.accepted),
-            prompts=len(prompts),
-            samples=len(answers),
-            refused=sum(state.refused for state in states),
-            rejected=dict(Counter(kind for state in states for kind in state.rejected)),
-            prompt_tokens=tokens_in,
-            completion_tokens=tokens_out,
-            unmetered=sum(not record["metered"] for record in answers),
-            cost=(tokens_in * config.price_in + tokens_out * config.price_out) / 1e6,
-            calls=self.calls,
-        )
+        accepted = [state.accepted for state in states if state.accepted]
+        rejected = dict(sorted(Counter(kind for s in states for kind in s.rejected).items()))
+        metrics = {
+            "prompts": len(prompts),
+            "samples": len(answers),
+            "refused": sum(state.refused for state in states),
+            "prompt_tokens": tokens_in,
+            "completion_tokens": tokens_out,
+            "unmetered": sum(not record["metered"] for record in answers),
+            "cost": (tokens_in * self.config.price_in + tokens_out * self.config.price_out) / 1e6,
+            "calls": self.calls,
+            "accepted": len(accepted),
+            "acceptance_rate": len(accepted) / max(len(prompts), 1),
+            "sample_acceptance_rate": len(accepted) / max(len(answers), 1),
+        }
+        metrics |= {f"rejected/{kind}": n for kind, n in rejected.items()}
+        return TraceReport(accepted, rejected, metrics)
 
 
 def rejections(finish: str, answer: Answer, target: int | None) -> list[str]:
