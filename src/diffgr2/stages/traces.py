@@ -48,7 +48,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         split: load_arrays(evidence / f"{split}.safetensors")["buckets_LKF"] for split in KNOWN
     }
     metrics: dict[str, Any] = {}
-    report = asked = None
+    asked, report = {split: len(lists[split]) for split in KNOWN}, None
     if recipe.traces.teacher == "llm":
         report, asked = ask(ctx, lists, buckets)
         metrics |= {f"llm/{name}": value for name, value in report.metrics.items()}
@@ -72,8 +72,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
                 seed=recipe.seed,
             )
         traces.save(ctx.out / f"{split}.safetensors")
-        count = asked[split] if asked else len(lists[split])
-        metrics |= figures(split, traces, lists[split].hit_L, count)
+        metrics |= figures(split, traces, lists[split].hit_L, asked[split])
     return metrics
 
 

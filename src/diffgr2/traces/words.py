@@ -19,14 +19,13 @@ from diffgr2.errors import ArtifactError
 from diffgr2.traces.decide import Traces, cited, strengths
 
 
-def falling(strength_NK: np.ndarray, order_NK: np.ndarray, levels: int) -> np.ndarray:
-    """The same levels, dealt out strictly falling along each order; needs levels >= K.
+def falling(strength_NK: np.ndarray, order_NK: np.ndarray) -> np.ndarray:
+    """The same levels, dealt out strictly falling along each order; needs at least K levels.
 
-    >>> falling(np.array([[5, 5, 0]]), np.array([[1, 2, 0]]), 6).tolist()
-    [[3, 5, 4]]
+    >>> falling(np.array([[5, 5, 0]]), np.array([[1, 2, 0]])).tolist()
+    [[0, 5, 4]]
     """
     k = order_NK.shape[1]
-    assert levels >= k
     best_first_NK = -np.sort(-strength_NK, axis=1)
     # Room below for those that follow; and never more than one less than the one before.
     best_first_NK = np.maximum(best_first_NK, np.arange(k - 1, -1, -1))
@@ -50,8 +49,8 @@ def from_orders(
     order_NK = np.array(orders, dtype=np.int32).reshape(len(rows), score_LK.shape[1])
     strength_NK = strengths(score_LK[rows].astype(np.float64), edges_S)
     for_NKC, against_NKA = cited(contribution_LKF[rows], cites)
-    strength_NK = falling(strength_NK, order_NK, len(edges_S) + 1)
-    return Traces(rows, order_NK, strength_NK.astype(np.int32), for_NKC, against_NKA)
+    strength_NK = falling(strength_NK, order_NK).astype(np.int32)
+    return Traces(rows, order_NK, strength_NK, for_NKC, against_NKA)
 
 
 def write_explanations(path: Path, traces: Traces, explanations: Sequence[str]) -> None:
