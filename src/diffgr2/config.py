@@ -185,9 +185,7 @@ class LlmConfig(Section):
     max_tokens: Positive = 1024
     concurrency: Positive = 8
     retries: Count = 6
-    timeout_s: Rate = 60.0  # of one request, answer included
-    backoff_s: Rate = 0.5  # first wait between tries, doubled each time
-    max_wait_s: Rate = 120.0  # longest wait between tries; an endpoint that asks more ends the run
+    timeout_s: Rate = 60.0  # per try; all tries of a question share (retries + 1) times as much
     knowledge_priming: bool = True
     price_in: Amount = 0.0  # per million prompt tokens, for the report
     price_out: Amount = 0.0  # per million completion tokens

@@ -107,7 +107,7 @@ def teacher() -> Iterator[Teacher]:
 
 
 def recipe(url: str, mode: str = "rejection", template: str = "gr2", **prompt: Any) -> Recipe:
-    llm = {"base_url": url, "n": 8, "backoff_s": 0.01, "price_in": 1.0, "price_out": 2.0}
+    llm = {"base_url": url, "n": 8, "price_in": 1.0, "price_out": 2.0}
     values = {
         "name": "tiny",
         "data": {"shop": {"n_items": 200, "n_users": 400}},
