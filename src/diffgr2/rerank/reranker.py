@@ -83,7 +83,7 @@ class Reranker:
         self.frame = frame_of(self.template)
         self.k = self.recipe.candidates.k
         self.retriever = kinds.load(directory / "retriever")
-        self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue, SEATS)
+        self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue)
         self.group_labels = group_labels(self.sids, self.catalogue)
         self.model = LeanQwen3(open_model(directory))
         self.decoders = ("ar", "block", "verify") if self.contract else ("ar",)
