@@ -1,9 +1,9 @@
 """Retrievers without training: popularity and item-kNN from co-purchase.
 
 Contract: both are counts over the histories they were built from (the train part), ready at once,
-and implement `retriever.Retriever`. Item-kNN scores a candidate by its cosine with the history's
+and implement `retrieval.Retriever`. Item-kNN scores a candidate by its cosine with the history's
 items, recent ones more; items that no neighbour speaks for follow by popularity. Not here: the
-evidence shown to the model (`evidence`), which counts with order and distance.
+evidence shown to the model (`index`), which counts with order and distance.
 """
 
 from __future__ import annotations
@@ -24,26 +24,17 @@ DECAY = 0.8
 """Weight of a history item relative to the next newer one."""
 
 
-def bought(histories: Histories) -> sp.csr_array:
-    """Users x items, 1.0 where a user has the item at least once."""
-    row_N = np.repeat(np.arange(histories.n_users), histories.lengths_U)
+def by_history(histories: Histories, value_N: np.ndarray) -> sp.csr_array:
+    """Histories x items, the sum of the values of an item's purchases."""
     shape = (histories.n_users, histories.n_items)
-    matrix = sp.csr_array((np.ones(len(row_N), np.float32), (row_N, histories.items_N)), shape)
-    matrix.sum_duplicates()
+    row_N = np.repeat(np.arange(histories.n_users), histories.lengths_U)
+    return sp.csr_array((value_N.astype(np.float32), (row_N, histories.items_N)), shape)
+
+
+def bought(histories: Histories) -> sp.csr_array:
+    """Histories x items, 1.0 where a history has the item at least once."""
+    matrix = by_history(histories, np.ones(len(histories.items_N)))
     matrix.data[:] = 1.0
-    return matrix
-
-
-def recency_weights(queries: Histories, decay: float, recent: int) -> sp.csr_array:
-    """Queries x items: decay ** (steps back), the newest item 1, nothing beyond `recent`."""
-    age_N = (
-        np.repeat(queries.offsets_U1[1:], queries.lengths_U) - 1 - np.arange(len(queries.items_N))
-    )
-    weight_N = np.where(age_N < recent, decay**age_N, 0.0).astype(np.float32)
-    row_N = np.repeat(np.arange(queries.n_users), queries.lengths_U)
-    shape = (queries.n_users, queries.n_items)
-    matrix = sp.csr_array((weight_N, (row_N, queries.items_N)), shape)
-    matrix.eliminate_zeros()
     return matrix
 
 
@@ -97,7 +88,10 @@ class ItemKnn:
         return len(self.count_I)
 
     def score_all(self, queries: Histories) -> np.ndarray:
-        weights_LI = recency_weights(queries, DECAY, RECENT)
+        last_N = np.repeat(queries.offsets_U1[1:], queries.lengths_U) - 1
+        age_N = last_N - np.arange(len(queries.items_N))
+        weights_LI = by_history(queries, np.where(age_N < RECENT, DECAY**age_N, 0.0))
+        weights_LI.eliminate_zeros()
         scores_LI = sp.csr_array(weights_LI @ self.cosine_II).toarray()
         # Popularity only orders what the neighbours leave at zero.
         return scores_LI + np.float32(1e-6) * self.count_I / max(float(self.count_I.max()), 1.0)
