@@ -69,9 +69,7 @@ def ranked_lists(
         )
     ranked = top_k(retriever, prefixes(histories, user_L, end_L), k)
     target_L = histories.items_N[histories.offsets_U1[user_L] + end_L]
-    return CandidateLists(
-        split, user_L.astype(np.int32), end_L.astype(np.int32), target_L, *ranked
-    )
+    return CandidateLists(split, user_L.astype(np.int32), end_L.astype(np.int32), target_L, *ranked)
 
 
 def held_out_lists(

@@ -119,11 +119,11 @@ class PairCounts:
         place_LH, day_LH = self.place(exclude_user_L, history_LH)
         place_LK, day_LK = self.place(exclude_user_L, items_LK)
         both = found & (place_LH[:, :, None] >= 0) & (place_LK[:, None, :] >= 0)
-        l, h, k = np.nonzero(both)
-        steps, same_day = place_LK[l, k] - place_LH[l, h], day_LK[l, k] == day_LH[l, h]
-        rest_VX = value_VLHK[:, l, h, k] - pair_values(steps, same_day, self.window)
+        at, h, k = np.nonzero(both)
+        steps, same_day = place_LK[at, k] - place_LH[at, h], day_LK[at, k] == day_LH[at, h]
+        rest_VX = value_VLHK[:, at, h, k] - pair_values(steps, same_day, self.window)
         # Differences of sums of 1/distance leave rounding dust around zero.
-        value_VLHK[:, l, h, k] = np.where(rest_VX < 1e-4, 0.0, rest_VX)
+        value_VLHK[:, at, h, k] = np.where(rest_VX < 1e-4, 0.0, rest_VX)
         return value_VLHK
 
     def buyers(self, items_LX: np.ndarray, exclude_user_L: np.ndarray) -> np.ndarray:

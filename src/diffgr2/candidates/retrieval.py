@@ -110,8 +110,8 @@ def top_k(retriever: Retriever, queries: Histories, k: int) -> tuple[np.ndarray,
     return items_LK, scores_LK
 
 
-def rank_of(score_LX: np.ndarray, place_L: np.ndarray) -> np.ndarray:
-    """0-based rank of one column per list after sorting by score; ties keep the columns' order."""
+def rank_of_target(score_LX: np.ndarray, place_L: np.ndarray) -> np.ndarray:
+    """0-based rank of the column `place` after sorting by score; ties keep the columns' order."""
     own_L1 = np.take_along_axis(score_LX, place_L[:, None], 1)
     before_LX = np.arange(score_LX.shape[1]) < place_L[:, None]
     return ((score_LX > own_L1) | ((score_LX == own_L1) & before_LX)).sum(1)
@@ -124,7 +124,7 @@ def target_ranks(retriever: Retriever, queries: Histories, target_L: np.ndarray)
     """
     rank_L = np.empty(queries.n_users, np.int64)
     for places, scores_CI in scored(retriever, queries, unseen=True):
-        rank_L[places] = rank_of(scores_CI, target_L[places])
+        rank_L[places] = rank_of_target(scores_CI, target_L[places])
     return rank_L
 
 

@@ -109,7 +109,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     splits = ("train", "validation") if config.fit_on == "both" else (config.fit_on,)
     final = honest if splits == ("train",) else fitted(buckets, hits, splits, config, ctx.seed)
     for kind, scorer in final.items():
-        if isinstance(scorer, scorers.LinearScorer | scorers.MlpScorer):
+        if isinstance(scorer, scorers.LinearScorer):
             scorer.save(ctx.out / f"{kind}.safetensors")
         for split in SPLITS:
             score_LK = scorer.score(buckets[split]).astype(np.float32)
