@@ -225,7 +225,7 @@ def test_contrastive_loss_equals_its_definition_and_ignores_own_items() -> None:
 
 def test_moving_averages_equal_hand_arithmetic() -> None:
     book = torch.tensor([[[0.0], [10.0]]])
-    books = Codebooks(book.clone(), torch.ones(1, 2), book.clone(), torch.zeros(1, 2))
+    books = Codebooks(book.clone())
     latents = torch.tensor([[1.0], [2.0], [9.0]])
     codes, rests = books.assign(latents)
     assert codes.flatten().tolist() == [0, 0, 1]
@@ -236,7 +236,7 @@ def test_moving_averages_equal_hand_arithmetic() -> None:
 
 def test_a_dead_code_moves_to_the_worst_served_row_and_only_when_due() -> None:
     book = torch.tensor([[[0.0], [100.0]]])
-    books = Codebooks(book.clone(), torch.ones(1, 2), book.clone(), torch.zeros(1, 2))
+    books = Codebooks(book.clone())
     latents = torch.tensor([[0.0], [1.0], [-7.0]])
     codes, rests = books.assign(latents)
     books.update(codes, rests, ema=0.99, dead_after=2)

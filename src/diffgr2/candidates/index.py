@@ -20,16 +20,13 @@ import numpy as np
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
 from diffgr2.candidates.fields import FIELDS, NAMES, Field
 from diffgr2.candidates.pairs import PairCounts
-from diffgr2.candidates.retrieval import padded_last, slice_queries
+from diffgr2.candidates.retrieval import padded_last, prefixes
 from diffgr2.config import EvidenceConfig
 from diffgr2.errors import ArtifactError
 from diffgr2.items.vectors import unit_rows
 from diffgr2.types import Catalogue, Histories
 
 LISTS_PER_CHUNK = 2048
-
-TOGETHER, FORWARD, SESSION = 0, 1, 2
-"""Columns of `PairCounts.lookup`."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +40,6 @@ class Attributes:
     def of(self, items: np.ndarray) -> Attributes:
         """Those of these items, in the shape of `items`; copies."""
         return Attributes(self.brand_I[items], self.category_ID[items], self.vectors_IE[items])
-
-
-@dataclass(frozen=True)
-class View:
-    """One chunk of lists with what the fields need, laid out as L x H x K."""
-
-    scores_LK: np.ndarray
-    weight_LH1: np.ndarray  # float32, decay ** (steps back), 0 at padding
-    last_L: np.ndarray  # column of the newest item
-    pair_VLHK: np.ndarray
-    buyers_LH1: np.ndarray  # at least .5, so that it can divide
-    buyers_LK: np.ndarray  # likewise
-    history: Attributes  # (L, H), anything at padding
-    items: Attributes  # (L, K)
-
-    @property
-    def total(self) -> np.ndarray:
-        """Sum of the recency weights, at least a little."""
-        return np.maximum(self.weight_LH1.sum(1), 1e-9)
-
-    def of_last(self, value_LHK: np.ndarray) -> np.ndarray:
-        """The newest item's values."""
-        return value_LHK[np.arange(len(self.last_L)), self.last_L]
 
 
 @dataclass(frozen=True)
@@ -114,34 +88,52 @@ class EvidenceIndex:
         nobody_L = np.full(len(items_LK), -1, np.int64)
         exclude_L = nobody_L if exclude_user_L is None else exclude_user_L.astype(np.int64)
         for begin in range(0, len(items_LK), LISTS_PER_CHUNK):
-            end = min(begin + LISTS_PER_CHUNK, len(items_LK))
-            part, chunk = slice_queries(queries, begin, end), slice(begin, end)
-            view = self._view(part, items_LK[chunk], scores_LK[chunk], exclude_L[chunk])
-            columns = {
-                **retriever_fields(view),
-                **pair_fields(view, self.n_users),
-                **attribute_fields(view),
-            }
-            result_LKF[chunk] = np.stack([columns[name] for name in NAMES], -1)
+            at = np.arange(begin, min(begin + LISTS_PER_CHUNK, len(items_LK)))
+            part = prefixes(queries, at, queries.lengths_U[at])
+            fields = self._fields(part, items_LK[at], scores_LK[at], exclude_L[at])
+            result_LKF[at] = np.stack([fields[name] for name in NAMES], -1)
         return result_LKF
 
-    def _view(
+    def _fields(
         self, queries: Histories, items_LK: np.ndarray, scores_LK: np.ndarray, exclude_L: np.ndarray
-    ) -> View:
+    ) -> dict[str, np.ndarray]:
+        """Every field, (L, K) each; in between, values are laid out as L x H x K."""
         history_LH = padded_last(queries, self.history)
         length_L1 = np.minimum(queries.lengths_U, self.history)[:, None]
         age_LH = length_L1 - 1 - np.arange(self.history)
         weight_LH = np.where(age_LH >= 0, self.decay ** np.maximum(age_LH, 0), 0.0)
-        return View(
-            scores_LK,
-            weight_LH.astype(np.float32)[:, :, None],
-            np.maximum(length_L1[:, 0] - 1, 0),
-            self.pairs.lookup(history_LH, items_LK, exclude_L),
-            np.maximum(self.pairs.buyers(history_LH, exclude_L), 0.5)[:, :, None],
-            np.maximum(self.pairs.buyers(items_LK, exclude_L), 0.5),
-            self.attributes_of(history_LH),
-            self.attributes_of(items_LK),
-        )
+        weight_LH1 = weight_LH.astype(np.float32)[:, :, None]  # 0 at padding
+        newest = (np.arange(len(items_LK)), np.maximum(length_L1[:, 0] - 1, 0))
+
+        # What other users bought together with, and after, the history's items.
+        together, forward, session = self.pairs.lookup(history_LH, items_LK, exclude_L)
+        # At least .5, so that they can divide.
+        buyers_LH1 = np.maximum(self.pairs.buyers(history_LH, exclude_L), 0.5)[:, :, None]
+        buyers_LK = np.maximum(self.pairs.buyers(items_LK, exclude_L), 0.5)
+        expected_LK = (weight_LH1 * buyers_LH1).sum(1) * buyers_LK / self.n_users
+        copurchase_LK = (weight_LH1 * together).sum(1)
+
+        # What the history's items are like.
+        past, items = self.attributes_of(history_LH), self.attributes_of(items_LK)
+        brand_LH1 = past.brand_I[:, :, None]
+        brand_LHK = (brand_LH1 >= 0) & (brand_LH1 == items.brand_I[:, None])
+        total_L1 = np.maximum(weight_LH1.sum(1), 1e-9)
+        # The weighted mean of the history's vectors first: one product per candidate.
+        mean_LE = (weight_LH1 * past.vectors_IE).sum(1) / total_L1
+
+        rank_K = np.arange(items_LK.shape[1], dtype=np.float32)
+        return {
+            "rank": np.broadcast_to(rank_K, items_LK.shape),
+            "gap": scores_LK[:, :1] - scores_LK,
+            "copurchase": copurchase_LK,
+            "lift": copurchase_LK / np.maximum(expected_LK, 1e-9),
+            "last": (together / np.sqrt(buyers_LH1))[newest] / np.sqrt(buyers_LK),
+            "next": (weight_LH1 * forward).sum(1),
+            "session": session[newest],
+            "brand": (weight_LH1 * brand_LHK).sum(1) / total_L1,
+            "category": (weight_LH1 * category_match(past, items)).sum(1) / total_L1,
+            "text": np.einsum("le,lke->lk", mean_LE, items.vectors_IE),
+        }
 
     def attributes_of(self, items: np.ndarray) -> Attributes:
         """Of known items and newcomers, in the shape of `items`."""
@@ -210,44 +202,6 @@ def category_numbers(categories: list[list[str]]) -> np.ndarray:
             key = tuple(path[: level + 1])
             result_ID[item, level] = numbers.setdefault(key, len(numbers))
     return result_ID
-
-
-def retriever_fields(view: View) -> dict[str, np.ndarray]:
-    """Where the retriever put the candidate and how far below its best."""
-    rank_K = np.arange(view.scores_LK.shape[1], dtype=np.float32)
-    return {
-        "rank": np.broadcast_to(rank_K, view.scores_LK.shape),
-        "gap": view.scores_LK[:, :1] - view.scores_LK,
-    }
-
-
-def pair_fields(view: View, n_users: int) -> dict[str, np.ndarray]:
-    """What other users bought together with, and after, the history's items."""
-    together, forward = view.pair_VLHK[TOGETHER], view.pair_VLHK[FORWARD]
-    expected_LK = (view.weight_LH1 * view.buyers_LH1).sum(1) * view.buyers_LK / n_users
-    copurchase_LK = (view.weight_LH1 * together).sum(1)
-    last_LK = view.of_last(together / np.sqrt(view.buyers_LH1)) / np.sqrt(view.buyers_LK)
-    return {
-        "copurchase": copurchase_LK,
-        "lift": copurchase_LK / np.maximum(expected_LK, 1e-9),
-        "last": last_LK,
-        "next": (view.weight_LH1 * forward).sum(1),
-        "session": view.of_last(view.pair_VLHK[SESSION]),
-    }
-
-
-def attribute_fields(view: View) -> dict[str, np.ndarray]:
-    """What the history's items are: of the same brand, of like categories, in like words."""
-    past, items = view.history, view.items
-    brand_LH1 = past.brand_I[:, :, None]
-    brand_LHK = (brand_LH1 >= 0) & (brand_LH1 == items.brand_I[:, None])
-    # The weighted mean of the history's vectors first: one product per candidate.
-    mean_LE = (view.weight_LH1 * past.vectors_IE).sum(1) / view.total
-    return {
-        "brand": (view.weight_LH1 * brand_LHK).sum(1) / view.total,
-        "category": (view.weight_LH1 * category_match(past, items)).sum(1) / view.total,
-        "text": np.einsum("le,lke->lk", mean_LE, items.vectors_IE),
-    }
 
 
 def category_match(past: Attributes, items: Attributes) -> np.ndarray:

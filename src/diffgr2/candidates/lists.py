@@ -37,13 +37,12 @@ def fold_of_users(n_users: int, folds: int, seed: int) -> np.ndarray:
 
 
 def training_positions(
-    histories: Histories, count: int, users: np.ndarray | None = None
+    histories: Histories, users: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(user_L, end_L): the last `count` positions of each user's train part, by user, oldest first.
+    """(user_L, end_L): the last `count` positions of these users' train parts, oldest first.
 
     The target is the item at `end`, inside the train part; the history is what stands before it.
     """
-    users = np.arange(histories.n_users) if users is None else users
     last_U = histories.lengths_U[users] - 3  # the last position of the train part
     first_U = np.maximum(last_U - count + 1, MIN_HISTORY)
     number_U = np.maximum(last_U - first_U + 1, 0)
@@ -94,7 +93,8 @@ def training_lists(
     parts = []
     for fold in range(int(fold_U.max()) + 1):
         retriever = fit(np.flatnonzero(fold_U != fold), fold)
-        positions = training_positions(histories, prefixes_per_user, np.flatnonzero(fold_U == fold))
+        inside = np.flatnonzero(fold_U == fold)
+        positions = training_positions(histories, inside, prefixes_per_user)
         parts.append(ranked_lists(histories, retriever, "train", *positions, k))
     arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS]
     lists = CandidateLists("train", *arrays)

@@ -31,11 +31,9 @@ def first_purchases(train: Histories) -> tuple[np.ndarray, ...]:
     user_N = np.repeat(np.arange(train.n_users, dtype=np.int64), train.lengths_U)
     key_N = user_N * train.n_items + train.items_N
     key_M, first_M = np.unique(key_N, return_index=True)
-    order_M = np.argsort(first_M, kind="stable")  # back in each user's order
-    user_M = user_N[first_M][order_M]
-    start_M = np.searchsorted(user_M, user_M)
-    position_M = np.empty(len(key_M), np.int64)
-    position_M[order_M] = np.arange(len(key_M)) - start_M
+    user_M = user_N[first_M]
+    # Distinct purchases before this one, without those of the users before.
+    position_M = np.argsort(np.argsort(first_M)) - np.searchsorted(user_M, user_M)
     day_M = train.timestamps_N[first_M] // DAY
     return key_M, position_M, day_M, train.items_N[first_M]
 

@@ -48,17 +48,6 @@ def prefixes(histories: Histories, user_L: np.ndarray, end_L: np.ndarray) -> His
     )
 
 
-def slice_queries(queries: Histories, begin: int, end: int) -> Histories:
-    """Queries begin..end-1 as a view."""
-    low, high = queries.offsets_U1[begin], queries.offsets_U1[end]
-    return Histories(
-        queries.offsets_U1[begin : end + 1] - low,
-        queries.items_N[low:high],
-        queries.timestamps_N[low:high],
-        queries.n_items,
-    )
-
-
 def padded_last(queries: Histories, width: int, fill: int = -1) -> np.ndarray:
     """The last `width` items per query, oldest first, filled at the right: int32 (L, width)."""
     take_L = np.minimum(queries.lengths_U, width)
@@ -79,7 +68,7 @@ def scored(
     step = max(1, min(2048, SCORES_PER_CHUNK // max(retriever.n_items, 1)))
     for begin in range(0, queries.n_users, step):
         end = min(begin + step, queries.n_users)
-        part = slice_queries(queries, begin, end)
+        part = prefixes(queries, np.arange(begin, end), queries.lengths_U[begin:end])
         scores_CI = retriever.score_all(part)
         if unseen:
             scores_CI[np.repeat(np.arange(part.n_users), part.lengths_U), part.items_N] = -np.inf

@@ -105,24 +105,20 @@ class SasRec(nn.Module):
         return self.norm_out(x_BTC)
 
     @torch.no_grad()
-    def encode(self, queries: Histories) -> torch.Tensor:
-        """The state at each history's last item; an empty history is the zero vector (L, C)."""
+    def score_all(self, queries: Histories) -> np.ndarray:
+        """Logits of every item for every query, f32 (L, I); all 0 for an empty history."""
         length_L = np.minimum(queries.lengths_U, self.config.max_len)
         padded_LT = padded_last(queries, max(1, int(length_L.max(initial=1))), fill=0)
         state_LTC = self(torch.from_numpy(padded_LT).long())
         last_L = torch.from_numpy(np.maximum(length_L, 1) - 1)
         state_LC = state_LTC[torch.arange(len(last_L)), last_L]
-        return state_LC * torch.from_numpy(length_L > 0)[:, None]
-
-    @torch.no_grad()
-    def score_all(self, queries: Histories) -> np.ndarray:
-        """Logits of every item for every query, f32 (L, I)."""
-        return (self.encode(queries) @ self.items.weight.T).float().numpy()
+        state_LC = state_LC * torch.from_numpy(length_L > 0)[:, None]
+        return (state_LC @ self.items.weight.T).float().numpy()
 
     def save(self, directory: Path) -> None:
         """Write model.safetensors and config.json."""
         save_file(state_of(self), directory / "model.safetensors")
-        about = {"kind": "sasrec", "n_items": self.n_items, **self.config.model_dump(mode="json")}
+        about = {"n_items": self.n_items, **self.config.model_dump(mode="json")}
         write_json(directory / "config.json", about)
 
     @staticmethod

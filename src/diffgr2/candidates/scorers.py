@@ -121,18 +121,10 @@ class Fitted(NamedTuple):
     score: Callable[[np.ndarray], np.ndarray]
 
 
-def fit_mlp(
-    buckets_LKF: np.ndarray,
-    hit_L: np.ndarray,
-    n_buckets: int,
-    seed: int,
-    *,
-    hidden: int = 32,
-    epochs: int = 12,
-    batch: int = 256,
-) -> Fitted:
+def fit_mlp(buckets_LKF: np.ndarray, hit_L: np.ndarray, n_buckets: int, seed: int) -> Fitted:
     """A small network: listwise softmax, AdamW, linear decay of the rate."""
-    net = _MlpNet(buckets_LKF.shape[-1] * n_buckets, hidden, seed)
+    epochs, batch = 12, 256
+    net = _MlpNet(buckets_LKF.shape[-1] * n_buckets, 32, seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
     cell_LKF = torch.from_numpy(cell_index(buckets_LKF, n_buckets))
     target_L = torch.from_numpy(hit_L.astype(np.int64))

@@ -11,7 +11,6 @@ together. Same input, seed and threads: same bits. Not here: uniqueness (`items.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -32,22 +31,13 @@ MIN_COUNT = 1e-4
 """Moving count under which a code's mean says nothing any more and the code stays put."""
 
 
-@dataclass
 class Codebooks:
     """The moving codebooks of all levels; changed in place by `update`."""
 
-    codes_LCE: Tensor
-    count_LC: Tensor
-    sum_LCE: Tensor
-    idle_LC: Tensor  # batches since a code was last used
-
-    @classmethod
-    def start(cls, latents_IE: np.ndarray, config: ItemsConfig, seed: int) -> Codebooks:
-        books_LCE = torch.from_numpy(
-            fit_codebooks(latents_IE, config.levels, config.codes, seed, "items", "rqvae")
-        )
-        ones_LC = torch.ones(books_LCE.shape[:2])
-        return cls(books_LCE, ones_LC, books_LCE.clone(), torch.zeros_like(ones_LC))
+    def __init__(self, codes_LCE: Tensor) -> None:
+        self.codes_LCE, self.sum_LCE = codes_LCE, codes_LCE.clone()
+        self.count_LC = torch.ones(codes_LCE.shape[:2])
+        self.idle_LC = torch.zeros(codes_LCE.shape[:2])  # batches since a code was last used
 
     def assign(self, latents_BE: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and the residual in front of each level."""
@@ -156,7 +146,10 @@ def fit_rqvae(
     count = max(config.batch, INIT_ROWS_PER_CODE * config.codes)
     first = permutation(n_items, seed, "items", "rqvae", "start")[:count]
     with torch.no_grad():
-        books = Codebooks.start(mlp(weights, "encoder", x_ID[first]).numpy(), config, seed)
+        latents_IE = mlp(weights, "encoder", x_ID[first]).numpy()
+    purpose = (seed, "items", "rqvae")
+    codes_LCE = fit_codebooks(latents_IE, config.levels, config.codes, *purpose)
+    books = Codebooks(torch.from_numpy(codes_LCE))
     optimizer = torch.optim.Adam(weights.values(), lr=config.lr)
     step = 0
     for epoch in range(n_epochs(n_items, config)):
