@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.utils.extmath import randomized_svd
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffgr2.artifacts import read_json, replacing, write_json
@@ -40,7 +40,7 @@ SORT_BATCHES = 16
 """Batches whose users are sorted by length together, so that little of a batch is padding."""
 
 
-def dropped(x: torch.Tensor, rate: float, source: np.random.Generator | None) -> torch.Tensor:
+def dropped(x: Tensor, rate: float, source: np.random.Generator | None) -> Tensor:
     """Dropout from an explicit generator, in steps of 1/256; none without a generator."""
     level = min(round(rate * 256), 255)
     if source is None or level == 0:
@@ -61,7 +61,7 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
-    def forward(self, x_BTC: torch.Tensor, source: np.random.Generator | None) -> torch.Tensor:
+    def forward(self, x_BTC: Tensor, source: np.random.Generator | None) -> Tensor:
         rows, length, dim = x_BTC.shape
         qkv = self.qkv(self.norm_attention(x_BTC)).view(rows, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -93,9 +93,7 @@ class SasRec(nn.Module):
                 elif name.endswith("bias"):
                     parameter.zero_()
 
-    def forward(
-        self, items_BT: torch.Tensor, source: np.random.Generator | None = None
-    ) -> torch.Tensor:
+    def forward(self, items_BT: Tensor, source: np.random.Generator | None = None) -> Tensor:
         """Hidden states of padded rows (padding at the right, any valid id)."""
         position_T = torch.arange(items_BT.shape[1])
         x_BTC = self.norm_in(self.items(items_BT) + self.positions(position_T))
@@ -135,7 +133,7 @@ class SasRec(nn.Module):
         return model.eval()
 
 
-def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Detached contiguous copies of all tensors."""
     return {name: t.detach().clone().contiguous() for name, t in model.state_dict().items()}
 
@@ -148,12 +146,8 @@ class FullCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
-        hidden_NC: torch.Tensor,
-        weight_IC: torch.Tensor,
-        target_N: torch.Tensor,
-        bf16: bool,
-    ) -> torch.Tensor:
+        ctx: Any, hidden_NC: Tensor, weight_IC: Tensor, target_N: Tensor, bf16: bool
+    ) -> Tensor:
         kind = torch.bfloat16 if bf16 else torch.float32
         weight = weight_IC.to(kind)
         grad_NC, grad_IC = torch.empty_like(hidden_NC), torch.zeros_like(weight_IC)
@@ -174,7 +168,7 @@ class FullCrossEntropy(torch.autograd.Function):
         return loss.float()
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor):  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor):  # type: ignore[override]
         grad_NC, grad_IC = ctx.saved_tensors
         return grad_NC * scale, grad_IC * scale, None, None
 
@@ -190,29 +184,25 @@ def epoch_batches(length_U: np.ndarray, rows: int, source: np.random.Generator) 
     return [batches[i] for i in source.permutation(len(batches))]
 
 
-def batch_loss(
-    model: SasRec, train: Histories, users: np.ndarray, source: np.random.Generator, bf16: bool
-) -> torch.Tensor:
-    """Mean cross-entropy of every next item of these users' train parts (last max_len of them)."""
-    queries = prefixes(train, users, train.lengths_U[users])
-    length_L = np.minimum(queries.lengths_U, model.config.max_len + 1)
-    rows_LT = torch.from_numpy(padded_last(queries, int(length_L.max()), fill=0)).long()
-    real_LT = torch.arange(rows_LT.shape[1] - 1) < torch.from_numpy(length_L - 1)[:, None]
-    hidden_LTC = model(rows_LT[:, :-1], source)
-    hidden_NC, target_N = hidden_LTC[real_LT], rows_LT[:, 1:][real_LT]
-    loss = FullCrossEntropy.apply(hidden_NC, model.items.weight, target_N, bf16)
-    return loss / len(target_N)
-
-
 def train_epoch(
     model: SasRec, optimizer: torch.optim.Optimizer, train: Histories, epoch: int, seed: int
 ) -> float:
-    """One pass over all users; returns the mean loss of its batches."""
+    """One pass over all users; returns the mean loss of its batches.
+
+    A batch's loss is the mean cross-entropy of every next item of its users' histories (of the last
+    `max_len` items).
+    """
     config, order = model.config, generator(seed, "sasrec", "order", epoch)
     losses = []
     for step, users in enumerate(epoch_batches(train.lengths_U, config.batch_users, order)):
-        source = generator(seed, "sasrec", "dropout", epoch, step)
-        loss = batch_loss(model, train, users, source, config.precision == "bf16")
+        queries = prefixes(train, users, train.lengths_U[users])
+        length_L = np.minimum(queries.lengths_U, config.max_len + 1)
+        items_LT = torch.from_numpy(padded_last(queries, int(length_L.max()), fill=0)).long()
+        real_LT = torch.arange(items_LT.shape[1] - 1) < torch.from_numpy(length_L - 1)[:, None]
+        hidden_LTC = model(items_LT[:, :-1], generator(seed, "sasrec", "dropout", epoch, step))
+        hidden_NC, target_N = hidden_LTC[real_LT], items_LT[:, 1:][real_LT]
+        bf16 = config.precision == "bf16"
+        loss = FullCrossEntropy.apply(hidden_NC, model.items.weight, target_N, bf16) / len(target_N)
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(f"retriever: loss is {loss.item()} in epoch {epoch} step {step}")
         optimizer.zero_grad(set_to_none=True)
@@ -222,7 +212,7 @@ def train_epoch(
     return float(np.mean(losses))
 
 
-def copurchase_vectors(train: Histories, dim: int, seed: int) -> torch.Tensor:
+def copurchase_vectors(train: Histories, dim: int, seed: int) -> Tensor:
     """Unit vectors per item whose products follow co-purchase (zero for items nobody bought).
 
     Started from these, the model ranks by co-purchase with the newest item before its first step,
@@ -279,7 +269,7 @@ class Training:
 
     def load(self, path: Path) -> None:
         """Go on where `save` was called last."""
-        parts: dict[str, dict[str, torch.Tensor]] = {}
+        parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in load_file(path).items():
             kind, _, name = key.partition(".")
             parts.setdefault(kind, {})[name] = tensor
