@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -115,7 +115,8 @@ class _MlpNet(nn.Module):
         return (self.out(hidden_LKH) + self.skip(cell_LKF).sum(2)).squeeze(-1)
 
 
-class Fitted(NamedTuple):
+@dataclass(frozen=True)
+class Fitted:
     """A scorer that lives in memory only."""
 
     score: Callable[[np.ndarray], np.ndarray]
