@@ -105,7 +105,7 @@ class ItemsConfig(Section):
     copurchase_weight: Amount = 0.0  # contrastive loss on co-purchases
     dead_after: Count = 20  # batches without use until a code is reset; 0 = never
     random_last: Count = 1  # how many last levels take free codes at random for uniqueness
-    min_unique: Share = 0.99  # before the policy; below, the stage fails
+    min_unique: Share = 0.8  # distinct by the quantizer itself; below, the stage fails
 
     @model_validator(mode="after")
     def _consistent(self) -> ItemsConfig:

@@ -126,7 +126,7 @@ def test_training_lists_come_from_a_model_that_never_saw_their_user(h, count, fo
 @settings(max_examples=30, deadline=None)
 @given(histories(), st.integers(1, 5))
 def test_training_positions_are_the_last_of_the_train_part(h, count) -> None:
-    user_L, end_L = training_positions(h, count)
+    user_L, end_L = training_positions(h, np.arange(h.n_users), count)
     for user in range(h.n_users):
         wanted = list(range(2, h.lengths_U[user] - 2))[-count:]
         assert end_L[user_L == user].tolist() == wanted

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from diffgr2.artifacts import save_arrays
 from diffgr2.candidates import scorers
 from diffgr2.candidates.fields import FIELDS
 from diffgr2.candidates.index import bucket_edges, category_numbers
-from diffgr2.candidates.scorers import LinearScorer, MlpScorer
+from diffgr2.candidates.scorers import LinearScorer
 from diffgr2.errors import ArtifactError
 from diffgr2.types import MISS
 
@@ -65,16 +66,33 @@ def test_every_kind_beats_chance_skips_misses_and_repeats_its_bits(kind: str) ->
     assert scorers.hit_metrics(ranks)["r@1"] > 2 / K
 
 
-def test_scorers_survive_saving(tmp_path) -> None:
+def test_an_unknown_kind_is_an_error_and_nothing_else() -> None:
     buckets, hit, _ = made()
+    with pytest.raises(ValueError, match="unknown kind of scorer: gdbt"):
+        scorers.fit("gdbt", buckets, hit, B, l2=1e-3, seed=0)
+
+
+@pytest.mark.parametrize("kind", scorers.KINDS)
+def test_a_list_is_scored_alone_and_no_lists_have_no_scores(kind: str) -> None:
+    buckets, hit, _ = made()
+    scorer = scorers.fit(kind, buckets, hit, B, l2=1e-3, seed=0)
+    if kind != "gbdt":
+        assert scorer.score(buckets[:0]).shape == (0, K)
+    np.testing.assert_allclose(scorer.score(buckets[:9]), scorer.score(buckets)[:9], rtol=1e-5)
+
+
+def test_the_scorecard_survives_saving_and_a_broken_file_is_named(tmp_path) -> None:
+    buckets, hit, _ = made()
+    path = tmp_path / "linear.safetensors"
     linear = LinearScorer.fit(buckets, hit, B, 1e-3)
-    mlp = MlpScorer.fit(buckets, hit, B, 0, epochs=1)
-    for scorer, kind in ((linear, LinearScorer), (mlp, MlpScorer)):
-        scorer.save(tmp_path / "scorer.safetensors")
-        again = kind.load(tmp_path / "scorer.safetensors")
-        assert np.array_equal(again.score(buckets), scorer.score(buckets))
-    with pytest.raises(ArtifactError, match="weight_FB is missing"):
-        LinearScorer.load(tmp_path / "scorer.safetensors")
+    linear.save(path)
+    assert np.array_equal(LinearScorer.load(path).score(buckets), linear.score(buckets))
+    save_arrays(path, other=np.zeros(3))
+    with pytest.raises(ArtifactError, match=r"linear\.safetensors: array weight_FB is missing"):
+        LinearScorer.load(path)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(ArtifactError, match=r"linear\.safetensors: not a readable safetensors"):
+        LinearScorer.load(path)
 
 
 def test_ties_keep_the_incoming_order() -> None:

@@ -60,7 +60,7 @@ class World:
         self.template = make_template(self.vocab, self.recipe.prompt)
         self.frame = frame_of(self.template)
         self.retriever = kinds.load(directory / "retriever")
-        self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue, SEATS)
+        self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue)
         self.group_labels = group_labels(self.sids, self.catalogue)
 
     def settings(self, given: Mapping[str, Any] | None = None) -> DecodeSettings:
