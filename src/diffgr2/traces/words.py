@@ -23,7 +23,7 @@ def falling(strength_NK: np.ndarray, order_NK: np.ndarray, levels: int) -> np.nd
     """The same levels, dealt out strictly falling along each order; needs levels >= K.
 
     >>> falling(np.array([[5, 5, 0]]), np.array([[1, 2, 0]]), 6).tolist()
-    [[3, 5, 4]]
+    [[0, 5, 4]]
     """
     k = order_NK.shape[1]
     assert levels >= k
