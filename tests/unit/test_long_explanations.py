@@ -9,7 +9,7 @@ from diffgr2.candidates.fields import NAMES
 from diffgr2.config import PromptConfig
 from diffgr2.prompts.chat import Chat
 from diffgr2.prompts.gr2 import Gr2
-from diffgr2.prompts.request import Request
+from diffgr2.prompts.request import Request, Trace
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
 
 LEVELS, K, BUCKETS = 3, 4, 8
@@ -45,16 +45,24 @@ def mention(codes_L: np.ndarray) -> str:
     return "".join(f"<s_{'abc'[i]}_{code}>" for i, code in enumerate(codes_L))
 
 
-def explained(made: Gr2, request: Request, text: str) -> tuple[list[int], list[int], str]:
-    """(all tokens, those of the explanation's words, the explanation read back)."""
-    tokens, kinds = made.response_from_text(request, text, ORDER)
+def told(made: Gr2, request: Request, text: str) -> list[int]:
+    nothing = np.zeros((K, 0), np.int32)
+    tokens, kinds = made.response(
+        request, Trace(np.array(ORDER), np.zeros(K, np.int32), nothing, nothing, text)
+    )
     assert len(tokens) == len(kinds) <= made.max_response(K)
+    return tokens
+
+
+def explained(made: Gr2, request: Request, text: str) -> tuple[list[int], int, str]:
+    """(all tokens, how many of them are the explanation's, the explanation read back)."""
+    tokens = told(made, request, text)
     answer = made.parse(tokens, request)
     assert answer.valid
     assert answer.order == ORDER
-    frame = len(made.response_from_text(request, "", ORDER)[0])
+    frame = len(told(made, request, "a")) - len(made.vocab.text_ids("a"))
     names = [f"item {i}" for i in range(K)]
-    return tokens, tokens[: len(tokens) - frame], made.english(tokens, request, names)
+    return tokens, len(tokens) - frame, made.english(tokens, request, names)
 
 
 def test_short_words_stay_as_they_are(made: Gr2, request_K: Request) -> None:
@@ -71,7 +79,7 @@ def test_long_words_are_cut_at_a_word_and_as_late_as_possible(
     text = " ".join(said)
     _, thought, read = explained(made, request_K, text)
     longest = max(len(made.vocab.text_ids(f" {part}")) for word in WORDS for part in word.split())
-    assert limit(made) - 2 * longest - 4 <= len(thought) <= limit(made)
+    assert limit(made) - 2 * longest - 4 <= thought <= limit(made)
     assert text.startswith(f"{read} "), "whole words from the beginning"
 
 
@@ -86,7 +94,7 @@ def test_an_item_that_no_longer_fits_is_left_out_whole(made: Gr2, request_K: Req
     tokens, thought, read = explained(made, request_K, text)
     said = made.split(tokens)[0]
     assert not [token for token in said if vocab.sid_of(token)]
-    assert len(thought) <= limit(made)
+    assert thought <= limit(made)
     assert read == words
 
 
@@ -98,6 +106,6 @@ def test_an_item_before_the_cut_is_written_and_one_behind_it_is_not(
     tokens, thought, read = explained(made, request_K, text)
     said = [token for token in made.split(tokens)[0] if made.vocab.sid_of(token)]
     assert said == made.vocab.sid_ids(request_K.codes_KL[1]).tolist()
-    assert len(thought) <= limit(made)
+    assert thought <= limit(made)
     assert read.startswith("see item 1")
     assert "and then then" in read
