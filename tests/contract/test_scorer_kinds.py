@@ -32,19 +32,48 @@ def fit(kind: str, buckets_LKF: np.ndarray, hit_L: np.ndarray, seed: int = 0) ->
     return scorers.fit(kind, buckets_LKF, hit_L, B, l2=1e-3, seed=seed)
 
 
+def tangled(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """As `planted`, but it counts whether fields 0 and 2 are alike, which no sum says."""
+    rng = np.random.default_rng(seed)
+    buckets_LKF = rng.integers(0, B, (LISTS, K, F)).astype(np.uint8)
+    alike_LK = buckets_LKF[:, :, 0] % 2 == buckets_LKF[:, :, 2] % 2
+    worth_LK = 4.0 * alike_LK + buckets_LKF[:, :, 1] + rng.random((LISTS, K))
+    return buckets_LKF, worth_LK.argmax(1).astype(np.int32)
+
+
+def is_additive(scorer: Any) -> bool:
+    """Whether a field adds the same whatever the other fields are."""
+    every = np.array(list(np.ndindex(2, 2)), np.uint8)
+    list_1KF = np.stack([every[:, 0], np.full(4, 3, np.uint8), every[:, 1]], 1)[None]
+    low, first, second, both = scorer.score(list_1KF)[0].astype(float)
+    return abs((both - second) - (first - low)) < 1e-4
+
+
+def sees_the_list(scorer: Any) -> bool:
+    """Whether a candidate's score depends on those beside it."""
+    buckets_LKF, _ = tangled(1)
+    other_LKF = buckets_LKF.copy()
+    other_LKF[:, 1:] = (other_LKF[:, 1:] + 1) % B
+    one, two = (scorer.score(buckets)[:, 0] for buckets in (buckets_LKF, other_LKF))
+    return bool(np.abs(one - two).max() > 1e-4)
+
+
 class Fitted:
-    """The promises; a subclass names its kind and its class."""
+    """The promises; a subclass names its kind and what it is known by."""
 
     kind: str
-    built: type
+    additive: bool
+    contextual: bool
     fewest = 0  # lists that it can score
 
     @pytest.fixture(scope="class")
     def scorer(self) -> scorers.Scorer:
         return fit(self.kind, *planted())
 
-    def test_a_kind_that_is_asked_for_is_the_kind_that_is_fitted(self, scorer) -> None:
-        assert type(scorer) is self.built
+    def test_a_kind_that_is_asked_for_is_the_kind_that_is_fitted(self) -> None:
+        scorer = fit(self.kind, *tangled())
+        assert is_additive(scorer) == self.additive
+        assert sees_the_list(scorer) == self.contextual
 
     def test_every_candidate_gets_one_finite_score(self, scorer) -> None:
         for lists in (self.fewest, 1, 7):
@@ -86,8 +115,10 @@ class Fitted:
         assert np.isfinite(scorer.score(unknown_LKF)).all()
 
 
-class Stored(Fitted):
-    """A scorer with a file of its own."""
+class TestLinear(Fitted):
+    """The one with a file of its own."""
+
+    kind, additive, contextual = "linear", True, False
 
     @pytest.fixture
     def path(self, scorer, tmp_path: Path) -> Path:
@@ -96,7 +127,7 @@ class Stored(Fitted):
 
     def test_saving_keeps_every_bit(self, scorer, path: Path) -> None:
         buckets_LKF, _ = planted(4)
-        again = self.built.load(path)  # type: ignore[attr-defined]
+        again = scorers.LinearScorer.load(path)
         assert again.score(buckets_LKF).tobytes() == scorer.score(buckets_LKF).tobytes()
 
     @pytest.mark.parametrize("damage", ["cut", "text", "gone", "other"])
@@ -110,19 +141,15 @@ class Stored(Fitted):
         else:
             save_arrays(path, something_else=np.zeros(3))
         with pytest.raises(ArtifactError, match=r"scorer\.safetensors"):
-            self.built.load(path)  # type: ignore[attr-defined]
+            scorers.LinearScorer.load(path)
 
 
-class TestLinear(Stored):
-    kind, built = "linear", scorers.LinearScorer
-
-
-class TestMlp(Stored if hasattr(scorers.MlpScorer, "load") else Fitted):
-    kind, built = "mlp", scorers.MlpScorer
+class TestMlp(Fitted):
+    kind, additive, contextual = "mlp", False, True
 
 
 class TestGbdt(Fitted):
-    kind, built = "gbdt", scorers.GbdtScorer
+    kind, additive, contextual = "gbdt", False, False
     fewest = 1  # trees refuse an empty matrix
 
 
