@@ -184,14 +184,6 @@ def test_more_candidates_than_unseen_items_is_refused_by_name() -> None:
         held_out_lists(h, Popularity.build(h.train_part()), "test", 3)
 
 
-def test_counting_retrievers_survive_saving(tmp_path) -> None:
-    h = ragged([np.array([1, 2, 3, 4, 2]), np.array([5, 2, 3, 7])], ITEMS)
-    for kind in (Popularity, ItemKnn):
-        model = kind.build(h)
-        model.save(tmp_path)
-        assert np.array_equal(kind.load(tmp_path).score_all(h), model.score_all(h))
-
-
 def test_item_knn_scores_are_decayed_cosines() -> None:
     h = ragged([np.array([0, 1]), np.array([0, 1]), np.array([0, 2]), np.array([3, 2])], 4)
     got = ItemKnn.build(h).score_all(ragged([np.array([2, 0])], 4))[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from diffgr2.config import DataConfig
@@ -83,17 +85,25 @@ def test_the_k_core_equals_removal_one_at_a_time(rows: list, k: int, shortest: i
     assert k_core(numbered(rows), k, shortest)["line"].to_list() == expected
 
 
-@settings(deadline=None)
-@given(ROWS, st.integers(0, 4), st.booleans(), st.sampled_from(["file", "shuffle"]))
-def test_rows_are_accounted_for_and_every_user_and_item_keeps_enough(
-    rows: list, k: int, earliest: bool, tie_order: str
-) -> None:
-    raw = gather(rows)
-    dataset = build_or_none(raw, policy(k, tie_order, 1, earliest), 2)
-    if dataset is None:
-        kept = sorted({row[:2] for row in rows} if earliest else set(rows))
-        assert naive_core([row[:2] for row in kept], k, 3) == []
-        return
+@st.composite
+def rows_with_a_core(draw: st.DrawFn, k: int) -> list[tuple[int, int, int]]:
+    """A core in which every user and item has enough, among rows that may fall away.
+
+    User u of the core buys the `width` items after u, around a circle of as many items as users:
+    everybody has `width` different items and every item `width` different buyers.
+    """
+    width = max(3, k)
+    size = draw(st.integers(width, width + 3))
+    times = draw(st.lists(st.integers(0, 4), min_size=size * width, max_size=size * width))
+    pairs = [(user, (user + step) % size) for user in range(size) for step in range(width)]
+    core = [(user, item, time) for (user, item), time in zip(pairs, times, strict=True)]
+    # Users and items of their own, of the core, and both: repeats of the core among them.
+    poor = st.tuples(st.integers(size - 2, size + 4), st.integers(0, size + 4), st.integers(0, 4))
+    return draw(st.permutations(core + draw(st.lists(poor, max_size=30))))
+
+
+def check_accounts(rows: list, dataset: Dataset, k: int, earliest: bool) -> None:
+    """Every row is kept, dropped as a repeat or outside the core; what is kept is enough."""
     report, histories = dataset.report, dataset.histories
     assert report["interactions_in"] == len(rows)
     assert report["interactions_in"] == report["interactions_used"] + report["duplicates_dropped"]
@@ -110,6 +120,47 @@ def test_rows_are_accounted_for_and_every_user_and_item_keeps_enough(
     assert all(row == sorted(row) for row in times)
     kept = {(user, item, time) for user, pairs in history.items() for item, time in pairs}
     assert kept <= {(f"u{user}", f"i{item}", time) for user, item, time in rows}
+
+
+@settings(deadline=None)
+@given(st.data(), st.integers(0, 4), st.booleans(), st.sampled_from(["file", "shuffle"]))
+def test_rows_are_accounted_for_and_every_user_and_item_keeps_enough(
+    data: st.DataObject, k: int, earliest: bool, tie_order: str
+) -> None:
+    rows = data.draw(rows_with_a_core(k))
+    dataset = build(gather(rows), policy(k, tie_order, 1, earliest), 2, {})
+    check_accounts(rows, dataset, k, earliest)
+
+
+@settings(deadline=None)
+@given(ROWS, st.integers(0, 4), st.booleans())
+def test_nothing_is_left_exactly_where_there_is_no_core(rows: list, k: int, earliest: bool) -> None:
+    dataset = build_or_none(gather(rows), policy(k, earliest=earliest))
+    kept = sorted({row[:2] for row in rows} if earliest else set(rows))
+    core = naive_core([row[:2] for row in kept], k, 3)
+    assert (dataset is None) == (core == [])
+    if dataset is not None:
+        check_accounts(rows, dataset, k, earliest)
+
+
+def test_made_rows_reach_every_outcome_often_enough() -> None:
+    """The property above must see cores, rows outside them, repeats and ties."""
+    seen: Counter[str] = Counter()
+
+    @seed(1)
+    @settings(max_examples=100, deadline=None, database=None, phases=[Phase.generate])
+    @given(st.data(), st.integers(0, 4))
+    def count(data: st.DataObject, k: int) -> None:
+        rows = data.draw(rows_with_a_core(k))
+        report = build(gather(rows), policy(k, earliest=True), 0, {}).report
+        seen["core"] += report["interactions"] > 0
+        seen["outside"] += report["interactions_outside_core"] > 0
+        seen["repeats"] += report["duplicates_dropped"] > 0
+        seen["ties"] += len({row[::2] for row in rows}) < len(rows)
+
+    count()
+    assert seen["core"] >= 100
+    assert min(seen[name] for name in ("outside", "repeats", "ties")) >= 25, seen
 
 
 @settings(deadline=None)

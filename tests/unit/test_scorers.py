@@ -1,17 +1,14 @@
-"""Scorers over buckets: optimum, additivity, bits, saving; bucket edges."""
+"""Scorers over buckets: optimum, additivity, ties; bucket edges."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from diffgr2.artifacts import save_arrays
 from diffgr2.candidates import scorers
 from diffgr2.candidates.fields import FIELDS
 from diffgr2.candidates.index import bucket_edges, category_numbers
 from diffgr2.candidates.scorers import LinearScorer
-from diffgr2.errors import ArtifactError
-from diffgr2.types import MISS
 
 LISTS, K, F, B = 600, 6, 4, 5
 
@@ -52,47 +49,6 @@ def test_contributions_add_up_to_the_score_and_are_centred() -> None:
     assert contributions.shape == buckets.shape
     np.testing.assert_allclose(contributions.sum(-1), scorer.score(buckets), rtol=1e-6)
     np.testing.assert_allclose(contributions.mean((0, 1)), 0.0, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", scorers.KINDS)
-def test_every_kind_beats_chance_skips_misses_and_repeats_its_bits(kind: str) -> None:
-    buckets, hit, _ = made()
-    mixed_hit = np.append(hit, [MISS, MISS]).astype(np.int32)
-    mixed = np.concatenate([buckets, np.zeros((2, K, F), np.uint8)])
-    one = scorers.fit(kind, buckets, hit, B, l2=1e-3, seed=0).score(buckets)
-    two = scorers.fit(kind, mixed, mixed_hit, B, l2=1e-3, seed=0).score(buckets)
-    assert np.array_equal(one, two)
-    ranks = scorers.rank_of_target(one, hit)
-    assert scorers.hit_metrics(ranks)["r@1"] > 2 / K
-
-
-def test_an_unknown_kind_is_an_error_and_nothing_else() -> None:
-    buckets, hit, _ = made()
-    with pytest.raises(ValueError, match="unknown kind of scorer: gdbt"):
-        scorers.fit("gdbt", buckets, hit, B, l2=1e-3, seed=0)
-
-
-@pytest.mark.parametrize("kind", scorers.KINDS)
-def test_a_list_is_scored_alone_and_no_lists_have_no_scores(kind: str) -> None:
-    buckets, hit, _ = made()
-    scorer = scorers.fit(kind, buckets, hit, B, l2=1e-3, seed=0)
-    if kind != "gbdt":
-        assert scorer.score(buckets[:0]).shape == (0, K)
-    np.testing.assert_allclose(scorer.score(buckets[:9]), scorer.score(buckets)[:9], rtol=1e-5)
-
-
-def test_the_scorecard_survives_saving_and_a_broken_file_is_named(tmp_path) -> None:
-    buckets, hit, _ = made()
-    path = tmp_path / "linear.safetensors"
-    linear = LinearScorer.fit(buckets, hit, B, 1e-3)
-    linear.save(path)
-    assert np.array_equal(LinearScorer.load(path).score(buckets), linear.score(buckets))
-    save_arrays(path, other=np.zeros(3))
-    with pytest.raises(ArtifactError, match=r"linear\.safetensors: array weight_FB is missing"):
-        LinearScorer.load(path)
-    path.write_bytes(b"no tensors")
-    with pytest.raises(ArtifactError, match=r"linear\.safetensors: not a readable safetensors"):
-        LinearScorer.load(path)
 
 
 def test_ties_keep_the_incoming_order() -> None:
