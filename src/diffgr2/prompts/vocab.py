@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from diffgr2.artifacts import read_json, write_json
 from diffgr2.errors import ArtifactError
-from diffgr2.items.sids import sid_tokens
+from diffgr2.items.sids import sid_token
 from diffgr2.model.contract import MASK
 
 END = "<|im_end|>"  # ends every response
@@ -111,7 +111,7 @@ class Vocabulary:
             if tokenizer.token_to_id(names[-1]) != bases[kind] + len(names) - 1:
                 raise ArtifactError(f"tokenizer already knows some of the {kind} tokens")
 
-        add("sid", sid_tokens(levels, codes))
+        add("sid", [sid_token(level, code) for level in range(levels) for code in range(codes)])
         add("index", [f"<c_{i + 1}>" for i in range(k)])
         add("evidence", [f"<e_{name}_{b}>" for name in fields for b in range(buckets)])
         add("strength", [f"<v_{s}>" for s in range(strengths)])

@@ -13,7 +13,7 @@ import numpy as np
 from diffgr2.errors import ArtifactError
 from diffgr2.prompts.answers import POLICIES
 from diffgr2.prompts.request import Request, item_text
-from diffgr2.rerank.reranker import group_labels
+from diffgr2.rerank.world import group_labels
 from diffgr2.stages.corpus import Corpus
 from diffgr2.stages.standing import Standing
 from diffgr2.streams import generator
