@@ -9,8 +9,6 @@ Not here: what a stage computes (`pipeline`, `stages`) and training checkpoints'
 (`train.checkpoint`), which builds on the same functions.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -10,8 +10,6 @@ the same order; shared stages run on all of them, the others on the first while 
 only the first writes. Not here: what a stage does; the table of stages is `stages.plan`.
 """
 
-from __future__ import annotations
-
 import platform
 import shutil
 import time

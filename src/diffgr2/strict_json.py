@@ -5,8 +5,6 @@ else: duplicate keys, NaN and infinities (by name or by size), integers of more 
 surrogates, more than 64 levels, bad UTF-8. Not here: what the values mean.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

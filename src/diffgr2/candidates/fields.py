@@ -6,8 +6,6 @@ bucket 0 to itself. Not here: how values are computed (`index`), how explanation
 (`prompts.english`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -8,8 +8,6 @@ and teaches the wrong thing). Not here: how a retriever is trained (`kinds`), an
 (`index`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -7,8 +7,6 @@ R@k and NDCG@k over every list (a miss counts 0). Equal scores rank by item numb
 here: any model, lists with targets (`lists`) or the report's metrics (`evaluate`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Protocol
 

@@ -6,8 +6,6 @@ shows the traceback instead. torch is imported by the verbs that need it, so `--
 Not here: any work.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Any

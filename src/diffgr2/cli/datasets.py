@@ -5,8 +5,6 @@ a public data set from its publisher, `data check FILE…` reads files as an imp
 what it finds, keeping nothing. Not here: the formats (`data.records`).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

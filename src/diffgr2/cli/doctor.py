@@ -5,8 +5,6 @@ if a required package is missing or too old, else 0. Nothing is installed or dow
 checks of a run (`status`).
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -5,8 +5,6 @@ tables of both populations; `--save` writes the copy that is committed. `seeds` 
 of one recipe under several seeds. Not here: measuring.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -7,8 +7,6 @@ the process group that torchrun describes, and runs. Not here: what a stage is (
 `stages.plan`) and what the user sees on the terminal (`verbs`).
 """
 
-from __future__ import annotations
-
 import io
 import os
 from dataclasses import dataclass

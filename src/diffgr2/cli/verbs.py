@@ -4,8 +4,6 @@ Contract: verbs are made from `stages.plan`; a verb runs its stage and what it n
 the stage's metrics on stdout. Progress goes to stderr. Not here: the stages.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any

@@ -11,8 +11,6 @@ are not checked. Not here: joins or expressions (prepare such a file beforehand)
 filters and order (`data.split`).
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping

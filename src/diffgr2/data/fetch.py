@@ -10,8 +10,6 @@ stands is not fetched again. Not here: what the files mean (`data.records`).
     diffgr2 data fetch amazon-beauty
 """
 
-from __future__ import annotations
-
 import http.client
 import os
 import re

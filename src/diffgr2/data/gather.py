@@ -4,8 +4,6 @@ Contract: ids are kept once and interactions as integers while they are gathered
 of them need some 30 MB. Not here: parsing, and what becomes of them (`data.split`).
 """
 
-from __future__ import annotations
-
 from array import array
 from dataclasses import dataclass, field, replace
 

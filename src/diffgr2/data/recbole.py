@@ -7,8 +7,6 @@ its fields are ours. Not here: RecBole's pre-split benchmark files, whose lines 
 interactions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from diffgr2.errors import DataError

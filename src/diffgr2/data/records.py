@@ -20,8 +20,6 @@ where a line is one interaction, except in sequence files, where it is one user.
 simulated shop (`data.shop`) and the download (`data.fetch`).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

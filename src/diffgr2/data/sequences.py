@@ -7,8 +7,6 @@ Contract: as in `data.columns`. A sequence file has no clock: its order is the h
 the metadata, which is as in the Amazon set of 2014.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from diffgr2.data.gather import Gatherer, RawData, renamed

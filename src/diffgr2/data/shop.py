@@ -9,8 +9,6 @@ same as renormalising over the items not yet bought. Not here: the catalogue
 model may use as evidence.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

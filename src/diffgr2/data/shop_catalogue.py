@@ -7,8 +7,6 @@ random with respect to all of these, so that neither leaks. Not here: shoppers a
 (`data.shop`), the words themselves (`data.shop_words`).
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from dataclasses import dataclass

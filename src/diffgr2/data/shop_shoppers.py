@@ -5,8 +5,6 @@ their drift, price tier, favourite brands, weights of the motives of `data.shop_
 `draw_lengths` how much each one buys. Not here: what they buy (`data.shop`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from diffgr2 import streams

@@ -17,8 +17,6 @@ in any catalogue. The truth holds for the order of the histories as the shop wro
 same-day purchases changes what a shopper had seen. Not here: drawing (`data.shop`).
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 import numpy as np

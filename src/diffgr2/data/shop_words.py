@@ -5,8 +5,6 @@ file tells what each of them is. Not here: how many items there are, who buys th
 product.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from diffgr2.config import Section, parse_yaml

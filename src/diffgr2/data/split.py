@@ -11,8 +11,6 @@ files (`data.records`) and the masks of the split itself (`types.Histories` defi
 validation and test by position).
 """
 
-from __future__ import annotations
-
 import hashlib
 from itertools import accumulate
 from typing import Any

@@ -7,8 +7,6 @@ or unreadable; that the files are the ones written is for the manifest's hashes 
 where the interactions come from (`data.records`) and how they are split (`data.split`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

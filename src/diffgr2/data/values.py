@@ -7,8 +7,6 @@ spaces) and cut, because a long title is no reason to lose an item. Not here: wh
 format holds what.
 """
 
-from __future__ import annotations
-
 import html
 import math
 import re

@@ -7,8 +7,6 @@ where those are known (a simulated shop), which is what a perfect re-ranker woul
 Not here: fitting a scorer (that needs training lists).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from diffgr2.errors import DataError

@@ -7,8 +7,6 @@ and a miss give r@1 = 1/3, ndcg@3 = (1 + 1/2 + 0) / 3 = .5, mrr = (1 + 1/3 + 0) 
 Not here: intervals (`significance`) and reference rows (`baselines`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from diffgr2.types import MISS, ndcg_of

@@ -7,8 +7,6 @@ is made; `<name>.safetensors` holds the arrays, `<name>.json` the rest.
 Not here: tokens, text, or anything that needs a model.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ and every series also has its own marker, so no figure needs colour to be read. 
 state. Not here: which figures a report has (`stages.report`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

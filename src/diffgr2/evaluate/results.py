@@ -11,8 +11,6 @@ reasoning_tokens, tpf, tokens_per_s, batch, ms_per_output, speedup, evidence_tru
 same_text, gap_closed, steps, meta. What does not apply is absent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

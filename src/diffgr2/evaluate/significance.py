@@ -8,8 +8,6 @@ draws fell on the others (a binomial draw, so the distribution is exactly the pl
 Not here: which rows are compared (`results`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -5,8 +5,6 @@ sentence names its interval and calls it gain, loss or none. Not here: any compu
 over seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

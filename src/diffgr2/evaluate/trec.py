@@ -6,8 +6,6 @@ missing documents reaches the same mean over all users. Ids must hold no white s
 Not here: metrics.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

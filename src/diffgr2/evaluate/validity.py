@@ -6,8 +6,6 @@ ratios of sums (tokens per forward over all outputs, not a mean of ratios).
 Not here: parsing of answers (`prompts`).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,6 @@ moves to the row that is worst served). Fewer rows than centres is fine: the row
 slightly shifted copies. Not here: residual levels (`items.quantize`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 MAX_ROWS = 65_536

@@ -6,8 +6,6 @@ and how many items the policy touched. `flat_metrics` picks the ones that a mani
 here: any judgement; thresholds are the stage's.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

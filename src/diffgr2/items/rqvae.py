@@ -8,8 +8,6 @@ reconstruction + commitment + (optionally) a contrastive loss that pulls co-purc
 together. Same input, seed and threads: same bits. Not here: uniqueness (`items.uniqueness`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import pairwise
 

@@ -14,8 +14,6 @@ Three figures, from strict to final, each the number of distinct IDs divided by 
 Not here: whether the quantizer suffices; the stage compares `natural` with `items.min_unique`.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from diffgr2.errors import ConfigError

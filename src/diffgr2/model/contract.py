@@ -6,8 +6,6 @@ with the weights is a CheckpointError, never a warning. `contract_of` asks a mod
 here: what the fields do (`layout`, `decode`, `stages.cft`), and weights (`load`).
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Literal

@@ -6,8 +6,6 @@ converts the same way, with the mask id its tokenizer has or the first free row 
 Not here: training (`stages.cft`).
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

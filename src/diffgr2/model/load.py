@@ -6,8 +6,6 @@ safetensors only and no remote code. Everything raises a CheckpointError naming 
 reason. Not here: the block-diffusion contract (`contract`) and training state (`train.checkpoint`).
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

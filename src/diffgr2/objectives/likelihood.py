@@ -7,8 +7,6 @@ which positions, and under which attention (`model.layout`, `stages`).
 Letters: B batch, T tokens, N chosen positions, V vocabulary.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

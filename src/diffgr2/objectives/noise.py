@@ -7,8 +7,6 @@ is supervised exactly once. Pure functions of a generator. Not here: which token
 (`model.layout`), and losses.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 T_MIN = 0.1

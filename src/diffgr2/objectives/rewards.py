@@ -6,8 +6,6 @@ the input order earns nothing; an invalid or over-long output earns −1. Not he
 (`prompts`), groups and advantages (`policy`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 INVALID = -1.0

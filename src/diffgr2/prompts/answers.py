@@ -5,8 +5,6 @@ Contract: `classify` names every way in which a written order is not a permutati
 validity is what `classify` says, before any repair. Not here: reading tokens (`compact`, `gr2`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -6,8 +6,6 @@ into an explanation of a trace; `parse_text` reads such a model's answer. It cla
 instead of raising, whatever the text. Not here: token ids (`gr2`), the endpoint (`traces.llm`).
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

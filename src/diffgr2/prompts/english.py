@@ -6,8 +6,6 @@ words of its own; above that, neighbours share them. Bucket 0 of `rank` and `gap
 Not here: sentences around the phrases (`compact`, `gr2`), and what the buckets count (`evidence`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -12,8 +12,6 @@ the answer are tokenized one by one, so its entries lie at fixed distances. Word
 `gr2.yaml`, sentences and text answers in `chat`. Not here: decoding, and where traces come from.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import cached_property

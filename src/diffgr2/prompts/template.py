@@ -5,8 +5,6 @@ Contract: a `Template` writes prompts and responses as token ids and reads respo
 the recipe names. Not here: the templates themselves (`compact`, `gr2`).
 """
 
-from __future__ import annotations
-
 from diffgr2.config import PromptConfig
 from diffgr2.decode.settings import Frame
 from diffgr2.prompts.compact import Compact

@@ -6,8 +6,6 @@ sections that a request depends on; a manifest with every file's size and sha256
 what it opens. Not here: writing one (`stages.bundle`).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from diffgr2.artifacts import read_json

@@ -6,8 +6,6 @@ come from the one implementation, every count is zero, and evidence of known ite
 by a bit. Not here: where a stranger's vector comes from (`items.encode`), semantic IDs, prompts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -6,8 +6,6 @@ scores, `settings` gives the decode settings of a request. Nothing here changes 
 threads may share it. Not here: the model (`reranker`), the way of one request (`task`).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

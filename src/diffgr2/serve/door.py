@@ -6,8 +6,6 @@ escapes a route becomes the one error shape with the id. Keys and bodies are nev
 limits on bodies (`app`) and on connections (`wire`).
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re

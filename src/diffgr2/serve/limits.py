@@ -5,8 +5,6 @@ authority, taken before any work on a request and given back exactly once; `Keys
 constant time. Not here: where they are enforced (`app`, `wire`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import os

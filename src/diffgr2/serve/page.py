@@ -5,8 +5,6 @@ Contract: the page is one static file without outside resources; `/page/shoppers
 everything with data in it. Not here: ranking, which the page asks of the public routes.
 """
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

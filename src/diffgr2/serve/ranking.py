@@ -5,8 +5,6 @@ however the request ends; `Listener` brings the engine's events to the event loo
 deadline and the client's presence. Not here: routes (`app`), decoding (`engine`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

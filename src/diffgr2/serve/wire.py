@@ -6,8 +6,6 @@ connection whose headers do not arrive in time is closed, and what is not HTTP g
 shape. Not here: the application (`app`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from types import FrameType

@@ -6,8 +6,6 @@ and its target. `imitation` packs texts for a causal forward, right-padded, wher
 is predicted at t − 1. Not here: block layouts (`stages.noisy`) and losses (`objectives`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self

@@ -5,8 +5,6 @@ the recipe's sections that prompts and decoding depend on, and a model card (`mo
 in). `bundle_ar` packs the AR teacher in the same way. Not here: the format (`rerank.bundle`).
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ at the epoch where it stopped. Metrics: lists, hits and the floor's R@1 on hits 
 counts only). Run: `diffgr2 candidates RECIPE`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -8,8 +8,6 @@ draws share one clean half, which is most of a row's cost. Not here: the outputs
 (`distill`), the layout (`noisy`, `model.layout`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ Contract: a model directory holds config.json, safetensors weights, the vocabula
 `torchrun`. Not here: tasks (each stage's own) and evaluation.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ the lists whose traces train, `hits` those whose target is in the list and known
 validation, never test). Not here: token batches (`batches`) and training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property

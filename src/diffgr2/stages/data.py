@@ -6,8 +6,6 @@ Contract: reads nothing but the recipe's `data` section and the files it names, 
 `report.json`. Not here: how a file is read (`data.records`) or a shop simulated (`data.shop`).
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,6 @@ scorers are fitted on `evidence.fit_on`; the metrics judge a second set, fitted 
 alone, on validation lists; test lists are scored, not judged. Run: `diffgr2 evidence RECIPE`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -6,8 +6,6 @@ Markdown; where the target was is said at the end of each. Not here: requests fr
 (`diffgr2 rerank`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from diffgr2.errors import ArtifactError

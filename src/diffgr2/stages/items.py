@@ -6,8 +6,6 @@ Reads data/; writes `vectors.safetensors`, `codes.safetensors`, `items.index.jso
 itself makes fewer than `items.min_unique` of the IDs distinct. Run: `diffgr2 items RECIPE`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

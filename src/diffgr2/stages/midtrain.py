@@ -6,8 +6,6 @@ general text (the catalogue's own). Starts from a fresh model or from the recipe
 with the vocabulary's embeddings added. Not here: re-ranking.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

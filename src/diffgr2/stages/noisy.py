@@ -9,8 +9,6 @@ steps and blocks. Not here: noise (`objectives.noise`), losses, rollouts.
 Letters: P prompt, R response (padded to its last block's end), B rows, T tokens, N predictions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -10,8 +10,6 @@ decoding (one token a step, sees both sides) into its aggressive one: the latenc
 the rollouts' grading (`rollouts`), layouts (`noisy`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

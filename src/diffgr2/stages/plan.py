@@ -5,8 +5,6 @@ builds. A stage lists exactly the recipe sections that its result depends on. No
 stage; modules are imported when a stage runs, so that `--help` stays quick.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any

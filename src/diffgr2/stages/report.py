@@ -7,8 +7,6 @@ report.json holds `speed` (all decoders and batch sizes of the timing run) and `
 figures over all users). Not here: measuring and drawing (`evaluate`), decoding (`score`).
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

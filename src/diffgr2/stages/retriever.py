@@ -5,8 +5,6 @@ users for validation (which stops the training early) and test (which decides no
 Run: `diffgr2 retriever RECIPE`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

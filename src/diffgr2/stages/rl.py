@@ -11,8 +11,6 @@ deterministic function of the sampled tokens' confidences and is not scored. Not
 grading (`rollouts`), the objective (`objectives.policy`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

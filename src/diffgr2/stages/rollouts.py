@@ -7,8 +7,6 @@ the diffusion policy; only the decode settings differ. Not here: scoring traject
 training forward (`rl`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

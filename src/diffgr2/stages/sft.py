@@ -6,8 +6,6 @@ reasoning, so that one model serves both; both are drawn from the row's own stre
 traces (`traces`), the loop (`train`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

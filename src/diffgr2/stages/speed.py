@@ -8,8 +8,6 @@ rules, and throughput against output length. Timings differ from run to run, so 
 is no part of any bit-identity promise. Not here: plots and tables (`report`).
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, replace
 from itertools import product

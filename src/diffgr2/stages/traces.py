@@ -7,8 +7,6 @@ pays for an answer twice. The test split gets no traces. Not here: how a decisio
 (`traces.decide`, `traces.llm`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

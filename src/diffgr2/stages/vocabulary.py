@@ -4,8 +4,6 @@ Contract: writes the tokenizer files and vocabulary.json that every model direct
 mask id comes first, then semantic IDs and control tokens. Not here: embeddings.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -11,8 +11,6 @@ prompt texts and their parsers (`diffgr2.prompts`), HTTP (`traces.client`), the 
 (`traces.journal`).
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Iterator, Sequence

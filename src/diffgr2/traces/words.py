@@ -7,8 +7,6 @@ the cited fields are those that the scorer says moved it. `write_explanations` a
 (`traces.llm`) and tokenizing (`prompts.gr2`).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

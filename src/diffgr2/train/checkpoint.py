@@ -9,8 +9,6 @@ between save and load. Nothing is pickled and no name in a manifest is ever used
 here: random state (there is none) and rollouts (they are made again; see `loop.Task.round_steps`).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -8,8 +8,6 @@ Run: `torchrun --nproc-per-node 2 -m diffgr2.cli run RECIPE`; `start` picks gloo
 on GPUs. Not here: what is trained (`loop`) and where it is stored (`checkpoint`).
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import sys

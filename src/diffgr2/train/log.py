@@ -6,8 +6,6 @@ equals an uninterrupted run's but for `WALL_FIELDS`. Not here: progress for peop
 (`diffgr2.progress`).
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -9,8 +9,6 @@ rollouts, losses (`stages`), the model's construction, and any random number: a 
 draws from (seed, step) through `diffgr2.streams`.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import signal
