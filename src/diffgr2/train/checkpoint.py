@@ -181,7 +181,9 @@ def verify(path: Path, step: int) -> dict[str, Any]:
         found, listed = artifacts.list_files(path), manifest["files"]
         for name in sorted({*FILES, *found, *listed}):
             if name not in listed or name not in FILES:
-                raise CheckpointError(f"{path / name}: does not belong there")
+                raise CheckpointError(
+                    f"{path}/{name}: does not belong there"
+                )  # `name` may be absolute
             if found.get(name) != listed[name]:
                 raise CheckpointError(f"{path / name}: is missing or was changed")
         for name in (MODEL, OPTIMIZER):
