@@ -17,11 +17,12 @@ from typing import Any
 from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error
 from diffgr2.evaluate.tables import (
+    against_ar,
+    at,
     markdown_table,
-    number,
     rows_of,
     seeds_table,
-    span,
+    times,
     timings_table,
 )
 
@@ -32,27 +33,20 @@ METRICS = ("r@1", "r@3", "ndcg@3")
 def results_table(report: dict[str, Any]) -> str:
     """The short table: hit users' metrics, the paired interval, validity and speed; all users'
     NDCG@10."""
-    overall = {row["name"]: row for row in rows_of(report, "all")}
-    hit = rows_of(report, "hit")
-    head = ["row", "R@1", "R@3", "NDCG@3", "R@1 against AR, 95 %"]
-    head += ["raw valid", "TPF", "speed-up", "all users' NDCG@10"]
-    body = []
-    for row in hit:
-        against = row.get("vs_ar")
-        cells = [number(row["metrics"][metric]) for metric in METRICS]
-        cells.append(span(against["r@1"]) if against else "–")
-        cells += [number(row.get("raw_valid"), 3), number(row.get("tpf"), 1)]
-        cells.append(f"{row['speedup']:.1f}×" if "speedup" in row else "–")
-        everyone = overall.get(row["name"])
-        cells.append(number(everyone["metrics"]["ndcg@10"]) if everyone else "–")
-        body.append([f"`{row['name']}`", *cells])
+    hit, overall = rows_of(report, "hit"), {row["name"]: row for row in rows_of(report, "all")}
+    of_all = at("metrics.ndcg@10")
+    columns: list[Any] = [("row", lambda row: f"`{row['name']}`")]
+    columns += [(metric.upper(), at(f"metrics.{metric}")) for metric in METRICS]
+    columns += [("R@1 against AR, 95 %", against_ar), ("raw valid", at("raw_valid", 3))]
+    columns += [("TPF", at("tpf", 1)), ("speed-up", times("speedup", 1))]
+    columns.append(("all users' NDCG@10", lambda row: of_all(overall.get(row["name"], {}))))
     n_hit = max((row["n"] for row in hit), default=0)
     n_all = max((row["n"] for row in overall.values()), default=0)
     note = (
         f"{report['data']}, tie order {report['tie_order']}, seed {report['seed']}: "
         f"{n_hit:,} hit users of {n_all:,}. Made by `{report['command']}`."
     )
-    return f"{markdown_table(head, body)}\n\n{note}"
+    return f"{markdown_table(hit, columns)}\n\n{note}"
 
 
 def several_seeds(summary: dict[str, Any]) -> str:
@@ -72,23 +66,17 @@ def speed_table(report: dict[str, Any]) -> str:
 
 def serving_table(report: dict[str, Any]) -> str:
     """Latency and throughput by decoder and number of clients."""
-    head = ["decoder", "clients", "p50 ms", "p99 ms", "requests/s", "TPF"]
-    body = [
-        [
-            row["decoder"],
-            str(row["clients"]),
-            *(f"{row[key]:.1f}" for key in ("p50_ms", "p99_ms", "requests_per_s")),
-            number(row["tokens_per_forward"], 1),
-        ]
-        for row in report["rows"]
-    ]
+    columns: list[Any] = [("decoder", at("decoder")), ("clients", at("clients"))]
+    for head, key in (("p50 ms", "p50_ms"), ("p99 ms", "p99_ms"), ("requests/s", "requests_per_s")):
+        columns.append((head, lambda row, key=key: f"{row[key]:.1f}"))
+    columns.append(("TPF", at("tokens_per_forward", 1)))
     late = report["overload"]
     note = (
         f"{report['cores']} cores. Overload: {late['sent']:,} sent = {late['answered']:,} answered "
         f"+ {late['rejected']:,} rejected, p99 of a rejection {late['rejection_p99_ms']} ms. "
         f"Made by `{report['command']}`."
     )
-    return f"{markdown_table(head, body)}\n\n{note}"
+    return f"{markdown_table(report['rows'], columns)}\n\n{note}"
 
 
 def table_of(kind: str, report: dict[str, Any]) -> str:

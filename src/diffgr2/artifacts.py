@@ -2,13 +2,12 @@
 
 Contract: `publish` moves a finished temporary directory to its final name in one rename after every
 file was hashed, synced and listed in `manifest.json`; `read_manifest` returns a manifest only if
-the directory holds exactly the listed files with the listed sizes (and hashes, when asked). A
-reader never sees half a directory. Arrays are safetensors, tables parquet, the rest JSON; nothing
-is pickled. Not here: what a stage computes (`pipeline`, `stages`) and training checkpoints'
-rotation (`train.checkpoint`), which builds on the same functions.
+the directory holds the listed files with the listed sizes and, when asked, hashes; what was hashed
+once is known for the rest of the process while path, size and time of the file stay. A reader never
+sees half a directory. Arrays are safetensors, tables parquet, the rest JSON; nothing is pickled.
+Not here: what a stage computes (`pipeline`, `stages`) and training checkpoints' rotation
+(`train.checkpoint`), which builds on the same functions.
 """
-
-from __future__ import annotations
 
 import fcntl
 import hashlib
@@ -26,6 +25,9 @@ from safetensors.numpy import load_file, save_file
 from diffgr2.errors import ArtifactError
 
 MANIFEST = "manifest.json"
+
+_HASHES: dict[tuple[Path, int, int], str] = {}
+"""sha256 of files that this process wrote or verified, by (path, size, time)."""
 
 
 def sha256_of(path: Path) -> str:
@@ -75,11 +77,15 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         yield
 
 
+def json_text(value: Any) -> str:
+    """The one form in which JSON files are written."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
     with replacing(path) as temporary:
-        temporary.write_text(text + "\n")
+        temporary.write_text(json_text(value))
 
 
 def read_json(path: Path) -> Any:
@@ -121,9 +127,14 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     return digest({name: entry["sha256"] for name, entry in manifest["files"].items()})
 
 
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with a digest of itself."""
+    return {**manifest, "seal": digest(manifest)}
+
+
 def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Seal `temporary` with its manifest and rename it to `final`, replacing what stood there."""
-    manifest = {**manifest, "files": list_files(temporary)}
+    manifest = sealed({**manifest, "files": list_files(temporary)})
     write_json(temporary / MANIFEST, manifest)
     for path in temporary.rglob("*"):
         fsync_path(path)
@@ -136,7 +147,21 @@ def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> dict[str,
     final.parent.mkdir(parents=True, exist_ok=True)
     os.rename(temporary, final)
     fsync_path(final.parent)
+    for name, entry in manifest["files"].items():
+        _HASHES[_state(final / name)] = entry["sha256"]
     return manifest
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    facts = path.stat()
+    return path.absolute(), facts.st_size, facts.st_mtime_ns
+
+
+def _sha256_once(path: Path) -> str:
+    state = _state(path)
+    if state not in _HASHES:
+        _HASHES[state] = sha256_of(path)
+    return _HASHES[state]
 
 
 def read_manifest(directory: Path, *, verify: bool = False) -> dict[str, Any]:
@@ -146,12 +171,15 @@ def read_manifest(directory: Path, *, verify: bool = False) -> dict[str, Any]:
     manifest = read_json(directory / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise ArtifactError(f"{directory / MANIFEST}: not a manifest")
+    content = {key: value for key, value in manifest.items() if key != "seal"}
+    if verify and "seal" in manifest and manifest != sealed(content):
+        raise ArtifactError(f"{directory / MANIFEST}: was changed after it was written")
     for name, entry in manifest["files"].items():
         path = directory / name
         if not path.is_file():
             raise ArtifactError(f"{path}: listed in the manifest but missing")
         if path.stat().st_size != entry["size"]:
             raise ArtifactError(f"{path}: size differs from the manifest")
-        if verify and sha256_of(path) != entry["sha256"]:
+        if verify and _sha256_once(path) != entry["sha256"]:
             raise ArtifactError(f"{path}: content differs from the manifest")
     return manifest

@@ -9,13 +9,14 @@ work. Not here: defaults that depend on data, and anything that reads artifacts.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from diffgr2.errors import ConfigError
+from diffgr2.errors import ConfigError, first_problem
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -23,6 +24,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0)]
+Amount = Annotated[float, Field(ge=0.0)]
 
 
 class Section(BaseModel):
@@ -49,18 +51,10 @@ class ShopConfig(Section):
         return self
 
 
-COLUMN_WORDS = (
-    "user",
-    "item",
-    "timestamp",
-    "position",
-    "title",
-    "brand",
-    "categories",
-    "price",
-    "description",
-)
-"""What `data.columns` may map; the last five are read from the item file."""
+TEXT_WORDS = ("title", "brand", "categories", "price", "description")
+"""What an item file may say."""
+COLUMN_WORDS = ("user", "item", "timestamp", "position", *TEXT_WORDS)
+"""What `data.columns` may map."""
 
 
 class DataConfig(Section):
@@ -87,7 +81,7 @@ class DataConfig(Section):
         for word in self.columns:
             if word not in COLUMN_WORDS:
                 raise ValueError(f"columns: unknown word {word} (known: {', '.join(COLUMN_WORDS)})")
-            if word in COLUMN_WORDS[4:] and not self.items:
+            if word in TEXT_WORDS and not self.items:
                 raise ValueError(f"columns: {word} is read from the item file, which is not given")
         return self
 
@@ -107,11 +101,11 @@ class ItemsConfig(Section):
     batch: Positive = 1024
     lr: Rate = 1e-3
     ema: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.97  # codebook decay
-    commitment: Annotated[float, Field(ge=0.0)] = 0.25
-    copurchase_weight: Annotated[float, Field(ge=0.0)] = 0.0  # contrastive loss on co-purchases
+    commitment: Amount = 0.25
+    copurchase_weight: Amount = 0.0  # contrastive loss on co-purchases
     dead_after: Count = 20  # batches without use until a code is reset; 0 = never
     random_last: Count = 1  # how many last levels take free codes at random for uniqueness
-    min_unique: Share = 0.99  # before the policy; below, the stage fails
+    min_unique: Share = 0.8  # distinct by the quantizer itself; below, the stage fails
 
     @model_validator(mode="after")
     def _consistent(self) -> ItemsConfig:
@@ -138,7 +132,7 @@ class RetrieverConfig(Section):
     dropout: Share = 0.5
     max_len: Positive = 50
     lr: Rate = 1e-3
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    weight_decay: Amount = 0.0
     batch_users: Positive = 128
     epochs: Positive = 30
     patience: Positive = 2  # epochs without a better validation NDCG@10 until it stops
@@ -152,7 +146,7 @@ class CandidatesConfig(Section):
     k: Annotated[int, Field(ge=2, le=100)] = 10
     folds: Annotated[int, Field(ge=2, le=20)] = 2  # cross-fitting by user
     prefixes: Positive = 4  # training lists per user: its last `prefixes` train positions
-    inject_target: bool = False  # puts missed targets into training lists (DESIGN §5: a trap)
+    inject_target: bool = False  # puts missed targets into training lists: a trap
 
 
 class EvidenceConfig(Section):
@@ -162,7 +156,7 @@ class EvidenceConfig(Section):
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8  # recency weight per step back in history
     history: Positive = 20  # how far back evidence looks
     scorer: Literal["linear", "mlp", "gbdt"] = "linear"  # the row `evidence`; all are reported
-    l2: Annotated[float, Field(ge=0.0)] = 1e-3
+    l2: Amount = 1e-3
     fit_on: Literal["train", "validation", "both"] = "both"  # lists whose targets are known
 
 
@@ -191,12 +185,10 @@ class LlmConfig(Section):
     max_tokens: Positive = 1024
     concurrency: Positive = 8
     retries: Count = 6
-    timeout_s: Rate = 60.0  # of one request, answer included
-    backoff_s: Rate = 0.5  # first wait between tries, doubled each time
-    max_wait_s: Rate = 120.0  # longest wait between tries; an endpoint that asks more ends the run
+    timeout_s: Rate = 60.0  # per try; all tries of a question share (retries + 1) times as much
     knowledge_priming: bool = True
-    price_in: Annotated[float, Field(ge=0.0)] = 0.0  # per million prompt tokens, for the report
-    price_out: Annotated[float, Field(ge=0.0)] = 0.0  # per million completion tokens
+    price_in: Amount = 0.0  # per million prompt tokens, for the report
+    price_out: Amount = 0.0  # per million completion tokens
 
 
 class TracesConfig(Section):
@@ -205,7 +197,7 @@ class TracesConfig(Section):
     teacher: Literal["evidence", "llm"] = "evidence"
     mode: Literal["plain", "targeted", "rejection"] = "plain"
     attempts: Positive = 8  # rejection: orders sampled per list
-    noise: Annotated[float, Field(ge=0.0)] = 1.0  # rejection: scale of the Gumbel noise
+    noise: Amount = 1.0  # rejection: scale of the Gumbel noise
     max_lists: Count = 0  # 0 = all
     llm: LlmConfig = LlmConfig()
 
@@ -233,7 +225,7 @@ class TrainConfig(Section):
     lr: Rate = 1e-3
     final_lr: Share = 0.1  # cosine ends at this share of lr
     warmup: Count = 50  # steps
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    weight_decay: Amount = 0.01
     clip: Rate = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast
     checkpoint_every: Positive = 200  # steps
@@ -252,8 +244,8 @@ class MidtrainConfig(TrainConfig):
 class SftConfig(TrainConfig):
     """Supervised fine-tuning on traces (sft.*)."""
 
-    reasoning_weight: Annotated[float, Field(ge=0.0)] = 0.5  # lambda_r, below the answer's
-    answer_weight: Annotated[float, Field(gt=0.0)] = 1.0  # lambda_o
+    reasoning_weight: Amount = 0.5  # lambda_r, below the answer's
+    answer_weight: Rate = 1.0  # lambda_o
     shuffle: Share = 0.3  # share of rows whose candidates are shuffled (position bias)
     direct: Share = 0.15  # share of rows that answer without reasoning
 
@@ -263,10 +255,11 @@ class RlConfig(TrainConfig):
 
     group: Annotated[int, Field(ge=2)] = 8  # G
     prompts: Positive = 8  # groups per step
+    shuffle: Share = 0.3  # share of prompts whose candidates are shuffled
     temperature: Rate = 1.0
     clip_low: Rate = 0.2
     clip_high: Rate = 0.28
-    alpha: Annotated[float, Field(ge=0.0)] = 0.2  # weight of the conditional format reward
+    alpha: Amount = 0.2  # weight of the conditional format reward
     refill: Count = 4  # extra rollout rounds per step to replace groups without variance
     epochs: Positive = 1  # optimizer steps per rollout batch
     overlong_cache: Count = 16  # tokens before the limit over which the penalty grows
@@ -297,16 +290,16 @@ class DistillConfig(Section):
 class CftConfig(TrainConfig):
     """Conversion fine-tuning (cft.*)."""
 
-    reasoning_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    answer_weight: Annotated[float, Field(gt=0.0)] = 1.0
-    ar_weight: Annotated[float, Field(ge=0.0)] = 0.5  # AR loss on the clean half
+    reasoning_weight: Amount = 1.0
+    answer_weight: Rate = 1.0
+    ar_weight: Amount = 0.5  # AR loss on the clean half
     fully_masked: Share = 0.3  # share of blocks masked entirely
     draws: Positive = 1  # noise draws per row, which share its clean half
     complementary: bool = True  # each draw twice, masks m and 1-m
     causal_share: Share = 0.5  # share of rows with causal clean attention, if the contract has both
     random_origin: bool = True  # block boundaries drawn per row
     loss_scale: Literal["uniform", "inverse_t"] = "uniform"
-    sharpen: Annotated[float, Field(ge=0.0)] = 0.0  # entropy term on correct predictions
+    sharpen: Amount = 0.0  # entropy term on correct predictions
 
 
 class OpdConfig(TrainConfig):
@@ -314,13 +307,13 @@ class OpdConfig(TrainConfig):
 
     teacher: Literal["ar", "self_careful"] = "ar"
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
-    positions: Literal["frontier", "all"] = "frontier"  # DESIGN §6, the trap of a causal teacher
+    positions: Literal["frontier", "all"] = "frontier"  # all: the trap of a causal teacher
     rollouts: Positive = 4  # per prompt
-    temperature: Annotated[float, Field(ge=0.0)] = 1.0  # of the student's rollouts
+    temperature: Amount = 1.0  # of the student's rollouts
     teacher_temperature: Rate = 1.0  # below 1: nearer to what the teacher would choose greedily
     threshold: Share = 0.9
     rule: Literal["raw", "permutation"] = "raw"
-    ar_weight: Annotated[float, Field(ge=0.0)] = 0.2  # keeps the AR head
+    ar_weight: Amount = 0.2  # keeps the AR head
 
 
 class BlockRlConfig(RlConfig):
@@ -453,34 +446,27 @@ def validate(values: dict[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
+        where, message, kind = first_problem(error)
+        if kind == "extra_forbidden":
             message = "unknown key"
-        elif first["type"] != "value_error":
-            given = repr(first["input"])
+        elif kind != "value_error":
+            given = repr(error.errors()[0]["input"])
             message = f"{message} (got {given if len(given) <= 80 else given[:77] + '...'})"
-        more = len(error.errors()) - 1
+        key, more = ".".join(map(str, where)), error.error_count() - 1
         tail = f" (and {more} more)" if more else ""
         raise ConfigError(f"{source}: {key}: {message}{tail}".replace(": :", ":")) from None
 
 
 def find_recipe(name: str) -> Path:
-    """A path as given, or a recipe that ships with the package by its name."""
-    path = Path(name)
-    try:
-        if path.suffix in {".yaml", ".yml"} or path.exists():
-            if not path.is_file():
-                raise ConfigError(f"{name}: no such recipe file")
-            return path
-    except OSError as error:  # a name that no file system would take
-        raise ConfigError(f"{name[:80]}: no such recipe ({error.strerror})") from None
-    shipped = RECIPES / f"{name}.yaml"
-    if not shipped.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise ConfigError(f"{name}: no such recipe (shipped: {known})")
-    return shipped
+    """A file as given, or a recipe that ships with the package by its name."""
+    if os.path.isfile(name):
+        return Path(name)
+    if name.endswith((".yaml", ".yml")):
+        raise ConfigError(f"{name[:80]}: no such recipe file")
+    shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    if name not in shipped:
+        raise ConfigError(f"{name[:80]}: no such recipe (shipped: {', '.join(shipped)})")
+    return shipped[name]
 
 
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:

@@ -3,20 +3,19 @@
 Contract: a stage is a function `run(ctx) -> metrics` that reads `ctx.inputs`, writes into `ctx.out`
 and may keep resumable state in `ctx.work`. Its key is the digest of (name, version, its config
 sections, seed, the inputs' fingerprints); a directory whose manifest carries that key is skipped,
-so a changed input re-runs just what depends on it. An interrupted stage leaves `.NAME.partial`,
-which is continued when its key still matches and thrown away otherwise. Under `torchrun` every
-process walks the same order; shared stages run on all of them, the others on the first while the
-rest wait, and only the first writes. Not here: what a stage does; the table of stages is
-`stages.table`.
+so a changed input re-runs just what depends on it. The contents of its inputs are verified when a
+stage runs, each file once per process. An interrupted stage leaves `.NAME.partial`, which is
+continued when its key still matches and thrown away otherwise. Under `torchrun` every process walks
+the same order; shared stages run on all of them, the others on the first while the rest wait, and
+only the first writes. Not here: what a stage does; the table of stages is `stages.plan`.
 """
-
-from __future__ import annotations
 
 import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ class StageContext:
 
 @dataclass(frozen=True)
 class Stage:
-    """One arrow of DESIGN §3."""
+    """One box of the pipeline."""
 
     name: str
     run: Callable[[StageContext], dict[str, Any]]
@@ -59,19 +58,8 @@ class Stage:
 
 def versions() -> dict[str, str]:
     """Versions that a manifest records (they do not enter the key)."""
-    import numpy
-    import polars
-    import torch
-    import transformers
-
-    return {
-        "diffgr2": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": numpy.__version__,
-        "polars": polars.__version__,
-    }
+    own = {"diffgr2": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in ("torch", "transformers", "numpy", "polars")}
 
 
 def read_part(recipe: Recipe, sections: tuple[str, ...]) -> dict[str, Any]:
@@ -90,11 +78,6 @@ def read_part(recipe: Recipe, sections: tuple[str, ...]) -> dict[str, Any]:
 STANDS, OUTDATED, INTERRUPTED, MISSING = "stands", "outdated", "interrupted", "missing"
 
 
-def alone(work: Callable[[], Any]) -> Any:
-    """What `train.dist.on_first` is where there is one process."""
-    return work()
-
-
 class Runner:
     """Runs stages of one recipe in one directory."""
 
@@ -106,7 +89,7 @@ class Runner:
         progress: Progress | None = None,
         *,
         rank: int = 0,
-        on_first: Callable[[Callable[[], Any]], Any] = alone,
+        on_first: Callable[[Callable[[], Any]], Any] = lambda work: work(),
     ) -> None:
         self.recipe, self.root, self.stages = recipe, root, stages
         self.progress = progress or Progress()
@@ -135,43 +118,42 @@ class Runner:
             visit(goal)
         return result
 
+    def _facts(self, stage: Stage) -> dict[str, Any]:
+        """What the stage's result depends on, as its manifest says it; its inputs must stand."""
+        return {
+            "stage": stage.name,
+            "seed": self.recipe.seed,
+            "config": read_part(self.recipe, stage.sections),
+            "inputs": {name: self._checked[name] for name in stage.inputs},
+        }
+
     def key(self, stage: Stage) -> str:
-        """Digest of all the stage's result depends on; its inputs must stand."""
-        config = read_part(self.recipe, stage.sections)
+        """Digest of all the stage's result depends on."""
         outside = {}
         for path in stage.files(self.recipe) if stage.files else []:
             if not path.is_file():
                 raise ConfigError(f"{path}: no such file (stage {stage.name})")
             outside[str(path)] = [path.stat().st_size, path.stat().st_mtime_ns]
-        return digest(
-            {
-                "stage": stage.name,
-                "version": stage.version,
-                "config": config,
-                "seed": self.recipe.seed,
-                "inputs": {name: self._checked[name] for name in stage.inputs},
-                "outside": outside,
-            }
-        )
+        return digest(self._facts(stage) | {"version": stage.version, "outside": outside})
 
-    def standing(self, stage: Stage, key: str) -> str | None:
-        """The fingerprint of the stage's directory if it is valid for this key."""
+    def standing(self, stage: Stage, key: str) -> dict[str, Any] | None:
+        """The manifest of the stage's directory if it is complete and of this key."""
         try:
             manifest = read_manifest(self.directory(stage.name))
         except ArtifactError:
             return None
-        return fingerprint(manifest) if manifest.get("key") == key else None
+        return manifest if manifest.get("key") == key else None
 
     def survey(self, goals: list[str]) -> dict[str, str]:
         """How each stage stands, without running any; a stage on outdated inputs is outdated."""
         states: dict[str, str] = {}
         for name in self.order(goals):
             stage = self.stages[name]
-            mark = None
+            found = None
             if all(states[needed] == STANDS for needed in stage.inputs):
-                mark = self.standing(stage, self.key(stage))
-            if mark is not None:
-                self._checked[name] = mark
+                found = self.standing(stage, self.key(stage))
+            if found is not None:
+                self._checked[name] = fingerprint(found)
                 states[name] = STANDS
             elif self.partial(name).is_dir():
                 states[name] = INTERRUPTED
@@ -197,18 +179,16 @@ class Runner:
         return manifests
 
     def _found(self, stage: Stage, key: str) -> dict[str, Any] | None:
-        """The manifest of the stage's directory if it is valid for this key."""
-        if self.standing(stage, key) is None:
-            return None
-        partial = self.partial(stage.name)
-        if partial.is_dir() and self._is_for(partial, key):  # killed just after publishing
-            shutil.rmtree(partial, ignore_errors=True)
-        return read_manifest(self.directory(stage.name))
+        """As `standing`; clears up after a run that was killed just after publishing."""
+        found = self.standing(stage, key)
+        if found is not None and self._left(stage, key):
+            shutil.rmtree(self.partial(stage.name), ignore_errors=True)
+        return found
 
-    @staticmethod
-    def _is_for(partial: Path, key: str) -> bool:
+    def _left(self, stage: Stage, key: str) -> bool:
+        """Whether an interrupted run of this key left its working directories."""
         try:
-            return read_json(partial / "key.json") == key
+            return read_json(self.partial(stage.name) / "key.json") == key
         except ArtifactError:
             return False
 
@@ -227,9 +207,14 @@ class Runner:
         return manifest
 
     def _prepare(self, stage: Stage, key: str) -> bool:
-        """Make the stage's working directories; False if an interrupted run goes on in them."""
+        """Verify inputs, make working directories; False if an interrupted run goes on in them."""
+        for name in stage.inputs:
+            try:
+                read_manifest(self.directory(name), verify=True)
+            except ArtifactError as error:
+                raise ArtifactError(f"{error} (run stage {name} again with --force)") from None
         partial = self.partial(stage.name)
-        fresh = not self._is_for(partial, key)
+        fresh = not self._left(stage, key)
         if fresh:
             shutil.rmtree(partial, ignore_errors=True)
         for out in partial.glob("out*"):
@@ -257,19 +242,7 @@ class Runner:
         self, stage: Stage, key: str, metrics: dict[str, Any], wall_s: float
     ) -> dict[str, Any]:
         partial = self.partial(stage.name)
-        manifest = publish(
-            partial / "out",
-            self.directory(stage.name),
-            {
-                "stage": stage.name,
-                "key": key,
-                "seed": self.recipe.seed,
-                "config": read_part(self.recipe, stage.sections),
-                "inputs": {name: self._checked[name] for name in stage.inputs},
-                "versions": versions(),
-                "metrics": metrics,
-                "wall_s": wall_s,
-            },
-        )
+        made = {"key": key, "versions": versions(), "metrics": metrics, "wall_s": wall_s}
+        manifest = publish(partial / "out", self.directory(stage.name), self._facts(stage) | made)
         shutil.rmtree(partial, ignore_errors=True)
         return manifest

@@ -1,7 +1,7 @@
 """Progress for people: a rich bar on a terminal, a plain line now and then otherwise.
 
-Contract: `Progress.track(iterable, label, total)` and `bar = Progress.task(label, total)` /
-`bar.advance(n, note)`. Plain lines appear at most every `every_s` seconds, so logs stay short.
+Contract: `Progress.track(iterable, label)` and `with progress.task(label, total) as bar:
+bar.advance(n, note)`. Plain lines appear at most every `every_s` seconds, so logs stay short.
 Not here: metrics (`train.log`) or results (`evaluate.report`).
 """
 
@@ -9,73 +9,30 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TextIO, TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 T = TypeVar("T")
 
 
+@dataclass
 class Task:
-    """One piece of long work; a context manager."""
+    """One piece of long work."""
 
-    def __init__(self, label: str, total: int | None, stream: TextIO, every_s: float) -> None:
-        self.label, self.total, self.done = label, total, 0
-        self._stream, self._every_s = stream, every_s
-        self._start = self._last = time.monotonic()
-        self._rich: RichProgress | None = None
-        if stream.isatty():
-            self._rich = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(file=stream),
-                transient=True,
-            )
-            self._id = self._rich.add_task(label, total=total, note="")
-
-    def __enter__(self) -> Task:
-        if self._rich:
-            self._rich.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._rich:
-            self._rich.stop()
+    total: int | None  # None where it is not known
+    show: Callable[[Task, str], None]
+    done: int = 0
 
     def advance(self, n: int = 1, note: str = "") -> None:
         """Count `n` units as done; `note` is a short text such as the current loss."""
         self.done += n
-        if self._rich:
-            self._rich.update(self._id, advance=n, note=note)
-            return
-        now = time.monotonic()
-        if now - self._last >= self._every_s or self.done == self.total:
-            self._last = now
-            of = f"/{self.total}" if self.total else ""
-            print(
-                f"{self.label}: {self.done}{of} [{now - self._start:.0f}s] {note}".rstrip(),
-                file=self._stream,
-                flush=True,
-            )
+        self.show(self, note)
 
 
 class Progress:
@@ -85,14 +42,38 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._every_s = every_s
 
-    def task(self, label: str, total: int | None = None) -> Task:
-        return Task(label, total, self._stream, self._every_s)
+    @contextmanager
+    def task(self, label: str, total: int | None = None) -> Iterator[Task]:
+        """Show a piece of work while the block runs."""
+        if not self._stream.isatty():
+            yield Task(total, self._now_and_then(label))
+            return
+        facts = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = ("{task.description}", BarColumn(), *facts, "{task.fields[note]}")
+        with Bars(*columns, console=Console(file=self._stream), transient=True) as bars:
+            bar = bars.add_task(label, total=total, note="")
 
-    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+            def show(task: Task, note: str) -> None:
+                bars.update(bar, completed=task.done, total=task.total, note=note)
+
+            yield Task(total, show)
+
+    def _now_and_then(self, label: str) -> Callable[[Task, str], None]:
+        start = last = time.monotonic()
+
+        def show(task: Task, note: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= self._every_s or task.done == task.total:
+                last = now
+                of = f"/{task.total}" if task.total else ""
+                self.line(f"{label}: {task.done}{of} [{now - start:.0f}s] {note}".rstrip())
+
+        return show
+
+    def track(self, items: Sequence[T], label: str) -> Iterator[T]:
         """Iterate with progress."""
-        if total is None and hasattr(items, "__len__"):
-            total = len(items)  # type: ignore[arg-type]
-        with self.task(label, total) as task:
+        with self.task(label, len(items)) as task:
             for item in items:
                 yield item
                 task.advance()

@@ -1,17 +1,20 @@
 """Counter-based randomness: every draw is a function of (seed, purpose, counters).
 
 Contract: the same key gives the same stream in any process, on any worker, after any resume; so no
-random state is ever stored (DESIGN §5, Checkpoint). Keys are tuples of strings and integers, for
-example `generator(seed, "cft", "noise", step, row)`. Not here: global seeding, which hides order
+random state is ever stored. Keys are tuples of strings and integers, for
+example `generator(seed, "cft", "noise", step, n)`. Not here: global seeding, which hides order
 dependence; nothing in this package calls `torch.manual_seed` for its draws.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def key_of(*parts: str | int) -> int:
@@ -27,6 +30,8 @@ def generator(*parts: str | int) -> np.random.Generator:
 
 def torch_generator(*parts: str | int, device: str | torch.device = "cpu") -> torch.Generator:
     """A torch generator for the key."""
+    import torch  # late: most users of streams draw with NumPy alone
+
     return torch.Generator(device=device).manual_seed(key_of(*parts))
 
 

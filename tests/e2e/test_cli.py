@@ -225,7 +225,7 @@ def test_doctor_fails_on_what_is_missing(
     code, out, _ = say(capsys, "doctor")
     assert code == 1
     assert "no-such-package: missing\n" in out
-    assert "too old (needs 99)\n" in out
+    assert "will not do (needs >=99)\n" in out
     assert "optional no-such-extra: missing (pip install 'diffgr2[serve]')\n" in out
     assert out.splitlines()[-1].startswith("to mend: no-such-package, numpy ")
 

@@ -25,9 +25,9 @@ from diffgr2.errors import ConfigError, DataError
 from diffgr2.pipeline import Runner
 from diffgr2.progress import Progress
 from diffgr2.prompts.chat import MENTION
-from diffgr2.stages.batches import example
 from diffgr2.stages.corpus import KNOWN, Corpus, open_corpus
 from diffgr2.stages.plan import STAGES
+from diffgr2.streams import generator
 
 pytest.importorskip("openai")
 
@@ -107,7 +107,7 @@ def teacher() -> Iterator[Teacher]:
 
 
 def recipe(url: str, mode: str = "rejection", template: str = "gr2", **prompt: Any) -> Recipe:
-    llm = {"base_url": url, "n": 8, "backoff_s": 0.01, "price_in": 1.0, "price_out": 2.0}
+    llm = {"base_url": url, "n": 8, "price_in": 1.0, "price_out": 2.0}
     values = {
         "name": "tiny",
         "data": {"shop": {"n_items": 200, "n_users": 400}},
@@ -159,15 +159,17 @@ def test_an_endpoint_teaches(
         hit = int(corpus.lists[split].hit_L[row])
         assert mode == "plain" or traces.order_NK[at, 0] == hit
         # Strengths imply the order, whatever order the candidates are shown in.
-        made = example(corpus, split, at, shuffle=0.5, direct=0.0, key=(0, "t", n))
-        answer = corpus.template.parse(made.response, made.request)
+        request, order_K = corpus.shown(split, row, 0.5, generator(0, "t", n))
+        trace = corpus.trace(split, at).reordered(order_K)
+        response, _ = corpus.template.response(request, trace, reasoning=True)
+        answer = corpus.template.parse(response, request)
         codes_KL = corpus.request(split, row).codes_KL[traces.order_NK[at]]
         assert answer.valid
-        assert (made.request.codes_KL[list(answer.order)] == codes_KL).all()
-        right, total = corpus.template.citations(made.response, made.request)
+        assert (request.codes_KL[list(answer.order)] == codes_KL).all()
+        right, total = corpus.template.citations(response, request)
         assert right == total
         if template == "gr2":
-            text = corpus.template.english(made.response, made.request, list(made.request.texts))
+            text = corpus.template.english(response, request, list(request.texts))
             second = corpus.request(split, row).texts[traces.order_NK[at, 1]]
             assert text.startswith('The shopper liked "this". Then ')
             assert second in text

@@ -74,9 +74,9 @@ BAD_LINES: list[tuple[str, bytes, str]] = [  # file, the bad line, the reason gi
     ("r.json", b"null", "not a JSON object"),
     ("r.json", b"[" * 100_000, "not valid JSON (nested too deep)"),
     ("r.json", b'{"unixReviewTime": ' + b"9" * 5_000 + b"}", "not valid JSON (number too long)"),
-    ("r.json", review("e", reviewerID=...), "key reviewerID is missing"),
-    ("r.json", review("e", asin=...), "key asin is missing"),
-    ("r.json", review("e", unixReviewTime=...), "key unixReviewTime is missing"),
+    ("r.json", review("e", reviewerID=...), "reviewerID is missing"),
+    ("r.json", review("e", asin=...), "asin is missing"),
+    ("r.json", review("e", unixReviewTime=...), "unixReviewTime is missing"),
     ("r.json", review("e", reviewerID=None), "reviewerID is missing"),
     ("r.json", review("e", reviewerID=17), "reviewerID is not text"),
     ("r.json", review("e", reviewerID=""), "reviewerID is empty"),
@@ -95,7 +95,7 @@ BAD_LINES: list[tuple[str, bytes, str]] = [  # file, the bad line, the reason gi
     ("r.json", review("e", unixReviewTime=-1), "unixReviewTime is negative"),
     ("r.json", review("e", unixReviewTime=YEAR_9999), "unixReviewTime is beyond the year 9999"),
     ("r.json", b'{"a":"' + b"x" * 4_194_304 + b'"}', "longer than 4194304 bytes"),
-    ("r.jsonl", review_2023("e", parent_asin=...), "key parent_asin is missing"),
+    ("r.jsonl", review_2023("e", parent_asin=...), "parent_asin is missing"),
     ("r.jsonl", review_2023("e", timestamp=-5), "timestamp is negative"),
     ("r.jsonl", review_2023("e", timestamp="soon"), "timestamp is not a number"),
     ("b.csv", b"U,e,5.0", "3 fields, expected 4"),
@@ -210,7 +210,7 @@ BAD_FILES: list[tuple[str, str, bytes | None, str]] = [  # file, source, content
     ("r.csv", "amazon2014", b"user_id,parent_asin\n",
      "r.csv: amazon2014 is JSON lines; a csv goes through source table"),
     ("r.csv", "amazon2023", b"user_id,asin,rating,timestamp\nU,a,5,1\n",
-     "r.csv: line 1: column parent_asin is missing"),
+     "r.csv: columns.item: no column 'parent_asin' (it has: asin, rating, timestamp, user_id)"),
     ("x.inter", "recbole", b"user_id\titem_id\nU\ta\n", "x.inter: line 1: 'user_id' is not "
      "name:type (types: token, token_seq, float, float_seq)"),
     ("x.inter", "recbole", b"user_id:token\titem_id:word\nU\ta\n", "x.inter: line 1: "
@@ -227,7 +227,7 @@ BAD_FILES: list[tuple[str, str, bytes | None, str]] = [  # file, source, content
     ("short.txt", "p5", b"1 a b\n2 a\n", "short.txt: nothing is left of 3 interactions after the "
      "0-core and users with fewer than 3 interactions"),
     ("all.json", "amazon2014", b"{}\n{}\n", "all.json: 2 of 2 lines are malformed "
-     "(100.0%, max_bad_share is 50.0%); first: line 1: key reviewerID is missing"),
+     "(100.0%, max_bad_share is 50.0%); first: line 1: reviewerID is missing"),
 ]  # fmt: skip
 
 
@@ -298,9 +298,12 @@ def test_a_bad_parquet_row_is_named(tmp_path: Path, table: dict, reason: str) ->
 
 BAD_ITEMS: list[tuple[str, str, bytes, str]] = [  # interactions, item file, content, message
     ("r.json", "m.json", b"{'asin': 'a', 'title': 3}", "line 1: title is not text"),
-    ("r.json", "m.json", b"{'title': 'x'}", "line 1: key asin is missing"),
+    ("r.json", "m.json", b"{'title': 'x'}", "line 1: asin is missing"),
     ("r.json", "m.json", b"__import__('os').getcwd()", "line 1: neither JSON nor a Python dict"),
-    ("r.json", "m.json", b"{'a': " + b"[" * 50 + b"]" * 50 + b"}", "line 1: nested too deep"),
+    ("r.json", "m.json", b"{'a': " + b"[" * 250 + b"]" * 250 + b"}",
+     "line 1: neither JSON nor a Python dict"),
+    ("r.json", "m.json", b"{'a': " + b"(" * 500_000 + b"}",
+     "line 1: neither JSON nor a Python dict"),
     ("r.json", "m.json", b"{'a': " + b"-" * 50_000 + b"1}", "line 1: nested too deep"),
     ("r.json", "m.json", b"{'a': 1" + b"+1" * 50_000 + b"}", "line 1: nested too deep"),
     ("r.json", "m.json", b"{'asin': 'a', 'x': '" + b"y" * 2**20 + b"'}",

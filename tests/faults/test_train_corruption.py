@@ -284,9 +284,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(owner, name, code, tmp_path, m
         assert os.strerror(code) in message
     shutil.rmtree(root / "step-00000002")
     _, fresh, _ = toy.make()
-    found = checkpoint.resume(root, mark, fresh, optimizer, print)
-    assert found is not None
-    assert found.step == 1
+    assert checkpoint.resume(root, mark, fresh, optimizer, print) == (1, b"")
     assert battery.weights_digest(fresh) == wanted
 
 

@@ -45,4 +45,6 @@ def test_sigterm_leaves_a_checkpoint_and_exit_code_0(tmp_path):
             assert battery._ask(server, work, checkpoint_every=1000) == 0
             assert not (work / "result.json").exists()
             assert [p.name for p in (work / "checkpoints").iterdir()] == ["step-00000005"]
-    battery.same(battery.run(toy.make, work), battery.run(toy.make, tmp_path / "whole"))
+        for ended in (work, tmp_path / "whole"):
+            assert battery._ask(server, ended, factory="make") == 0
+    battery.same(battery._result(work), battery._result(tmp_path / "whole"))

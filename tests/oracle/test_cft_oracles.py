@@ -7,6 +7,7 @@ no supervised prediction that must not know it may move by one bit's worth.
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -18,7 +19,7 @@ from diffgr2.model.layout import block_of
 from diffgr2.objectives.likelihood import logits_at
 from diffgr2.progress import Progress
 from diffgr2.stages.cft import CLEAN, NOISY
-from diffgr2.stages.noisy import NoisyBatch, NoisyRow
+from diffgr2.stages.noisy import NoisyRow, noisy_batch
 from diffgr2.streams import generator
 from diffgr2.train.loop import fit
 from support import tiny_stages
@@ -52,7 +53,7 @@ def meant(task: Any, rows: list[NoisyRow], micro: Any) -> list[tuple[int, int, i
     out = []
     for index, half in zip(micro.index_N.tolist(), micro.half_N.tolist(), strict=True):
         b, place = divmod(index, micro.batch.width)
-        place = int(np.flatnonzero(rows[b].kept(task.contract.block_size))[place])
+        place = int(np.flatnonzero(rows[b].kept)[place])
         prompt, length = len(rows[b].prompt), len(rows[b].response_R)
         if place < prompt + length:
             at = place - prompt + 1
@@ -184,7 +185,7 @@ def test_weights_are_decoupled_and_inverse_t_divides_by_the_level():
 @torch.no_grad()
 def supervised_logits(net: Any, task: Any, rows: list[NoisyRow], micro: Any) -> torch.Tensor:
     vocab = tiny_stages.vocabulary()
-    batch = NoisyBatch.pack(rows, vocab.mask_id, vocab.pad_id, task.contract.block_size)
+    batch = noisy_batch(rows, vocab.pad_id)
     assert batch.width == micro.batch.width
     return logits_at(
         net,
@@ -199,7 +200,7 @@ def supervised_logits(net: Any, task: Any, rows: list[NoisyRow], micro: Any) -> 
 def replaced(row: NoisyRow, at: int, token: int) -> NoisyRow:
     response_R = row.response_R.copy()
     response_R[at] = token
-    return NoisyRow(row.prompt, response_R, row.masked_CR, row.shift, row.clean_causal)
+    return replace(row, response_R=response_R)
 
 
 @pytest.mark.parametrize(("clean", "alignment"), CONTRACTS)
@@ -253,7 +254,7 @@ def test_gradients_reach_only_what_a_noisy_prediction_may_see(clean):
         use_cache=False,
     ).last_hidden_state.flatten(0, 1)
     logits_N = net.lm_head(hidden[micro.index_N]).gather(-1, micro.target_N[:, None])[:, 0]
-    kept_T = torch.from_numpy(row.kept(4))
+    kept_T = torch.from_numpy(row.kept)
     for n, (_, half, copy, target) in enumerate(meant(task, rows, micro)):
         (grad,) = torch.autograd.grad(logits_N[n], embedded, retain_graph=True)
         in_row_T = grad[0].abs().amax(-1) > 0
@@ -290,16 +291,16 @@ def test_leaving_out_blocks_without_a_mask_changes_no_prediction(alignment):
     packed_NV = supervised_logits(net, task, rows, micro)
     left_out = 0
     for b, row in enumerate(rows):
-        kept_T = row.kept(task.contract.block_size)
+        kept_T = row.kept
         left_out += int((~kept_T).sum())
         mine_N = micro.index_N // micro.batch.width == b
         at_N = np.flatnonzero(kept_T)[(micro.index_N[mine_N] % micro.batch.width).numpy()]
         full_NV = logits_at(
             net,
-            torch.from_numpy(row.ids(vocab.mask_id))[None],
+            torch.from_numpy(row.ids())[None],
             torch.from_numpy(at_N),
             vocab.mask_id,
-            attends_B1TT=row.attends(task.contract.block_size)[None, None],
+            attends_B1TT=row.attends()[None, None],
             position_BT=row.positions()[None],
         )
         torch.testing.assert_close(packed_NV[mine_N], full_NV, atol=1e-5, rtol=1e-5)

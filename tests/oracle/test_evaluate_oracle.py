@@ -12,6 +12,7 @@ from scipy import stats
 
 from diffgr2.evaluate.baselines import random_values
 from diffgr2.evaluate.metrics import METRICS, ranks_of, value_table, values_of
+from diffgr2.evaluate.outputs import SystemOutputs
 from diffgr2.evaluate.significance import bootstrap_means, holm, interval, mcnemar
 from diffgr2.evaluate.trec import write_qrels, write_run
 from diffgr2.types import MISS, CandidateLists
@@ -35,8 +36,10 @@ def test_metrics_equal_ir_measures_on_exported_trec_files(tmp_path, k, seed):
     lists = random_lists(300, k, seed)
     rng = np.random.default_rng(seed + 100)
     order_LK = np.stack([rng.permutation(k) for _ in range(len(lists))]).astype(np.int16)
-    write_run(tmp_path / "run.trec", lists, order_LK, "test")
-    write_qrels(tmp_path / "qrels.trec", lists)
+    ids = [str(number) for number in range(10_000)]
+    outputs = SystemOutputs("test", order_LK, len(lists))
+    write_run(tmp_path / "run.trec", lists, outputs, ids, ids)
+    write_qrels(tmp_path / "qrels.trec", lists, ids, ids)
     names = {
         f"{'R' if m[0] == 'r' else 'nDCG'}@{m.partition('@')[2]}": m for m in METRICS if "@" in m
     }

@@ -12,6 +12,7 @@ from diffgr2.candidates.fields import NAMES
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig
+from diffgr2.rerank.strangers import Seats, Stranger
 from diffgr2.types import Catalogue, Histories
 
 DAY = 86_400
@@ -128,3 +129,76 @@ def test_features_equal_a_slow_count_without_the_own_user(seed: int, leave_out: 
             wanted = slow_fields(slow, catalogue, vectors, history, item, k, gap, config.decay)
             got = dict(zip(NAMES, features[row, k].tolist(), strict=True))
             assert got == pytest.approx({n: wanted[n] for n in NAMES}, rel=1e-4, abs=1e-5)
+
+
+STRANGERS = (
+    Stranger("one", "b", ("x", "y1")),
+    Stranger("two", "never seen", ("x", "new", "newer")),
+    Stranger("three", "", ()),
+    Stranger("four", "a", ("x", "y0", "z0", "deeper than any path")),
+)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_strangers_count_as_items_of_the_catalogue_that_nobody_bought(seed: int) -> None:
+    histories, catalogue, vectors = made(seed)
+    rng = np.random.default_rng(seed)
+    config = EvidenceConfig(history=5, decay=0.7)
+    train = histories.train_part()
+    vectors = vectors.astype(np.float32)
+    index = EvidenceIndex.build(train, catalogue, vectors, config)
+    vectors_SE = rng.normal(size=(len(STRANGERS), 4)).astype(np.float32)
+    seated = Seats(index, catalogue).seat(STRANGERS, vectors_SE)
+
+    paths = [list(s.categories)[:3] for s in STRANGERS]  # as deep as the catalogue knows any
+    total = ITEMS + len(STRANGERS)
+    wider = Catalogue(
+        [str(i) for i in range(total)],
+        [""] * total,
+        # A brand that no item has is an unknown brand.
+        [*catalogue.brands, *(s.brand * (s.brand in catalogue.brands) for s in STRANGERS)],
+        [*catalogue.categories, *paths],
+        np.ones(total),
+        [""] * total,
+    )
+    known = Histories(train.offsets_U1, train.items_N, train.timestamps_N, total)
+    both = np.concatenate([vectors, vectors_SE])
+    wanted = EvidenceIndex.build(known, wider, both, config)
+
+    users = np.arange(USERS)
+    queries = prefixes(histories, users, histories.lengths_U - 1)
+    items_N = queries.items_N.copy()
+    items_N[rng.random(len(items_N)) < 0.2] = ITEMS + 1  # strangers stand in histories too
+    queries = Histories(queries.offsets_U1, items_N, queries.timestamps_N, total)
+    items_LK = np.stack([rng.permutation(total)[:K] for _ in users]).astype(np.int32)
+    scores_LK = -np.sort(-rng.normal(size=items_LK.shape).astype(np.float32), axis=1)
+    for user_L in (users, None):
+        np.testing.assert_array_equal(
+            seated.features(queries, items_LK, scores_LK, user_L),
+            wanted.features(queries, items_LK, scores_LK, user_L),
+        )
+
+
+def test_seating_strangers_copies_nothing_and_leaves_known_items_their_bits() -> None:
+    histories, catalogue, vectors = made(0)
+    index = EvidenceIndex.build(
+        histories.train_part(), catalogue, vectors.astype(np.float32), EvidenceConfig(history=5)
+    )
+    seats = Seats(index, catalogue)
+    seated = seats.seat(STRANGERS, np.ones((len(STRANGERS), 4), np.float32))
+    assert seats.seat([], np.empty((0, 4), np.float32)) is index
+    for part in ("pairs", "attributes"):
+        for name, value in vars(getattr(index, part)).items():
+            assert getattr(getattr(seated, part), name) is value
+    assert seated.newcomers is not None
+    assert all(len(value) == len(STRANGERS) for value in vars(seated.newcomers).values())
+    users = np.arange(USERS)
+    queries = prefixes(histories, users, histories.lengths_U - 1)
+    items_LK = np.tile(np.arange(K, dtype=np.int32), (USERS, 1))
+    mixed_LK = items_LK.copy()
+    mixed_LK[:, -1] = ITEMS
+    scores_LK = np.zeros(items_LK.shape, np.float32)
+    np.testing.assert_array_equal(
+        seated.features(queries, mixed_LK, scores_LK)[:, :-1],
+        index.features(queries, items_LK, scores_LK)[:, :-1],
+    )

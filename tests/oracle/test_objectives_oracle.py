@@ -214,11 +214,11 @@ def test_the_loss_its_gradient_and_clip_ratios_equal_trls_on_500_random_cases(tr
 
 def test_one_rl_micro_equals_trls_loss_on_the_same_model_and_rollouts(trainer):
     """Model forward, temperature-free log-probabilities, masks, padding and loss, all of it."""
-    from diffgr2.stages.rl import policy_batch
+    from diffgr2.stages.rl import causal_micro
 
     task, _ = tiny_stages.rl_task(group=4, prompts=4, refill=3, micro_rows=64)
     net = tiny_stages.model("ar")
-    rollouts = task.roller.collect(1, net).rows
+    rollouts = task.roller.collect(1, net)[0]
     assert len(rollouts) >= 4
     old = {id(row): row for row in rollouts}
     assert len(old) == len(rollouts)
@@ -228,7 +228,7 @@ def test_one_rl_micro_equals_trls_loss_on_the_same_model_and_rollouts(trainer):
         for index, parameter in enumerate(net.parameters()):
             draws = torch.Generator().manual_seed(index)
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=draws))
-    micro = policy_batch(rollouts, tiny_stages.vocabulary().pad_id)
+    micro = causal_micro(rollouts, tiny_stages.vocabulary().pad_id)
     loss = task.loss(net, micro)
     mine = loss.total / micro.count
     mine.backward()

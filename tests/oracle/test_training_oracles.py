@@ -23,10 +23,9 @@ from diffgr2.model.forward import LeanQwen3
 from diffgr2.objectives.likelihood import chosen_logp, logits_at
 from diffgr2.objectives.noise import frontier
 from diffgr2.stages.batches import epoch_order
-from diffgr2.stages.block_rl import replay_batch, replay_row
-from diffgr2.stages.noisy import response_blocks
-from diffgr2.stages.opd import one_state_per_block, terminal
-from diffgr2.stages.rl import policy_batch
+from diffgr2.stages.noisy import realised, response_blocks
+from diffgr2.stages.opd import one_state_per_block
+from diffgr2.stages.rl import causal_micro, replay_micro, replay_row
 from diffgr2.stages.rollouts import Rollout
 from diffgr2.streams import generator
 from diffgr2.types import Answer
@@ -76,10 +75,10 @@ def test_ar_rollouts_replay_to_their_own_log_probabilities(temperature):
     module = tiny(21)
     rows = rollouts(module, settings(temperature=temperature))
     assert len({len(row.trajectory.tokens_T) for row in rows}) > 1  # padding is at work
-    micro = policy_batch(rows, PAD)
+    micro = causal_micro(rows, PAD)
     with torch.no_grad():
-        logits_NV = logits_at(module, micro.batch.ids_BT, micro.batch.index_N, MASK)
-    replay_N = chosen_logp(logits_NV, micro.batch.target_N, temperature)
+        logits_NV = logits_at(module, micro.batch.ids_BT, micro.index_N, MASK)
+    replay_N = chosen_logp(logits_NV, micro.target_N, temperature)
     assert len(replay_N) == sum(len(row.trajectory.tokens_T) for row in rows) == micro.count
     torch.testing.assert_close(replay_N, micro.old_logp_N, atol=1e-4, rtol=0)
 
@@ -99,7 +98,7 @@ def test_block_rollouts_replay_to_their_own_log_probabilities(
         chosen = replace(chosen, temperature=temperature, **changes)
         rows = rollouts(module, chosen)
         causal = clean_kv == "causal"
-        micro = replay_batch(rows, contract, MASK, PAD, clean_causal=causal)
+        micro = replay_micro(rows, contract, PAD, clean_causal=causal)
         replay_N = chosen_logp(
             block_logits(module, micro.batch, micro.index_N), micro.target_N, temperature
         )
@@ -150,21 +149,20 @@ def test_replay_and_opd_use_the_states_that_the_decoder_was_in(clean_kv, alignme
         for start, canvas, _ in row.states:
             seen.setdefault(start, []).append((canvas < 0).tolist())
         given = Rollout(prompt, nobody, 0, trajectory, Answer((), ()), 0.0, 1.0)
-        noisy, scored = replay_row(given, contract, PAD, clean_causal=True)
+        noisy, scored_CR = replay_row(given, contract, PAD, clean_causal=True)
         for start, states in seen.items():
             width = len(states[0])
             for copy, state in enumerate(states):
                 assert noisy.masked_CR[copy, start : start + width].tolist() == state
-        count_R = np.zeros(len(noisy.response_R), dtype=int)
-        for copy, at_N in enumerate(scored):
-            count_R[at_N] += 1
-            assert noisy.masked_CR[copy, at_N].all()
+        count_R = scored_CR.sum(0)
+        assert noisy.masked_CR[scored_CR].all()
         length = len(trajectory.tokens_T)
         assert count_R.tolist() == [1] * length + [0] * (len(count_R) - length)
         assert noisy.response_R[:length].tolist() == trajectory.tokens_T.tolist()
 
-        _, step_R = terminal(trajectory, PAD)
-        block_R = response_blocks(len(prompt), len(step_R), BLOCK, noisy.shift)
+        _, step_R, block_R, shift = realised(prompt, trajectory, contract, PAD)
+        assert shift == noisy.shift
+        assert (block_R == response_blocks(len(prompt), len(step_R), BLOCK, shift)).all()
         found: dict[int, set[int]] = {start: set() for start in seen}
         for draw in range(60):
             masked_R = one_state_per_block(step_R, block_R, generator("state", draw))
@@ -189,13 +187,15 @@ def test_one_causal_forward_of_the_teacher_equals_the_three_part_one(direct, ali
     )
     (micro,) = task.micros(1, tiny_stages.model("block"))
     mask_id = tiny_stages.vocabulary().mask_id
-    assert len(micro.head_M) == len(micro.teach_head_M) > 20
+    n = micro.tokens
+    head_M, teach_head_M = micro.index_N[n:], micro.teacher_N[n:]
+    assert len(head_M) == len(teach_head_M) > 20
     with torch.no_grad():
-        plain_MV = logits_at(teacher, micro.clean, micro.teach_head_M, mask_id)
+        plain_MV = logits_at(teacher, micro.clean.ids_BT, teach_head_M, mask_id)
         parts_MV = logits_at(
             teacher,
             micro.batch.ids_BT,
-            micro.head_M,
+            head_M,
             mask_id,
             attends_B1TT=micro.batch.attends_B1TT,
             position_BT=micro.batch.position_BT,
@@ -203,7 +203,7 @@ def test_one_causal_forward_of_the_teacher_equals_the_three_part_one(direct, ali
     torch.testing.assert_close(
         torch.log_softmax(plain_MV, -1), torch.log_softmax(parts_MV, -1), atol=1e-5, rtol=0
     )
-    assert set(micro.teacher_N.tolist()) <= set(micro.teach_head_M.tolist())
+    assert set(micro.teacher_N[:n].tolist()) <= set(teach_head_M.tolist())
 
 
 @pytest.mark.parametrize("positions", ["all", "frontier"])
@@ -215,8 +215,9 @@ def test_opd_compares_masked_positions_up_to_and_including_the_end_token(positio
     ends = int((micro.target_N == vocab.end_id).sum())
     assert ends > 0
     # What stands in the student's row there is the mask, and its target the rollout's token.
-    assert (micro.batch.ids_BT.flatten()[micro.student_N] == vocab.mask_id).all()
-    after_N = micro.clean.flatten()[micro.teacher_N + 1]
+    n = micro.tokens
+    assert (micro.batch.ids_BT.flatten()[micro.index_N[:n]] == vocab.mask_id).all()
+    after_N = micro.clean.ids_BT.flatten()[micro.teacher_N[:n] + 1]
     assert torch.equal(after_N, micro.target_N)
     compared = rows_of(task, net, positions)
     for row, at_N, length in compared:
@@ -254,25 +255,26 @@ def test_opd_loss_is_the_kl_of_teacher_and_student_at_those_places():
             attention_mask=micro.batch.attends_B1TT,
             position_ids=micro.batch.position_BT,
         ).logits.flatten(0, 1)
-        taught = teacher(input_ids=micro.clean).logits.flatten(0, 1)
+        taught = teacher(input_ids=micro.clean.ids_BT).logits.flatten(0, 1)
     keep = torch.arange(student.shape[-1]) != mask_id
 
     def kl(s: int, t: int) -> float:
         p, q = (torch.log_softmax(x[keep].double(), -1) for x in (taught[t], student[s]))
         return float((p.exp() * (p - q)).sum())
 
-    body = sum(kl(s, t) for s, t in zip(micro.student_N, micro.teacher_N, strict=True))
-    head = sum(kl(s, t) for s, t in zip(micro.head_M, micro.teach_head_M, strict=True))
+    each = [kl(s, t) for s, t in zip(micro.index_N, micro.teacher_N, strict=True)]
+    body, head = sum(each[: micro.tokens]), sum(each[micro.tokens :])
+    assert head > 0
     assert float(loss.total) == pytest.approx(body + config.ar_weight * head, rel=1e-4)
     total, n = loss.metrics["kl"]
     assert float(total) == pytest.approx(body, rel=1e-4)
-    assert n == len(micro.student_N) == micro.count
+    assert n == len(micro.target_N) == micro.count
 
 
 def careful_of(task: Any, net: Any, prompts_: int) -> tuple[list[Any], list[Any]]:
     """(careful outputs of the first step's prompts, that step's micros)."""
-    picks, _ = epoch_order(len(task.outputs), prompts_, 1, task.seed, task.name)
-    given = [task.outputs.prompt(task.corpus, n) for n in picks.tolist()]
+    picks = epoch_order(len(task.outputs), prompts_, 1, task.seed, task.name)
+    given = [task.outputs.prompt(task.corpus, n) for n in picks]
     settled = replace(task.settings, threshold=1.0, temperature=0.0)
     return tiny_stages.rolled(net, settled, given, "careful"), task.micros(1, net)
 
@@ -282,9 +284,9 @@ def test_self_careful_learns_the_models_own_careful_texts():
     net = tiny_stages.model("block")
     careful, (micro,) = careful_of(task, net, 12)
     texts = {tuple(t.tokens_T.tolist()) for t in careful if t.finished}
-    assert len(micro.clean) == config.rollouts * sum(t.finished for t in careful) > 12
+    assert len(micro.clean.ids_BT) == config.rollouts * sum(t.finished for t in careful) > 12
     end, direct = task.corpus.vocab.end_id, task.corpus.vocab.control["<direct>"]
-    for row in micro.clean.tolist():
+    for row in micro.clean.ids_BT.tolist():
         assert tuple(row[row.index(direct) + 1 : row.index(end) + 1]) in texts
     assert task.loss(net, micro).total.isfinite()
 

@@ -73,7 +73,7 @@ def test_target_oracle_is_never_beaten_and_keeps_the_rest_in_order(case):
 @settings(deadline=None)
 @given(arrays.arrays(np.float32, (5, 6), elements=st.sampled_from([0.0, 1.0, -2.0, np.inf])))
 def test_equal_scores_keep_the_floors_order(score_LK):
-    order_LK = order_from_scores(score_LK)
+    order_LK = order_from_scores(score_LK, "scores")
     assert rows_are_permutations(order_LK).all()
     for score_K, order_K in zip(score_LK, order_LK, strict=True):
         expected = sorted(range(6), key=lambda p: (-score_K[p], p))

@@ -11,7 +11,7 @@ from diffgr2.objectives.divergence import divergence, kl
 from diffgr2.objectives.likelihood import chosen_logp, entropy_of
 from diffgr2.objectives.noise import T_MIN, complement, frontier, noise_mask, replay_state
 from diffgr2.objectives.policy import advantages, clipped_objective
-from diffgr2.objectives.rewards import INVALID, overlong_penalty, rank_reward, reward
+from diffgr2.objectives.rewards import INVALID, overlong_penalty, reward
 from diffgr2.stages.opd import one_state_per_block
 
 shares = st.floats(0, 1)
@@ -150,7 +150,7 @@ def test_a_valid_answer_never_earns_less_than_an_invalid_one(order_target, alpha
 def test_only_a_gain_or_a_kept_first_place_earns_the_format_reward(order_target, alpha):
     order, target = order_target
     k, after = len(order), list(order).index(target)
-    bonus = reward(order, (), target, k, alpha) - rank_reward(target, after, k)
+    bonus = reward(order, (), target, k, alpha) - (target - after) / k
     earned = after < target or target == after == 0
     assert abs(bonus - alpha * earned) < 1e-9
     copied = reward(list(range(k)), (), target, k, alpha)

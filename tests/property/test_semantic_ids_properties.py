@@ -1,14 +1,17 @@
-"""Whatever the codes: the policy makes them unique or says why not, the trie is the set."""
+"""Whatever the codes: the policy makes them unique or says why not; look-ups are inverse."""
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
-from hypothesis import given, settings
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from diffgr2.errors import ConfigError
+from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.items.quantize import residual_codes
-from diffgr2.items.sids import SemanticIds, Trie, parse_sid, sid_text
+from diffgr2.items.sids import SemanticIds, parse_sid, sid_text
 from diffgr2.items.uniqueness import (
     distinct_share,
     later_rows,
@@ -102,29 +105,6 @@ def test_the_second_item_of_a_group_gets_the_nearest_free_pair(seed: int) -> Non
     assert abs(error[tuple(spread_IL[1].tolist())] - min(error.values())) < 1e-4
 
 
-@given(code_tables())
-@settings(max_examples=150, deadline=None)
-def test_the_trie_equals_brute_force(table: tuple[np.ndarray, int]) -> None:
-    codes_IL, n_codes = table
-    trie = Trie.build(codes_IL, n_codes)
-    rows = {tuple(row) for row in codes_IL.tolist()}
-    levels = codes_IL.shape[1]
-    prefixes = {row[:depth] for row in rows for depth in range(levels + 1)}
-    strangers = {(*p[:-1], (p[-1] + 1) % n_codes) for p in prefixes if p}
-    for prefix in prefixes | strangers:
-        wanted = sorted(
-            {row[len(prefix)] for row in rows if row[: len(prefix)] == prefix}
-            if len(prefix) < levels
-            else set()
-        )
-        assert trie.children(prefix).tolist() == wanted
-        mask_C = trie.allowed(np.array([prefix], dtype=np.int64).reshape(1, -1))[0]
-        assert np.flatnonzero(mask_C).tolist() == wanted
-    full = np.array(sorted(rows | {p for p in strangers if len(p) == levels}))
-    found = trie.nodes(full) >= 0
-    assert [tuple(row) in rows for row in full.tolist()] == found.tolist()
-
-
 @given(code_tables(), st.integers(0, 99))
 @settings(max_examples=100, deadline=None)
 def test_both_lookups_are_inverse(table: tuple[np.ndarray, int], seed: int) -> None:
@@ -132,17 +112,23 @@ def test_both_lookups_are_inverse(table: tuple[np.ndarray, int], seed: int) -> N
     codes_IL = np.unique(codes_IL, axis=0)
     codes_IL = codes_IL[np.random.default_rng(seed).permutation(len(codes_IL))]
     ids = SemanticIds(codes_IL, n_codes)
-    np.testing.assert_array_equal(ids.items(ids.codes_IL), np.arange(len(ids)))
     for item in range(len(ids)):
         assert ids.item(ids.codes(item)) == item
         assert parse_sid(ids.text(item)) == ids.codes(item)
-    every = np.stack(np.meshgrid(*[np.arange(-1, n_codes + 1)] * ids.levels), -1)
-    every = every.reshape(-1, ids.levels)
     known = {tuple(row): item for item, row in enumerate(codes_IL.tolist())}
-    assert ids.items(every).tolist() == [known.get(tuple(row), -1) for row in every.tolist()]
-    some = list(range(0, len(ids), 2))
-    firsts = sorted({ids.codes(item)[0] for item in some})
-    assert ids.trie_of(some).children().tolist() == firsts
+    for every in product(range(-1, n_codes + 1), repeat=ids.levels):
+        assert ids.item(every) == known.get(every)
+
+
+@given(code_tables())
+@settings(max_examples=100, deadline=None)
+def test_a_table_with_two_equal_rows_is_refused(table: tuple[np.ndarray, int]) -> None:
+    codes_IL, n_codes = table
+    if len({tuple(row) for row in codes_IL.tolist()}) == len(codes_IL):
+        assert len(SemanticIds(codes_IL, n_codes)) == len(codes_IL)
+    else:
+        with pytest.raises(ArtifactError, match="share the same codes"):
+            SemanticIds(codes_IL, n_codes)
 
 
 @given(code_tables())
@@ -156,3 +142,11 @@ def test_prefix_ids_name_distinct_rows_in_order(table: tuple[np.ndarray, int]) -
 @given(st.lists(st.integers(0, 65_535), min_size=1, max_size=8))
 def test_sid_text_round_trip(codes: list[int]) -> None:
     assert parse_sid(sid_text(codes)) == tuple(codes)
+
+
+@given(st.text(alphabet="<s_abi019>", max_size=30))
+@example("<s_a_" + "9" * 5_000 + ">")
+@example("<s_a_1>" * 9)
+def test_text_that_is_no_id_is_none(text: str) -> None:
+    codes = parse_sid(text)
+    assert codes is None or sid_text(codes) == text

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffgr2.config import ShopConfig
-from diffgr2.data.shop import simulate_dataset, true_probabilities
+from diffgr2.data.shop import simulate_dataset
+from diffgr2.data.shop_truth import true_probabilities
 
 
 @st.composite

@@ -187,7 +187,8 @@ def spoiled(made: Compact | Gr2, request: Request, order: list[int]) -> list[int
     stranger = (request.codes_KL.sum(0, keepdims=True) + 1) % CODES
     assert not (request.codes_KL == stranger).all(1).any()
     codes_XL = np.concatenate([request.codes_KL, stranger])
-    tokens, _ = made.response_from_text(replace(request, codes_KL=codes_XL), "", order)
+    trace = replace(draw_trace(0), order_K=np.array(order), explanation="Because.")
+    tokens, _ = made.response(replace(request, codes_KL=codes_XL), trace)
     return tokens
 
 
@@ -266,7 +267,7 @@ def test_a_teachers_mentions_become_semantic_id_tokens(kind: str) -> None:
     assert isinstance(made, Gr2)
     mention = "".join(f"<s_{'abc'[i]}_{c}>" for i, c in enumerate(request.codes_KL[2]))
     words = f'Takes <|sid_begin|>{mention}<|sid_end|> "now", not <s_a_0><s_b_0>.'
-    tokens, _ = made.response_from_text(request, words, range(K))
+    tokens, _ = made.response(request, replace(draw_trace(3), explanation=words))
     assert vocabulary(kind).sid_ids(request.codes_KL[2]).tolist() == [
         t for t in made.split(tokens)[0] if vocabulary(kind).sid_of(t)
     ]
@@ -290,7 +291,8 @@ def test_a_wrong_citation_is_counted(name: str) -> None:
 def test_every_bucket_has_its_own_words(name: str, buckets: int) -> None:
     words = wording(name)
     phrases = Phrases(words["fields"], words["scales"], NAMES, buckets)
-    assert set(words["fields"]) >= set(NAMES)
+    assert tuple(words["fields"]) == NAMES
+    assert {entry["scale"] for entry in words["fields"].values()} == set(words["scales"])
     # YAML reads some bare words as truth values.
     assert all(isinstance(word, str) for scale in words["scales"].values() for word in scale)
     assert len(phrases.all()) == len(NAMES) * buckets

@@ -23,7 +23,7 @@ from diffgr2.stages import score
 from diffgr2.stages.corpus import Corpus, open_corpus
 
 HOW = {"ar": "ar", "block": "recommended", "verify": "verify"}
-COUNTED = ("copurchase", "lift", "last", "next", "popular")
+COUNTED = ("copurchase", "lift", "last", "next", "session")
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def test_an_unknown_item_has_attributes_but_no_counts(reranker: Reranker) -> Non
     query = task.query
     buckets_KF = task.request(np.arange(4)).buckets_KF
     level = dict(zip(NAMES, buckets_KF[0].tolist(), strict=True))
-    assert [level[name] for name in COUNTED if name != "popular"] == [0, 0, 0, 0]
+    assert {name: level[name] for name in COUNTED} == dict.fromkeys(COUNTED, 0)
     assert level["brand"] > 0
     assert level["category"] > 0
     assert query.scores_N[0] == query.scores_N[1:].min()

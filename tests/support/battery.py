@@ -1,8 +1,8 @@
 """The fault battery of a training stage: resume, kills, corruption, as functions of a factory.
 
 A factory is a function without arguments that returns a fresh `(task, model, config)`; it must
-give the same ones each time. `check_*` functions raise AssertionError where the promise of DESIGN
-§5 "Checkpoint" is broken. `check_kills` needs the factory as `FILE.py:FUNCTION`, because it runs
+give the same ones each time. `check_*` functions raise AssertionError where the promise of
+`train.checkpoint` is broken. `check_kills` needs the factory as `FILE.py:FUNCTION`, because it runs
 in other processes.
 """
 
@@ -185,7 +185,7 @@ def check_kills(
                 mode, at = "outside", 0
                 status = ask(work, signal_after=(9, draws.uniform(0, duration)), **update)
             else:
-                mode = draws.choice(modes)
+                mode = modes[sum(done.values()) % len(modes)]
                 at = draws.randint(1, 5 if mode == "torn" else counts[mode] // 2)
                 status = ask(work, mode, at, **update)
             assert status in (0, -9), f"{mode} {at}: exit status {status}"
@@ -209,7 +209,7 @@ def forge(path: Path, **changes: Any) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     manifest = {**manifest, "files": artifacts.list_files(path), **changes}
     manifest.pop("seal", None)
-    artifacts.write_json(path / "manifest.json", {**manifest, "seal": artifacts.digest(manifest)})
+    artifacts.write_json(path / "manifest.json", artifacts.sealed(manifest))
 
 
 def _edit_manifest(path: Path, draws: random.Random) -> None:
@@ -320,8 +320,8 @@ def _loaded(
     optimizer = make_optimizer(model, config)
     mark = checkpoint.identity(task.name, SEED, config, model)
     said: list[str] = []
-    found = checkpoint.resume(work / "checkpoints", mark, model, optimizer, said.append)
+    step, _ = checkpoint.resume(work / "checkpoints", mark, model, optimizer, said.append)
     moments = hashlib.sha256(weights_digest(model).encode())
     for name, tensor in checkpoint._optimizer_tensors(model, optimizer).items():
         moments.update(name.encode() + tensor.numpy().tobytes())
-    return (found.step if found else 0), moments.hexdigest(), said
+    return step, moments.hexdigest(), said

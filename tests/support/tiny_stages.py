@@ -43,13 +43,12 @@ from diffgr2.progress import Progress
 from diffgr2.prompts.request import order_by_strength
 from diffgr2.prompts.template import make_template
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
-from diffgr2.stages.block_rl import BlockRlTask
 from diffgr2.stages.cft import CftTask
 from diffgr2.stages.corpus import KNOWN, Corpus
 from diffgr2.stages.distill import Outputs
 from diffgr2.stages.opd import OpdTask
 from diffgr2.stages.rl import RlTask
-from diffgr2.stages.rollouts import Roller, block_settings
+from diffgr2.stages.rollouts import Roller, rollout_settings
 from diffgr2.stages.sft import SftTask
 from diffgr2.streams import generator
 from diffgr2.traces.decide import Traces
@@ -228,7 +227,7 @@ def _train(kind: str) -> dict[str, torch.Tensor]:
     if kind == "ar":
         net = fresh()
         config = config_of(SftConfig, steps=45, rows=24, lr=2e-2, direct=0.6)
-        quietly(SftTask("sft", shop, config, SEED), net, config)
+        quietly(SftTask(shop, config, SEED), net, config)
     else:
         net = model("ar")
         config = config_of(CftConfig, steps=100, rows=16, lr=1e-2)
@@ -277,15 +276,15 @@ def config_of(section: type, **changes: Any) -> Any:
 
 def sft_task(**changes: Any) -> tuple[SftTask, SftConfig]:
     config = config_of(SftConfig, **changes)
-    return SftTask("sft", corpus(), config, SEED), config
+    return SftTask(corpus(), config, SEED), config
 
 
 def rl_task(*, reasoning: bool = False, **changes: Any) -> tuple[RlTask, RlConfig]:
     base = {"prompts": 2, "group": 6, "refill": 3, "epochs": 2, "overlong_cache": 4}
     config = config_of(RlConfig, **{**base, **changes})
-    settings = corpus().settings(None, "ar", temperature=config.temperature, max_tokens=0)
+    settings = rollout_settings(corpus(), None, config)
     roller = Roller("rl", corpus(), config, settings, SEED, reasoning=reasoning)
-    return RlTask("rl", roller, config, strict=True), config
+    return RlTask(roller, None), config
 
 
 def cft_task(*, contract: BlockContract | None = None, **changes: Any) -> tuple[CftTask, CftConfig]:
@@ -302,20 +301,20 @@ def opd_task(
 ) -> tuple[OpdTask, OpdConfig]:
     contract = contract or contract_of()
     config = config_of(OpdConfig, **{"rollouts": 2, **changes})
-    settings = block_settings(corpus(), contract, config)  # type: ignore[arg-type]
+    settings = rollout_settings(corpus(), contract, config)
     texts = outputs(direct)
     return OpdTask(corpus(), texts, contract, config, settings, frozen, SEED), config
 
 
 def block_rl_task(
     *, reasoning: bool = False, contract: BlockContract | None = None, **changes: Any
-) -> tuple[BlockRlTask, BlockRlConfig]:
+) -> tuple[RlTask, BlockRlConfig]:
     contract = contract or contract_of()
     base = {"prompts": 2, "group": 6, "refill": 3, "epochs": 2, "overlong_cache": 4}
     config = config_of(BlockRlConfig, **{**base, **changes})
-    settings = block_settings(corpus(), contract, config)
+    settings = rollout_settings(corpus(), contract, config)
     roller = Roller("block_rl", corpus(), config, settings, SEED, reasoning=reasoning)
-    return BlockRlTask("block_rl", roller, contract, config, strict=True), config
+    return RlTask(roller, contract), config
 
 
 def rolled(net: Any, settings: Any, prompts: list[list[int]], *key: str | int) -> list[Any]:

@@ -116,12 +116,13 @@ def test_pieces_make_up_the_text(text: str) -> None:
 
 
 def test_the_target_is_told_in_targeted_messages_only() -> None:
-    hidden, told = CHAT.messages(REQUEST), CHAT.messages(REQUEST, target=3, priming="Knowledge.")
+    hidden, told = CHAT.messages(REQUEST), CHAT.messages(REQUEST, target=3, knowledge=True)
     assert [m["role"] for m in hidden] == ["system", "user"]
     assert hidden[1]["content"] == told[1]["content"][: len(hidden[1]["content"])]
     added = told[1]["content"].removeprefix(hidden[1]["content"])
     assert SIDS[3] in added
     assert not any(sid in added for sid in SIDS[:3])
-    assert told[0]["content"].endswith("Knowledge.")
+    assert told[0]["content"] == f"{hidden[0]['content']}\n\n{CHAT.words['knowledge']}"
+    assert "orientation:\n- Purchases follow" in CHAT.words["knowledge"]
     for text in ("Soap", "Gel", "Cream", "Comb", "Brush", *SIDS, Sid((9, 9)).text):
         assert text in hidden[1]["content"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from diffgr2.data.fetch import KNOWN, Patience, RemoteFile, fetch
+from diffgr2.data.fetch import KNOWN, fetch
 from diffgr2.errors import ConfigError, DataError, RemoteError
-from diffgr2.progress import Progress
 
 BODY = bytes(i * 7919 % 251 for i in range(300_000))
 
@@ -83,10 +81,19 @@ def serving(behaviour: Behaviour) -> Iterator[str]:
         thread.join()
 
 
-def get(url: str, folder: Path, sha256: str = "", tries: int = 4) -> Path:
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Instead of waiting."""
     pauses: list[float] = []
-    patience = Patience(tries=tries, timeout_s=20, sleep=pauses.append)
-    [path] = fetch(url, folder, Progress(io.StringIO()), sha256=sha256, patience=patience)
+    monkeypatch.setattr("diffgr2.data.fetch.sleep", pauses.append)
+    monkeypatch.setattr("diffgr2.data.fetch.TIMEOUT_S", 20)
+    return pauses
+
+
+def get(url: str, folder: Path, sha256: str = "", tries: int = 4) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffgr2.data.fetch.TRIES", tries)
+        [path] = fetch(url, folder, sha256)
     assert sorted(p.name for p in folder.iterdir()) == [path.name], "nothing else is left behind"
     return path
 
@@ -140,11 +147,12 @@ def test_passing_failures_are_tried_again(tmp_path: Path) -> None:
     assert len(behaviour.log) == 4
 
 
-def test_pauses_grow_and_are_bounded(tmp_path: Path) -> None:
-    pauses: list[float] = []
-    patience = Patience(tries=6, longest_pause_s=5.0, sleep=pauses.append)
+def test_pauses_grow_and_are_bounded(
+    tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffgr2.data.fetch.LONGEST_PAUSE_S", 5.0)
     with serving(Behaviour(fail_first=[500] * 9)) as url, pytest.raises(RemoteError) as caught:
-        fetch(url, tmp_path, Progress(io.StringIO()), patience=patience)
+        get(url, tmp_path, tries=6)
     assert pauses == [1.0, 2.0, 4.0, 5.0, 5.0]
     assert str(caught.value) == (
         f"{url}: the server answers 500 (6 tries without headway; "
@@ -219,6 +227,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 def test_beauty_comes_from_its_publisher() -> None:
     base = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
     assert KNOWN["amazon-beauty"] == (
-        RemoteFile(f"{base}/reviews_Beauty_5.json.gz"),
-        RemoteFile(f"{base}/meta_Beauty.json.gz"),
+        f"{base}/reviews_Beauty_5.json.gz",
+        f"{base}/meta_Beauty.json.gz",
     )

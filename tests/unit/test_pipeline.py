@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffgr2.artifacts import MANIFEST, read_manifest
+from diffgr2 import artifacts
+from diffgr2.artifacts import MANIFEST, read_json, read_manifest, sha256_of, write_json
 from diffgr2.config import Recipe, validate
 from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.pipeline import INTERRUPTED, MISSING, OUTDATED, STANDS, Runner, Stage, StageContext
@@ -122,6 +123,56 @@ def test_a_damaged_directory_is_run_again(tmp_path: Path, damage: str) -> None:
         (tmp_path / "c" / MANIFEST).write_text("{")
     assert ran(tmp_path, ["d"]) == "c", "the same bytes come back, so d stands"
     read_manifest(tmp_path / "c", verify=True)
+
+
+def flip_a_byte(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+def test_a_flipped_byte_in_an_input_stops_what_would_read_it(tmp_path: Path) -> None:
+    """The size is the same, so the directory seems to stand until a stage is to run on it."""
+    ran(tmp_path, ["d"])
+    bad = tmp_path / "c" / "out.txt"
+    flip_a_byte(bad)
+    assert Runner(recipe(), tmp_path, stages()).survey(["d"])["c"] == STANDS, "nothing is hashed"
+    with pytest.raises(ArtifactError) as caught:
+        ran(tmp_path, ["d"], CHANGES["d"])
+    assert str(caught.value) == (
+        f"{bad}: content differs from the manifest (run stage c again with --force)"
+    )
+    assert ran(tmp_path, ["c"], CHANGES["d"], force=True) == "c"
+    assert ran(tmp_path, ["d"], CHANGES["d"]) == "d"
+
+
+def test_a_changed_manifest_of_an_input_stops_what_would_read_it(tmp_path: Path) -> None:
+    ran(tmp_path, ["b"])
+    manifest = read_json(tmp_path / "a" / MANIFEST)
+    manifest["metrics"]["length"] += 1
+    write_json(tmp_path / "a" / MANIFEST, manifest)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: was changed after it was written \("):
+        ran(tmp_path, ["b"], CHANGES["b"])
+
+
+def test_inputs_are_hashed_once_per_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def counting(path: Path) -> str:
+        hashed.append(path.parent.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr(artifacts, "sha256_of", counting)
+    ran(tmp_path, ["d"])
+    assert hashed == ["out"] * 4, "each result when it is published, and no input again"
+    hashed.clear()
+    artifacts._HASHES.clear()  # as in another process
+    assert ran(tmp_path, ["d"]) == ""
+    assert hashed == [], "what stands is not hashed"
+    assert ran(tmp_path, ["b", "c", "d"], CHANGES["b"] | CHANGES["c"]) == "bcd"
+    assert hashed == ["a", "out", "out", "out"], "both readers of a, but one hash"
 
 
 class Killed(BaseException):

@@ -14,7 +14,7 @@ from diffgr2.prompts.request import Request, Trace, order_by_strength
 from diffgr2.prompts.vocab import CHAT, CONTROL, MASK, Vocabulary, train_bpe
 
 LEVELS, CODES, K, BUCKETS, STRENGTHS = 3, 6, 8, 4, 5
-FIELDS = ("rank", "copurchase", "brand", "category", "popular")
+FIELDS = ("rank", "copurchase", "brand", "category", "session")
 TEXTS = ["rose shampoo for dry hair", "<mild> conditioner | 500 ml", "naïve café crème 香水"]
 
 
@@ -244,15 +244,6 @@ def test_reserved_tokens_spelled_in_user_text_stay_text(name, data):
 
 
 @pytest.mark.parametrize("name", VOCABS)
-def test_template_text_does_know_the_reserved_tokens(name):
-    vocab = VOCABS[name]
-    assert vocab.template_ids("<|im_start|><answer>") == [
-        vocab.control["<|im_start|>"],
-        vocab.control["<answer>"],
-    ]
-
-
-@pytest.mark.parametrize("name", VOCABS)
 def test_kinds_of_tokens_do_not_overlap_and_ids_read_back(name):
     vocab = VOCABS[name]
     readers = (vocab.sid_of, vocab.index_of, vocab.evidence_of, vocab.strength_of)
@@ -274,4 +265,4 @@ def test_a_saved_vocabulary_loads_as_it_was(name, tmp_path):
     assert again.control == vocab.control
     sample = "<c_1> rose <|MASK|>"
     assert again.text_ids(sample) == vocab.text_ids(sample)
-    assert again.template_ids(sample) == vocab.template_ids(sample)
+    assert again.names == vocab.names

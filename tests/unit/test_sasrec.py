@@ -1,4 +1,4 @@
-"""SASRec: the fused loss, causality, determinism, continuation, saving."""
+"""SASRec: the fused loss, causality, determinism, continuation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from diffgr2.artifacts import write_json
 from diffgr2.candidates import kinds
 from diffgr2.candidates.neighbours import Popularity
-from diffgr2.candidates.retrieval import evaluate, prefixes, ragged, top_k
+from diffgr2.candidates.retrieval import evaluate, prefixes, ragged
 from diffgr2.candidates.sasrec import (
     FullCrossEntropy,
     SasRec,
@@ -21,7 +21,6 @@ from diffgr2.candidates.sasrec import (
 )
 from diffgr2.config import RetrieverConfig
 from diffgr2.errors import ArtifactError
-from diffgr2.progress import Progress
 from diffgr2.types import Histories
 
 CONFIG = RetrieverConfig(dim=16, max_len=8, batch_users=32, epochs=4, patience=4, dropout=0.2)
@@ -152,20 +151,6 @@ def test_continued_training_gives_the_same_bits(tmp_path, stopped_after: int) ->
     assert all(
         torch.equal(a, b) for a, b in zip(whole.parameters(), rest.parameters(), strict=True)
     )
-
-
-def test_every_retriever_loads_by_its_kind(tmp_path) -> None:
-    h = cyclic(40)
-    for kind in ("sasrec", "itemknn", "popularity"):
-        config = CONFIG.model_copy(update={"kind": kind, "epochs": 1})
-        work = tmp_path / f"{kind}.work"
-        work.mkdir()
-        model, _ = kinds.fit(
-            h, np.arange(40), config, 0, work=work, name="x", progress=Progress(every_s=1e9)
-        )
-        model.save(tmp_path)
-        again = kinds.load(tmp_path)
-        assert np.array_equal(top_k(model, h, 5)[0], top_k(again, h, 5)[0])
 
 
 def test_a_directory_of_an_unknown_kind_is_refused(tmp_path) -> None:

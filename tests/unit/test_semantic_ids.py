@@ -18,7 +18,7 @@ from diffgr2.items.kmeans import kmeans, nearest
 from diffgr2.items.quality import id_report, purity, top_categories
 from diffgr2.items.quantize import fit_rkmeans
 from diffgr2.items.rqvae import Codebooks, contrastive, fit_rqvae, n_epochs
-from diffgr2.items.sids import SemanticIds, parse_sid, sid_text, sid_tokens
+from diffgr2.items.sids import SemanticIds, parse_sid, sid_text, sid_token
 from diffgr2.items.uniqueness import distinct_share, make_unique, take_neighbours
 from diffgr2.items.vectors import fit_vectors, item_text
 from diffgr2.pipeline import StageContext
@@ -175,7 +175,7 @@ def test_training_lowers_the_reconstruction_error(vectors_ID: np.ndarray) -> Non
         losses: list[float] = []
         fitted = fit_rqvae(vectors_ID, None, config, 0, lambda epoch, loss: losses.append(loss))
         assert len(losses) == epochs
-        decoded = fitted.decode(fitted.quantized(fitted.codes(vectors_ID)))
+        decoded = fitted.mlp("decoder", fitted.quantized(fitted.codes(vectors_ID)))
         return float(np.square(vectors_ID - decoded).mean())
 
     spread = float(np.square(vectors_ID - vectors_ID.mean(0)).mean())
@@ -225,7 +225,7 @@ def test_contrastive_loss_equals_its_definition_and_ignores_own_items() -> None:
 
 def test_moving_averages_equal_hand_arithmetic() -> None:
     book = torch.tensor([[[0.0], [10.0]]])
-    books = Codebooks(book.clone(), torch.ones(1, 2), book.clone(), torch.zeros(1, 2))
+    books = Codebooks(book.clone())
     latents = torch.tensor([[1.0], [2.0], [9.0]])
     codes, rests = books.assign(latents)
     assert codes.flatten().tolist() == [0, 0, 1]
@@ -236,12 +236,12 @@ def test_moving_averages_equal_hand_arithmetic() -> None:
 
 def test_a_dead_code_moves_to_the_worst_served_row_and_only_when_due() -> None:
     book = torch.tensor([[[0.0], [100.0]]])
-    books = Codebooks(book.clone(), torch.ones(1, 2), book.clone(), torch.zeros(1, 2))
+    books = Codebooks(book.clone())
     latents = torch.tensor([[0.0], [1.0], [-7.0]])
     codes, rests = books.assign(latents)
-    assert books.update(codes, rests, ema=0.99, dead_after=2) == 0
+    books.update(codes, rests, ema=0.99, dead_after=2)
     assert float(books.codes_LCE[0, 1, 0]) == pytest.approx(100.0)
-    assert books.update(codes, rests, ema=0.99, dead_after=2) == 1
+    books.update(codes, rests, ema=0.99, dead_after=2)
     assert float(books.codes_LCE[0, 1, 0]) == -7.0
     assert books.idle_LC[0, 1] == 0
 
@@ -258,7 +258,7 @@ def test_dead_codes_come_back_in_training(vectors_ID: np.ndarray) -> None:
 
 
 def test_tokens_and_text_are_read_back() -> None:
-    assert sid_tokens(2, 3) == ["<s_a_0>", "<s_a_1>", "<s_a_2>", "<s_b_0>", "<s_b_1>", "<s_b_2>"]
+    assert [sid_token(level, 7) for level in (0, 1, 7)] == ["<s_a_7>", "<s_b_7>", "<s_h_7>"]
     assert sid_text((57, 3)) == "<s_a_57><s_b_3>"
     assert parse_sid("<s_a_57><s_b_3>") == (57, 3)
     for wrong in ("", "<s_b_3>", "<s_a_1><s_c_2>", "<s_a_01>", " <s_a_1>", "<s_a_1>x", "<s_i_1>"):

@@ -20,10 +20,10 @@ from diffgr2.data.shop import (
     draw_remaining,
     item_truth,
     simulate_dataset,
-    true_probabilities,
 )
 from diffgr2.data.shop_catalogue import build_catalogue
-from diffgr2.data.shop_words import DEPARTMENTS
+from diffgr2.data.shop_truth import true_probabilities
+from diffgr2.data.shop_words import WORDS
 from diffgr2.data.store import Dataset
 from diffgr2.types import Histories
 
@@ -202,7 +202,7 @@ def test_shelves_of_any_size_are_well_formed(n_items: int) -> None:
     shelves = build_catalogue(n_items, seed=1)
     catalogue = shelves.catalogue
     assert len(catalogue) == len(set(catalogue.titles)) == len(set(catalogue.raw_ids)) == n_items
-    products = {p.name: p for d in DEPARTMENTS for p in d.products}
+    products = {p.name: p for d in WORDS.departments for p in d.products}
     prices = []
     for item in range(n_items):
         title, brand, path = (
@@ -214,22 +214,22 @@ def test_shelves_of_any_size_are_well_formed(n_items: int) -> None:
         assert title.startswith(brand + " ")
         assert products[path[1]].noun in title
         prices.append(catalogue.prices[item] / products[path[1]].price)
-        pool = shelves.complements_IC[item]
+        pool = shelves.truth["complements_IC"][item]
         assert len(set(pool[pool >= 0])) == (pool >= 0).sum() > 0
         for other in pool[pool >= 0].tolist():
             assert catalogue.categories[other][1] in products[path[1]].goes_with
-    assert ((shelves.complements_IC >= 0) == (shelves.complement_p_IC > 0)).all()
-    np.testing.assert_allclose(shelves.complement_p_IC.sum(1), 1.0)
-    means = [np.mean(np.array(prices)[shelves.tier_I == tier]) for tier in range(3)]
+    assert ((shelves.truth["complements_IC"] >= 0) == (shelves.truth["complement_p_IC"] > 0)).all()
+    np.testing.assert_allclose(shelves.truth["complement_p_IC"].sum(1), 1.0)
+    means = [np.mean(np.array(prices)[shelves.truth["tier_I"] == tier]) for tier in range(3)]
     assert means[0] < means[1] < means[2]
 
 
 def test_every_product_has_a_complement_in_its_own_department() -> None:
-    names = [p.name for d in DEPARTMENTS for p in d.products]
-    nouns = [p.noun for d in DEPARTMENTS for p in d.products]
+    names = [p.name for d in WORDS.departments for p in d.products]
+    nouns = [p.noun for d in WORDS.departments for p in d.products]
     assert len(set(names)) == len(names)
     assert len(set(nouns)) == len(nouns)
-    for department in DEPARTMENTS:
+    for department in WORDS.departments:
         own = {p.name for p in department.products}
         for product in department.products:
             assert set(product.goes_with) <= set(names) - {product.name}
@@ -290,7 +290,8 @@ import resource
 resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
 import numpy as np
 from diffgr2.config import ShopConfig
-from diffgr2.data.shop import simulate_dataset, true_probabilities
+from diffgr2.data.shop import simulate_dataset
+from diffgr2.data.shop_truth import true_probabilities
 data, truth = simulate_dataset(ShopConfig(n_items=100_000, n_users=112_000), 0)
 h = data.histories
 assert data.report["interactions"] >= 1_000_000, data.report

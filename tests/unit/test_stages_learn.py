@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffgr2.stages.batches import epoch_order
 from diffgr2.stages.corpus import Corpus
 from support import tiny_stages
 
@@ -34,6 +35,26 @@ def few(rows: int) -> Corpus:
             for split, t in shop.traces.items()
         },
     )
+
+
+@pytest.mark.parametrize(("n", "rows"), [(7, 3), (7, 7), (3, 8), (1, 2)])
+def test_steps_walk_through_reshuffled_epochs(n, rows):
+    walked = [at for step in range(1, 3 * n + 1) for at in epoch_order(n, rows, step, 5, "walk")]
+    assert len(walked) == 3 * n * rows
+    epochs = [walked[at : at + n] for at in range(0, len(walked), n)]
+    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1 or n == 1
+
+
+@pytest.mark.parametrize(("share", "floor"), [(0.0, 1.0), (0.3, 0.75), (1.0, 1 / 6)])
+def test_rl_shows_the_asked_share_of_prompts_with_shuffled_candidates(share, floor):
+    """A shuffle of three candidates leaves them as they were one time in six."""
+    roller = tiny_stages.rl_task(shuffle=share, prompts=100, refill=0)[0].roller
+    shop = roller.corpus
+    as_they_came = {shop.request(*hit).codes_KL.tobytes() for hit in shop.hits}
+    shown = [request for step in range(1, 5) for _, request, _ in roller.prompts(step, 0)]
+    found = np.mean([request.codes_KL.tobytes() in as_they_came for request in shown])
+    assert found == pytest.approx(floor, abs=0.08 if share > 0 else 0)
 
 
 def test_sft_learns_two_examples_by_heart():
@@ -73,7 +94,7 @@ def test_cft_learns_two_outputs_by_heart_and_keeps_the_ar_head():
 
 def reward_of(task: Any, net: Any) -> float:
     """Mean reward over many samples of all the lists, with one set of random streams."""
-    rewards = [task.roller.collect(900 + n, net).metrics["reward"] for n in range(3)]
+    rewards = [task.roller.collect(900 + n, net)[1]["reward"] for n in range(3)]
     return float(np.mean(rewards))
 
 
@@ -82,9 +103,17 @@ def reward_of(task: Any, net: Any) -> float:
 )
 def test_rl_raises_the_reward_of_a_toy_group(make, kind):
     task, config = make(
-        steps=20, prompts=6, group=8, refill=0, epochs=1, lr=2e-3, warmup=1, clip_high=0.28
+        steps=20,
+        prompts=6,
+        group=8,
+        shuffle=0.0,
+        refill=0,
+        epochs=1,
+        lr=2e-3,
+        warmup=1,
+        clip_high=0.28,
     )
-    task.roller.corpus, task.roller.shuffle = few(3), 0.0
+    task.roller.corpus = few(3)
     net = tiny_stages.model(kind)
     before = reward_of(task, net)
     lines = tiny_stages.quietly(task, net, config)

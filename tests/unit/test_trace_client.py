@@ -1,72 +1,106 @@
-"""Waiting times: what endpoints ask for, and what we wait by ourselves."""
+"""Reading what an endpoint sent: every response is samples or a ValueError, never anything else."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffgr2.config import LlmConfig
-from diffgr2.traces.client import ChatClient, _Fault, backoff_s, retry_after_s
+from diffgr2.errors import ConfigError, RemoteError
+from diffgr2.traces.client import ChatClient, PromptRefusedError, Sample, UnansweredError
 
-NOW = datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
+pytest.importorskip("openai")
+
+URL = "http://127.0.0.1:9/v1"
+CLIENT = ChatClient(LlmConfig(base_url=URL, api_key_env="DIFFGR2_NO_SUCH_VARIABLE"))
+
+
+def choice(content: Any, finish: Any = "stop") -> SimpleNamespace:
+    return SimpleNamespace(message=SimpleNamespace(content=content), finish_reason=finish)
+
+
+def response(*choices: Any, usage: Any = None) -> SimpleNamespace:
+    return SimpleNamespace(choices=list(choices), usage=usage)
+
+
+def test_a_call_is_paid_once_whatever_the_number_of_its_samples():
+    usage = SimpleNamespace(prompt_tokens=10, completion_tokens=7)
+    samples = CLIENT._read(response(choice("a"), choice(None, "length"), usage=usage), 5)
+    assert samples == [Sample("a", "stop", True, 10, 7), Sample("", "length", True, 0, 0)]
+    assert CLIENT._read(response(choice("a"), choice("b"), usage=usage), 1) == samples[:1]
 
 
 @pytest.mark.parametrize(
-    ("headers", "seconds"),
+    "usage",
     [
-        ({}, None),
-        ({"retry-after": "7"}, 7.0),
-        ({"retry-after": " 0.25 "}, 0.25),
-        ({"retry-after": "-3"}, 0.0),
-        ({"retry-after": "Tue, 06 May 2031 07:08:49 GMT"}, 40.0),
-        ({"retry-after": "Tue, 06 May 2031 07:08:49"}, 40.0),
-        ({"retry-after": "Tue, 06 May 2031 09:08:10 +0200"}, 1.0),
-        ({"retry-after": "Tue, 06 May 2031 07:00:00 GMT"}, 0.0),
-        ({"retry-after": "soon"}, None),
-        ({"retry-after": ""}, None),
-        ({"retry-after": "nan"}, None),
-        ({"retry-after": "inf"}, None),
-        ({"retry-after": "Tue, 99 May 99999 07:08:49 GMT"}, None),
-        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
-        ({"retry-after-ms": "?", "retry-after": "9"}, 9.0),
+        None,
+        SimpleNamespace(prompt_tokens=10),
+        SimpleNamespace(prompt_tokens=10, completion_tokens=None),
+        SimpleNamespace(prompt_tokens="10", completion_tokens=7),
+        SimpleNamespace(prompt_tokens=-1, completion_tokens=7),
     ],
 )
-def test_retry_after_is_read_as_seconds_milliseconds_or_date(headers, seconds):
-    assert retry_after_s(headers, NOW) == seconds
+def test_without_whole_counts_nothing_is_metered(usage):
+    assert CLIENT._read(response(choice("a", None), usage=usage), 1) == [
+        Sample("a", "unknown", False, 0, 0)
+    ]
 
 
-@given(st.text())
-def test_any_retry_after_is_a_number_of_seconds_or_none(text):
-    seconds = retry_after_s({"retry-after": text}, NOW)
-    assert seconds is None or 0 <= seconds < float("inf")
+@pytest.mark.parametrize(
+    "strange",
+    [
+        None,
+        "text",
+        [1],
+        SimpleNamespace(),
+        SimpleNamespace(choices=None),
+        SimpleNamespace(choices="no list"),
+        response(),
+        response(None),
+        response(SimpleNamespace(message=None)),
+        response(choice(5)),
+        response(choice("a"), choice(["b"])),
+    ],
+)
+def test_what_is_no_chat_completion_is_a_value_error(strange):
+    with pytest.raises(ValueError, match=r"no choices|a choice without a message"):
+        CLIENT._read(strange, 2)
 
 
-@given(st.integers(0, 10**6))
-def test_dates_and_seconds_mean_the_same(seconds):
-    date = format_datetime(NOW + timedelta(seconds=seconds), usegmt=True)
-    assert retry_after_s({"retry-after": date}, NOW) == seconds
-    assert retry_after_s({"retry-after": str(seconds)}, NOW) == seconds
+@given(st.integers(100, 599), st.text(max_size=30))
+def test_every_status_has_its_meaning(status, text):
+    error = Exception(text)
+    error.status_code, error.code = status, None  # type: ignore[attr-defined]
+    failure = CLIENT._failure(error)
+    if status in (400, 413, 422):
+        assert isinstance(failure, PromptRefusedError)
+        assert failure.status == status
+    elif status in (408, 409, 425, 429) or status >= 500:
+        assert isinstance(failure, UnansweredError)
+    else:
+        assert isinstance(failure, RemoteError)
+        assert "the variable DIFFGR2_NO_SUCH_VARIABLE is not set" in str(failure)
+    assert f"HTTP {status}" in str(failure)
+    assert len(str(failure).splitlines()) == 1
 
 
-@given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
-def test_back_off_doubles_up_to_its_limit_and_jitters_by_half(attempt, jitter):
-    wait = backoff_s(0.5, 30.0, attempt, jitter)
-    whole = min(30.0, 0.5 * 2 ** min(attempt, 10))
-    assert whole / 2 <= wait <= whole
+@pytest.mark.parametrize("key", ["bad\nkey", "clé"])
+def test_a_key_that_no_header_can_hold_is_refused(monkeypatch, key):
+    monkeypatch.setenv("DIFFGR2_TEST_KEY", key)
+    with pytest.raises(ConfigError, match="DIFFGR2_TEST_KEY: the key holds characters no key"):
+        ChatClient(LlmConfig(base_url=URL, api_key_env="DIFFGR2_TEST_KEY"))
 
 
-def test_jitter_is_a_function_of_its_key_and_differs_between_keys():
-    pytest.importorskip("openai")
-    config = LlmConfig(api_key_env="DIFFGR2_NO_SUCH_VARIABLE", backoff_s=1.0)
-    first, again, other = (ChatClient(config, seed=seed) for seed in (1, 1, 2))
-    fault = _Fault("server_error", "HTTP 500")
-    waits = [[c._wait_s(fault, i, "key") for i in range(5)] for c in (first, again, other)]
-    assert waits[0] == waits[1]
-    assert waits[0] != waits[2]
-    assert first._wait_s(fault, 0, "key") != first._wait_s(fault, 0, "other key")
-    asked = _Fault("rate_limited", "HTTP 429", 4.0)
-    assert 4.0 <= first._wait_s(asked, 0, "key") < 5.0
+def test_the_key_is_blotted_out_of_every_text(monkeypatch):
+    secret = "sk-very-secret-key-123"
+    monkeypatch.setenv("DIFFGR2_TEST_KEY", secret)
+    client = ChatClient(LlmConfig(base_url=URL, api_key_env="DIFFGR2_TEST_KEY"))
+    [sample] = client._read(response(choice(f"you are {secret}!")), 1)
+    assert sample.text == "you are ***!"
+    for text in (secret, f"a {secret}", "x " * 140 + secret, f"{secret}\n{secret}"):
+        assert "***" in client._safe(ValueError(text))
+        assert "sk-very" not in client._safe(ValueError(text))

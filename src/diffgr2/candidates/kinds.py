@@ -1,31 +1,31 @@
 """The retrievers by name: fit one, load one.
 
 Contract: `fit` builds the kind that the recipe names from some users' train parts (validation items
-are used for SASRec's early stop only); `load` reads any retriever directory. Not here: how any of
-them works (`sasrec`, `neighbours`).
+are used for SASRec's early stop only); `load` reads any retriever directory. SASRec and torch are
+imported where one is fitted or loaded. Not here: how any of them works (`sasrec`, `neighbours`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffgr2.artifacts import read_json
-from diffgr2.candidates import sasrec
 from diffgr2.candidates.neighbours import ItemKnn, Popularity
 from diffgr2.candidates.retrieval import prefixes
-from diffgr2.candidates.sasrec import SasRec
 from diffgr2.config import RetrieverConfig
 from diffgr2.errors import ArtifactError
 from diffgr2.progress import Progress
 from diffgr2.types import Histories
 
-COUNTED = {"itemknn": ItemKnn, "popularity": Popularity}
-LOADERS = {"sasrec": SasRec, **COUNTED}
+if TYPE_CHECKING:
+    from diffgr2.candidates.sasrec import SasRec
 
-Fitted = SasRec | ItemKnn | Popularity
+    Fitted = SasRec | ItemKnn | Popularity
+
+COUNTED = {"itemknn": ItemKnn, "popularity": Popularity}
 
 
 def fit(
@@ -42,6 +42,8 @@ def fit(
     if config.kind in COUNTED:
         train = prefixes(histories, users, histories.lengths_U[users] - 2)
         return COUNTED[config.kind].build(train), {}
+    from diffgr2.candidates import sasrec
+
     model, curve = sasrec.train(
         histories, users, config, seed, work=work, name=name, progress=progress
     )
@@ -53,6 +55,10 @@ def load(directory: Path) -> Fitted:
     """The retriever in a directory, whatever its kind."""
     about = read_json(directory / "config.json")
     kind = about.get("kind") if isinstance(about, dict) else None
-    if kind not in LOADERS:
+    if kind in COUNTED:
+        return COUNTED[kind].load(directory)
+    if kind != "sasrec":
         raise ArtifactError(f"{directory / 'config.json'}: unknown retriever kind {kind!r}")
-    return LOADERS[kind].load(directory)
+    from diffgr2.candidates.sasrec import SasRec
+
+    return SasRec.load(directory)

@@ -4,12 +4,12 @@ Contract: `training_lists` ranks, for each user, with a model that never saw tha
 (cross-fitting by user); `held_out_lists` ranks validation and test positions with the full model.
 Items of the visible history never appear. A target is in its list only where the retriever put it
 there, unless `inject_target` is set for training (a recorded flag: the odd one out is easy to spot
-and teaches the wrong thing). Not here: how a retriever is trained, and evidence.
+and teaches the wrong thing). Not here: how a retriever is trained (`kinds`), and evidence
+(`index`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,9 @@ from diffgr2.candidates.retrieval import Retriever, prefixes, top_k
 from diffgr2.errors import ArtifactError, DataError
 from diffgr2.streams import permutation
 from diffgr2.types import MISS, CandidateLists, Histories
+
+ARRAYS = ("user_L", "end_L", "target_L", "items_LK", "scores_LK")
+"""Of `CandidateLists`, and of its file."""
 
 MIN_HISTORY = 2
 """Training lists need at least this many items before their target."""
@@ -32,13 +35,12 @@ def fold_of_users(n_users: int, folds: int, seed: int) -> np.ndarray:
 
 
 def training_positions(
-    histories: Histories, count: int, users: np.ndarray | None = None
+    histories: Histories, users: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(user_L, end_L): the last `count` positions of each user's train part, by user, oldest first.
+    """(user_L, end_L): the last `count` positions of these users' train parts, oldest first.
 
     The target is the item at `end`, inside the train part; the history is what stands before it.
     """
-    users = np.arange(histories.n_users) if users is None else users
     last_U = histories.lengths_U[users] - 3  # the last position of the train part
     first_U = np.maximum(last_U - count + 1, MIN_HISTORY)
     number_U = np.maximum(last_U - first_U + 1, 0)
@@ -62,11 +64,9 @@ def ranked_lists(
             f"candidates.k: {k} unseen candidates needed, but the catalogue has "
             f"{histories.n_items} items and a history of {int(end_L.max())}"
         )
-    items_LK, scores_LK = top_k(retriever, prefixes(histories, user_L, end_L), k)
+    ranked = top_k(retriever, prefixes(histories, user_L, end_L), k)
     target_L = histories.items_N[histories.offsets_U1[user_L] + end_L]
-    return CandidateLists(
-        split, user_L.astype(np.int32), end_L.astype(np.int32), target_L, items_LK, scores_LK
-    )
+    return CandidateLists(split, user_L.astype(np.int32), end_L.astype(np.int32), target_L, *ranked)
 
 
 def held_out_lists(
@@ -91,18 +91,13 @@ def training_lists(
     parts = []
     for fold in range(int(fold_U.max()) + 1):
         retriever = fit(np.flatnonzero(fold_U != fold), fold)
-        positions = training_positions(histories, prefixes_per_user, np.flatnonzero(fold_U == fold))
+        inside = np.flatnonzero(fold_U == fold)
+        positions = training_positions(histories, inside, prefixes_per_user)
         parts.append(ranked_lists(histories, retriever, "train", *positions, k))
-    lists = concatenated(parts)
+    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS]
+    lists = CandidateLists("train", *arrays)
     lists = lists.take(np.lexsort((lists.end_L, lists.user_L)))
     return with_targets(lists) if inject_target else lists
-
-
-def concatenated(parts: list[CandidateLists]) -> CandidateLists:
-    """Lists of the same split and K, one after the other."""
-    names = ("user_L", "end_L", "target_L", "items_LK", "scores_LK")
-    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
-    return CandidateLists(parts[0].split, *arrays)
 
 
 def with_targets(lists: CandidateLists) -> CandidateLists:
@@ -111,21 +106,13 @@ def with_targets(lists: CandidateLists) -> CandidateLists:
     items_LK = lists.items_LK.copy()
     missed_L = lists.hit_L == MISS
     items_LK[missed_L, -1] = lists.target_L[missed_L]
-    return CandidateLists(
-        lists.split, lists.user_L, lists.end_L, lists.target_L, items_LK, lists.scores_LK
-    )
+    return replace(lists, items_LK=items_LK)
 
 
 def save_lists(directory: Path, lists: CandidateLists) -> None:
     """Write `<split>.safetensors`."""
-    save_arrays(
-        directory / f"{lists.split}.safetensors",
-        user_L=lists.user_L,
-        end_L=lists.end_L,
-        target_L=lists.target_L,
-        items_LK=lists.items_LK,
-        scores_LK=lists.scores_LK,
-    )
+    arrays = {name: getattr(lists, name) for name in ARRAYS}
+    save_arrays(directory / f"{lists.split}.safetensors", **arrays)
 
 
 def load_lists(directory: Path, split: str) -> CandidateLists:
@@ -133,7 +120,6 @@ def load_lists(directory: Path, split: str) -> CandidateLists:
     path = directory / f"{split}.safetensors"
     arrays = load_arrays(path)
     try:
-        names = ("user_L", "end_L", "target_L", "items_LK", "scores_LK")
-        return CandidateLists(split, *(arrays[name] for name in names))
+        return CandidateLists(split, *(arrays[name] for name in ARRAYS))
     except KeyError as error:
         raise ArtifactError(f"{path}: array {error} is missing") from None

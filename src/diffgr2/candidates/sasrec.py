@@ -9,7 +9,6 @@ Not here: negative sampling, candidate lists (`lists`), other retrievers (`neigh
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,15 @@ import scipy.sparse as sp
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.utils.extmath import randomized_svd
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffgr2.artifacts import read_json, write_json
+from diffgr2.artifacts import read_json, replacing, write_json
 from diffgr2.candidates.neighbours import bought
 from diffgr2.candidates.retrieval import evaluate, padded_last, prefixes
 from diffgr2.config import RetrieverConfig
-from diffgr2.errors import ArtifactError, NonFiniteError
+from diffgr2.errors import ArtifactError, NonFiniteError, first_line
+from diffgr2.items.vectors import unit_rows
 from diffgr2.progress import Progress
 from diffgr2.streams import generator, key_of, permutation, torch_generator
 from diffgr2.types import Histories
@@ -40,7 +40,7 @@ SORT_BATCHES = 16
 """Batches whose users are sorted by length together, so that little of a batch is padding."""
 
 
-def dropped(x: torch.Tensor, rate: float, source: np.random.Generator | None) -> torch.Tensor:
+def dropped(x: Tensor, rate: float, source: np.random.Generator | None) -> Tensor:
     """Dropout from an explicit generator, in steps of 1/256; none without a generator."""
     level = min(round(rate * 256), 255)
     if source is None or level == 0:
@@ -61,7 +61,7 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
-    def forward(self, x_BTC: torch.Tensor, source: np.random.Generator | None) -> torch.Tensor:
+    def forward(self, x_BTC: Tensor, source: np.random.Generator | None) -> Tensor:
         rows, length, dim = x_BTC.shape
         qkv = self.qkv(self.norm_attention(x_BTC)).view(rows, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -78,7 +78,7 @@ class SasRec(nn.Module):
 
     def __init__(self, n_items: int, config: RetrieverConfig, seed: int = 0) -> None:
         super().__init__()
-        self._n_items, self.config = n_items, config
+        self.n_items, self.config = n_items, config
         self.items = nn.Embedding(n_items, config.dim)
         self.positions = nn.Embedding(config.max_len, config.dim)
         self.norm_in, self.norm_out = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
@@ -93,13 +93,7 @@ class SasRec(nn.Module):
                 elif name.endswith("bias"):
                     parameter.zero_()
 
-    @property
-    def n_items(self) -> int:
-        return self._n_items
-
-    def forward(
-        self, items_BT: torch.Tensor, source: np.random.Generator | None = None
-    ) -> torch.Tensor:
+    def forward(self, items_BT: Tensor, source: np.random.Generator | None = None) -> Tensor:
         """Hidden states of padded rows (padding at the right, any valid id)."""
         position_T = torch.arange(items_BT.shape[1])
         x_BTC = self.norm_in(self.items(items_BT) + self.positions(position_T))
@@ -109,24 +103,20 @@ class SasRec(nn.Module):
         return self.norm_out(x_BTC)
 
     @torch.no_grad()
-    def encode(self, queries: Histories) -> torch.Tensor:
-        """The state at each history's last item; an empty history is the zero vector (L, C)."""
+    def score_all(self, queries: Histories) -> np.ndarray:
+        """Logits of every item for every query, f32 (L, I); all 0 for an empty history."""
         length_L = np.minimum(queries.lengths_U, self.config.max_len)
         padded_LT = padded_last(queries, max(1, int(length_L.max(initial=1))), fill=0)
         state_LTC = self(torch.from_numpy(padded_LT).long())
         last_L = torch.from_numpy(np.maximum(length_L, 1) - 1)
         state_LC = state_LTC[torch.arange(len(last_L)), last_L]
-        return state_LC * torch.from_numpy(length_L > 0)[:, None]
-
-    @torch.no_grad()
-    def score_all(self, queries: Histories) -> np.ndarray:
-        """Logits of every item for every query, f32 (L, I)."""
-        return (self.encode(queries) @ self.items.weight.T).float().numpy()
+        state_LC = state_LC * torch.from_numpy(length_L > 0)[:, None]
+        return (state_LC @ self.items.weight.T).float().numpy()
 
     def save(self, directory: Path) -> None:
         """Write model.safetensors and config.json."""
         save_file(state_of(self), directory / "model.safetensors")
-        about = {"kind": "sasrec", "n_items": self._n_items, **self.config.model_dump(mode="json")}
+        about = {"n_items": self.n_items, **self.config.model_dump(mode="json")}
         write_json(directory / "config.json", about)
 
     @staticmethod
@@ -138,12 +128,12 @@ class SasRec(nn.Module):
             model = SasRec(n_items, RetrieverConfig.model_validate(about))
             model.load_state_dict(load_file(directory / "model.safetensors"))
         except Exception as error:
-            line = str(error).splitlines()[0]
-            raise ArtifactError(f"{directory}: not a SASRec directory ({line})") from None
+            reason = first_line(error)
+            raise ArtifactError(f"{directory}: not a SASRec directory ({reason})") from None
         return model.eval()
 
 
-def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Detached contiguous copies of all tensors."""
     return {name: t.detach().clone().contiguous() for name, t in model.state_dict().items()}
 
@@ -156,12 +146,8 @@ class FullCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
-        hidden_NC: torch.Tensor,
-        weight_IC: torch.Tensor,
-        target_N: torch.Tensor,
-        bf16: bool,
-    ) -> torch.Tensor:
+        ctx: Any, hidden_NC: Tensor, weight_IC: Tensor, target_N: Tensor, bf16: bool
+    ) -> Tensor:
         kind = torch.bfloat16 if bf16 else torch.float32
         weight = weight_IC.to(kind)
         grad_NC, grad_IC = torch.empty_like(hidden_NC), torch.zeros_like(weight_IC)
@@ -182,7 +168,7 @@ class FullCrossEntropy(torch.autograd.Function):
         return loss.float()
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor):  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor):  # type: ignore[override]
         grad_NC, grad_IC = ctx.saved_tensors
         return grad_NC * scale, grad_IC * scale, None, None
 
@@ -198,36 +184,25 @@ def epoch_batches(length_U: np.ndarray, rows: int, source: np.random.Generator) 
     return [batches[i] for i in source.permutation(len(batches))]
 
 
-def batch_loss(
-    model: SasRec, train: Histories, users: np.ndarray, source: np.random.Generator, bf16: bool
-) -> torch.Tensor:
-    """Mean cross-entropy of every next item of these users' train parts (last max_len of them)."""
-    queries = prefixes(train, users, train.lengths_U[users])
-    length_L = np.minimum(queries.lengths_U, model.config.max_len + 1)
-    rows_LT = torch.from_numpy(padded_last(queries, int(length_L.max()), fill=0)).long()
-    real_LT = torch.arange(rows_LT.shape[1] - 1) < torch.from_numpy(length_L - 1)[:, None]
-    hidden_LTC = model(rows_LT[:, :-1], source)
-    hidden_NC, target_N = hidden_LTC[real_LT], rows_LT[:, 1:][real_LT]
-    loss = FullCrossEntropy.apply(hidden_NC, model.items.weight, target_N, bf16)
-    return loss / len(target_N)
-
-
 def train_epoch(
-    model: SasRec,
-    optimizer: torch.optim.Optimizer,
-    train: Histories,
-    epoch: int,
-    seed: int,
+    model: SasRec, optimizer: torch.optim.Optimizer, train: Histories, epoch: int, seed: int
 ) -> float:
-    """One pass over all users; returns the mean loss of its batches."""
-    config = model.config
-    batches = epoch_batches(
-        train.lengths_U, config.batch_users, generator(seed, "sasrec", "order", epoch)
-    )
+    """One pass over all users; returns the mean loss of its batches.
+
+    A batch's loss is the mean cross-entropy of every next item of its users' histories (of the last
+    `max_len` items).
+    """
+    config, order = model.config, generator(seed, "sasrec", "order", epoch)
     losses = []
-    for step, users in enumerate(batches):
-        source = generator(seed, "sasrec", "dropout", epoch, step)
-        loss = batch_loss(model, train, users, source, config.precision == "bf16")
+    for step, users in enumerate(epoch_batches(train.lengths_U, config.batch_users, order)):
+        queries = prefixes(train, users, train.lengths_U[users])
+        length_L = np.minimum(queries.lengths_U, config.max_len + 1)
+        items_LT = torch.from_numpy(padded_last(queries, int(length_L.max()), fill=0)).long()
+        real_LT = torch.arange(items_LT.shape[1] - 1) < torch.from_numpy(length_L - 1)[:, None]
+        hidden_LTC = model(items_LT[:, :-1], generator(seed, "sasrec", "dropout", epoch, step))
+        hidden_NC, target_N = hidden_LTC[real_LT], items_LT[:, 1:][real_LT]
+        bf16 = config.precision == "bf16"
+        loss = FullCrossEntropy.apply(hidden_NC, model.items.weight, target_N, bf16) / len(target_N)
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(f"retriever: loss is {loss.item()} in epoch {epoch} step {step}")
         optimizer.zero_grad(set_to_none=True)
@@ -237,14 +212,7 @@ def train_epoch(
     return float(np.mean(losses))
 
 
-def replace_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write safetensors so that a kill leaves the old or the new file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
-
-
-def copurchase_vectors(train: Histories, dim: int, seed: int) -> torch.Tensor:
+def copurchase_vectors(train: Histories, dim: int, seed: int) -> Tensor:
     """Unit vectors per item whose products follow co-purchase (zero for items nobody bought).
 
     Started from these, the model ranks by co-purchase with the newest item before its first step,
@@ -256,28 +224,27 @@ def copurchase_vectors(train: Histories, dim: int, seed: int) -> torch.Tensor:
     matrix_UI = sp.csr_array(scale_U @ users_UI @ scale_I)
     rank = min(dim, train.n_users, train.n_items)
     state = key_of(seed, "sasrec", "svd") % (1 << 32)
-    _, value_D, right_DI = randomized_svd(
-        matrix_UI,
-        rank,
-        n_iter=4,  # pyright: ignore[reportArgumentType]
-        random_state=state,
-    )
+    svd: Any = randomized_svd  # its stubs want n_iter to be text
+    _, value_D, right_DI = svd(matrix_UI, rank, n_iter=4, random_state=state)
     vectors_ID = np.zeros((train.n_items, dim), np.float32)
     vectors_ID[:, :rank] = right_DI.T * np.sqrt(value_D)
-    norm_I1 = np.linalg.norm(vectors_ID, axis=1, keepdims=True)
-    return torch.from_numpy(vectors_ID / np.maximum(norm_I1, 1e-6))
+    return torch.from_numpy(unit_rows(vectors_ID, least=1e-6))  # rounding dust stays dust
+
+
+MEASURES = ("loss", "r@10", "ndcg@10")
+"""Of an epoch: training loss, accuracy on the validation items."""
 
 
 class Training:
-    """The state between two epochs, and its file in the work directory."""
+    """All that is carried from epoch to epoch."""
 
-    def __init__(self, n_items: int, config: RetrieverConfig, seed: int) -> None:
-        self.model = SasRec(n_items, config, seed)
+    def __init__(self, model: SasRec) -> None:
+        self.model, config = model, model.config
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+            model.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
+        self.best = state_of(model)
         self.curve: list[dict[str, float]] = []  # one entry per finished epoch
-        self.best = state_of(self.model)
 
     @property
     def best_epoch(self) -> int:
@@ -289,36 +256,30 @@ class Training:
         config, done = self.model.config, len(self.curve)
         return done >= config.epochs or (done > 0 and done - 1 - self.best_epoch >= config.patience)
 
-    def save(self, work: Path, name: str) -> None:
-        tensors = {f"model.{k}": v for k, v in state_of(self.model).items()}
-        tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{index}.{k}": v.contiguous() for k, v in slots.items()}
-        # The curve travels inside the tensors' file: one rename, never a half state.
-        flat = [[e["loss"], e["r@10"], e["ndcg@10"]] for e in self.curve]
+    def save(self, path: Path) -> None:
+        """One file, replaced in one rename: never a half state."""
+        tensors = {f"model.{name}": t for name, t in state_of(self.model).items()}
+        tensors |= {f"best.{name}": t for name, t in self.best.items()}
+        for name, parameter in self.model.named_parameters():
+            tensors |= {f"{k}.{name}": t for k, t in self.optimizer.state[parameter].items()}
+        flat = [[entry[name] for name in MEASURES] for entry in self.curve]
         tensors["curve"] = torch.tensor(flat, dtype=torch.float64)
-        replace_file(work / f"{name}.safetensors", tensors)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary)
 
-    def load(self, work: Path, name: str) -> None:
-        """Continue from the file if there is one that can be read."""
-        path = work / f"{name}.safetensors"
-        if not path.is_file():
-            return
-        tensors = load_file(path)
-        self.model.load_state_dict(_under("model.", tensors))
-        self.best = _under("best.", tensors)
-        slots: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in _under("adam.", tensors).items():
-            index, slot = key.split(".")
-            slots.setdefault(int(index), {})[slot] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+    def load(self, path: Path) -> None:
+        """Go on where `save` was called last."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in load_file(path).items():
+            kind, _, name = key.partition(".")
+            parts.setdefault(kind, {})[name] = tensor
         self.curve = [
-            {"loss": row[0], "r@10": row[1], "ndcg@10": row[2]} for row in tensors["curve"].tolist()
+            dict(zip(MEASURES, values, strict=True)) for values in parts.pop("curve")[""].tolist()
         ]
-
-
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        self.model.load_state_dict(parts.pop("model"))
+        self.best = parts.pop("best")
+        for name, parameter in self.model.named_parameters():
+            self.optimizer.state[parameter] = {kind: parts[kind][name] for kind in parts}
 
 
 def train(
@@ -335,32 +296,30 @@ def train(
 
     Returns the model of the best epoch and the training curve.
     """
-    end_U = histories.lengths_U[users]
-    part = prefixes(histories, users, end_U - 2)
+    part = prefixes(histories, users, histories.lengths_U[users] - 2)
     watched = users[permutation(len(users), seed, "sasrec", "watched")[:WATCHED_USERS]]
     watched_end = histories.lengths_U[watched] - 2
     watched_part = prefixes(histories, watched, watched_end)
     target_U = histories.items_N[histories.offsets_U1[watched] + watched_end]
-    state = Training(histories.n_items, config, seed)
+    model = SasRec(histories.n_items, config, seed)
     if config.init == "copurchase":
         with torch.no_grad():
-            state.model.items.weight += copurchase_vectors(part, config.dim, seed)
-        state.best = state_of(state.model)
-    if work is not None:
-        state.load(work, name)
+            model.items.weight += copurchase_vectors(part, config.dim, seed)
+    state = Training(model)
+    path = None if work is None else work / f"{name}.safetensors"
+    if path is not None and path.is_file():
+        state.load(path)
     with (progress or Progress()).task(name, config.epochs) as task:
         if state.curve:
             task.advance(len(state.curve), "continued")
         while not state.finished:
-            state.model.train()
-            loss = train_epoch(state.model, state.optimizer, part, len(state.curve), seed)
-            metrics = evaluate(state.model.eval(), watched_part, target_U)
+            loss = train_epoch(model.train(), state.optimizer, part, len(state.curve), seed)
+            metrics = evaluate(model.eval(), watched_part, target_U)
             state.curve.append({"loss": loss, **metrics})
             if state.best_epoch == len(state.curve) - 1:
-                state.best = state_of(state.model)
-            if work is not None:
-                state.save(work, name)
-            note = f"loss {loss:.3f} validation ndcg@10 {metrics['ndcg@10']:.4f}"
-            task.advance(1, note)
-    state.model.load_state_dict(state.best)
-    return state.model.eval(), state.curve
+                state.best = state_of(model)
+            if path is not None:
+                state.save(path)
+            task.advance(1, f"loss {loss:.3f} validation ndcg@10 {metrics['ndcg@10']:.4f}")
+    model.load_state_dict(state.best)
+    return model.eval(), state.curve

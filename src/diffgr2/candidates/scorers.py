@@ -3,9 +3,9 @@
 Contract: a scorer sees `buckets_LKF` (u8), exactly what a prompt shows, and gives `score_LK`;
 higher is better. `fit(kind, ...)` learns from lists that hold their target. `linear` is an additive
 scorecard, one weight per field and bucket, whose `contributions` say which evidence moved a
-decision; `mlp` also sees the list's mean; `gbdt` is boosted trees on candidates, a ceiling that is
-scored but not stored. Same data and seed give the same bits. Not here: fields and buckets
-(`evidence`), test metrics (`evaluate`).
+decision; it alone is stored. `mlp` also sees the list's mean; `gbdt` is boosted trees on single
+candidates (is it the target?), a ceiling. Same data and seed give the same bits. Not here: fields
+and buckets (`index`), test metrics (`evaluate`).
 """
 
 from __future__ import annotations
@@ -18,33 +18,27 @@ from typing import Protocol
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from scipy.special import softmax
 from torch import nn
 from torch.nn import functional as F
 
 from diffgr2.artifacts import load_arrays, save_arrays
+from diffgr2.candidates.retrieval import rank_of_target as rank_of_target
 from diffgr2.errors import ArtifactError
-from diffgr2.streams import generator, torch_generator
-from diffgr2.types import MISS
-
-KINDS = ("linear", "mlp", "gbdt")
+from diffgr2.streams import permutation, torch_generator
+from diffgr2.types import MISS, ndcg_of
 
 
 class Scorer(Protocol):
     """Rates candidates from their buckets."""
 
-    def score(self, buckets_LKF: np.ndarray) -> np.ndarray: ...
+    def score(self, buckets_LKF: np.ndarray, /) -> np.ndarray: ...
 
 
 def cell_index(buckets_LKF: np.ndarray, n_buckets: int) -> np.ndarray:
     """Number of each (field, bucket) cell: field * n_buckets + bucket."""
     fields = np.arange(buckets_LKF.shape[-1], dtype=np.int64) * n_buckets
     return buckets_LKF.astype(np.int64) + fields
-
-
-def softmax_rows(score_LK: np.ndarray) -> np.ndarray:
-    """Softmax over candidates."""
-    e_LK = np.exp(score_LK - score_LK.max(1, keepdims=True))
-    return e_LK / e_LK.sum(1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -59,14 +53,14 @@ class LinearScorer:
         n_lists, _, fields = buckets_LKF.shape
         cell_LKF = cell_index(buckets_LKF, n_buckets)
         cells = fields * n_buckets
-        rows_L = np.arange(n_lists)
+        each_L = np.arange(n_lists)
         # Counts of the targets' cells do not change with the weights.
-        target_C = np.bincount(cell_LKF[rows_L, hit_L].ravel(), minlength=cells)
+        target_C = np.bincount(cell_LKF[each_L, hit_L].ravel(), minlength=cells)
 
         def objective(weight_C: np.ndarray) -> tuple[float, np.ndarray]:
             score_LK = weight_C[cell_LKF].sum(-1)
-            p_LK = softmax_rows(score_LK)
-            loss = -np.log(np.maximum(p_LK[rows_L, hit_L], 1e-300)).sum()
+            p_LK = softmax(score_LK, axis=1)
+            loss = -np.log(np.maximum(p_LK[each_L, hit_L], 1e-300)).sum()
             mass_LKF = np.broadcast_to(p_LK[:, :, None], cell_LKF.shape)
             expected_C = np.bincount(cell_LKF.ravel(), mass_LKF.ravel(), minlength=cells)
             penalty = 0.5 * l2 * float(weight_C @ weight_C)
@@ -94,7 +88,10 @@ class LinearScorer:
 
     @staticmethod
     def load(path: Path) -> LinearScorer:
-        return LinearScorer(_array(path, "weight_FB"))
+        arrays = load_arrays(path)
+        if "weight_FB" not in arrays:
+            raise ArtifactError(f"{path}: array weight_FB is missing")
+        return LinearScorer(arrays["weight_FB"])
 
 
 class _MlpNet(nn.Module):
@@ -119,127 +116,83 @@ class _MlpNet(nn.Module):
 
 
 @dataclass(frozen=True)
-class MlpScorer:
-    """A small network with a linear scorecard as its skip connection."""
+class Fitted:
+    """A scorer that lives in memory only."""
 
-    net: _MlpNet
-    n_buckets: int
+    score: Callable[[np.ndarray], np.ndarray]
 
-    @staticmethod
-    def fit(
-        buckets_LKF: np.ndarray,
-        hit_L: np.ndarray,
-        n_buckets: int,
-        seed: int,
-        *,
-        hidden: int = 32,
-        epochs: int = 12,
-        batch: int = 256,
-        lr: float = 3e-3,
-        weight_decay: float = 0.05,
-    ) -> MlpScorer:
-        """Listwise softmax, AdamW, linear decay of the rate."""
-        net = _MlpNet(buckets_LKF.shape[-1] * n_buckets, hidden, seed)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
-        cell = torch.from_numpy(cell_index(buckets_LKF, n_buckets))
-        target = torch.from_numpy(hit_L.astype(np.int64))
-        steps = epochs * -(-len(target) // batch)
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / (steps + 1))
-        for epoch in range(epochs):
-            order = torch.from_numpy(
-                generator(seed, "scorer", "order", epoch).permutation(len(target))
-            )
-            for rows in order.split(batch):
-                loss = F.cross_entropy(net(cell[rows]), target[rows])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                rate.step()
-        return MlpScorer(net.eval(), n_buckets)
+
+def fit_mlp(buckets_LKF: np.ndarray, hit_L: np.ndarray, n_buckets: int, seed: int) -> Fitted:
+    """A small network: listwise softmax, AdamW, linear decay of the rate."""
+    epochs, batch = 12, 256
+    net = _MlpNet(buckets_LKF.shape[-1] * n_buckets, 32, seed)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
+    cell_LKF = torch.from_numpy(cell_index(buckets_LKF, n_buckets))
+    target_L = torch.from_numpy(hit_L.astype(np.int64))
+    steps = epochs * -(-len(target_L) // batch)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / (steps + 1))
+    for epoch in range(epochs):
+        order_L = torch.from_numpy(permutation(len(target_L), seed, "scorer", "order", epoch))
+        for lists in order_L.split(batch):
+            loss = F.cross_entropy(net(cell_LKF[lists]), target_L[lists])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rate.step()
 
     @torch.no_grad()
-    def score(self, buckets_LKF: np.ndarray) -> np.ndarray:
-        cell = torch.from_numpy(cell_index(buckets_LKF, self.n_buckets))
-        parts = [self.net(part) for part in cell.split(8192)]
-        return torch.cat(parts).numpy() if parts else np.zeros(buckets_LKF.shape[:2], np.float32)
+    def score(buckets_LKF: np.ndarray) -> np.ndarray:
+        cell_LKF = torch.from_numpy(cell_index(buckets_LKF, n_buckets))
+        return torch.cat([net(part) for part in cell_LKF.split(8192)]).numpy()
 
-    def save(self, path: Path) -> None:
-        arrays = {k: v.numpy() for k, v in self.net.state_dict().items()}
-        save_arrays(path, n_buckets=np.array([self.n_buckets]), **arrays)
-
-    @staticmethod
-    def load(path: Path) -> MlpScorer:
-        arrays = load_arrays(path)
-        try:
-            n_buckets = int(arrays.pop("n_buckets")[0])
-            cells, hidden = arrays["cells.weight"].shape
-            net = _MlpNet(cells, hidden, 0)
-            net.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})
-        except (KeyError, RuntimeError) as error:
-            raise ArtifactError(f"{path}: not an mlp scorer ({error})".splitlines()[0]) from None
-        return MlpScorer(net.eval(), n_buckets)
+    return Fitted(score)
 
 
-@dataclass(frozen=True)
-class GbdtScorer:
-    """Boosted trees on single candidates (is it the target?); lives in memory only."""
+def fit_gbdt(buckets_LKF: np.ndarray, hit_L: np.ndarray, seed: int) -> Fitted:
+    """Boosted trees."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
 
-    predict: Callable[[np.ndarray], np.ndarray]
+    trees = HistGradientBoostingClassifier(
+        max_iter=150,
+        learning_rate=0.06,
+        max_leaf_nodes=15,
+        min_samples_leaf=100,
+        l2_regularization=5.0,
+        early_stopping=False,  # pyright: ignore[reportArgumentType]
+        random_state=seed,
+    )
+    label_LK = np.arange(buckets_LKF.shape[1]) == hit_L[:, None]
+    trees.fit(buckets_LKF.reshape(-1, buckets_LKF.shape[-1]), label_LK.ravel())
 
-    @staticmethod
-    def fit(buckets_LKF: np.ndarray, hit_L: np.ndarray, seed: int) -> GbdtScorer:
-        from sklearn.ensemble import HistGradientBoostingClassifier
+    def score(buckets_LKF: np.ndarray) -> np.ndarray:
+        flat_NF = buckets_LKF.reshape(-1, buckets_LKF.shape[-1])
+        return trees.decision_function(flat_NF).reshape(buckets_LKF.shape[:2]).astype(np.float32)
 
-        trees = HistGradientBoostingClassifier(
-            max_iter=150,
-            learning_rate=0.06,
-            max_leaf_nodes=15,
-            min_samples_leaf=100,
-            l2_regularization=5.0,
-            early_stopping=False,  # pyright: ignore[reportArgumentType]
-            random_state=seed,
-        )
-        label_LK = np.arange(buckets_LKF.shape[1]) == hit_L[:, None]
-        trees.fit(buckets_LKF.reshape(-1, buckets_LKF.shape[-1]), label_LK.ravel())
-        return GbdtScorer(trees.decision_function)
+    return Fitted(score)
 
-    def score(self, buckets_LKF: np.ndarray) -> np.ndarray:
-        flat = buckets_LKF.reshape(-1, buckets_LKF.shape[-1])
-        return self.predict(flat).reshape(buckets_LKF.shape[:2]).astype(np.float32)
+
+KINDS = ("linear", "mlp", "gbdt")
 
 
 def fit(
     kind: str, buckets_LKF: np.ndarray, hit_L: np.ndarray, n_buckets: int, *, l2: float, seed: int
 ) -> Scorer:
     """Fit one kind on the lists that hold their target."""
-    rows = hit_L != MISS
-    buckets_LKF, hit_L = buckets_LKF[rows], hit_L[rows]
-    if kind == "linear":
-        return LinearScorer.fit(buckets_LKF, hit_L, n_buckets, l2)
-    if kind == "mlp":
-        return MlpScorer.fit(buckets_LKF, hit_L, n_buckets, seed)
-    return GbdtScorer.fit(buckets_LKF, hit_L, seed)
-
-
-def rank_of_target(score_LK: np.ndarray, hit_L: np.ndarray) -> np.ndarray:
-    """0-based rank of the target after sorting by score; ties keep the floor's order."""
-    own_L1 = np.take_along_axis(score_LK, hit_L[:, None], 1)
-    before_LK = np.arange(score_LK.shape[1]) < hit_L[:, None]
-    return ((score_LK > own_L1) | ((score_LK == own_L1) & before_LK)).sum(1)
+    buckets_LKF, hit_L = buckets_LKF[hit_L != MISS], hit_L[hit_L != MISS]
+    match kind:
+        case "linear":
+            return LinearScorer.fit(buckets_LKF, hit_L, n_buckets, l2)
+        case "mlp":
+            return fit_mlp(buckets_LKF, hit_L, n_buckets, seed)
+        case "gbdt":
+            return fit_gbdt(buckets_LKF, hit_L, seed)
+    raise ValueError(f"unknown kind of scorer: {kind}")
 
 
 def hit_metrics(rank_L: np.ndarray) -> dict[str, float]:
     """R@1, R@3, NDCG@3 of 0-based ranks on the hit population."""
-    gain_L = np.where(rank_L < 3, 1.0 / np.log2(rank_L + 2.0), 0.0)
     return {
         "r@1": float((rank_L < 1).mean()),
         "r@3": float((rank_L < 3).mean()),
-        "ndcg@3": float(gain_L.mean()),
+        "ndcg@3": float(ndcg_of(rank_L, 3).mean()),
     }
-
-
-def _array(path: Path, name: str) -> np.ndarray:
-    arrays = load_arrays(path)
-    if name not in arrays:
-        raise ArtifactError(f"{path}: array {name} is missing")
-    return arrays[name]

@@ -6,8 +6,6 @@ shows the traceback instead. torch is imported by the verbs that need it, so `--
 Not here: any work.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Any
@@ -60,12 +58,8 @@ def _root(
     """Runs stand in `runs/<recipe name>`; what stands already is not run again."""
 
 
-datasets.register(app)
-verbs.register(app)
-reports.register(app)
-recipes.register(app)
-doctor.register(app)
-rerank.register(app)
+for module in (datasets, verbs, reports, recipes, doctor, rerank):
+    module.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -88,10 +82,7 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        print(
-            "\ninterrupted: the same command goes on where this one stopped",
-            file=sys.stderr,
-        )
+        print("\ninterrupted: the same command goes on where this one stopped", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output left: `diffgr2 ... | head`
         sys.stderr.close()

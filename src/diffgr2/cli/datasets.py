@@ -5,8 +5,6 @@ a public data set from its publisher, `data check FILE…` reads files as an imp
 what it finds, keeping nothing. Not here: the formats (`data.records`).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,15 +15,9 @@ from diffgr2.cli.verbs import PANEL, stage_verb
 from diffgr2.config import DataConfig, validate
 from diffgr2.errors import ConfigError, DataError
 
-SUFFIXES = {
-    ".inter": "recbole",
-    ".item": "recbole",
-    ".txt": "p5",
-    ".csv": "table",
-    ".tsv": "table",
-    ".parquet": "table",
-    ".jsonl": "table",
-}
+SUFFIXES = {".inter": "recbole", ".item": "recbole", ".txt": "p5"} | dict.fromkeys(
+    (".csv", ".tsv", ".parquet", ".jsonl"), "table"
+)
 
 
 class StageOrGroup(TyperGroup):
@@ -60,13 +52,12 @@ def fetch_verb(
 
 def source_of(path: Path) -> str:
     """The importer that a file's name suggests."""
-    name = path.name.lower().removesuffix(".gz")
-    if name.startswith(("reviews_", "meta_")) and name.endswith(".json"):
+    name = Path(path.name.lower().removesuffix(".gz"))
+    if name.match("reviews_*.json") or name.match("meta_*.json"):
         return "amazon2014"
-    for suffix, source in SUFFIXES.items():
-        if name.endswith(suffix):
-            return source
-    raise DataError(f"{path}: name tells no format (say --source)")
+    if name.suffix not in SUFFIXES:
+        raise DataError(f"{path}: name tells no format (say --source)")
+    return SUFFIXES[name.suffix]
 
 
 @group.command("check")
@@ -94,8 +85,7 @@ def check(
         "k_core": k_core,
         "columns": dict(_pair(text) for text in columns or []),
     }
-    config = validate({"name": "check", "data": values}, "data check").data
-    _preview(config)
+    _preview(validate({"name": "check", "data": values}, "data check").data)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -116,9 +106,8 @@ def _preview(config: DataConfig) -> None:
     for kind in ("first_rejected", "first_items_rejected"):
         for entry in dataset.report.get(kind, []):
             typer.echo(f"set aside                    {entry}")
-    user = 0
-    typer.echo(f"for example, user {dataset.raw_users[user]}:")
-    for item in dataset.histories.of(user)[:5]:
+    typer.echo(f"for example, user {dataset.raw_users[0]}:")
+    for item in dataset.histories.of(0)[:5]:
         typer.echo(f"  {item_text(dataset.catalogue, int(item))}")
 
 

@@ -5,8 +5,6 @@ if a required package is missing or too old, else 0. Nothing is installed or dow
 checks of a run (`status`).
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re
@@ -16,47 +14,29 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import typer
+from packaging.requirements import Requirement
 
 from diffgr2 import __version__
 
-NAME = re.compile(r"^([A-Za-z0-9_.-]+)(\[[^\]]*\])?\s*([^;]*)(?:;(.*))?$")
-EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
-LEAST = re.compile(r">=\s*([0-9][0-9.]*)")
+EXTRA = re.compile(r"extra == \"([^\"]+)\"")
 
 
-def wanted() -> dict[str, list[tuple[str, str]]]:
-    """Extra ("" = required) -> (package, least version) of the installed distribution."""
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for text in requires("diffgr2") or []:
-        match = NAME.match(text)
-        if match is None or match.group(1) == "diffgr2":
-            continue
-        extra = EXTRA.search(match.group(4) or "")
-        least = LEAST.search(match.group(3))
-        groups.setdefault(extra.group(1) if extra else "", []).append(
-            (match.group(1), least.group(1) if least else "")
-        )
-    return groups
+def wanted() -> list[tuple[str, Requirement]]:
+    """(extra, "" = required; what it needs) of the installed distribution."""
+    needs = [Requirement(text) for text in requires("diffgr2") or []]
+    extras = ["".join(EXTRA.findall(str(need.marker))) for need in needs]
+    pairs = zip(extras, needs, strict=True)
+    return [(extra, need) for extra, need in pairs if need.name != "diffgr2"]
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """A version's leading numbers, for comparison.
-
-    >>> numbers("2.13.0+cpu") < numbers("2.9")
-    False
-    """
-    return tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0])[:3])
-
-
-def state_of(package: str, least: str) -> tuple[str, bool]:
+def state_of(need: Requirement) -> tuple[str, bool]:
     """(what to print, whether it will do)."""
     try:
-        found = version(package)
+        found = version(need.name)
     except PackageNotFoundError:
         return "missing", False
-    if least and numbers(found) < numbers(least):
-        return f"{found}, too old (needs {least})", False
-    return found, True
+    good = need.specifier.contains(found, prereleases=True)
+    return found if good else f"{found}, will not do (needs {need.specifier})", good
 
 
 def device_lines() -> list[str]:
@@ -86,28 +66,24 @@ def doctor() -> None:
     """Versions, device, what is missing."""
     typer.echo(f"diffgr2 {__version__}, Python {platform.python_version()}, {sys.platform}")
     try:
-        groups = wanted()
+        needs = wanted()
     except PackageNotFoundError:
         typer.echo("diffgr2: not installed as a package (pip install -e .), packages not checked")
-        groups = {}
-    broken, extras = [], []
-    for extra, packages in groups.items():
-        for package, least in packages:
-            text, good = state_of(package, least)
-            if not extra:
-                typer.echo(f"{package}: {text}")
-                if not good:
-                    broken.append(package)
-            elif not good and extra != "dev":
-                extras.append((package, text, extra))
-    for line in [*device_lines(), memory_line()]:
+        needs = []
+    broken, optional = [], []
+    for extra, need in needs:
+        text, good = state_of(need)
+        if not extra:
+            typer.echo(f"{need.name}: {text}")
+            broken += [] if good else [need.name]
+        elif not good and extra != "dev":
+            optional.append(f"optional {need.name}: {text} (pip install 'diffgr2[{extra}]')")
+    for line in [*device_lines(), memory_line(), *optional]:
         typer.echo(line)
-    for package, text, extra in extras:
-        typer.echo(f"optional {package}: {text} (pip install 'diffgr2[{extra}]')")
     if broken:
         typer.echo(f"to mend: {', '.join(broken)} (pip install -e . -c constraints.txt)")
         raise typer.Exit(1)
-    if groups:
+    if needs:
         typer.echo("all required packages are here")
 
 

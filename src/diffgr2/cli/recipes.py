@@ -4,8 +4,6 @@ Contract: without a name one line per shipped recipe; with one the commented fil
 `--resolved` every key with the value a run would use. Not here: the schema (`config`).
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

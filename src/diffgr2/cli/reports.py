@@ -5,10 +5,8 @@ tables of both populations; `--save` writes the copy that is committed. `seeds` 
 of one recipe under several seeds. Not here: measuring.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -39,34 +37,31 @@ def report(
     from diffgr2.artifacts import write_json
     from diffgr2.evaluate.tables import render_table, rows_of
     from diffgr2.stages.report import make_report, write_trec
+    from diffgr2.stages.standing import Standing
 
     run = runs.open_report(recipe, directory, overrides)
     runs.set_threads(run.recipe)
-    runner = run.runner()
-    made = make_report(runner, command=run.command)
+    found = Standing.of(run.runner())
+    made, paths = make_report(found, run.command)
+    folder = run.root / "report"
     if trec:
-        made.paths.extend(write_trec(runner, run.root / "report" / "trec"))
+        paths += write_trec(found, folder / "trec")
     console = Console(width=None if Console().is_terminal else 140)
     for population in ("hit", "all"):
-        if rows_of(made.report, population):
-            console.print(render_table(made.report, population))
+        if rows_of(made, population):
+            console.print(render_table(made, population))
     if examples:
-        _examples(runner, examples, made.paths)
+        from diffgr2.stages.examples import worked_examples
+
+        text = worked_examples(found, examples)
+        typer.echo(text)
+        paths.append(folder / "examples.md")
+        paths[-1].write_text(text, encoding="utf-8")
     if save is not None:
-        write_json(save, made.report)
-        made.paths.append(save)
-    for path in made.paths:
+        write_json(save, made)
+        paths.append(save)
+    for path in paths:
         typer.echo(str(path))
-
-
-def _examples(runner: Any, count: int, paths: list[Path]) -> None:
-    from diffgr2.stages.examples import worked_examples
-
-    text = worked_examples(runner, count)
-    typer.echo(text)
-    path = runner.root / "report" / "examples.md"
-    path.write_text(text, encoding="utf-8")
-    paths.append(path)
 
 
 def seeds(
@@ -95,16 +90,16 @@ def seeds(
     summary = over_seeds(reports)
     typer.echo(seeds_table(summary))
     if save is not None:
-        kept = {key: reports[0][key] for key in ("recipe", "data", "tie_order")}
-        commands = [report["command"] for report in reports]
-        commits = [report["commit"] for report in reports]
-        head = {**kept, "seeds": numbers, "commands": commands, "commits": commits}
+        head = {key: reports[0][key] for key in ("recipe", "data", "tie_order")}
+        for key in ("seed", "command", "commit"):
+            head[f"{key}s"] = [report[key] for report in reports]
         write_json(save, {**head, "rows": summary})
         typer.echo(str(save))
     if plot is not None:
         from diffgr2.evaluate.plots import save_figure, seeds_ladder
 
-        typer.echo(str(save_figure(seeds_ladder(summary), plot)))
+        hit = [row for row in summary if row["population"] == "hit"] or summary
+        typer.echo(str(save_figure(seeds_ladder(hit), plot)))
 
 
 def convert_dir(
@@ -125,12 +120,8 @@ def convert_dir(
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: stands already (give a new or empty directory)")
-    values = {
-        "block_size": block_size,
-        "alignment": alignment,
-        "clean_attention": clean_attention,
-        "origin": origin,
-    }
+    values = {"block_size": block_size, "alignment": alignment, "origin": origin}
+    values["clean_attention"] = clean_attention
     config = validate({"name": "convert", "convert": values}, "convert-dir").convert
     contract = convert(source, out, config)
     typer.echo(f"{out}: {contract.model_dump()}")

@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -118,18 +118,6 @@ def done_lines(output: Path, source: Path) -> int:
     return len(lines)
 
 
-def chunks(file: BinaryIO, size: int) -> Iterator[list[bytes]]:
-    """Lines in groups."""
-    chunk: list[bytes] = []
-    for line in file:
-        chunk.append(line)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
 def rank_lines(
     reranker: Reranker, lines: list[bytes], *, top_k: int | None, batch: int
 ) -> list[dict[str, Any]]:
@@ -165,7 +153,7 @@ def rank_file(
         for _ in range(skip):
             file.readline()
         with progress.task("rerank", total - skip) as bar:
-            for chunk in chunks(file, batch * 2):
+            for chunk in iter(lambda: list(islice(file, batch * 2)), []):
                 for line, answer in enumerate(
                     rank_lines(reranker, chunk, top_k=top_k, batch=batch), skip + bar.done + 1
                 ):

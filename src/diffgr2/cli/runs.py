@@ -4,21 +4,16 @@ Contract: `open_run` reads the recipe and finds the directory (`runs/<recipe nam
 otherwise); `open_report` accepts a directory that was run before as well, and finds its recipe in
 `run.json`. `work` holds the directory's lock, so that two commands never write to it at once, joins
 the process group that torchrun describes, and runs. Not here: what a stage is (`pipeline`,
-`stages.table`) and what the user sees on the terminal (`stages`).
+`stages.plan`) and what the user sees on the terminal (`verbs`).
 """
 
-from __future__ import annotations
-
-import fcntl
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffgr2.artifacts import read_json, write_json
+from diffgr2.artifacts import locked, read_json, write_json
 from diffgr2.config import Recipe, load_recipe, validate
 from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.pipeline import Runner
@@ -71,22 +66,6 @@ def open_report(named: str, directory: Path | None, overrides: list[str] | None)
     raise ArtifactError(f"{root / NOTE}: not the note of a run")
 
 
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Hold the directory; the lock goes with the process, however it ends."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"{root}: cannot be written ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ArtifactError(f"{root}: another command is at work here") from None
-        yield
-
-
 def set_threads(recipe: Recipe) -> None:
     """The recipe's torch threads; results depend on their number."""
     if recipe.threads:
@@ -101,32 +80,27 @@ def say(text: str) -> None:
         print(text)
 
 
-def write_note(run: Run) -> None:
-    """Remember the recipe, for `report` and `serve`."""
-    write_json(
-        run.root / NOTE,
-        {
-            "recipe": run.recipe.model_dump(mode="json"),
-            "named": run.named,
-            "overrides": list(run.overrides),
-            "command": run.command,
-        },
-    )
-
-
 def work(run: Run, goals: list[str], *, force: bool = False) -> dict[str, dict[str, Any]]:
     """Run the goals; returns the manifests of all stages they need."""
     from diffgr2.train import dist
 
     set_threads(run.recipe)
+    note = {"recipe": run.recipe.model_dump(mode="json"), "command": run.command}
+    note |= {"named": run.named, "overrides": list(run.overrides)}
     world = dist.start()
     try:
         if not world.first:
             quiet = Progress(io.StringIO())
             runner = run.runner(quiet, rank=world.rank, on_first=dist.on_first)
             return runner.run(goals, force=force)
-        with locked(run.root):
-            write_note(run)
+        lock = run.root / ".lock"
+        try:
+            run.root.mkdir(parents=True, exist_ok=True)
+            lock.touch()
+        except OSError as error:
+            raise ConfigError(f"{run.root}: cannot be written ({error.strerror})") from None
+        with locked(lock, f"{run.root}: another command is at work here"):
+            write_json(run.root / NOTE, note)  # for `report`
             return run.runner(on_first=dist.on_first).run(goals, force=force)
     finally:
         dist.stop()

@@ -6,8 +6,6 @@ anything heavy is imported: a missing bundle, a broken keys file, an address tha
 others without keys. Not here: HTTP (`serve`).
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from pathlib import Path

@@ -1,10 +1,8 @@
 """One verb per stage, `run` and `status`.
 
-Contract: verbs are made from `stages.table`; a verb runs its stage and what it needs, and ends with
+Contract: verbs are made from `stages.plan`; a verb runs its stage and what it needs, and ends with
 the stage's metrics on stdout. Progress goes to stderr. Not here: the stages.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from diffgr2.cli import runs
-from diffgr2.pipeline import STANDS, Stage
+from diffgr2.pipeline import STANDS
 from diffgr2.stages.plan import STAGES
 from diffgr2.stages.rows import ROWS
 
@@ -28,11 +26,6 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set rl.steps=20."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Run it again although it stands.")]
-
-
-def is_row(stage: Stage) -> bool:
-    """Rows of the results table share one verb, `score`."""
-    return stage.name.startswith("score_")
 
 
 def flat(value: Any) -> str:
@@ -117,16 +110,12 @@ def status(
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs; `data` is a group of its own."""
+    """Add the verbs; `data` is a group of its own, and rows of the results share `score`."""
     for stage in STAGES.values():
-        if stage.name != "data" and not is_row(stage) and stage.name != "speed":
-            name = stage.name.replace("_", "-")
+        if stage.name != "data" and not stage.name.startswith("score_"):
             summary = stage.summary[0].upper() + stage.summary[1:] + "."
+            name = stage.name.replace("_", "-")
             app.command(name, help=summary, rich_help_panel=PANEL)(stage_verb(stage.name))
     app.command("score", rich_help_panel=PANEL)(score)
-    speed = STAGES["speed"].summary
-    app.command("speed", help=speed[0].upper() + speed[1:] + ".", rich_help_panel=PANEL)(
-        stage_verb("speed")
-    )
     app.command("run", rich_help_panel="Runs")(run_all)
     app.command("status", rich_help_panel="Runs")(status)

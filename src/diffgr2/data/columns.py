@@ -1,181 +1,195 @@
-"""Any csv, tsv, parquet or JSON-lines file whose columns are named in the recipe.
+"""Files of records with named fields: csv, tsv, parquet, JSON lines, RecBole's atomic files.
 
     columns: {user: user_id, item: item_id, timestamp: ts, title: name}
 
-Contract: `columns` maps our words to the files' columns; a word that is not mapped is looked up
-under its own name. `user` and `item` must be found in the interactions and `item` in the item
+Contract: a `Source` maps our words to a file's names for them; a word that is not mapped is looked
+up under its own name. `user` and `item` must be found in the interactions and `item` in the item
 file; `timestamp` (seconds, milliseconds, ISO text or a parquet date) and `position` (whole numbers)
-order the rows and may be absent. Not here: joins or expressions; prepare such a file beforehand.
+order the interactions and may be absent. The readers stream, reject malformed lines into the
+intake and hold nothing but ids, integers and the text of wanted items; lines about other items
+are not checked. Not here: joins or expressions (prepare such a file beforehand), and repeats,
+filters and order (`data.split`).
 """
 
-from __future__ import annotations
-
-from collections.abc import Collection, Iterator, Mapping
-from datetime import date
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from diffgr2.data.gather import RowGatherer
+from diffgr2.config import TEXT_WORDS
+from diffgr2.data import recbole
+from diffgr2.data.gather import Gatherer, ItemText, RawData
 from diffgr2.data.lines import (
     BadLine,
     Intake,
-    csv_header,
+    csv_fields,
     csv_records,
     each,
     json_object,
+    python_dict,
     read_header,
     read_lines,
 )
-from diffgr2.data.split import ItemText, RawData
-from diffgr2.data.values import (
-    TEXT_WORDS,
-    identifier,
-    item_text,
-    milliseconds,
-    milliseconds_of_moment,
-    milliseconds_of_text,
-    whole_number,
-)
-from diffgr2.errors import DataError
+from diffgr2.data.values import identifier, item_text, milliseconds, whole_number
+from diffgr2.errors import DataError, first_line
 
 BATCH = 65_536  # parquet rows turned into Python values at a time
+ITEM_WORDS = ("item", *TEXT_WORDS)
 
-Records = Iterator[tuple[int, Any, Mapping[str, Any]]]  # number, raw text, column -> value
-
-
-def kind_of(path: Path) -> str:
-    """csv, tsv, parquet or jsonl, by the file's name."""
-    kind = Path(path.name.removesuffix(".gz")).suffix
-    if kind not in (".csv", ".tsv", ".parquet", ".jsonl"):
-        raise DataError(
-            f"{path.name}: unknown kind of table "
-            "(expected .csv, .tsv, .jsonl, each also with .gz, or .parquet)"
-        )
-    return kind[1:]
+Names = dict[str, str]  # our word -> the file's name for it
+Records = Iterator[tuple[int, str, Mapping[str, Any]]]  # number, text, values by the file's names
 
 
-def resolve(
-    columns: Mapping[str, str], known: Collection[str], words: Collection[str], file: str
-) -> dict[str, str]:
-    """Our words that this file has, mapped to its columns."""
-    names: dict[str, str] = {}
-    for word in words:
-        name = columns.get(word, word)
-        if name in known:
-            names[word] = name
-        elif word in columns or word in ("user", "item"):
-            shown = ", ".join(sorted(known)[:20])
-            raise DataError(f"{file}: columns.{word}: no column {name!r} (it has: {shown})")
-    return names
+@dataclass(frozen=True)
+class Source:
+    """How a file is to be read."""
+
+    kind: str  # csv, tsv, parquet, jsonl, dicts (Amazon metadata) or atomic (RecBole)
+    columns: Mapping[str, str]  # our word -> the file's name for it
+    unit: str = "auto"  # of times that are numbers: s, ms, or auto
+    typed: bool = False  # ids must be text and times numbers, as in the publisher's own JSON
 
 
-def read_interactions(path: Path, columns: Mapping[str, str], intake: Intake) -> RawData:
-    """Interactions of a table."""
-    wanted = ("user", "item", "timestamp", "position")
-    names, records = _records(path, columns, wanted, intake)
-    rows = RowGatherer()
-    user_key, item_key = names["user"], names["item"]
-    time_key, place_key = names.get("timestamp"), names.get("position")
+def read_interactions(path: Path, source: Source, intake: Intake) -> RawData:
+    """Interactions of a file."""
+    words = ("user", "item", "timestamp", "position")
+    names, records = _open(path, source, words, intake)
+    user, item = names["user"], names["item"]
+    time, place = names.get("timestamp"), names.get("position")
+    numbers, gatherer = not source.typed, Gatherer()
     for number, text, record in records:
         try:
-            user = identifier(record.get(user_key), "user", numbers=True)
-            item = identifier(record.get(item_key), "item", numbers=True)
-            time_ms = _time(record.get(time_key)) if time_key else 0
-            place = whole_number(record.get(place_key), "position") if place_key else None
+            gatherer.add(
+                identifier(record.get(user), user, numbers=numbers),
+                identifier(record.get(item), item, numbers=numbers),
+                milliseconds(record.get(time), time, source.unit, text=numbers) if time else 0,
+                whole_number(record.get(place), place) if place else None,
+            )
         except BadLine as bad:
-            intake.reject(number, str(bad), text if text is not None else repr(dict(record)))
-            continue
-        rows.add(user, item, time_ms, place)
+            intake.reject(number, bad, text or repr(record))
     intake.finish()
-    return rows.finish(intake.name, timed=time_key is not None)
+    return gatherer.finish(intake.name, timed=time is not None)
 
 
 def read_texts(
-    path: Path, columns: Mapping[str, str], intake: Intake, wanted: Collection[str]
+    path: Path, source: Source, intake: Intake, wanted: Collection[str]
 ) -> dict[str, ItemText]:
     """Metadata of the wanted items; the first record of an item counts."""
-    names, records = _records(path, columns, ("item", *TEXT_WORDS), intake)
+    names, records = _open(path, source, ITEM_WORDS, intake, wanted)
     texts: dict[str, ItemText] = {}
     for number, text, record in records:
         try:
-            item = identifier(record.get(names["item"]), "item", numbers=True)
+            item = identifier(record.get(names["item"]), names["item"], numbers=not source.typed)
             if item in wanted and item not in texts:
                 texts[item] = item_text(record, names)
         except BadLine as bad:
-            intake.reject(number, str(bad), text if text is not None else repr(dict(record)))
+            intake.reject(number, bad, text or repr(record))
     intake.finish()
     return texts
 
 
-def _time(value: Any) -> int:
-    if isinstance(value, str):
-        return milliseconds_of_text(value, "timestamp")
-    if isinstance(value, date):
-        return milliseconds_of_moment(value, "timestamp")
-    return milliseconds(value, "timestamp", "auto")
+def _open(
+    path: Path, source: Source, words: Collection[str], intake: Intake, wanted: Collection[str] = ()
+) -> tuple[Names, Records]:
+    """The file's names for those of our words that it has, and its records."""
 
+    def find(known: Collection[str]) -> Names:
+        names: Names = {}
+        for word in words:
+            name = source.columns.get(word, word)
+            if name in known:
+                names[word] = name
+            elif word in source.columns or word in ("user", "item"):
+                shown = ", ".join(sorted(known)[:20])
+                raise DataError(
+                    f"{intake.name}: columns.{word}: no column {name!r} (it has: {shown})"
+                )
+        return names
 
-def _records(
-    path: Path, columns: Mapping[str, str], words: Collection[str], intake: Intake
-) -> tuple[dict[str, str], Records]:
-    """Resolved names and the records of any kind of table."""
-    kind = kind_of(path)
-    if kind == "parquet":
-        return _parquet(path, columns, words, intake)
+    if source.kind == "parquet":
+        return _parquet(path, find, intake)
     lines = read_lines(path, intake)
-    if kind == "jsonl":
-        # JSON lines have no header: the first usable one says which unmapped words there are.
-        parsed = each(lines, intake, lambda text: (text, json_object(text)))
+    if source.kind == "dicts":
+        return {**source.columns}, _dicts(lines, source.columns["item"], wanted, intake)
+    if source.kind == "jsonl":
+        parsed = each(lines, intake, json_object)
         first = next(parsed, None)
-        known = first[1][1] if first else {}
-        names = {
-            word: columns.get(word, word)
-            for word in words
-            if word in columns or word in known or word in ("user", "item")
-        }
-        chained = chain([first] if first else [], parsed)
-        return names, ((number, text, record) for number, (text, record) in chained)
-    delimiter = "," if kind == "csv" else "\t"
-    header = read_header(lines, intake, lambda text: csv_header(text, delimiter))
-    return resolve(columns, header, words, intake.name), _cells(lines, header, delimiter, intake)
+        # JSON lines have no header: the first usable one says which unmapped words there are.
+        known = {"user", "item", *source.columns.values(), *(first[2] if first else ())}
+        return find(known), chain([first] if first else [], parsed)
+    if source.kind == "atomic":
+        return _atomic(lines, words, intake)
+    delimiter = "," if source.kind == "csv" else "\t"
+    header = read_header(lines, intake, lambda text: csv_fields([text], delimiter))
+    return find(header), _cells(csv_records(lines, intake, delimiter), header, intake)
 
 
 def _cells(
-    lines: Iterator[tuple[int, str]], header: list[str], delimiter: str, intake: Intake
+    rows: Iterator[tuple[int, str, list[str]]], header: Collection[str], intake: Intake
 ) -> Records:
-    for number, text, fields in csv_records(lines, intake, delimiter):
-        if len(fields) != len(header):
-            intake.reject(number, f"{len(fields)} fields, expected {len(header)}", text)
-            continue
-        yield number, text, dict(zip(header, fields, strict=True))
+    """Rows of cells as records."""
+    for number, text, cells in rows:
+        if len(cells) == len(header):
+            yield number, text, dict(zip(header, cells, strict=True))
+        else:
+            intake.reject(number, f"{len(cells)} fields, expected {len(header)}", text)
+
+
+def _atomic(
+    lines: Iterator[tuple[int, str]], words: Collection[str], intake: Intake
+) -> tuple[Names, Records]:
+    header = read_header(lines, intake, lambda text: text.split("\t"))
+    types = recbole.field_types(header, intake.name)
+    names = recbole.names_in(types, words, intake.name)
+    records = _cells(((n, text, text.split("\t")) for n, text in lines), types, intake)
+    path = names.get("categories")
+    if path and types[path] == "token_seq":
+        split = recbole.token_sequence
+        records = ((n, text, {**cells, path: split(cells[path])}) for n, text, cells in records)
+    return names, records
+
+
+_FIRST_VALUE = re.compile(r"""\{\s*['"](\w+)['"]\s*:\s*['"]([^'"\\]{1,64})['"]""")
+
+
+def _dicts(
+    lines: Iterator[tuple[int, str]], key: str, wanted: Collection[str], intake: Intake
+) -> Records:
+    """The Amazon sets' metadata: JSON or Python-dict lines.
+
+    It holds many times more items than the reviews; most lines name theirs first and need not be
+    parsed (and so are not checked either).
+    """
+
+    def needed(text: str) -> bool:
+        start = _FIRST_VALUE.match(text)
+        return not start or start[1] != key or start[2] in wanted
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd escapes in Python-dict lines are harmless
+        yield from each((line for line in lines if needed(line[1])), intake, python_dict)
 
 
 def _parquet(
-    path: Path, columns: Mapping[str, str], words: Collection[str], intake: Intake
-) -> tuple[dict[str, str], Records]:
+    path: Path, find: Callable[[Collection[str]], Names], intake: Intake
+) -> tuple[Names, Records]:
+    """A table's rows, which count as lines from 1."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        header = list(pl.read_parquet_schema(path))
-        names = resolve(columns, header, words, intake.name)
+        names = find(list(pl.read_parquet_schema(path)))
         table = pl.read_parquet(path, columns=list(dict.fromkeys(names.values())))
     except DataError:
         raise
     except (Exception, pl.exceptions.PanicException) as error:
         # The reader of a foreign binary file can fail in any way; all of them mean the same here.
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise DataError(f"{path.name}: not a readable parquet file ({reason})") from None
-    return names, _rows(table, intake)
-
-
-def _rows(table: pl.DataFrame, intake: Intake) -> Records:
-    """Rows as plain values; the number is the row's, from 1."""
-    number = 0
-    for batch in table.iter_slices(BATCH):
-        for record in batch.iter_rows(named=True):
-            number += 1
-            intake.lines += 1
-            yield number, None, record
+    intake.lines = len(table)
+    rows = table.iter_rows(named=True, buffer_size=BATCH)
+    return names, ((number, "", row) for number, row in enumerate(rows, 1))

@@ -5,50 +5,34 @@ file grows as `NAME.part` and gets its name in one rename, after its size (and s
 known) was checked. A cut connection is resumed by an HTTP Range request where the server honours
 it and the file has not changed there (ETag, Last-Modified, size), else begun anew; failures are
 tried again with growing pauses, and what stays wrong is one RemoteError line. A file that already
-stands is not fetched again. Not here: what the files mean (`data.amazon`).
+stands is not fetched again. Not here: what the files mean (`data.records`).
 
     diffgr2 data fetch amazon-beauty
 """
 
-from __future__ import annotations
-
-import hashlib
 import http.client
 import os
 import re
 import ssl
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 
-from diffgr2.artifacts import fsync_path, read_json, write_json
+from diffgr2.artifacts import fsync_path, read_json, sha256_of, write_json
 from diffgr2.errors import ArtifactError, ConfigError, DataError, RemoteError
 from diffgr2.progress import Progress, Task
 
 CHUNK = 1 << 18
-AGENT = "diffgr2 (data fetch)"
+TRIES = 8  # without a byte of headway; every new byte starts the count again
+PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before the second try, doubled each time
+TIMEOUT_S = 60.0  # of one read
 
 _SNAP = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """One file at its publisher; sha256 empty where the publisher names none."""
-
-    url: str
-    sha256: str = ""
-
-
-KNOWN: dict[str, tuple[RemoteFile, ...]] = {
-    f"amazon-{short}": (
-        RemoteFile(f"{_SNAP}/reviews_{category}_5.json.gz"),
-        RemoteFile(f"{_SNAP}/meta_{category}.json.gz"),
-    )
-    for short, category in (
+KNOWN = {
+    f"amazon-{short}": (f"{_SNAP}/reviews_{long}_5.json.gz", f"{_SNAP}/meta_{long}.json.gz")
+    for short, long in (
         ("beauty", "Beauty"),
         ("sports", "Sports_and_Outdoors"),
         ("toys", "Toys_and_Games"),
@@ -56,45 +40,24 @@ KNOWN: dict[str, tuple[RemoteFile, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Patience:
-    """When to give up."""
-
-    tries: int = 8  # without a byte of headway; every new byte starts the count again
-    pause_s: float = 1.0  # before the second try, doubled each time
-    longest_pause_s: float = 60.0
-    timeout_s: float = 60.0  # of one read
-    sleep: Callable[[float], None] = time.sleep
-
-
 class _Again(Exception):  # noqa: N818 (never leaves this module)
     """This try failed but another may succeed."""
 
 
-def fetch(
-    name: str,
-    folder: Path,
-    progress: Progress | None = None,
-    *,
-    sha256: str = "",
-    patience: Patience | None = None,
-) -> list[Path]:
-    """All files of a known data set, or the one file of a URL."""
-    files = KNOWN.get(name)
-    if files is None:
-        if not _is_url(name):
-            known = ", ".join(KNOWN)
-            raise ConfigError(f"{name}: neither a known data set ({known}) nor an http(s) URL")
-        files = (RemoteFile(name, sha256),)
+def fetch(name: str, folder: Path, sha256: str = "") -> list[Path]:
+    """All files of a known data set, or the one file of a URL, which may have this sha256."""
+    urls = KNOWN.get(name, (name,))
+    if name in KNOWN:
+        sha256 = ""  # the publisher names none
+    elif not _is_url(name):
+        known = ", ".join(KNOWN)
+        raise ConfigError(f"{name}: neither a known data set ({known}) nor an http(s) URL")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return [
-            fetch_file(file, folder, progress or Progress(), patience or Patience())
-            for file in files
-        ]
+        return [_fetch_file(url, folder, sha256.lower(), Progress()) for url in urls]
+    except RemoteError:
+        raise
     except OSError as error:
-        if isinstance(error, RemoteError):
-            raise
         raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
@@ -108,14 +71,14 @@ def _is_url(text: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname) and plain
 
 
-def fetch_file(file: RemoteFile, folder: Path, progress: Progress, patience: Patience) -> Path:
+def _fetch_file(url: str, folder: Path, sha256: str, progress: Progress) -> Path:
     """One file, resumed where it stopped."""
-    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(file.url).path)).name
-    if not name or name in (".", ".."):
-        raise ConfigError(f"{file.url}: the URL names no file")
-    final, part = folder / name, folder / f"{name}.part"
+    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+    if name in ("", ".", ".."):
+        raise ConfigError(f"{url}: the URL names no file")
+    final, part, note = folder / name, folder / f"{name}.part", folder / f"{name}.part.json"
     if final.exists():
-        _check_hash(final, file, discard=None)
+        _check_hash(final, sha256)
         progress.line(f"{name}: stands")
         return final
     failures = best = 0
@@ -123,22 +86,26 @@ def fetch_file(file: RemoteFile, folder: Path, progress: Progress, patience: Pat
         while True:
             best = max(best, _size(part))
             try:
-                _one_try(file, part, task, patience.timeout_s)
+                _one_try(url, part, note, task)
                 break
             except _Again as again:
                 failures = 1 if _size(part) > best else failures + 1
-                if failures >= patience.tries:
+                if failures >= TRIES:
                     raise RemoteError(
-                        f"{file.url}: {again} ({patience.tries} tries without headway; "
+                        f"{url}: {again} ({TRIES} tries without headway; "
                         f"{_size(part)} bytes are kept in {part.name})"
                     ) from None
-                pause_s = patience.pause_s * 2 ** (failures - 1)
-                patience.sleep(min(pause_s, patience.longest_pause_s))
-    _check_hash(part, file, discard=part)
+                sleep(min(PAUSE_S * 2 ** (failures - 1), LONGEST_PAUSE_S))
+    try:
+        _check_hash(part, sha256)
+    except RemoteError:
+        part.unlink()
+        note.unlink()
+        raise
     fsync_path(part)
     os.replace(part, final)
     fsync_path(folder)
-    _note(part).unlink(missing_ok=True)
+    note.unlink()
     return final
 
 
@@ -146,58 +113,55 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _note(part: Path) -> Path:
-    """Remembers which version of the remote file the .part belongs to."""
-    return part.with_name(f"{part.name}.json")
+def _check_hash(path: Path, sha256: str) -> None:
+    if sha256 and (found := sha256_of(path)) != sha256:
+        raise RemoteError(f"{path.name}: sha256 is {found}, expected {sha256}")
 
 
-def _version(part: Path) -> tuple[str, int]:
-    """(ETag or Last-Modified, size) of the file the .part belongs to; ("", 0) if unknown."""
-    try:
-        value = read_json(_note(part))
-    except ArtifactError:
-        return "", 0
-    match value:
-        case {"validator": str(validator), "size": int(size)}:
-            return validator, size
-    return "", 0
+def _one_try(url: str, part: Path, note: Path, task: Task) -> None:
+    """Append to `part` until it is complete; raises _Again or RemoteError.
 
-
-def _one_try(file: RemoteFile, part: Path, task: Task, timeout_s: float) -> None:
-    """Append to `part` until it is complete; raises _Again or RemoteError."""
-    have, (validator, noted) = _size(part), _version(part)
-    request = urllib.request.Request(file.url, headers={"User-Agent": AGENT})
+    `note` remembers which version of the remote file the part belongs to: its ETag or
+    Last-Modified ("" if there is none) and its size (0 if unknown).
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "diffgr2 (data fetch)"})
     request.add_header("Accept-Encoding", "identity")
-    if have and (validator or noted):
+    have = _size(part)
+    try:
+        noted = read_json(note)
+    except ArtifactError:
+        noted = {"validator": "", "size": 0}
+    if have and any(noted.values()):
         request.add_header("Range", f"bytes={have}-")
-        if validator:
-            request.add_header("If-Range", validator)
+        if noted["validator"]:
+            request.add_header("If-Range", noted["validator"])
     else:
         have = 0
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            resumed = response.status == 206 and have > 0
-            total = _total(response, have if resumed else 0)
-            if resumed and noted and total not in (None, noted):
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            if response.status != 206:
+                have = 0
+            total = _total(response, have)
+            if not have:
+                write_json(note, {"validator": _validator(response), "size": total or 0})
+            elif noted["size"] and total not in (None, noted["size"]):
                 part.unlink()
                 raise _Again("the file changed at the server")
-            if not resumed:
-                have = 0
-                write_json(_note(part), {"validator": _strong(response), "size": total or 0})
             task.total, task.done = total, have
-            _copy(response, part, task, append=resumed)
+            with part.open("ab" if have else "wb") as out:
+                while block := response.read1(CHUNK):
+                    out.write(block)  # every byte counts, also when the line is cut
+                    task.advance(len(block))
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # the .part is as long as or longer than the file: begin anew
             part.unlink(missing_ok=True)
         elif error.code not in (408, 425, 429) and error.code < 500:
-            raise RemoteError(f"{file.url}: the server answers {error.code}") from None
+            raise RemoteError(f"{url}: the server answers {error.code}") from None
         raise _Again(f"the server answers {error.code}") from None
-    except http.client.IncompleteRead:
-        raise _Again("the connection was cut") from None
     except urllib.error.URLError as error:
         raise _Again(f"no connection ({error.reason})") from None
-    except (TimeoutError, ConnectionError, ssl.SSLError) as error:
+    except (http.client.IncompleteRead, TimeoutError, ConnectionError, ssl.SSLError) as error:
         raise _Again(f"the connection was cut ({type(error).__name__})") from None
     except (http.client.HTTPException, ValueError) as error:
         raise _Again(f"the answer is not HTTP ({type(error).__name__})") from None
@@ -209,20 +173,10 @@ def _one_try(file: RemoteFile, part: Path, task: Task, timeout_s: float) -> None
         raise _Again(f"{size} bytes came, {total} were announced")
 
 
-def _copy(response: http.client.HTTPResponse, part: Path, task: Task, *, append: bool) -> None:
-    """Write what comes; every byte received counts, also when the line is cut."""
-    with part.open("ab" if append else "wb") as out:
-        while block := response.read1(CHUNK):
-            out.write(block)
-            task.advance(len(block))
-
-
-def _strong(response: http.client.HTTPResponse) -> str:
+def _validator(response: http.client.HTTPResponse) -> str:
     """What If-Range may be asked with: a strong ETag, or Last-Modified."""
     etag = response.headers.get("ETag", "")
-    if etag.startswith('"'):
-        return etag
-    return response.headers.get("Last-Modified", "")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
@@ -232,23 +186,9 @@ def _total(response: http.client.HTTPResponse, have: int) -> int | None:
     """The whole file's announced size; None if the server does not say."""
     if have:
         match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if not match or int(match.group(1)) != have:
+        if not match or int(match[1]) != have:
             raise _Again("the server resumes at another place than asked for")
-        if match.group(3) != "*":
-            return int(match.group(3))
+        if match[3] != "*":
+            return int(match[3])
     length = response.headers.get("Content-Length", "")
     return have + int(length) if length.isascii() and length.isdigit() else None
-
-
-def _check_hash(path: Path, file: RemoteFile, discard: Path | None) -> None:
-    """Compare with the known sha256; a wrong download is thrown away."""
-    if not file.sha256:
-        return
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found == file.sha256.lower():
-        return
-    if discard is not None:
-        discard.unlink()
-        _note(discard).unlink(missing_ok=True)
-    raise RemoteError(f"{path.name}: sha256 is {found}, expected {file.sha256.lower()}")

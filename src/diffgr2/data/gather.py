@@ -1,20 +1,44 @@
-"""Interactions gathered row by row, or column by column, into `RawData`.
+"""What an importer hands over: interactions, gathered one by one, and texts of items.
 
-Contract: ids are kept once and rows as integers, so a million interactions need some 30 MB; the
-result has its ids sorted, whatever the order of the rows. Not here: parsing.
+Contract: ids are kept once and interactions as integers while they are gathered, so that a million
+of them need some 30 MB. Not here: parsing, and what becomes of them (`data.split`).
 """
 
-from __future__ import annotations
-
 from array import array
+from dataclasses import dataclass, field, replace
 
-import numpy as np
+import polars as pl
 
-from diffgr2.data.split import ItemText, RawData
 from diffgr2.errors import DataError
 
 
-class RowGatherer:
+@dataclass(frozen=True)
+class ItemText:
+    """What a metadata file says about one item."""
+
+    title: str = ""
+    brand: str = ""
+    categories: tuple[str, ...] = ()
+    price: float = float("nan")
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Well-formed interactions in file order: user, item (raw ids), time, position.
+
+    Times are milliseconds, so that sources with finer clocks than seconds keep their order; without
+    a clock (`timed` false) they are all 0. The position is the source's own order among equal
+    times; without one it is the place in the file.
+    """
+
+    source: str  # the file's name, for messages
+    events: pl.DataFrame
+    timed: bool
+    texts: dict[str, ItemText] = field(default_factory=dict)  # by raw item id
+
+
+class Gatherer:
     """Collects interactions one at a time."""
 
     def __init__(self) -> None:
@@ -30,57 +54,24 @@ class RowGatherer:
         self._time.append(time_ms)
 
     def finish(self, source: str, *, timed: bool) -> RawData:
-        """All rows, ids sorted."""
+        """All of them."""
         if not self._user:
             raise DataError(f"{source}: holds no usable interactions")
-        columns = [np.array(c, dtype=np.int64) for c in (self._time, self._position)]
-        users, user_N = _sorted_ids(self.users, np.array(self._user, dtype=np.int64))
-        items, item_N = _sorted_ids(self.items, np.array(self._item, dtype=np.int64))
-        return RawData(source, users, items, user_N, item_N, columns[0], columns[1], timed)
-
-
-def _sorted_ids(numbers: dict[str, int], codes_N: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Ids in sorted order and the codes that fit them."""
-    ids = sorted(numbers)
-    place = np.empty(len(ids), dtype=np.int64)
-    place[[numbers[raw] for raw in ids]] = np.arange(len(ids))
-    return ids, place[codes_N]
+        events = pl.DataFrame(
+            {
+                "user": pl.Series(list(self.users)).gather(pl.Series(self._user)),
+                "item": pl.Series(list(self.items)).gather(pl.Series(self._item)),
+                "time": pl.Series(self._time),
+                "position": pl.Series(self._position),
+            }
+        )
+        return RawData(source, events, timed)
 
 
 def renamed(raw: RawData, users: dict[str, str], items: dict[str, str]) -> RawData:
-    """The same rows under other ids where the maps know them; two ids must not become one."""
-    result = []
-    for kind, ids, names in (("user", raw.users, users), ("item", raw.items, items)):
-        new = [names.get(old, old) for old in ids]
-        if len(set(new)) != len(new):
+    """The same interactions under other ids where the maps know them; two must not become one."""
+    events = raw.events.with_columns(pl.col("user").replace(users), pl.col("item").replace(items))
+    for kind in ("user", "item"):
+        if events[kind].n_unique() != raw.events[kind].n_unique():
             raise DataError(f"{raw.source}: the id map gives two {kind}s the same name")
-        order = sorted(range(len(new)), key=new.__getitem__)
-        place = np.empty(len(new), dtype=np.int64)
-        place[order] = np.arange(len(new))
-        result.append(([new[i] for i in order], place))
-    (new_users, user_place), (new_items, item_place) = result
-    return RawData(
-        raw.source,
-        new_users,
-        new_items,
-        user_place[raw.user_N],
-        item_place[raw.item_N],
-        raw.time_N,
-        raw.position_N,
-        raw.timed,
-    )
-
-
-def with_texts(raw: RawData, texts: dict[str, ItemText]) -> RawData:
-    """The same rows with item metadata."""
-    return RawData(
-        raw.source,
-        raw.users,
-        raw.items,
-        raw.user_N,
-        raw.item_N,
-        raw.time_N,
-        raw.position_N,
-        raw.timed,
-        texts,
-    )
+    return replace(raw, events=events)

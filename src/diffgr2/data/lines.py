@@ -2,14 +2,14 @@
 
 Contract: `read_lines(path, intake)` yields (number, text) of each line that is not blank and is
 valid UTF-8 of bearable length, from plain or gzip files; the rest goes to `intake`. Parsers raise
-`BadLine(reason)` and the caller hands it to `intake.reject`, so that always
+`BadLine(reason)`, which `each` (or whoever calls them) hands to `intake.reject`, so that always
 
     intake.lines == accepted + intake.rejected
 
 `intake.finish()` stops the import above the allowed share. Compressed data that breaks off stops
 it at once: how much is missing is unknown, so no share can be computed. Not here: what a line
-means (`data.fields` and the importers). Nothing is evaluated: Python-dict lines go through
-`ast.literal_eval` after their length and nesting were checked.
+means (`data.values` and the importers). Nothing is evaluated: Python-dict lines go through
+`ast.literal_eval` after their length and signs were checked.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ import gzip
 import json
 import re
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, NoReturn
 
 from diffgr2.errors import DataError
 
 LONGEST_LINE = 4 * 2**20  # bytes; the longest line of the Amazon sets is far below
 LONGEST_DICT = 2**20  # characters given to literal_eval
-DEEPEST_DICT = 20  # nesting given to literal_eval; the metadata needs 4
+MOST_SIGNS = 1_000  # in such a dict; the metadata needs a few
 SHOWN = 5  # malformed lines named in messages and the report
 QUOTED_CHARS = 200  # of a malformed line
-JOINED_LINES = 32  # lines that one quoted CSV record may span
-JOINED_CHARS = 2**18
+LONGEST_RECORD = 33  # lines of one CSV record with quoted line breaks
 
 
 class BadLine(Exception):  # noqa: N818 (not an error of the program: it never leaves the importers)
@@ -49,7 +48,14 @@ class Intake:
         self.first: list[str] = []
         self._file: IO[str] | None = None
 
-    def reject(self, number: int, reason: str, text: str | bytes) -> None:
+    def __enter__(self) -> Intake:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def reject(self, number: int, reason: object, text: str | bytes) -> None:
         """Put one counted line aside."""
         self.rejected += 1
         if len(self.first) < SHOWN:
@@ -60,17 +66,12 @@ class Intake:
             self._file = self.quarantine.open("a", encoding="utf-8")
         if isinstance(text, bytes):
             text = text[: 4 * QUOTED_CHARS].decode("utf-8", "backslashreplace")
-        entry = {"file": self.name, "line": number, "reason": reason, "text": text[:QUOTED_CHARS]}
+        text = text[:QUOTED_CHARS]
+        entry = {"file": self.name, "line": number, "reason": str(reason), "text": text}
         self._file.write(json.dumps(entry) + "\n")  # ASCII only, so any text can be written
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
     def finish(self) -> None:
-        """Close the quarantine and stop the import if too much went there."""
-        self.close()
+        """Stop the import if there was nothing, or too much of it malformed."""
         if self.lines == 0:
             raise DataError(f"{self.name}: holds no data lines")
         share = self.rejected / self.lines
@@ -81,38 +82,26 @@ class Intake:
             )
 
 
-def open_binary(path: Path) -> IO[bytes]:
-    """A plain or gzip file (told apart by its first bytes, not its name)."""
-    try:
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        return cast(IO[bytes], gzip.open(path, "rb")) if packed else path.open("rb")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def read_lines(
-    path: Path, intake: Intake, longest: int = LONGEST_LINE
-) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, intake: Intake) -> Iterator[tuple[int, str]]:
     """(1-based number, text without line end) of each usable line; the others are rejected."""
     number = 0
-    with open_binary(path) as file:
-        try:
-            while raw := file.readline(longest + 1):
+    try:
+        with path.open("rb") as plain:
+            # Packed or not is told by the first bytes, not by the name.
+            file = gzip.GzipFile(fileobj=plain) if plain.peek(2)[:2] == b"\x1f\x8b" else plain
+            while raw := file.readline(LONGEST_LINE + 1):
                 number += 1
-                overlong = len(raw) > longest and not raw.endswith(b"\n")
+                overlong = len(raw) > LONGEST_LINE and not raw.endswith(b"\n")
                 rest = raw
                 while overlong and rest and not rest.endswith(b"\n"):
-                    rest = file.readline(longest)  # thrown away piece by piece, never held
+                    rest = file.readline(LONGEST_LINE)  # thrown away piece by piece, never held
                 if number == 1:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                 if not raw.strip():
                     continue
                 intake.lines += 1
                 if overlong:
-                    intake.reject(number, f"longer than {longest} bytes", raw)
+                    intake.reject(number, f"longer than {LONGEST_LINE} bytes", raw)
                     continue
                 try:
                     text = raw.decode("utf-8")
@@ -120,25 +109,27 @@ def read_lines(
                     intake.reject(number, f"not valid UTF-8 at byte {error.start + 1}", raw)
                     continue
                 yield number, text.rstrip("\r\n")
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            raise DataError(
-                f"{intake.name}: compressed data is cut off or corrupt after line {number}"
-            ) from None
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise DataError(
+            f"{intake.name}: compressed data is cut off or corrupt after line {number}"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def each(
-    lines: Iterator[tuple[int, str]], intake: Intake, parse: Callable[[str], Any]
-) -> Iterator[tuple[int, Any]]:
-    """`parse` of every line; a BadLine is rejected."""
+    lines: Iterable[tuple[int, str]], intake: Intake, parse: Callable[[str], Any]
+) -> Iterator[tuple[int, str, Any]]:
+    """(number, text, `parse(text)`) of every line; a BadLine is rejected."""
     for number, text in lines:
         try:
             value = parse(text)
         except BadLine as bad:
-            intake.reject(number, str(bad), text)
+            intake.reject(number, bad, text)
             continue
-        yield number, value
+        yield number, text, value
 
 
 # ------------------------------------------------------------------------------- JSON, Python dicts
@@ -167,7 +158,6 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 _STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
-_BRACKETS = re.compile(r"[\[\](){}]")
 
 
 def python_dict(text: str) -> dict[str, Any]:
@@ -178,13 +168,10 @@ def python_dict(text: str) -> dict[str, Any]:
         pass
     if len(text) > LONGEST_DICT:
         raise BadLine(f"longer than {LONGEST_DICT} characters")
+    # Brackets may nest as deep as the parser lets them, but signs nest without any: `-----1` and
+    # `1+1+1` build trees as deep as they are long.
     bare = _STRING.sub("", text)
-    depth = deepest = 0
-    for bracket in _BRACKETS.findall(bare):
-        depth += 1 if bracket in "[({" else -1
-        deepest = max(deepest, depth)
-    # Signs nest without brackets: `-----1` and `1+1+1` build trees as deep as they are long.
-    if deepest > DEEPEST_DICT or max(bare.count(sign) for sign in "+-~") > 1_000:
+    if max(bare.count(sign) for sign in "+-~") > MOST_SIGNS:
         raise BadLine("nested too deep")
     try:
         value = ast.literal_eval(text)
@@ -198,17 +185,15 @@ def python_dict(text: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- CSV
 
 
-def _csv_fields(text: str, delimiter: str) -> list[str] | None:
-    """Fields of one record; None if a quoted field is still open at the end."""
+def csv_fields(lines: Iterable[str], delimiter: str) -> list[str]:
+    """Fields of the record that starts with the first of these lines."""
+    records = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        rows = list(csv.reader([text], delimiter=delimiter, strict=True))
+        return next(records)
     except csv.Error as error:
-        if "unexpected end" in str(error):
-            return None
-        raise BadLine(f"not valid CSV ({error})") from None
-    if len(rows) != 1:
-        raise BadLine("not valid CSV (line break outside quotes)")
-    return rows[0]
+        unclosed = records.line_num > 1 or "unexpected end" in str(error)
+        reason = "quote is not closed" if unclosed else error
+        raise BadLine(f"not valid CSV ({reason})") from None
 
 
 def csv_records(
@@ -218,55 +203,32 @@ def csv_records(
 
     A record whose quote is never closed is rejected alone: the lines after it are read anew.
     """
-    waiting: deque[tuple[int, str]] = deque()
-    while True:
-        entry = waiting.popleft() if waiting else next(lines, None)
-        if entry is None:
-            return
+    again: list[tuple[int, str]] = []  # what was read after an open quote, the last line first
+    taken: list[tuple[int, str]] = []  # lines of the record at hand
+
+    def upcoming() -> Iterator[str]:
+        while len(taken) < LONGEST_RECORD:
+            entry = again.pop() if again else next(lines, None)
+            if entry is None:
+                return
+            taken.append(entry)
+            yield entry[1] + "\n"
+
+    while entry := again.pop() if again else next(lines, None):
         number, text = entry
-        if '"' not in text and "\r" not in text:
+        if '"' not in text and "\r" not in text:  # nearly all of them, and much faster so
             yield number, text, text.split(delimiter)
             continue
+        again.append(entry)
+        taken.clear()
         try:
-            fields = _csv_fields(text, delimiter)
-            if fields is None:
-                text, fields = _joined(text, lines, waiting, intake, delimiter)
+            fields = csv_fields(upcoming(), delimiter)
         except BadLine as bad:
-            intake.reject(number, str(bad), text)
+            intake.reject(number, bad, text)
+            again += reversed(taken[1:])
             continue
-        yield number, text, fields
-
-
-def _joined(
-    text: str,
-    lines: Iterator[tuple[int, str]],
-    waiting: deque[tuple[int, str]],
-    intake: Intake,
-    delimiter: str,
-) -> tuple[str, list[str]]:
-    """Close an open quote with the lines that follow, or leave them in `waiting`."""
-    whole = text
-    for extra in range(JOINED_LINES):
-        if extra == len(waiting):
-            entry = next(lines, None)
-            if entry is None:
-                break
-            waiting.append(entry)
-        whole = f"{whole}\n{waiting[extra][1]}"
-        if len(whole) > JOINED_CHARS:
-            break
-        if '"' not in waiting[extra][1]:
-            continue
-        try:
-            fields = _csv_fields(whole, delimiter)
-        except BadLine:
-            break
-        if fields is not None:
-            for _ in range(extra + 1):
-                waiting.popleft()
-            intake.lines -= extra + 1  # they were counted as lines of their own
-            return whole, fields
-    raise BadLine("not valid CSV (quote is not closed)")
+        intake.lines -= len(taken) - 1  # they were counted as lines of their own
+        yield number, "\n".join(text for _, text in taken), fields
 
 
 def read_header(
@@ -283,15 +245,7 @@ def read_header(
         names = [name.strip() for name in split(text)]
     except BadLine as bad:
         raise DataError(f"{intake.name}: line 1: {bad}") from None
-    twice = {name for name in names if names.count(name) > 1} if len(names) < 1_000 else set()
+    twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise DataError(f"{intake.name}: line 1: column {min(twice)!r} stands twice")
     return names
-
-
-def csv_header(text: str, delimiter: str) -> list[str]:
-    """Names in a CSV header line."""
-    fields = _csv_fields(text, delimiter)
-    if fields is None:
-        raise BadLine("not valid CSV (quote is not closed)")
-    return fields

@@ -1,4 +1,12 @@
-"""From a recipe's `data` section to a `Dataset`: which importer reads which file.
+"""From a recipe's `data` section to a `Dataset`: which file is read how.
+
+    amazon2014  reviews_*.json.gz (JSON lines), meta_*.json.gz (Python-dict lines)
+    amazon2018  *.json.gz, meta_*.json.gz (JSON lines)
+    amazon2023  *.jsonl[.gz] or the benchmark's csv `user_id,parent_asin,rating,timestamp...`,
+                meta_*.jsonl[.gz]; items are keyed by parent_asin, times are milliseconds
+    recbole     NAME.inter, NAME.item
+    p5          sequential_data.txt; metadata as in amazon2014
+    table       csv, tsv, jsonl or parquet whose columns the recipe names
 
 Contract: `import_dataset(config, seed, quarantine)` reads the interactions and, where given, the
 item file; malformed lines go to `quarantine` (a fresh JSON-lines file `{file, line, reason, text}`,
@@ -12,19 +20,28 @@ where a line is one interaction, except in sequence files, where it is one user.
 simulated shop (`data.shop`) and the download (`data.fetch`).
 """
 
-from __future__ import annotations
-
-from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffgr2.config import DataConfig
-from diffgr2.data import amazon, columns, sequences
-from diffgr2.data.gather import renamed, with_texts
+from diffgr2.config import TEXT_WORDS, DataConfig
+from diffgr2.data import columns, sequences
+from diffgr2.data.columns import Source
 from diffgr2.data.lines import Intake
-from diffgr2.data.split import ItemText, Policy, RawData, build
+from diffgr2.data.split import build
 from diffgr2.data.store import Dataset
-from diffgr2.errors import ConfigError
+from diffgr2.errors import ConfigError, DataError
+
+_TEXTS = {word: word for word in TEXT_WORDS}
+_OLDER = {"user": "reviewerID", "item": "asin", "timestamp": "unixReviewTime", **_TEXTS}
+AMAZON = {
+    "amazon2014": _OLDER,
+    "amazon2018": {**_OLDER, "categories": "category"},
+    "amazon2023": {
+        **_TEXTS, "user": "user_id", "item": "parent_asin", "timestamp": "timestamp",
+        "brand": "store",
+    },
+}  # fmt: skip
 
 
 def outside_paths(config: DataConfig) -> list[Path]:
@@ -39,6 +56,31 @@ def outside_paths(config: DataConfig) -> list[Path]:
     return paths
 
 
+def _source(path: Path, config: DataConfig, *, items: bool = False) -> Source:
+    """How the interactions or the item file is to be read."""
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if config.source == "table":
+        if suffix not in (".csv", ".tsv", ".parquet", ".jsonl"):
+            raise DataError(
+                f"{path.name}: unknown kind of table "
+                "(expected .csv, .tsv, .jsonl, each also with .gz, or .parquet)"
+            )
+        return Source(suffix[1:], config.columns)
+    if config.source == "recbole":
+        return Source("atomic", {})
+    names = AMAZON["amazon2014" if config.source == "p5" else config.source]
+    if items:
+        return Source("dicts", names, typed=True)
+    unit = "ms" if config.source == "amazon2023" else "s"
+    if suffix != ".csv":
+        return Source("jsonl", names, unit, typed=True)
+    if config.source != "amazon2023":
+        raise DataError(
+            f"{path.name}: {config.source} is JSON lines; a csv goes through source table"
+        )
+    return Source("csv", names, unit)
+
+
 def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None) -> Dataset:
     """Read, check, filter, order and number the interactions of a recipe."""
     if config.source == "shop" or config.interactions is None:
@@ -46,11 +88,11 @@ def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None
     if quarantine is not None:
         quarantine.unlink(missing_ok=True)
     path = Path(config.interactions)
-    intake = Intake(path.name, quarantine, config.max_bad_share)
-    try:
-        raw = _read_interactions(path, config, intake)
-    finally:
-        intake.close()
+    with Intake(path.name, quarantine, config.max_bad_share) as intake:
+        if config.source == "p5":
+            raw = sequences.read_p5(path, intake)
+        else:
+            raw = columns.read_interactions(path, _source(path, config), intake)
     report: dict[str, Any] = {
         "source": config.source,
         "file": path.name,
@@ -60,54 +102,17 @@ def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None
         "first_rejected": intake.first,
     }
     if config.items:
-        raw, facts = _with_items(raw, Path(config.items), config, quarantine)
-        report.update(facts)
-    policy = Policy(
-        k_core=config.k_core,
-        tie_order=config.tie_order,
-        tie_seed=config.tie_seed,
-        seed=seed,
-        keep_earliest=config.source == "amazon2023",
-    )
-    return build(raw, policy, report)
-
-
-def _read_interactions(path: Path, config: DataConfig, intake: Intake) -> RawData:
-    if config.source == "recbole":
-        return sequences.read_recbole(path, intake)
-    if config.source == "table":
-        return columns.read_interactions(path, config.columns, intake)
-    if config.source != "p5":
-        return amazon.read_interactions(path, config.source, intake)
-    raw = sequences.read_p5(path, intake)
-    maps = sequences.datamaps_beside(path)
-    return renamed(raw, *sequences.read_datamaps(maps)) if maps else raw
-
-
-def _with_items(
-    raw: RawData, path: Path, config: DataConfig, quarantine: Path | None
-) -> tuple[RawData, dict[str, Any]]:
-    intake = Intake(path.name, quarantine, config.max_bad_share)
-    try:
-        texts = _read_texts(path, config, intake, set(raw.items))
-    finally:
-        intake.close()
-    facts = {
-        "items_file": path.name,
-        "item_lines_in": intake.lines,
-        "item_lines_rejected": intake.rejected,
-        "first_items_rejected": intake.first,
-        "items_with_metadata_before_core": len(texts),
-    }
-    return with_texts(raw, texts), facts
-
-
-def _read_texts(
-    path: Path, config: DataConfig, intake: Intake, wanted: Collection[str]
-) -> dict[str, ItemText]:
-    if config.source == "recbole":
-        return sequences.read_recbole_texts(path, intake, wanted)
-    if config.source == "table":
-        return columns.read_texts(path, config.columns, intake, wanted)
-    source = "amazon2014" if config.source == "p5" else config.source
-    return amazon.read_texts(path, source, intake, wanted)
+        path = Path(config.items)
+        with Intake(path.name, quarantine, config.max_bad_share) as intake:
+            source = _source(path, config, items=True)
+            raw = replace(
+                raw, texts=columns.read_texts(path, source, intake, set(raw.events["item"]))
+            )
+        report |= {
+            "items_file": path.name,
+            "item_lines_in": intake.lines,
+            "item_lines_rejected": intake.rejected,
+            "first_items_rejected": intake.first,
+            "items_with_metadata_before_core": len(raw.texts),
+        }
+    return build(raw, config, seed, report)

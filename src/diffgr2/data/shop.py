@@ -1,15 +1,13 @@
 """The simulated shop: shoppers whose true next-item probabilities are known.
 
-Contract: `simulate_dataset(config, seed)` returns a `Dataset` and the truth, a dict of arrays that
-`true_probabilities` turns into the exact probability of any candidate at any position. The motives
-a purchase follows are told in `data.shop_truth`; here they are drawn from, one position of all
+Contract: `simulate_dataset(config, seed)` returns a `Dataset` and the truth, a dict of arrays from
+which `data.shop_truth` computes the exact probability of any candidate at any position. The motives
+a purchase follows are told there; here they are drawn from, one position of all
 shoppers at a time, so that a million purchases take seconds. A repeat is drawn again, which is the
 same as renormalising over the items not yet bought. Not here: the catalogue
 (`data.shop_catalogue`), the shoppers' tastes (`data.shop_shoppers`), and any statistics that a
 model may use as evidence.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -20,11 +18,8 @@ from diffgr2.config import ShopConfig
 from diffgr2.data.shop_catalogue import Shelves, build_catalogue
 from diffgr2.data.shop_shoppers import TIER_AFFINITY, draw_lengths, draw_shoppers
 from diffgr2.data.shop_truth import (
-    COMPLEMENT,
-    FAVOURITE,
-    SAME_BRAND,
-    SUBSTITUTE,
-    TASTE,
+    Motive,
+    Truth,
     last_items,
     motives_at,
     recent_shares,
@@ -34,8 +29,6 @@ from diffgr2.data.shop_truth import (
 from diffgr2.data.split import statistics
 from diffgr2.data.store import Dataset
 from diffgr2.types import Histories
-
-__all__ = ["simulate_dataset", "true_probabilities"]
 
 RECENT_SHARES = np.array([0.70, 0.20, 0.10])  # which of the last purchases a motive looks at
 CURIOSITY = 0.04  # share of taste purchases from any leaf; keeps every item possible
@@ -53,18 +46,13 @@ class Groups:
 
     items_N: np.ndarray  # items sorted by group
     start_G1: np.ndarray
-    cumulative_N: np.ndarray  # running sum of probabilities over all groups
+    before_N1: np.ndarray  # probability mass of all items before, over all groups
 
     def draw(self, group_n: np.ndarray, u_n: np.ndarray) -> np.ndarray:
         """One item of each group; u in [0, 1)."""
         start_n, end_n = self.start_G1[group_n], self.start_G1[group_n + 1]
-        at_n = np.searchsorted(self.cumulative_N, group_n_before(self, start_n) + u_n, "right")
+        at_n = np.searchsorted(self.before_N1, self.before_N1[start_n] + u_n, "right") - 1
         return self.items_N[np.clip(at_n, start_n, end_n - 1)]
-
-
-def group_n_before(groups: Groups, start_n: np.ndarray) -> np.ndarray:
-    """Probability mass before each start."""
-    return np.where(start_n > 0, groups.cumulative_N[start_n - 1], 0.0)
 
 
 def grouped(group_I: np.ndarray, weight_I: np.ndarray, n_groups: int) -> tuple[np.ndarray, Groups]:
@@ -72,36 +60,30 @@ def grouped(group_I: np.ndarray, weight_I: np.ndarray, n_groups: int) -> tuple[n
     p_I = weight_I / np.bincount(group_I, weight_I, n_groups)[group_I]
     order = np.argsort(group_I, kind="stable")
     start_G1 = np.searchsorted(group_I[order], np.arange(n_groups + 1))
-    return p_I, Groups(order.astype(np.int32), start_G1, np.cumsum(p_I[order]))
+    before_N1 = np.concatenate([[0.0], np.cumsum(p_I[order])])
+    return p_I, Groups(order.astype(np.int32), start_G1, before_N1)
 
 
-def item_truth(shelves: Shelves) -> tuple[dict[str, np.ndarray], dict[str, Groups]]:
+def item_truth(shelves: Shelves) -> tuple[Truth, dict[str, Groups]]:
     """What the truth needs of items, and the groups to draw from."""
-    n_leaves, n_brands = len(shelves.leaves), len(shelves.home_BD)
-    weight_I = shelves.popularity_I**WITHIN
-    cell_I = shelves.leaf_I * 4 + shelves.tier_I
+    truth, n_leaves = shelves.truth, len(shelves.leaves)
+    weight_I = truth["popularity_I"] ** WITHIN
+    cell_I = truth["leaf_I"] * 4 + truth["tier_I"]
     in_cell_I, cells = grouped(cell_I, weight_I, n_leaves * 4)
-    in_brand_I, brands = grouped(shelves.brand_I, weight_I, n_brands)
-    nothing_I = np.zeros(len(cell_I), dtype=np.int32)
-    _, everything = grouped(nothing_I, shelves.popularity_I, 1)
+    in_brand_I, brands = grouped(truth["brand_I"], weight_I, len(shelves.home_BD))
+    _, everything = grouped(np.zeros_like(cell_I), truth["popularity_I"], 1)
     filled_G4 = np.bincount(cell_I, minlength=n_leaves * 4).reshape(-1, 1, 4) > 0
     distance_44 = np.abs(np.arange(4)[:, None] - np.arange(4)[None])
     tier_p_G44 = TIER_AFFINITY[distance_44][None] * filled_G4
-    arrays = {
+    more = {
         "recent_share_R": RECENT_SHARES,
         "curiosity_1": np.array([CURIOSITY]),
-        "leaf_I": shelves.leaf_I,
-        "tier_I": shelves.tier_I,
-        "brand_I": shelves.brand_I,
-        "popularity_I": shelves.popularity_I,
         "in_cell_I": in_cell_I,
         "in_brand_I": in_brand_I,
-        "complements_IC": shelves.complements_IC,
-        "complement_p_IC": shelves.complement_p_IC,
-        "leaf_p_G": np.bincount(shelves.leaf_I, shelves.popularity_I, n_leaves),
+        "leaf_p_G": np.bincount(truth["leaf_I"], truth["popularity_I"], n_leaves),
         "tier_p_G44": tier_p_G44 / tier_p_G44.sum(2, keepdims=True),  # leaf, shopper's, item's
     }
-    return arrays, {"cells": cells, "brands": brands, "everything": everything}
+    return {**truth, **more}, {"cells": cells, "brands": brands, "everything": everything}
 
 
 def pick(share_nM: np.ndarray, u_n: np.ndarray) -> np.ndarray:
@@ -113,7 +95,7 @@ def pick(share_nM: np.ndarray, u_n: np.ndarray) -> np.ndarray:
 
 
 def draw_items(
-    truth: dict[str, np.ndarray],
+    truth: Truth,
     groups: dict[str, Groups],
     user_n: np.ndarray,
     step: int,
@@ -129,39 +111,32 @@ def draw_items(
     if step:
         recent_n = recent_nR[np.arange(n), pick(recent_shares(truth, end_n), u_n5[:, 1])]
     item_n = groups["everything"].draw(np.zeros(n, dtype=np.int64), u_n5[:, 4])  # noise
-    rows = np.flatnonzero(motive_n == COMPLEMENT)
+    rows = np.flatnonzero(motive_n == Motive.COMPLEMENT)
     place = pick(truth["complement_p_IC"][recent_n[rows]], u_n5[rows, 2])
     item_n[rows] = truth["complements_IC"][recent_n[rows], place]
     # Motives that name a leaf: then the tier, then the item.
     leaf_n = truth["leaf_I"][recent_n].astype(np.int64)
-    rows = np.flatnonzero(motive_n == TASTE)
+    rows = np.flatnonzero(motive_n == Motive.TASTE)
     like = pick(tastes_at(truth, user_n[rows], end_n[rows]), u_n5[rows, 1])
     leaf_n[rows] = truth["taste_UM"][user_n[rows], like]
     rows = rows[u_n5[rows, 2] < truth["curiosity_1"]]
     leaf_n[rows] = np.searchsorted(np.cumsum(truth["leaf_p_G"]), u_n5[rows, 1], "right")
     leaf_n = np.minimum(leaf_n, len(truth["leaf_p_G"]) - 1)
-    rows = np.flatnonzero((motive_n == TASTE) | (motive_n == SUBSTITUTE))
+    rows = np.flatnonzero((motive_n == Motive.TASTE) | (motive_n == Motive.SUBSTITUTE))
     tier_p = truth["tier_p_G44"][leaf_n[rows], truth["user_tier_U"][user_n[rows]]]
     cell = leaf_n[rows] * 4 + pick(tier_p, u_n5[rows, 3])
     item_n[rows] = groups["cells"].draw(cell, u_n5[rows, 4])
     # Motives that name a brand.
     second_n = (u_n5[:, 1] >= truth["favourite_share_U"][user_n]).astype(int)
-    brand_n = np.where(
-        motive_n == FAVOURITE,
-        truth["favourite_U2"][user_n, second_n],
-        truth["brand_I"][recent_n],
-    )
-    rows = np.flatnonzero((motive_n == FAVOURITE) | (motive_n == SAME_BRAND))
+    favourite_n = truth["favourite_U2"][user_n, second_n]
+    brand_n = np.where(motive_n == Motive.FAVOURITE, favourite_n, truth["brand_I"][recent_n])
+    rows = np.flatnonzero((motive_n == Motive.FAVOURITE) | (motive_n == Motive.SAME_BRAND))
     item_n[rows] = groups["brands"].draw(brand_n[rows].astype(np.int64), u_n5[rows, 4])
     return item_n
 
 
 def draw_remaining(
-    truth: dict[str, np.ndarray],
-    histories: Histories,
-    user_n: np.ndarray,
-    step: int,
-    u_n: np.ndarray,
+    truth: Truth, histories: Histories, user_n: np.ndarray, step: int, u_n: np.ndarray
 ) -> np.ndarray:
     """One draw each over the whole catalogue without the bought items: always succeeds."""
     item_n = np.zeros(len(user_n), dtype=np.int32)
@@ -176,7 +151,7 @@ def draw_remaining(
 
 
 def draw_position(
-    truth: dict[str, np.ndarray],
+    truth: Truth,
     groups: dict[str, Groups],
     histories: Histories,
     user_n: np.ndarray,
@@ -202,24 +177,6 @@ def draw_position(
     items_N[start_U1[user_n] + step] = draw_remaining(truth, histories, user_n, step, u_n)
 
 
-def draw_histories(
-    truth: dict[str, np.ndarray],
-    groups: dict[str, Groups],
-    lengths_U: np.ndarray,
-    n_items: int,
-    seed: int,
-) -> Histories:
-    """All purchases, one position of all shoppers at a time."""
-    offsets_U1 = np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64)
-    items_N = np.full(offsets_U1[-1], -1, dtype=np.int32)
-    histories = Histories(offsets_U1, items_N, np.zeros(len(items_N), np.int64), n_items)
-    for step in range(int(lengths_U.max())):
-        rng = streams.generator(seed, "shop", "purchases", step)
-        users = np.flatnonzero(lengths_U > step)
-        draw_position(truth, groups, histories, users, step, rng)
-    return histories
-
-
 def draw_timestamps(lengths_U: np.ndarray, seed: int) -> np.ndarray:
     """Whole days that never go back; a fifth or more share their day with the last."""
     rng = streams.generator(seed, "shop", "days")
@@ -233,20 +190,21 @@ def draw_timestamps(lengths_U: np.ndarray, seed: int) -> np.ndarray:
     return (day_N - np.repeat(before_U, lengths_U)).astype(np.int64) * DAY
 
 
-def simulate_dataset(config: ShopConfig, seed: int) -> tuple[Dataset, dict[str, np.ndarray]]:
+def simulate_dataset(config: ShopConfig, seed: int) -> tuple[Dataset, Truth]:
     """The whole shop: its dataset and the truth behind it."""
     shelves = build_catalogue(config.n_items, seed)
     truth, groups = item_truth(shelves)
     truth |= draw_shoppers(shelves, config, seed)
     lengths_U = draw_lengths(config, streams.generator(seed, "shop", "lengths"))
-    histories = draw_histories(truth, groups, lengths_U, config.n_items, seed)
     histories = Histories(
-        histories.offsets_U1,
-        histories.items_N,
+        np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64),
+        np.full(lengths_U.sum(), -1, dtype=np.int32),
         draw_timestamps(lengths_U, seed),
         config.n_items,
     )
+    for step in range(int(lengths_U.max())):
+        rng = streams.generator(seed, "shop", "purchases", step)
+        draw_position(truth, groups, histories, np.flatnonzero(lengths_U > step), step, rng)
     numbers = streams.permutation(config.n_users, seed, "shop", "raw_users")
     raw_users = [f"S{number:07d}" for number in numbers.tolist()]
-    report = statistics(histories)
-    return Dataset(histories, shelves.catalogue, raw_users, report), truth
+    return Dataset(histories, shelves.catalogue, raw_users, statistics(histories)), truth

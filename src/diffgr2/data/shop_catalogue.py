@@ -7,25 +7,15 @@ random with respect to all of these, so that neither leaks. Not here: shoppers a
 (`data.shop`), the words themselves (`data.shop_words`).
 """
 
-from __future__ import annotations
-
+import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from diffgr2 import streams
-from diffgr2.data.shop_words import (
-    BRAND_ENDS,
-    BRAND_STARTS,
-    DEPARTMENTS,
-    INGREDIENTS,
-    LINE_FIRST,
-    LINE_LAST,
-    TIER_PRICE,
-    TIERS,
-    Department,
-    Product,
-)
+from diffgr2.data.shop_truth import Truth
+from diffgr2.data.shop_words import WORDS, Product
 from diffgr2.types import Catalogue
 
 POOL = 5  # complements per item
@@ -42,46 +32,52 @@ LINES = 8  # product lines of a brand
 
 @dataclass(frozen=True)
 class Leaf:
-    """One category path."""
+    """One category path, and the words of its titles."""
 
     department: int
-    product: Product
     need: int
+    product: Product
+    path: list[str]  # from general to specific
+    noun: str  # with the need
+    variants: list[str]  # with what joins them to the noun
 
 
 @dataclass(frozen=True)
 class Shelves:
-    """The catalogue and all that the truth needs to know of its items and leaves."""
+    """The catalogue and all that the truth needs to know of its items and leaves.
+
+    `truth` holds leaf_I, tier_I, brand_I (int32), popularity_I (sums to 1), complements_IC (-1
+    where the pool is smaller) and complement_p_IC (rows sum to 1).
+    """
 
     catalogue: Catalogue
     leaves: list[Leaf]
-    leaf_I: np.ndarray  # int32
-    tier_I: np.ndarray  # int32
-    brand_I: np.ndarray  # int32
-    popularity_I: np.ndarray  # float64, sums to 1
-    complements_IC: np.ndarray  # int32, -1 where the pool is smaller
-    complement_p_IC: np.ndarray  # float64, rows sum to 1
+    truth: Truth
     home_BD: np.ndarray  # bool: brand sells in department
+
+
+def leaf_of(d: int, need: int, product: Product) -> Leaf:
+    """The leaf of a department's product for one of the department's needs."""
+    department = WORDS.departments[d]
+    category, noun = department.need(need)
+    joined, variants = department.variant, department.variants
+    if product.cared:
+        joined, variants = " with {}", WORDS.ingredients
+    path = [department.name, product.name, category]
+    return Leaf(
+        d, need, product, path, noun.format(product.noun), [joined.format(v) for v in variants]
+    )
 
 
 def leaves_for(n_items: int) -> list[Leaf]:
     """As many category paths as a catalogue of this size can fill."""
-    n_departments = int(np.clip(n_items // 60, 1, len(DEPARTMENTS)))
+    n_departments = int(np.clip(n_items // 60, 1, len(WORDS.departments)))
     n_needs = int(np.clip(n_items // 600, 1, 5))
     return [
-        Leaf(d, product, need)
-        for d, department in enumerate(DEPARTMENTS[:n_departments])
+        leaf_of(d, need, product)
+        for d, department in enumerate(WORDS.departments[:n_departments])
         for product in department.products
         for need in range(min(n_needs, len(department.needs)))
-    ]
-
-
-def brand_names(n: int, rng: np.random.Generator) -> list[str]:
-    """n distinct invented names."""
-    chosen = rng.permutation(len(BRAND_STARTS) * len(BRAND_ENDS))[:n]
-    return [
-        BRAND_STARTS[code // len(BRAND_ENDS)] + BRAND_ENDS[code % len(BRAND_ENDS)]
-        for code in chosen.tolist()
     ]
 
 
@@ -125,19 +121,12 @@ def leaf_links(leaves: list[Leaf]) -> np.ndarray:
     return weights_GG
 
 
-def draw_complements(
-    links_GG: np.ndarray,
-    leaf_I: np.ndarray,
-    tier_I: np.ndarray,
-    brand_I: np.ndarray,
-    popularity_I: np.ndarray,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(pool, probability) per item: a weighted draw without replacement from the linked leaves."""
-    n_items = len(leaf_I)
-    pool_IC = np.full((n_items, POOL), -1, dtype=np.int32)
-    p_IC = np.zeros((n_items, POOL))
-    appeal_I = np.sqrt(popularity_I)
+def draw_complements(leaves: list[Leaf], truth: Truth, rng: np.random.Generator) -> Truth:
+    """Pool and probabilities per item: weighted, without replacement, from the linked leaves."""
+    links_GG, leaf_I, tier_I = leaf_links(leaves), truth["leaf_I"], truth["tier_I"]
+    brand_I, appeal_I = truth["brand_I"], np.sqrt(truth["popularity_I"])
+    pool_IC = np.full((len(leaf_I), POOL), -1, dtype=np.int32)
+    p_IC = np.zeros(pool_IC.shape)
     by_leaf = np.argsort(leaf_I, kind="stable")
     starts = np.searchsorted(leaf_I[by_leaf], np.arange(len(links_GG) + 1))
     for g, weight_G in enumerate(links_GG):
@@ -158,58 +147,34 @@ def draw_complements(
             best_bC = np.argsort(-key_bc, axis=1, kind="stable")[:, :POOL]
             pool_IC[item_b, : best_bC.shape[1]] = choice_c[best_bC]
             p_IC[item_b, : best_bC.shape[1]] = POOL_SHARES[: best_bC.shape[1]]
-    return pool_IC, p_IC / p_IC.sum(1, keepdims=True)
-
-
-def title_of(brand: str, line: str, leaf: Leaf, variant: str, size: str) -> str:
-    """A title as a shop would print it."""
-    department = DEPARTMENTS[leaf.department]
-    noun = department.needs[leaf.need][1].format(leaf.product.noun)
-    return f"{brand} {line} {noun}{variant}, {size}"
-
-
-def variants_of(department: Department, product: Product) -> tuple[str, ...]:
-    """The variants of a product as they read in a title."""
-    if product.cared:
-        return tuple(f" with {word}" for word in INGREDIENTS)
-    return tuple(department.variant.format(word) for word in department.variants)
+    return {"complements_IC": pool_IC, "complement_p_IC": p_IC / p_IC.sum(1, keepdims=True)}
 
 
 def write_texts(
-    leaves: list[Leaf],
-    leaf_I: np.ndarray,
-    tier_I: np.ndarray,
-    brand_I: np.ndarray,
-    brands: list[str],
-    rng: np.random.Generator,
+    leaves: list[Leaf], truth: Truth, brands: list[str], rng: np.random.Generator
 ) -> tuple[list[str], list[str]]:
     """(titles, descriptions); titles are unique because each (brand, leaf) counts through its own
     combinations of line, variant and size."""
-    all_lines = [f"{first} {last}" for first in LINE_FIRST for last in LINE_LAST]
+    all_lines = [f"{first} {last}" for first in WORDS.line_first for last in WORDS.line_last]
     lines_BL = np.stack([rng.permutation(len(all_lines))[:LINES] for _ in brands])
-    offset_I = rng.integers(1 << 30, size=len(leaf_I))
-    first_seen: dict[tuple[int, int], list[int]] = {}  # (brand, leaf) -> [offset, count so far]
+    offset_I = rng.integers(1 << 30, size=len(truth["leaf_I"])).tolist()
+    tiers, offsets, seen = list(WORDS.tiers), {}, Counter()
     titles, descriptions = [], []
-    for item, (g, brand) in enumerate(zip(leaf_I.tolist(), brand_I.tolist(), strict=True)):
+    places = (truth[key].tolist() for key in ("leaf_I", "brand_I", "tier_I"))
+    for g, brand, tier, offset in zip(*places, offset_I, strict=True):
         leaf = leaves[g]
-        department = DEPARTMENTS[leaf.department]
-        variants, sizes = variants_of(department, leaf.product), leaf.product.sizes
-        combinations = LINES * len(variants) * len(sizes)
-        state = first_seen.setdefault((brand, g), [int(offset_I[item]), 0])
+        sizes = WORDS.sizes[leaf.product.sizes]
+        combinations = (LINES, len(leaf.variants), len(sizes))
         # 7919 is prime and divides none of the numbers of combinations: every one comes once.
-        edition, place = divmod(state[1], combinations)
-        code = (state[0] + place * 7919) % combinations
-        state[1] += 1
-        code, size = divmod(code, len(sizes))
-        line, variant = divmod(code, len(variants))
+        edition, place = divmod(seen[brand, g], math.prod(combinations))
+        seen[brand, g] += 1
+        code = offsets.setdefault((brand, g), offset) + place * 7919
+        line, variant, size = np.unravel_index(code % math.prod(combinations), combinations)
         line_name = all_lines[lines_BL[brand, line]]
-        title = title_of(brands[brand], line_name, leaf, variants[variant], sizes[size])
-        if edition:
-            title += f", Edition {edition + 1}"
-        titles.append(title)
-        need = department.needs[leaf.need][0].lower()
+        title = f"{brands[brand]} {line_name} {leaf.noun}{leaf.variants[variant]}, {sizes[size]}"
+        titles.append(f"{title}, Edition {edition + 1}" if edition else title)
         descriptions.append(
-            f"A {TIERS[int(tier_I[item])]} {leaf.product.noun.lower()} ({need}) "
+            f"A {tiers[tier]} {leaf.product.noun.lower()} ({leaf.path[-1].lower()}) "
             f"from {brands[brand]}'s {line_name} line."
         )
     return titles, descriptions
@@ -224,40 +189,25 @@ def build_catalogue(n_items: int, seed: int) -> Shelves:
     more = rng.choice(len(leaves), size=n_items - len(leaves), p=weight_G / weight_G.sum())
     leaf_I = rng.permutation(np.concatenate([np.arange(len(leaves)), more])).astype(np.int32)
     department_I = np.array([leaf.department for leaf in leaves])[leaf_I]
-    n_brands = int(np.clip(1.5 * np.sqrt(n_items), 6, len(BRAND_STARTS) * len(BRAND_ENDS)))
+    brand_names = [start + end for start in WORDS.brand_starts for end in WORDS.brand_ends]
+    n_brands = int(np.clip(1.5 * np.sqrt(n_items), 6, len(brand_names)))
     brand_I, tier_B, home_BD = draw_brands(department_I, n_brands, rng)
     shift_I = rng.choice([-1, 0, 1], size=n_items, p=[0.15, 0.70, 0.15])
     tier_I = np.clip(tier_B[brand_I] + shift_I, 0, 3).astype(np.int32)
     popularity_I = zipf(n_items, ZIPF, ZIPF_SHIFT)[rng.permutation(n_items)]
-    complements_IC, complement_p_IC = draw_complements(
-        leaf_links(leaves), leaf_I, tier_I, brand_I, popularity_I, rng
-    )
-    brands = brand_names(n_brands, rng)
-    titles, descriptions = write_texts(leaves, leaf_I, tier_I, brand_I, brands, rng)
+    truth = {"leaf_I": leaf_I, "tier_I": tier_I, "brand_I": brand_I, "popularity_I": popularity_I}
+    truth |= draw_complements(leaves, truth, rng)
+    brands = [brand_names[code] for code in rng.permutation(len(brand_names))[:n_brands]]
+    titles, descriptions = write_texts(leaves, truth, brands, rng)
     base_I = np.array([leaf.product.price for leaf in leaves])[leaf_I]
-    price_I = base_I * np.array(TIER_PRICE)[tier_I] * rng.lognormal(0.0, 0.12, size=n_items)
+    tier_price_I = np.array(list(WORDS.tiers.values()))[tier_I]
+    price_I = base_I * tier_price_I * rng.lognormal(0.0, 0.12, size=n_items)
     catalogue = Catalogue(
         raw_ids=[f"P{code:07d}" for code in rng.permutation(n_items).tolist()],
         titles=titles,
         brands=[brands[b] for b in brand_I.tolist()],
-        categories=[path_of(leaves[g]) for g in leaf_I.tolist()],
+        categories=[leaves[g].path for g in leaf_I.tolist()],
         prices=np.maximum(np.round(price_I * 2) / 2, 1.0) - 0.01,
         descriptions=descriptions,
     )
-    return Shelves(
-        catalogue,
-        leaves,
-        leaf_I,
-        tier_I,
-        brand_I,
-        popularity_I,
-        complements_IC,
-        complement_p_IC,
-        home_BD,
-    )
-
-
-def path_of(leaf: Leaf) -> list[str]:
-    """Category path from general to specific."""
-    department = DEPARTMENTS[leaf.department]
-    return [department.name, leaf.product.name, department.needs[leaf.need][0]]
+    return Shelves(catalogue, leaves, truth, home_BD)

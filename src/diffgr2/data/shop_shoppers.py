@@ -5,8 +5,6 @@ their drift, price tier, favourite brands, weights of the motives of `data.shop_
 `draw_lengths` how much each one buys. Not here: what they buy (`data.shop`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from diffgr2 import streams
@@ -45,17 +43,14 @@ def draw_tastes(shelves: Shelves, n_users: int, rng: np.random.Generator) -> dic
         first_UM = np.argsort(key_UW, axis=1)[:, : TASTES // 2]
         picked.append(np.take_along_axis(row_UW, first_UM, 1))
     strength_UM = rng.gamma(1.5, size=(n_users, TASTES))
-    half = TASTES // 2
-    main, side = rng.uniform(0.65, 0.95, size=(2, n_users, 1))
-    start_UM, end_UM = strength_UM.copy(), strength_UM.copy()
-    start_UM[:, :half] *= main / strength_UM[:, :half].sum(1, keepdims=True)
-    start_UM[:, half:] *= (1 - main) / strength_UM[:, half:].sum(1, keepdims=True)
-    end_UM[:, :half] *= (1 - side) / strength_UM[:, :half].sum(1, keepdims=True)
-    end_UM[:, half:] *= side / strength_UM[:, half:].sum(1, keepdims=True)
+    main_U1, side_U1 = rng.uniform(0.65, 0.95, size=(2, n_users, 1))
+    sum_U2 = strength_UM.reshape(n_users, 2, -1).sum(2)  # of each interest's leaves
+    start_U2 = np.concatenate([main_U1, 1 - main_U1], 1) / sum_U2
+    end_U2 = np.concatenate([1 - side_U1, side_U1], 1) / sum_U2
     return {
         "taste_UM": np.concatenate(picked, 1).astype(np.int32),
-        "taste_start_UM": start_UM,
-        "taste_end_UM": end_UM,
+        "taste_start_UM": strength_UM * np.repeat(start_U2, TASTES // 2, axis=1),
+        "taste_end_UM": strength_UM * np.repeat(end_U2, TASTES // 2, axis=1),
         "drift_U": rng.uniform(0.01, 0.12, size=n_users),
         "department_U": np.array([d for d, _ in interests])[interest_U2[:, 0]].astype(np.int32),
     }
@@ -66,8 +61,9 @@ def draw_favourites(
 ) -> np.ndarray:
     """Two favourite brands per shopper, at home in the department and near the price tier."""
     n_brands = len(shelves.home_BD)
-    items_B = np.bincount(shelves.brand_I, minlength=n_brands).astype(float)
-    mean_tier_B = np.bincount(shelves.brand_I, shelves.tier_I, n_brands) / np.maximum(items_B, 1)
+    brand_I, tier_I = shelves.truth["brand_I"], shelves.truth["tier_I"]
+    items_B = np.bincount(brand_I, minlength=n_brands).astype(float)
+    mean_tier_B = np.bincount(brand_I, tier_I, n_brands) / np.maximum(items_B, 1)
     favourite_U2 = np.zeros((len(tier_U), 2), dtype=np.int32)
     for d in range(shelves.home_BD.shape[1]):
         for tier in range(4):

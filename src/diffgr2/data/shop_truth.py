@@ -17,35 +17,35 @@ in any catalogue. The truth holds for the order of the histories as the shop wro
 same-day purchases changes what a shopper had seen. Not here: drawing (`data.shop`).
 """
 
-from __future__ import annotations
+from enum import IntEnum
 
 import numpy as np
 
 from diffgr2.types import Histories
 
-MOTIVES = ("complement", "substitute", "same_brand", "favourite", "taste", "noise")
-COMPLEMENT, SUBSTITUTE, SAME_BRAND, FAVOURITE, TASTE, NOISE = range(len(MOTIVES))
+Motive = IntEnum("Motive", "COMPLEMENT SUBSTITUTE SAME_BRAND FAVOURITE TASTE NOISE", start=0)
+Truth = dict[str, np.ndarray]
 CELLS = 1 << 21  # array cells per chunk of scoring
 
 
-def motives_at(truth: dict[str, np.ndarray], user_L: np.ndarray, end_L: np.ndarray) -> np.ndarray:
+def motives_at(truth: Truth, user_L: np.ndarray, end_L: np.ndarray) -> np.ndarray:
     """Motive weights of each list; a first purchase has nothing recent to follow."""
     motive_L6 = truth["motive_U6"][user_L].copy()
     first_L = end_L == 0
-    recent = [COMPLEMENT, SUBSTITUTE, SAME_BRAND]
-    motive_L6[first_L, TASTE] += motive_L6[first_L][:, recent].sum(1)
+    recent = [Motive.COMPLEMENT, Motive.SUBSTITUTE, Motive.SAME_BRAND]
+    motive_L6[first_L, Motive.TASTE] += motive_L6[first_L][:, recent].sum(1)
     motive_L6[np.ix_(first_L, recent)] = 0.0
     return motive_L6
 
 
-def recent_shares(truth: dict[str, np.ndarray], end_L: np.ndarray) -> np.ndarray:
+def recent_shares(truth: Truth, end_L: np.ndarray) -> np.ndarray:
     """Weight of each of the last R purchases, newest first; rows sum to 1 (or 0 at the start)."""
     share_R = truth["recent_share_R"]
     share_LR = share_R * (np.arange(len(share_R)) < end_L[:, None])
     return share_LR / np.maximum(share_LR.sum(1, keepdims=True), 1e-300)
 
 
-def tastes_at(truth: dict[str, np.ndarray], user_L: np.ndarray, end_L: np.ndarray) -> np.ndarray:
+def tastes_at(truth: Truth, user_L: np.ndarray, end_L: np.ndarray) -> np.ndarray:
     """Weight of each liked leaf at this position."""
     turned_L1 = 1.0 - np.exp(-truth["drift_U"][user_L] * end_L)[:, None]
     start_LM, end_LM = truth["taste_start_UM"][user_L], truth["taste_end_UM"][user_L]
@@ -61,59 +61,51 @@ def last_items(histories: Histories, user_L: np.ndarray, end_L: np.ndarray, n: i
 
 
 def mixture(
-    truth: dict[str, np.ndarray],
-    user_L: np.ndarray,
-    end_L: np.ndarray,
-    recent_LR: np.ndarray,
-    items_LK: np.ndarray,
+    truth: Truth, user_L: np.ndarray, end_L: np.ndarray, recent_LR: np.ndarray, items_LK: np.ndarray
 ) -> np.ndarray:
     """Probability of each item before repeats are excluded; sums to 1 over the catalogue."""
-    motive_L6, curiosity = motives_at(truth, user_L, end_L), float(truth["curiosity_1"][0])
-    share_LR = recent_shares(truth, end_L)
-    leaf_LK, brand_LK = truth["leaf_I"][items_LK], truth["brand_I"][items_LK]
-    tier_L = truth["user_tier_U"][user_L]
-    in_leaf_LK = (
-        truth["tier_p_G44"][leaf_LK, tier_L[:, None], truth["tier_I"][items_LK]]
-        * truth["in_cell_I"][items_LK]
+    # One column of weights per motive, in the order of `Motive`.
+    complement_L1, substitute_L1, same_brand_L1, favourite_L1, taste_L1, noise_L1 = np.moveaxis(
+        motives_at(truth, user_L, end_L)[..., None], 1, 0
     )
-    in_brand_LK = truth["in_brand_I"][items_LK]
+    share_LR, curiosity = recent_shares(truth, end_L), float(truth["curiosity_1"][0])
+    leaf_LK, brand_LK = truth["leaf_I"][items_LK], truth["brand_I"][items_LK]
+    tier_L1 = truth["user_tier_U"][user_L][:, None]
+    in_tier_LK = truth["tier_p_G44"][leaf_LK, tier_L1, truth["tier_I"][items_LK]]
     # How much of the leaf's and the brand's mass each motive gives to the candidate's own.
-    leaf_mass_LK = motive_L6[:, [TASTE]] * curiosity * truth["leaf_p_G"][leaf_LK]
+    leaf_mass_LK = taste_L1 * curiosity * truth["leaf_p_G"][leaf_LK]
     taste_LM, weight_LM = truth["taste_UM"][user_L], tastes_at(truth, user_L, end_L)
     for m in range(taste_LM.shape[1]):
-        like_L1 = (motive_L6[:, TASTE] * (1 - curiosity) * weight_LM[:, m])[:, None]
+        like_L1 = taste_L1 * (1 - curiosity) * weight_LM[:, [m]]
         leaf_mass_LK += like_L1 * (leaf_LK == taste_LM[:, [m]])
     favourite_L2 = truth["favourite_U2"][user_L]
     first_L1 = truth["favourite_share_U"][user_L][:, None]
-    brand_mass_LK = motive_L6[:, [FAVOURITE]] * (
+    brand_mass_LK = favourite_L1 * (
         first_L1 * (brand_LK == favourite_L2[:, [0]])
         + (1 - first_L1) * (brand_LK == favourite_L2[:, [1]])
     )
-    p_LK = motive_L6[:, [NOISE]] * truth["popularity_I"][items_LK]
+    p_LK = noise_L1 * truth["popularity_I"][items_LK]
     for r in range(share_LR.shape[1]):
         recent_L = recent_LR[:, r]  # -1 reads the last item, with share 0
         share_L1 = share_LR[:, [r]]
-        leaf_mass_LK += (
-            motive_L6[:, [SUBSTITUTE]] * share_L1 * (leaf_LK == truth["leaf_I"][recent_L][:, None])
-        )
+        same_leaf_LK = leaf_LK == truth["leaf_I"][recent_L][:, None]
+        leaf_mass_LK += substitute_L1 * share_L1 * same_leaf_LK
         brand_mass_LK += (
-            motive_L6[:, [SAME_BRAND]]
-            * share_L1
-            * (brand_LK == truth["brand_I"][recent_L][:, None])
+            same_brand_L1 * share_L1 * (brand_LK == truth["brand_I"][recent_L][:, None])
         )
         pool_LC, pool_p_LC = truth["complements_IC"][recent_L], truth["complement_p_IC"][recent_L]
         for c in range(pool_LC.shape[1]):
-            weight_L1 = motive_L6[:, [COMPLEMENT]] * share_L1 * pool_p_LC[:, [c]]
+            weight_L1 = complement_L1 * share_L1 * pool_p_LC[:, [c]]
             p_LK += weight_L1 * (items_LK == pool_LC[:, [c]])
+    in_leaf_LK, in_brand_LK = (
+        in_tier_LK * truth["in_cell_I"][items_LK],
+        truth["in_brand_I"][items_LK],
+    )
     return p_LK + leaf_mass_LK * in_leaf_LK + brand_mass_LK * in_brand_LK
 
 
 def true_probabilities(
-    truth: dict[str, np.ndarray],
-    histories: Histories,
-    user_L: np.ndarray,
-    end_L: np.ndarray,
-    items_LK: np.ndarray,
+    truth: Truth, histories: Histories, user_L: np.ndarray, end_L: np.ndarray, items_LK: np.ndarray
 ) -> np.ndarray:
     """Exact probability of each candidate as the item at position `end` of that user.
 
@@ -123,20 +115,20 @@ def true_probabilities(
     user_L, end_L = np.asarray(user_L, np.int64), np.asarray(end_L, np.int64)
     items_LK = np.asarray(items_LK)
     p_LK, n_recent = np.zeros(items_LK.shape), len(truth["recent_share_R"])
+    k = items_LK.shape[1]
     by_end = np.argsort(end_L, kind="stable")  # chunks of equal history length waste no padding
     at = 0
     while at < len(by_end):
-        rows = by_end[at : at + max(1, CELLS // (items_LK.shape[1] + int(end_L[by_end[at]]) + 64))]
+        rows = by_end[at : at + max(1, CELLS // (k + int(end_L[by_end[at]]) + 64))]
         at += len(rows)
         seen_LT = last_items(
             histories, user_L[rows], end_L[rows], max(int(end_L[rows].max()), n_recent)
         )
         both = np.concatenate([items_LK[rows], seen_LT], axis=1)
         mass = mixture(truth, user_L[rows], end_L[rows], seen_LT[:, :n_recent], both)
-        k = items_LK.shape[1]
-        seen_mass_L = (mass[:, k:] * (seen_LT >= 0)).sum(1)
-        bought_LK = np.zeros(items_LK[rows].shape, dtype=bool)
+        seen_mass_L1 = (mass[:, k:] * (seen_LT >= 0)).sum(1, keepdims=True)
+        bought_LK = np.zeros((len(rows), k), dtype=bool)
         for t in range(seen_LT.shape[1]):
             bought_LK |= items_LK[rows] == seen_LT[:, [t]]
-        p_LK[rows] = np.where(bought_LK, 0.0, mass[:, :k]) / (1.0 - seen_mass_L)[:, None]
+        p_LK[rows] = np.where(bought_LK, 0.0, mass[:, :k]) / (1.0 - seen_mass_L1)
     return p_LK

@@ -7,24 +7,23 @@ spaces) and cut, because a long title is no reason to lose an item. Not here: wh
 format holds what.
 """
 
-from __future__ import annotations
-
 import html
 import math
 import re
-from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any
 
+from diffgr2.data.gather import ItemText
 from diffgr2.data.lines import BadLine
-from diffgr2.data.split import ItemText
 
 LONGEST_ID = 256  # characters
 LONGEST_TITLE, LONGEST_BRAND, LONGEST_DESCRIPTION = 500, 200, 4_000
 LATEST_MS = 253_402_300_799_999  # the year 9999
 MILLISECONDS_FROM = 100_000_000_000  # `auto`: larger numbers are milliseconds (as seconds: 5138)
 
-_NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?([eE][+-]?\d{1,3})?")
+_NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?([eE][+-]?\d{1,3})?", re.ASCII)
 _PRICE = re.compile(r"\d[\d,]{0,15}(?:\.\d{1,6})?")
 _TAG = re.compile(r"<[^<>]{0,300}>")
 _PATH = re.compile(r"\s*[|>]\s*")
@@ -48,50 +47,37 @@ def identifier(value: Any, name: str, *, numbers: bool = False) -> str:
     return value
 
 
-def milliseconds(value: Any, name: str, unit: str = "s") -> int:
-    """A time in milliseconds since 1970 from a number; unit `s`, `ms` or `auto`."""
+def milliseconds(value: Any, name: str, unit: str = "auto", *, text: bool = True) -> int:
+    """A time in milliseconds since 1970: a number in this unit (`s`, `ms`, or `auto`: by its size),
+    a date or date-time (UTC unless it says otherwise) or, if `text`, a cell that spells one."""
+    if isinstance(value, str) and text:
+        value = _number_or_date(value.strip(), name)
+    if isinstance(value, date):
+        if not isinstance(value, datetime):
+            value = datetime(value.year, value.month, value.day)
+        moment = value if value.tzinfo else value.replace(tzinfo=UTC)
+        value, unit = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1), "ms"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadLine(f"{name} is {'missing' if value is None else 'not a number'}")
     if isinstance(value, float) and not math.isfinite(value):
         raise BadLine(f"{name} is not finite")
     if value < 0:
         raise BadLine(f"{name} is negative")
-    if value > LATEST_MS:
-        raise BadLine(f"{name} is beyond the year 9999")
     fine = unit == "ms" or (unit == "auto" and value >= MILLISECONDS_FROM)
-    result = int(value) if fine else int(value * 1000)
-    if result > LATEST_MS:
+    if value > LATEST_MS or (result := int(value if fine else value * 1000)) > LATEST_MS:
         raise BadLine(f"{name} is beyond the year 9999")
     return result
 
 
-def milliseconds_of_text(text: str, name: str, unit: str = "auto") -> int:
-    """A time from a cell: a number, or an ISO date or date-time (UTC unless it says otherwise)."""
-    text = text.strip()
+def _number_or_date(text: str, name: str) -> int | float | datetime | None:
     if not text:
-        raise BadLine(f"{name} is missing")
-    if text.isascii() and text.isdigit() and len(text) <= 20:
-        return milliseconds(int(text), name, unit)
-    if text.isascii() and _NUMBER.fullmatch(text):
-        return milliseconds(float(text), name, unit)
+        return None
+    if _NUMBER.fullmatch(text):
+        return int(text) if text.isdigit() else float(text)
     try:
-        moment = datetime.fromisoformat(text)
+        return datetime.fromisoformat(text)
     except ValueError:
         raise BadLine(f"{name} is neither a number nor an ISO date") from None
-    return milliseconds_of_moment(moment, name)
-
-
-def milliseconds_of_moment(moment: date, name: str) -> int:
-    """A time from a date or date-time."""
-    if not isinstance(moment, datetime):
-        moment = datetime(moment.year, moment.month, moment.day)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    micros = (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
-    if micros < 0:
-        raise BadLine(f"{name} is negative")
-    return micros // 1000
 
 
 def whole_number(value: Any, name: str) -> int:
@@ -157,19 +143,16 @@ def price(value: Any, name: str) -> float:
     return float(value) if math.isfinite(value) and value >= 0 else math.nan
 
 
-TEXT_WORDS = ("title", "brand", "categories", "price", "description")
+_READERS: dict[str, Callable[[Any, str], Any]] = {
+    "title": partial(words, longest=LONGEST_TITLE),
+    "brand": partial(words, longest=LONGEST_BRAND),
+    "categories": category_path,
+    "price": price,
+    "description": partial(words, longest=LONGEST_DESCRIPTION),
+}
 
 
 def item_text(record: Mapping[str, Any], names: Mapping[str, str]) -> ItemText:
     """What a record says about its item; `names` maps our words to the record's keys."""
-
-    def get(word: str) -> Any:
-        return record.get(names[word]) if word in names else None
-
-    return ItemText(
-        title=words(get("title"), names.get("title", ""), LONGEST_TITLE),
-        brand=words(get("brand"), names.get("brand", ""), LONGEST_BRAND),
-        categories=category_path(get("categories"), names.get("categories", "")),
-        price=price(get("price"), names.get("price", "")),
-        description=words(get("description"), names.get("description", ""), LONGEST_DESCRIPTION),
-    )
+    found = {word: name for word, name in names.items() if word in _READERS}
+    return ItemText(**{w: _READERS[w](record.get(name), name) for w, name in found.items()})

@@ -6,8 +6,6 @@ probability: after top-k filtering it would be 1 for everything. Pure NumPy func
 canvas. Not here: which token a position wants (`answer_rule`) and sampling (`draw`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

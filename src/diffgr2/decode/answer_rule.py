@@ -9,8 +9,6 @@ candidates, and a bipartite matching keeps every entry completable. Not here: wh
 (`grammar`), which positions are sure enough (`accept`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,8 +4,6 @@ Contract: greedy or sampled, ends at the end token or at `max_tokens`; under the
 the entries of the answer are drawn from the candidates not yet named. Not here: batching.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

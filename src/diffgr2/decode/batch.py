@@ -7,8 +7,6 @@ from each writer's own stream, so it does not depend on who shares the batch. No
 writer does with its distributions (`ar`, `block`, `verify`), queues and deadlines (`serve`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

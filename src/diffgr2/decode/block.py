@@ -8,8 +8,6 @@ block is never committed to the cache. Not here: batching, and the rules themsel
 `answer_rule`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

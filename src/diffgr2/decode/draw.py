@@ -6,8 +6,6 @@ greedily or by inverse transform from given uniforms, so that randomness stays w
 Not here: which positions commit (`accept`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

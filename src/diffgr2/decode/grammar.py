@@ -6,8 +6,6 @@ dataclass, so that `decode` can use it without knowing any template. Not here: t
 (`decode.answer_rule`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -6,8 +6,6 @@ the fast decoders (`ar`, `block`, `verify`) must write the same tokens in the sa
 oracle tests check. Not here: speed; nothing but tests and readers uses this module.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations

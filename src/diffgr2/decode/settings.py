@@ -7,8 +7,6 @@ contract, changed by a preset (`how`) and by what is given. So a served answer i
 Not here: the contract itself (`model.contract`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -8,8 +8,6 @@ before them: they draft what comes next). The longest agreeing prefix commits, p
 what the forward predicted behind it, wrong context or not, is the next draft. Not here: batching.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -6,8 +6,6 @@ cache are document positions, and every pattern of attention is "all slots below
 tokens see up to themselves, a canvas up to its end. Not here: batching (`batch`).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 

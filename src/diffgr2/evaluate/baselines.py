@@ -7,8 +7,6 @@ where those are known (a simulated shop), which is what a perfect re-ranker woul
 Not here: fitting a scorer (that needs training lists).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from diffgr2.errors import DataError
@@ -21,7 +19,7 @@ def floor_order(n_lists: int, k: int) -> np.ndarray:
     return np.tile(np.arange(k, dtype=np.int16), (n_lists, 1))
 
 
-def order_from_scores(score_LK: np.ndarray, source: str = "scores") -> np.ndarray:
+def order_from_scores(score_LK: np.ndarray, source: str) -> np.ndarray:
     """Best score first; equal scores keep the floor's order."""
     bad = np.flatnonzero(np.isnan(score_LK).any(1))
     if len(bad):
@@ -31,12 +29,8 @@ def order_from_scores(score_LK: np.ndarray, source: str = "scores") -> np.ndarra
 
 def oracle_order(hit_L: np.ndarray, k: int, p_LK: np.ndarray | None = None) -> np.ndarray:
     """By true probabilities if given, else the target first and the rest in floor order."""
-    if p_LK is not None:
-        if p_LK.shape != (len(hit_L), k):
-            raise DataError(f"true probabilities: shape {p_LK.shape}, not {(len(hit_L), k)}")
-        return order_from_scores(p_LK, "true probabilities")
-    first_LK = np.arange(k) == hit_L[:, None]
-    return order_from_scores(first_LK.astype(np.float32))
+    score_LK = np.arange(k) == hit_L[:, None] if p_LK is None else p_LK
+    return order_from_scores(score_LK.astype(np.float64), "oracle")
 
 
 def random_values(hit_L: np.ndarray, k: int) -> np.ndarray:

@@ -7,26 +7,25 @@ and a miss give r@1 = 1/3, ndcg@3 = (1 + 1/2 + 0) / 3 = .5, mrr = (1 + 1/3 + 0) 
 Not here: intervals (`significance`) and reference rows (`baselines`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
-from diffgr2.types import MISS
+from diffgr2.types import MISS, ndcg_of
 
 METRICS = ("r@1", "r@3", "r@5", "r@10", "ndcg@3", "ndcg@5", "ndcg@10", "mrr")
 
 
 def value_table(k: int) -> np.ndarray:
     """`table_RM`: every metric of every rank below `k`; the last row (index MISS) is the miss."""
-    rank_R = np.arange(k, dtype=np.float64)
+    rank_R = np.arange(k)
     table_RM = np.zeros((k + 1, len(METRICS)))
     for m, name in enumerate(METRICS):
         kind, _, depth = name.partition("@")
         if kind == "mrr":
             table_RM[:k, m] = 1.0 / (rank_R + 1.0)
-            continue
-        gain_R = np.ones(k) if kind == "r" else 1.0 / np.log2(rank_R + 2.0)
-        table_RM[:k, m] = np.where(rank_R < int(depth), gain_R, 0.0)
+        elif kind == "r":
+            table_RM[:k, m] = rank_R < int(depth)
+        else:
+            table_RM[:k, m] = ndcg_of(rank_R, int(depth))
     return table_RM
 
 
@@ -38,13 +37,7 @@ def ranks_of(order_LK: np.ndarray, hit_L: np.ndarray) -> np.ndarray:
 
 def values_of(rank_L: np.ndarray, k: int) -> np.ndarray:
     """`values_LM`: every list's metrics."""
-    assert MISS == -1, "a miss indexes the table's last row"
     return value_table(k)[rank_L]
-
-
-def mean_metrics(values_LM: np.ndarray) -> dict[str, float]:
-    """Means over the lists given; the caller chooses the population."""
-    return dict(zip(METRICS, values_LM.mean(0).tolist(), strict=True))
 
 
 def rows_are_permutations(order_LK: np.ndarray) -> np.ndarray:

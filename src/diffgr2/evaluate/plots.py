@@ -1,14 +1,11 @@
-"""Figures of a report: stage ladder, frontier, throughput, validity, training curves.
+"""The report's figures: tables over rows, curves, and pictures of single things.
 
-Contract: pure functions from plain data to a `Figure`; `save_figure` writes a PNG without dates,
-so the same data gives the same bytes. Colours are the Okabe–Ito set, and every series also has its
-own marker, so no figure needs colour to be read. No global pyplot state.
-Not here: pictures of one output or one model part (`pictures`).
+Contract: pure functions from plain data, of which there is some, to a `Figure`; `save_figure`
+writes a PNG without dates, so the same data gives the same bytes. Colours are the Okabe–Ito set,
+and every series also has its own marker, so no figure needs colour to be read. No global pyplot
+state. Not here: which figures a report has (`stages.report`).
 """
 
-from __future__ import annotations
-
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +14,18 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from diffgr2.errors import ArtifactError
-from diffgr2.types import FAILURES
+from diffgr2.types import FAILURES, MISS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DECODERS = {"ar": 0, "block": 1, "verify": 2}
+LOOKS = [{"color": c, "marker": m} for c, m in zip(COLOURS, MARKERS, strict=True)]
 GREY, DARK = "#8A8A8A", "#222222"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
@@ -38,9 +33,11 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": "#E6E6E6",
     "axes.axisbelow": True,
-    "legend.frameon": False,
     "figure.dpi": 130,
 }
+LADDER = ("r@1", "ndcg@3")  # the ladder's panels
+CURVES = ("loss", "grad_norm", "reward", "kl", "entropy", "rank/valid_rate", "rank/r@1")
+TEXTS = 64  # more tokens than this are drawn without their texts
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> Any:
@@ -58,221 +55,81 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def nothing(message: str) -> Figure:
-    """A figure that says why it is empty."""
-    figure, axes = new_figure(6, 1.6)
-    axes[0, 0].axis("off")
-    axes[0, 0].text(0.5, 0.5, message, ha="center", va="center", color=DARK)
-    return figure
-
-
-def series(name: str, place: int) -> dict[str, Any]:
-    """Colour and marker; decoders always have the same."""
-    index = DECODERS.get(name, place) % len(COLOURS)
-    return {"color": COLOURS[index], "marker": MARKERS[index]}
-
-
-def stage_ladder(
-    report: Mapping[str, Any],
-    population: str = "hit",
-    metrics: Sequence[str] = ("r@1", "ndcg@3"),
-) -> Figure:
-    """Every row's metric with its 95 % interval; dotted lines at the floor and at AR."""
-    every = [row for row in report["rows"] if row["population"] == population]
-    entries = [
-        (row["name"], {m: (row["metrics"][m], *row["ci"][m]) for m in metrics}) for row in every
-    ]
-    n = max((row["n"] for row in every), default=0)
-    title = f"Stages, {population} users (n = {n:,})"
-    return _ladder(entries, metrics, title, "95 % bootstrap interval of the row itself")
-
-
-def seeds_ladder(
-    summary: Sequence[Mapping[str, Any]],
-    population: str = "hit",
-    metrics: Sequence[str] = ("r@1", "ndcg@3"),
-) -> Figure:
-    """The same over several seeds (`tables.over_seeds`): mean and sample deviation."""
-    entries, seeds = [], 0
-    for row in summary:
-        if row["population"] != population:
-            continue
-        seeds = row["seeds"]
-        triples = {}
-        for metric in metrics:
-            mean, sd = row["metrics"][metric]["mean"], row["metrics"][metric]["sd"] or 0.0
-            triples[metric] = (mean, mean - sd, mean + sd)
-        entries.append((row["name"], triples))
-    title = f"Stages, {population} users, {seeds} seeds"
-    return _ladder(entries, metrics, title, "mean ± standard deviation over seeds")
-
-
-def _ladder(
-    every: Sequence[tuple[str, Mapping[str, tuple[float, float, float]]]],
-    metrics: Sequence[str],
-    title: str,
-    meaning: str,
-) -> Figure:
-    """Rows downwards, a panel per metric; random and oracle would squash the scale, so they are
-    named in the subtitle."""
-    entries = [entry for entry in every if entry[0] not in ("random", "oracle")]
-    if not entries:
-        return nothing("no rows to draw")
-    figure, axes = new_figure(9.5, 1.6 + 0.32 * len(entries), 1, len(metrics))
-    for ax, metric in zip(axes[0], metrics, strict=True):
-        for y, (name, triples) in enumerate(entries):
-            value, low, high = triples[metric]
-            anchor = name in ("floor", "ar")
-            colour = COLOURS[1] if anchor else COLOURS[0]
-            ax.plot([low, high], [y, y], color=colour, lw=1.8, solid_capstyle="round")
-            face = "white" if name.endswith("_raw") else colour
-            ax.plot(value, y, "o", color=colour, markerfacecolor=face, ms=6.5)
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-            ax.text(
-                value, y - 0.2, f"{value:.3f}", ha="center", va="bottom", fontsize=7.5, bbox=box
-            )
-            if anchor:
-                ax.axvline(value, color=COLOURS[1], ls=":", lw=1, zorder=0)
-        ax.set_yticks(range(len(entries)), [name for name, _ in entries])
-        ax.set_ylim(len(entries) - 0.5, -0.85)
-        ax.locator_params(axis="x", nbins=6)
-        ax.set_xlabel(f"{metric.upper()}, {meaning}")
-        ax.xaxis.label.set_fontsize(9)
-        ax.grid(visible=False, axis="y")
-    for ax in axes[0, 1:]:
-        ax.tick_params(labelleft=False)
-    parts = []
-    if any(name.endswith("_raw") for name, _ in entries):
-        parts.append("hollow: raw rule")
-    parts += [
-        f"{name} (off the scale): {metrics[0].upper()} {triples[metrics[0]][0]:.3f}"
-        for name, triples in every
-        if name in ("random", "oracle")
-    ]
-    _title(figure, title, " · ".join(parts))
-    return figure
-
-
-def _title(figure: Figure, main: str, small: str) -> None:
-    """A title and a smaller line under it, both at the left."""
-    figure.suptitle(f"{main}\n", x=0.01, ha="left", fontsize=12, fontweight="bold")
-    figure.text(0.01, 0.985 - 0.27 / figure.get_figheight(), small, fontsize=9, va="top")
-
-
 def heading(ax: Axes, text: str, size: float = 11) -> None:
     """An axes' title at the left."""
     ax.set_title(text, loc="left", fontsize=size, fontweight="bold")
 
 
-def frontier(
-    points: Sequence[Mapping[str, Any]],
-    lines: Mapping[str, float] | None = None,
-    metric: str = "r@1",
-    x: str = "tpf",
-) -> Figure:
-    """Quality against speed. A point: {series, threshold, tpf or speedup, value, ci}; `lines` are
-    named levels such as AR and floor."""
-    usable = [point for point in points if point.get(x) is not None]
-    if not usable:
-        return nothing("no thresholds were measured")
-    figure, axes = new_figure(7.5, 4.6)
-    ax = axes[0, 0]
-    names = list(dict.fromkeys(point["series"] for point in usable))
-    reach = max(point[x] for point in usable) - min(point[x] for point in usable)
-    for place, name in enumerate(names):
-        own = sorted((p for p in usable if p["series"] == name), key=lambda p: p[x])
-        xs, ys = [p[x] for p in own], [p["value"] for p in own]
-        look = series(name, place + 1)
-        ax.plot(xs, ys, ms=6, lw=1.5, label=name, **look)
-        for point in own:
-            if point.get("ci"):
-                ax.plot([point[x]] * 2, point["ci"], color=look["color"], lw=1, alpha=0.5)
-        last = -np.inf
-        for point in own:
-            if point.get("threshold") is None or point[x] - last < 0.05 * reach:
-                continue  # no room: the series is in order of τ, so its neighbours tell
-            last = point[x]
-            ax.annotate(
-                f"τ {point['threshold']:g}",
-                (point[x], point["value"]),
-                xytext=(4, 6) if place % 2 == 0 else (-4, -13),
-                ha="left" if place % 2 == 0 else "right",
-                textcoords="offset points",
-                fontsize=7.5,
-                color=look["color"],
-            )
-    for name, level in (lines or {}).items():
-        ax.axhline(level, color=GREY, ls=":", lw=1.2)
-        ax.annotate(
-            f"{name} {level:.3f}",
-            (1, level),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8.5,
-            color=DARK,
-        )
-    words = {"tpf": "tokens per forward (TPF)", "speedup": "tokens/s ÷ AR, batch 1"}
-    ax.set_xlabel(words.get(x, x))
-    banded = any(point.get("ci") for point in usable)
-    ax.set_ylabel(f"{metric.upper()}, 95 % interval" if banded else metric.upper())
-    ax.margins(x=0.08)
-    heading(ax, "Quality against speed over the threshold τ")
-    figure.legend(loc="outside lower center", ncols=len(names), frameon=False)
+# ------------------------------------------------------------------------------------- the rows
+
+
+def stage_ladder(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Every row's metric with its 95 % interval; dotted lines at the floor and at AR."""
+    n = max(row["n"] for row in rows)
+    title = f"Stages, {rows[0]['population']} users (n = {n:,})"
+    return _ladder(rows, title, "95 % bootstrap interval of the row itself")
+
+
+def seeds_ladder(summary: Sequence[Mapping[str, Any]]) -> Figure:
+    """The same over several seeds (`tables.over_seeds`): mean and sample deviation."""
+    rows = []
+    for row in summary:
+        spreads = {m: (v["mean"], v["sd"] or 0.0) for m, v in row["metrics"].items()}
+        means = {m: mean for m, (mean, _) in spreads.items()}
+        ci = {m: (mean - sd, mean + sd) for m, (mean, sd) in spreads.items()}
+        rows.append({"name": row["name"], "metrics": means, "ci": ci})
+    title = f"Stages, {summary[0]['population']} users, {summary[0]['seeds']} seeds"
+    return _ladder(rows, title, "mean ± standard deviation over seeds")
+
+
+def _ladder(every: Sequence[Mapping[str, Any]], title: str, meaning: str) -> Figure:
+    """Rows downwards, a panel per metric; random and oracle would squash the scale, so they are
+    named in the subtitle."""
+    apart = [row for row in every if row["name"] in ("random", "oracle")]
+    rows = [row for row in every if row not in apart]
+    figure, axes = new_figure(9.5, 1.6 + 0.32 * len(rows), 1, len(LADDER))
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+    text: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7.5, "bbox": box}
+    for ax, metric in zip(axes[0], LADDER, strict=True):
+        for y, row in enumerate(rows):
+            name, value, interval = row["name"], row["metrics"][metric], row["ci"][metric]
+            anchor = name in ("floor", "ar")
+            colour = COLOURS[1] if anchor else COLOURS[0]
+            face = "white" if name.endswith("_raw") else colour
+            ax.plot(interval, [y, y], color=colour, lw=1.8, solid_capstyle="round")
+            ax.plot(value, y, "o", color=colour, markerfacecolor=face, ms=6.5)
+            ax.text(value, y - 0.2, f"{value:.3f}", **text)
+            if anchor:
+                ax.axvline(value, color=COLOURS[1], ls=":", lw=1, zorder=0)
+        ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        ax.set_ylim(len(rows) - 0.5, -0.85)
+        ax.locator_params(axis="x", nbins=6)
+        ax.set_xlabel(f"{metric.upper()}, {meaning}", fontsize=9)
+        ax.grid(visible=False, axis="y")
+    for ax in axes[0, 1:]:
+        ax.tick_params(labelleft=False)
+    parts = ["hollow: raw rule"] if any(row["name"].endswith("_raw") for row in rows) else []
+    parts += [f"{r['name']} (off the scale): R@1 {r['metrics']['r@1']:.3f}" for r in apart]
+    figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=12, fontweight="bold")
+    y = 0.985 - 0.27 / figure.get_figheight()
+    figure.text(0.01, y, " · ".join(parts), fontsize=9, va="top")
     return figure
 
 
-def throughput(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """Tokens/s against output length, a panel per batch size. A point: {decoder, batch, tokens,
-    tokens_per_s}."""
-    if not points:
-        return nothing("throughput was not measured")
-    batches = sorted({point["batch"] for point in points})
-    figure, axes = new_figure(1.5 + 4.2 * len(batches), 3.9, 1, len(batches))
-    lengths = sorted({point["tokens"] for point in points})
-    decoders = list(dict.fromkeys(point["decoder"] for point in points))
-    for ax, batch in zip(axes[0], batches, strict=True):
-        for place, name in enumerate(decoders):
-            own = [p for p in points if p["batch"] == batch and p["decoder"] == name]
-            own.sort(key=lambda p: p["tokens"])
-            xs, ys = [p["tokens"] for p in own], [p["tokens_per_s"] for p in own]
-            ax.plot(xs, ys, ms=6, lw=1.5, label=name, **series(name, place))
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(lengths, [f"{length:,}" for length in lengths])
-        ax.minorticks_off()
-        ax.set_ylim(bottom=0)
-        ax.set_xlabel("output length, tokens")
-        ax.yaxis.set_major_formatter("{x:,.0f}")
-        heading(ax, f"Batch {batch}")
-    axes[0, 0].set_ylabel("tokens/s")
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(decoders), frameon=False)
-    return figure
-
-
-def validity(report: Mapping[str, Any], population: str = "hit") -> Figure:
+def validity(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Raw validity and failure kinds of every row, as an annotated table."""
-    rows = [r for r in report["rows"] if r["population"] == population and "raw_valid" in r]
-    if not rows:
-        return nothing("no row has raw answers")
     share_RX = np.array(
-        [
-            [row["raw_valid"], *(row.get("failures", {}).get(kind, np.nan) for kind in FAILURES)]
-            for row in rows
-        ]
+        [[row["raw_valid"], *(row["failures"][kind] for kind in FAILURES)] for row in rows]
     )
     colour_RX = share_RX.copy()
     colour_RX[:, 0] = 1.0 - colour_RX[:, 0]  # dark is bad everywhere
-    figure, axes = new_figure(8.5, 1.3 + 0.34 * len(rows))
-    ax = axes[0, 0]
-    image = ax.imshow(np.sqrt(colour_RX), cmap="Oranges", vmin=0, vmax=1, aspect="auto")
-    image.set_clim(0, 1.15)
+    figure, [[ax]] = new_figure(8.5, 1.3 + 0.34 * len(rows))
+    ax.imshow(np.sqrt(colour_RX), cmap="Oranges", vmin=0, vmax=1.15, aspect="auto")
     for (r, c), share in np.ndenumerate(share_RX):
-        text = "–" if np.isnan(share) else f"{100 * share:.1f} %"
         colour = "white" if np.sqrt(colour_RX[r, c]) > 0.8 else DARK
         weight = "bold" if c == 0 else "normal"
-        ax.text(c, r, text, ha="center", va="center", color=colour, fontsize=9, fontweight=weight)
+        look = {"color": colour, "fontweight": weight, "fontsize": 9}
+        ax.text(c, r, f"{100 * share:.1f} %", ha="center", va="center", **look)
     ax.set_xticks(range(share_RX.shape[1]), ["valid", *(k.replace("_", " ") for k in FAILURES)])
     ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
     ax.tick_params(length=0, labelbottom=False, labeltop=True, bottom=False)
@@ -283,40 +140,140 @@ def validity(report: Mapping[str, Any], population: str = "hit") -> Figure:
     return figure
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl file; a last line that was cut off is left out."""
-    records = []
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise ArtifactError(f"{path}: line {number} is not JSON") from None
-    return records
+def rank_moves(floor_rank_L: np.ndarray, final_rank_L: np.ndarray, k: int, name: str) -> Figure:
+    """Where the target stood and where it ended: row shares with counts, diagonal outlined."""
+    keep_L = (floor_rank_L != MISS) & (final_rank_L >= 0)
+    count_KK = np.zeros((k, k), dtype=np.int64)
+    np.add.at(count_KK, (floor_rank_L[keep_L], final_rank_L[keep_L]), 1)
+    share_KK = count_KK / np.maximum(count_KK.sum(1, keepdims=True), 1)
+    figure, [[ax]] = new_figure(1.9 + 0.56 * k, 1.4 + 0.46 * k)
+    limit = max(0.5, float(share_KK.max()))
+    image = ax.imshow(share_KK, cmap="Blues", vmin=0, vmax=limit, aspect="auto")
+    for (r, c), count in np.ndenumerate(count_KK):
+        if count:
+            colour = "white" if share_KK[r, c] > 0.55 * limit else DARK
+            ax.text(c, r, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
+    for r in range(k):
+        ax.add_patch(Rectangle((r - 0.5, r - 0.5), 1, 1, fill=False, ec=COLOURS[1], lw=1.3))
+    totals = count_KK.sum(1)
+    ax.set_xticks(range(k), [str(r + 1) for r in range(k)])
+    ax.set_yticks(range(k), [f"{r + 1}  (n={totals[r]:,})" for r in range(k)])
+    ax.set_xlabel(f"target's rank after {name}")
+    ax.set_ylabel("target's rank in the floor")
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    up, down = np.tril(count_KK, -1).sum(), np.triu(count_KK, 1).sum()
+    heading(ax, f"Targets moved: {up:,} up, {np.trace(count_KK):,} kept, {down:,} down")
+    figure.colorbar(image, ax=ax, label="share of the floor rank's users")
+    return figure
 
 
-CURVES = ("loss", "grad_norm", "reward", "kl", "entropy", "completions/mean_length", "raw_valid")
+# --------------------------------------------------------------------------------------- speed
 
 
-def training_curves(
-    stages: Mapping[str, Sequence[Mapping[str, Any]]], keys: Sequence[str] = CURVES
+def frontier(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float], x: str) -> Figure:
+    """R@1 against speed over τ. A point: {rule, tau, r@1, tpf, speedup}; `x` is one of the latter
+    two; `lines` are named levels such as AR and floor."""
+    figure, [[ax]] = new_figure(7.5, 4.6)
+    label: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 8.5, "color": DARK}
+    rules = list(dict.fromkeys(point["rule"] for point in points))
+    reach = max(point[x] for point in points) - min(point[x] for point in points)
+    for place, rule in enumerate(rules):
+        own = sorted((p for p in points if p["rule"] == rule), key=lambda p: p[x])
+        look, last = LOOKS[place + 1], -np.inf
+        xs, ys = [p[x] for p in own], [p["r@1"] for p in own]
+        ax.plot(xs, ys, ms=6, lw=1.5, label=f"block, {rule}", **look)
+        text: dict[str, Any] = {"xytext": (4, -13 if place else 6), "textcoords": "offset points"}
+        for point in own:
+            if point[x] - last < 0.05 * reach:
+                continue  # no room: the series is in order of τ, so its neighbours tell
+            last, tau = point[x], f"τ {point['tau']:g}"
+            ax.annotate(tau, (last, point["r@1"]), fontsize=7.5, color=look["color"], **text)
+    for name, level in lines.items():
+        ax.axhline(level, color=GREY, ls=":", lw=1.2)
+        place = ax.get_yaxis_transform()  # x of the axes, y of the data
+        ax.text(0.995, level, f"{name} {level:.3f}", transform=place, **label)
+    ax.set_xlabel({"tpf": "tokens per forward (TPF)", "speedup": "tokens/s ÷ AR, batch 1"}[x])
+    ax.set_ylabel("R@1")
+    ax.margins(x=0.08)
+    heading(ax, "Quality against speed over the threshold τ")
+    figure.legend(loc="outside lower center", ncols=len(rules), frameon=False)
+    return figure
+
+
+def throughput(points: Sequence[Mapping[str, Any]]) -> Figure:
+    """Tokens/s against output length at batch 1. A point: {decoder, length, tokens_per_s}."""
+    figure, [[ax]] = new_figure(5.7, 3.9)
+    decoders = list(dict.fromkeys(point["decoder"] for point in points))
+    for place, name in enumerate(decoders):
+        own = sorted((p for p in points if p["decoder"] == name), key=lambda p: p["length"])
+        xs, ys = [p["length"] for p in own], [p["tokens_per_s"] for p in own]
+        ax.plot(xs, ys, ms=6, lw=1.5, label=name, **LOOKS[place])
+    lengths = sorted({point["length"] for point in points})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    ax.minorticks_off()
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("output length, tokens")
+    ax.set_ylabel("tokens/s")
+    ax.yaxis.set_major_formatter("{x:,.0f}")
+    heading(ax, "Batch 1")
+    figure.legend(loc="outside lower center", ncols=len(decoders), frameon=False)
+    return figure
+
+
+def trajectory(
+    step_of_T: np.ndarray, texts: Sequence[str], block_size: int, first_border: int
 ) -> Figure:
+    """Position × forward: a filled cell is the commit, the tint above it is waiting masked, the
+    shade below it is done. Blocks of `block_size` have dashed borders, from `first_border` on."""
+    n, steps = len(step_of_T), int(step_of_T.max()) + 1
+    shown = n <= TEXTS
+    width = min(16.0, max(7.0, 1.2 + n * (0.2 if shown else 0.12)))
+    height = min(9.0, max(2.6, 1.6 + 0.2 * steps)) + (1.0 if shown else 0.0)
+    figure, [[ax]] = new_figure(width, height)
+    step_S1 = np.arange(steps)[:, None]
+    state_ST = np.where(step_S1 < step_of_T, 0.0, np.where(step_S1 == step_of_T, 2.0, 1.0))
+    commit_ST = np.where(state_ST == 2, step_S1, np.nan)
+    look: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
+    ax.imshow(state_ST, cmap="Greys", vmin=0, vmax=6, **look)
+    image = ax.imshow(commit_ST, cmap="viridis", norm=Normalize(0, max(1, steps - 1)), **look)
+    for border in range(first_border, n, block_size):
+        ax.axvline(border - 0.5, color=COLOURS[1], lw=1.2, ls="--")
+    if shown:
+        ax.set_xticks(range(n), [_clip(text) for text in texts], rotation=90, fontsize=7)
+    ax.set_xlabel("token" if shown else "position in the output")
+    ax.set_ylabel("forward")
+    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.grid(visible=False)
+    bar = figure.colorbar(image, ax=ax, label="committed by forward", pad=0.01)
+    bar.ax.yaxis.get_major_locator().set_params(integer=True)
+    facts = f"{n} tokens, {steps} forwards, {n / steps:.1f} per forward"
+    facts += f"; white: still masked, grey: done, dashed: blocks of {block_size}"
+    heading(ax, f"One output: which forward committed which position\n{facts}", 10)
+    return figure
+
+
+def _clip(text: str, length: int = 14) -> str:
+    """A token's text for a tick: visible white space, no mathtext, not too long."""
+    text = text.replace("\n", "⏎").replace(" ", "·").replace("$", r"\$")
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+# ------------------------------------------------------------------------- training and items
+
+
+def training_curves(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """A row per stage, a column per metric that any stage logged: faint raw, solid running mean."""
-    used = [k for k in keys if any(_points(records, k)[1] for records in stages.values())]
-    stages = {s: r for s, r in stages.items() if any(_points(r, k)[1] for k in used)}
-    if not used or not stages:
-        return nothing("no training metrics were logged")
+    used = [k for k in CURVES if any(k in line for lines in stages.values() for line in lines)]
     figure, axes = new_figure(1 + 2.7 * len(used), 0.7 + 1.75 * len(stages), len(stages), len(used))
-    for row, (stage, records) in enumerate(stages.items()):
-        for column, key in enumerate(used):
-            ax: Axes = axes[row, column]
-            xs, ys = _points(records, key)
-            if not ys:
+    for ax_C, (stage, lines) in zip(axes, stages.items(), strict=True):
+        for ax, key in zip(ax_C, used, strict=True):
+            own = [line for line in lines if key in line]
+            if not own:
                 ax.axis("off")
-                if column == 0:
-                    ax.text(0, 0.5, stage, fontweight="bold", transform=ax.transAxes)
                 continue
+            xs, ys = [line["step"] for line in own], [line[key] for line in own]
             width = max(1, len(ys) // 20)
             mark = "o" if len(ys) == 1 else ""
             faint = 0.25 if width > 1 else 1
@@ -327,16 +284,26 @@ def training_curves(
                 ax.plot(xs[centre : centre + len(smooth)], smooth, color=COLOURS[0], lw=1.8)
             heading(ax, f"{stage}: {key}", 9)
             ax.tick_params(labelsize=8)
-            if row == len(stages) - 1:
-                ax.set_xlabel("step")
+    for ax in axes[-1]:
+        ax.set_xlabel("step")
     return figure
 
 
-def _points(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and finite values of a key."""
-    pairs = [
-        (record.get("step", number), record[key])
-        for number, record in enumerate(records)
-        if isinstance(record.get(key), int | float) and np.isfinite(record[key])
-    ]
-    return [step for step, _ in pairs], [value for _, value in pairs]
+def sid_usage(codes_IL: np.ndarray, size: int) -> Figure:
+    """Per level, how many items each code has, most used first, against an even split."""
+    figure, [[ax]] = new_figure(8, 4)
+    for level in range(codes_IL.shape[1]):
+        count_C = np.bincount(codes_IL[:, level], minlength=size)
+        count_C = np.sort(count_C[count_C > 0])[::-1]
+        share_C = count_C / count_C.sum()
+        perplexity = float(np.exp(-(share_C * np.log(share_C)).sum()))
+        label = f"level {level + 1}: {len(share_C)}/{size} used, perplexity {perplexity:.0f}"
+        look = {"markevery": max(1, size // 12), "ms": 5, "lw": 1.5, **LOOKS[level % len(LOOKS)]}
+        ax.plot(np.arange(1, len(share_C) + 1), count_C, label=label, **look)
+    ax.axhline(len(codes_IL) / size, color=GREY, ls=":", lw=1.2, label="even split")
+    ax.set_yscale("log")
+    ax.set_xlabel("code, most used first")
+    ax.set_ylabel("items with this code")
+    heading(ax, f"Semantic-ID usage of {len(codes_IL):,} items")
+    ax.legend(loc="lower left", fontsize=9, frameon=False)
+    return figure

@@ -1,4 +1,4 @@
-"""The report: saved outputs in, `report.json` out (the schema of DESIGN §7).
+"""The report: saved outputs in, `report.json` out.
 
 Contract: `build_report` adds the rows `floor`, `random` and `oracle`, measures every row on both
 populations (hit: target among the candidates; all: a miss counts 0) and compares pairs on exactly
@@ -11,17 +11,14 @@ reasoning_tokens, tpf, tokens_per_s, batch, ms_per_output, speedup, evidence_tru
 same_text, gap_closed, steps, meta. What does not apply is absent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from diffgr2.errors import ConfigError, DataError
 from diffgr2.evaluate.baselines import floor_order, oracle_order, random_values
-from diffgr2.evaluate.metrics import METRICS, mean_metrics, ranks_of, values_of
+from diffgr2.evaluate.metrics import METRICS, ranks_of, values_of
 from diffgr2.evaluate.outputs import SystemOutputs
 from diffgr2.evaluate.significance import bootstrap_means, holm, interval, mcnemar, verdict
 from diffgr2.evaluate.validity import accounting
@@ -51,8 +48,6 @@ STEPS = (
 )
 """What each stage is compared with; pairs whose rows are both there form one Holm family."""
 
-META = ("recipe", "data", "tie_order", "commit", "command")
-
 
 @dataclass(frozen=True)
 class Row:
@@ -73,7 +68,7 @@ class Population:
     users_L: dict[str, np.ndarray]  # row name -> mask
     resamples: int
     key: tuple[str | int, ...]
-    cache: dict[bytes, tuple[list[str], np.ndarray]]
+    cache: dict[bytes, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def resampled(self, mask_L: np.ndarray) -> dict[str, np.ndarray]:
         """`means_BM` of every row that covers these users."""
@@ -82,14 +77,19 @@ class Population:
             names = [n for n in self.rows if not (mask_L & ~self.users_L[n]).any()]
             values_UC = np.concatenate([self.rows[n].values_LM[mask_L] for n in names], axis=1)
             means_BC = bootstrap_means(values_UC, self.resamples, *self.key)
-            self.cache[mark] = (names, means_BC)
-        names, means_BC = self.cache[mark]
-        parts = np.split(means_BC, len(names), axis=1)
-        return dict(zip(names, parts, strict=True))
+            parts = np.split(means_BC, len(names), axis=1)
+            self.cache[mark] = dict(zip(names, parts, strict=True))
+        return self.cache[mark]
 
-    def differences(self, before: str, after: str) -> dict[str, dict[str, Any]]:
-        """after − before on the users both cover: per metric its value, interval, verdict."""
+    def common(self, before: str, after: str) -> np.ndarray | None:
+        """The users that both rows cover; None if there are none, or one row is not there."""
+        if not {before, after} <= self.rows.keys():
+            return None
         mask_L = self.users_L[before] & self.users_L[after]
+        return mask_L if mask_L.any() else None
+
+    def differences(self, before: str, after: str, mask_L: np.ndarray) -> dict[str, dict]:
+        """after − before on these users: per metric its value, interval, verdict."""
         boot = self.resampled(mask_L)
         diff_LM = self.rows[after].values_LM[mask_L] - self.rows[before].values_LM[mask_L]
         result = {}
@@ -100,21 +100,17 @@ class Population:
         return result
 
 
-def measure(lists: CandidateLists, outputs: SystemOutputs) -> Row:
-    """A system's values on all lists; lists it did not decode stay 0 and are marked."""
-    if (outputs.n_lists, outputs.split) != (len(lists), lists.split):
-        raise DataError(
-            f"outputs {outputs.name}: made for {outputs.n_lists} {outputs.split} lists, "
-            f"not these {len(lists)} {lists.split} lists"
-        )
-    if outputs.order_LK.shape[1] != lists.k:
-        raise DataError(f"outputs {outputs.name}: K is {outputs.order_LK.shape[1]}, not {lists.k}")
-    decoded_L = np.zeros(len(lists), dtype=bool)
-    decoded_L[outputs.rows] = True
-    values_LM = np.zeros((len(lists), len(METRICS)))
-    rank_l = ranks_of(outputs.order_LK, lists.hit_L[outputs.rows])
-    values_LM[outputs.rows] = values_of(rank_l, lists.k)
-    return Row(outputs.name, values_LM, decoded_L, outputs)
+def with_baselines(
+    lists: CandidateLists, systems: Sequence[SystemOutputs], truth_LK: np.ndarray | None
+) -> list[SystemOutputs]:
+    """The systems with floor and oracle, in the table's order."""
+    n, k = len(lists), lists.k
+    every = [
+        SystemOutputs("floor", floor_order(n, k), n),
+        SystemOutputs("oracle", oracle_order(lists.hit_L, k, truth_LK), n),
+        *systems,
+    ]
+    return sorted(every, key=lambda outputs: sort_key(outputs.name))
 
 
 def sort_key(name: str) -> tuple[int, bool]:
@@ -123,76 +119,66 @@ def sort_key(name: str) -> tuple[int, bool]:
     return (ROWS.index(base) if base in ROWS else len(ROWS), name != base)
 
 
-def measure_all(
-    lists: CandidateLists, systems: Sequence[SystemOutputs], truth_LK: np.ndarray | None
-) -> dict[str, Row]:
-    """Baselines and systems, in the table's order."""
-    n, k, hit_L = len(lists), lists.k, lists.hit_L
-    rows = {
-        "floor": measure(lists, SystemOutputs("floor", floor_order(n, k), n, lists.split)),
-        "random": Row("random", random_values(hit_L, k), np.ones(n, dtype=bool), None),
-        "oracle": measure(
-            lists, SystemOutputs("oracle", oracle_order(hit_L, k, truth_LK), n, lists.split)
-        ),
-    }
-    for outputs in systems:
-        if outputs.name in rows:
-            raise ConfigError(f"row {outputs.name}: stands twice (baselines are added here)")
-        rows[outputs.name] = measure(lists, outputs)
-    return {name: rows[name] for name in sorted(rows, key=sort_key)}
+def measure(lists: CandidateLists, outputs: SystemOutputs) -> Row:
+    """A system's values on all lists; lists it did not decode stay 0 and are marked."""
+    decoded_L = np.zeros(len(lists), dtype=bool)
+    decoded_L[outputs.rows] = True
+    values_LM = np.zeros((len(lists), len(METRICS)))
+    rank_l = ranks_of(outputs.order_LK, lists.hit_L[outputs.rows])
+    values_LM[outputs.rows] = values_of(rank_l, lists.k)
+    return Row(outputs.name, values_LM, decoded_L, outputs)
 
 
 def populations(
-    lists: CandidateLists, rows: dict[str, Row], resamples: int, seed: int
+    lists: CandidateLists, rows: Sequence[Row], resamples: int, seed: int
 ) -> list[Population]:
     """hit and all, each with the rows that can stand in it."""
     hit_L = lists.hit_L != MISS
+    everyone_L = np.ones(len(lists), dtype=bool)  # a miss is 0 in any order
+    covered = {
+        "hit": {row.name: row.decoded_L & hit_L for row in rows},
+        "all": {row.name: everyone_L for row in rows if not (hit_L & ~row.decoded_L).any()},
+    }
     result = []
-    for name in ("hit", "all"):
-        users_L: dict[str, np.ndarray] = {}
-        for row in rows.values():
-            if name == "hit":
-                users_L[row.name] = row.decoded_L & hit_L
-            elif not (hit_L & ~row.decoded_L).any():
-                users_L[row.name] = np.ones(len(lists), dtype=bool)  # a miss is 0 in any order
-        kept = {n: row for n, row in rows.items() if n in users_L and users_L[n].any()}
+    for name, users_L in covered.items():
+        kept = {r.name: r for r in rows if r.name in users_L and users_L[r.name].any()}
         key = (seed, "evaluate", "bootstrap", name)
-        result.append(Population(name, kept, users_L, resamples, key, {}))
+        result.append(Population(name, kept, users_L, resamples, key))
     return result
 
 
 def _row(population: Population, row: Row, gap: bool) -> dict[str, Any]:
-    """One row of the report but its steps."""
+    """One row of the report but what needs other rows' entries."""
     mask_L = population.users_L[row.name]
     boot_BM = population.resampled(mask_L)[row.name]
+    means = row.values_LM[mask_L].mean(0).tolist()
     result: dict[str, Any] = {
         "name": row.name,
         "population": population.name,
         "n": int(mask_L.sum()),
-        "metrics": mean_metrics(row.values_LM[mask_L]),
+        "metrics": dict(zip(METRICS, means, strict=True)),
         "ci": {metric: list(interval(boot_BM[:, m])) for m, metric in enumerate(METRICS)},
     }
     for other in ("floor", "ar"):
-        if other not in population.rows or other == row.name:
-            continue
-        if not (mask_L & population.users_L[other]).any():
-            continue
-        differences = population.differences(other, row.name)
-        result[f"vs_{other}"] = {metric: d["ci"] for metric, d in differences.items()}
-    if gap:
-        closed = _gap_closed(population, row, mask_L)
-        if closed:
-            result["gap_closed"] = closed
-    if row.outputs is not None and row.name not in BASELINES:
-        outputs = row.outputs
-        result |= accounting(outputs, mask_L[outputs.rows])
-        result |= _against_ar(population, row, mask_L)
-        result |= _same_text(population, row, mask_L)
-        if outputs.meta:
-            result["meta"] = outputs.meta
-    elif row.outputs is not None:
-        result["identity"] = accounting(row.outputs, mask_L)["identity"]
-    return result
+        common_L = population.common(other, row.name)
+        if common_L is not None and other != row.name:
+            differences = population.differences(other, row.name, common_L)
+            result[f"vs_{other}"] = {metric: d["ci"] for metric, d in differences.items()}
+    if gap and (closed := _gap_closed(population, row, mask_L)):
+        result["gap_closed"] = closed
+    outputs = row.outputs
+    if outputs is None:
+        return result
+    accounts = accounting(outputs, mask_L[outputs.rows])
+    if row.name in BASELINES:
+        return result | {"identity": accounts["identity"]}
+    result |= accounts
+    if row.name != "ar":
+        result |= _agreement("same_as_ar", "order_LK", outputs, population.rows.get("ar"), mask_L)
+    if row.name == "verify":  # token for token its own model's greedy text?
+        greedy = population.rows.get("student_ar")
+        result |= _agreement("same_text", "text_L", outputs, greedy, mask_L)
+    return result | ({"meta": outputs.meta} if outputs.meta else {})
 
 
 def _gap_closed(population: Population, row: Row, mask_L: np.ndarray) -> dict[str, float]:
@@ -208,121 +194,91 @@ def _gap_closed(population: Population, row: Row, mask_L: np.ndarray) -> dict[st
     }
 
 
-def _against_ar(population: Population, row: Row, mask_L: np.ndarray) -> dict[str, float]:
-    """Speed-up at the same batch size, and the share of lists ordered as AR orders them."""
-    ar = population.rows.get("ar")
-    if ar is None or ar.outputs is None or row.outputs is None:
-        return {}
-    result: dict[str, float] = {}
-    own = accounting(row.outputs, mask_L[row.outputs.rows])
-    base = accounting(ar.outputs, population.users_L["ar"][ar.outputs.rows])
-    if "tokens_per_s" in own and "tokens_per_s" in base and own.get("batch") == base.get("batch"):
-        result["speedup"] = own["tokens_per_s"] / base["tokens_per_s"]
-    if row.name != "ar":
-        orders = (row.outputs.order_LK, ar.outputs.order_LK)
-        result |= _agreement("same_as_ar", row.outputs, ar.outputs, orders, mask_L)
-    return result
-
-
-def _same_text(population: Population, row: Row, mask_L: np.ndarray) -> dict[str, float]:
-    """For `verify`: the share of outputs that are, token for token, its own model's greedy text."""
-    greedy = population.rows.get("student_ar")
-    if row.name != "verify" or greedy is None or row.outputs is None or greedy.outputs is None:
-        return {}
-    mine_L, greedy_L = row.outputs.text_L, greedy.outputs.text_L
-    if mine_L is None or greedy_L is None:
-        return {}
-    texts = (mine_L[:, None], greedy_L[:, None])
-    return _agreement("same_text", row.outputs, greedy.outputs, texts, mask_L)
-
-
 def _agreement(
-    name: str,
-    mine: SystemOutputs,
-    theirs: SystemOutputs,
-    answers: tuple[np.ndarray, np.ndarray],
-    mask_L: np.ndarray,
+    name: str, field: str, mine: SystemOutputs, other: Row | None, mask_L: np.ndarray
 ) -> dict[str, float]:
-    """The share of lists of this population, decoded by both, on which the answers are equal."""
+    """The share of lists of this population, decoded by both, on which `field` is equal."""
+    theirs = other.outputs if other else None
+    if theirs is None or field not in mine.arrays() or field not in theirs.arrays():
+        return {}
     common, at, at_theirs = np.intersect1d(
         mine.rows, theirs.rows, assume_unique=True, return_indices=True
     )
-    same_l = (answers[0][at] == answers[1][at_theirs]).all(1)[mask_L[common]]
+    equal = getattr(mine, field)[at] == getattr(theirs, field)[at_theirs]
+    same_l = (equal if equal.ndim == 1 else equal.all(1))[mask_L[common]]
     return {name: float(same_l.mean())} if len(same_l) else {}
 
 
-def _steps(population: Population, steps: Sequence[tuple[str, str]]) -> dict[str, list[dict]]:
-    """Row name -> what it was compared with; McNemar on r@1, Holm over all steps here."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    for before, after in steps:
-        if before not in population.rows or after not in population.rows:
-            continue
-        mask_L = population.users_L[before] & population.users_L[after]
-        if not mask_L.any():
+def _add_speedups(entries: dict[str, dict[str, Any]]) -> None:
+    """Speed against AR's at the same batch size."""
+    base = entries.get("ar", {})
+    for entry in entries.values():
+        if "tokens_per_s" in entry and "tokens_per_s" in base and entry["batch"] == base["batch"]:
+            entry["speedup"] = entry["tokens_per_s"] / base["tokens_per_s"]
+
+
+def _add_steps(population: Population, entries: dict[str, dict[str, Any]]) -> None:
+    """What each row is compared with; McNemar on r@1, Holm over all steps here."""
+    found = []
+    for before, after in STEPS:
+        mask_L = population.common(before, after)
+        if mask_L is None:
             continue
         first_U, second_U = (
             population.rows[name].values_LM[mask_L, METRICS.index("r@1")]
             for name in (before, after)
         )
         gained, lost, p = mcnemar(first_U, second_U)
-        found.append(
-            (
-                after,
-                {
-                    "from": before,
-                    "n": int(mask_L.sum()),
-                    "metrics": population.differences(before, after),
-                    "mcnemar": {"gained": gained, "lost": lost, "p": p},
-                },
-            )
-        )
-    adjusted = holm([step["mcnemar"]["p"] for _, step in found])
-    result: dict[str, list[dict]] = {}
-    for (after, step), p_holm in zip(found, adjusted, strict=True):
-        step["mcnemar"]["p_holm"] = p_holm
-        result.setdefault(after, []).append(step)
-    return result
+        step = {
+            "from": before,
+            "n": int(mask_L.sum()),
+            "metrics": population.differences(before, after, mask_L),
+            "mcnemar": {"gained": gained, "lost": lost, "p": p},
+        }
+        entries[after].setdefault("steps", []).append(step)
+        found.append(step["mcnemar"])
+    for test, p_holm in zip(found, holm([test["p"] for test in found]), strict=True):
+        test["p_holm"] = p_holm
 
 
-def rounded(value: Any, digits: int = 6) -> Any:
+def rounded(value: Any) -> Any:
     """The value with every float rounded; p-values keep significant digits instead."""
     if isinstance(value, dict):
         return {
-            key: float(f"{entry:.4g}") if key in ("p", "p_holm") else rounded(entry, digits)
+            key: float(f"{entry:.4g}") if key in ("p", "p_holm") else rounded(entry)
             for key, entry in value.items()
         }
     if isinstance(value, list):
-        return [rounded(entry, digits) for entry in value]
+        return [rounded(entry) for entry in value]
     if isinstance(value, float):
-        return round(value, digits) + 0.0  # no -0.0
+        return round(value, 6) + 0.0  # no -0.0
     return value
 
 
 def build_report(
-    meta: dict[str, Any],
+    meta: dict[str, str],
     lists: CandidateLists,
     systems: Sequence[SystemOutputs],
     *,
     resamples: int = 10_000,
     seed: int = 0,
     truth_LK: np.ndarray | None = None,
-    steps: Sequence[tuple[str, str]] = STEPS,
 ) -> dict[str, Any]:
     """Measure everything. `meta` holds recipe, data, tie_order, commit, command; `truth_LK` the
     true next-item probabilities of the candidates where a simulated shop knows them."""
-    if set(meta) != set(META):
-        odd = sorted(set(meta) ^ set(META))[0]
-        raise ConfigError(f"report: {odd}: {'unknown' if odd in meta else 'missing'} key")
-    rows = measure_all(lists, systems, truth_LK)
-    entries = []
+    rows = [measure(lists, outputs) for outputs in with_baselines(lists, systems, truth_LK)]
+    values_LM = random_values(lists.hit_L, lists.k)
+    rows.insert(1, Row("random", values_LM, np.ones(len(lists), dtype=bool), None))
+    report_rows = []
     for population in populations(lists, rows, resamples, seed):
-        compared = _steps(population, steps)
-        for row in population.rows.values():
-            entry = _row(population, row, gap=truth_LK is not None)
-            if row.name in compared:
-                entry["steps"] = compared[row.name]
-            entries.append(entry)
-    return rounded({**meta, "seed": seed, "rows": entries})
+        entries = {
+            row.name: _row(population, row, gap=truth_LK is not None)
+            for row in population.rows.values()
+        }
+        _add_speedups(entries)
+        _add_steps(population, entries)
+        report_rows += entries.values()
+    return rounded({**meta, "seed": seed, "rows": report_rows})
 
 
 def ranks_by_system(
@@ -330,10 +286,8 @@ def ranks_by_system(
 ) -> dict[str, np.ndarray]:
     """Per-user arrays to save: user, floor hit, and each row's rank (MISS; −2 = not decoded)."""
     result = {"user": lists.user_L, "hit": lists.hit_L}
-    for name, row in measure_all(lists, systems, truth_LK).items():
-        if row.outputs is None:
-            continue
+    for outputs in with_baselines(lists, systems, truth_LK):
         rank_L = np.full(len(lists), -2, dtype=np.int16)
-        rank_L[row.outputs.rows] = ranks_of(row.outputs.order_LK, lists.hit_L[row.outputs.rows])
-        result[f"rank.{name}"] = rank_L
+        rank_L[outputs.rows] = ranks_of(outputs.order_LK, lists.hit_L[outputs.rows])
+        result[f"rank.{outputs.name}"] = rank_L
     return result

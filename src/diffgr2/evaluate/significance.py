@@ -1,14 +1,12 @@
-"""Paired bootstrap over users, exact McNemar, Holm, mean and deviation over seeds.
+"""Paired bootstrap over users, exact McNemar, Holm.
 
 Contract: every row of a table is resampled with the *same* users, so differences are paired; the
 draws are a function of the key given. Intervals are 95 % percentiles. A difference whose interval
 holds 0 is called "none", whatever its size. Memory stays small: resamples are drawn in chunks as
 counts, and users whose values are all 0 (misses) are never materialised, only how many of the
 draws fell on the others (a binomial draw, so the distribution is exactly the plain bootstrap's).
-Not here: which rows are compared (`report`).
+Not here: which rows are compared (`results`).
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -83,9 +81,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - place) * p_values[index]))
         adjusted[index] = running
     return adjusted
-
-
-def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample deviation (n − 1); one value has no deviation."""
-    mean = float(np.mean(values))
-    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -6,19 +6,16 @@ missing documents reaches the same mean over all users. Ids must hold no white s
 Not here: metrics.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from diffgr2.errors import DataError
+from diffgr2.evaluate.outputs import SystemOutputs
 from diffgr2.types import CandidateLists
 
 
-def _name(names: Sequence[str] | None, number: int, kind: str) -> str:
-    text = str(number) if names is None else names[number]
+def _id(ids: Sequence[str], number: int, kind: str) -> str:
+    text = ids[number]
     if not text or any(c.isspace() for c in text):
         raise DataError(f"{kind} {number}: id {text!r} cannot stand in a TREC file")
     return text
@@ -27,38 +24,23 @@ def _name(names: Sequence[str] | None, number: int, kind: str) -> str:
 def write_run(
     path: Path,
     lists: CandidateLists,
-    order_LK: np.ndarray,
-    tag: str,
-    *,
-    rows_L: np.ndarray | None = None,
-    users: Sequence[str] | None = None,
-    items: Sequence[str] | None = None,
+    outputs: SystemOutputs,
+    users: Sequence[str],
+    items: Sequence[str],
 ) -> None:
-    """`user Q0 item rank score tag` per candidate; `rows_L` are the lists `order_LK` is about."""
-    rows = np.arange(len(lists)) if rows_L is None else rows_L
-    if len(rows) != len(order_LK):
-        raise DataError(f"run {tag}: {len(order_LK)} orders for {len(rows)} lists")
-    _name([tag], 0, "run tag")
+    """`user Q0 item rank score tag` per candidate of the decoded lists; the tag is the name."""
     with path.open("w") as file:
-        for row, order_K in zip(rows, order_LK, strict=True):
-            user = _name(users, int(lists.user_L[row]), "user")
+        for row, order_K in zip(outputs.rows, outputs.order_LK, strict=True):
+            user = _id(users, int(lists.user_L[row]), "user")
             for place, position in enumerate(order_K):
-                item = _name(items, int(lists.items_LK[row, position]), "item")
-                file.write(f"{user} Q0 {item} {place + 1} {lists.k - place} {tag}\n")
+                item = _id(items, int(lists.items_LK[row, position]), "item")
+                file.write(f"{user} Q0 {item} {place + 1} {lists.k - place} {outputs.name}\n")
 
 
 def write_qrels(
-    path: Path,
-    lists: CandidateLists,
-    *,
-    rows_L: np.ndarray | None = None,
-    users: Sequence[str] | None = None,
-    items: Sequence[str] | None = None,
+    path: Path, lists: CandidateLists, users: Sequence[str], items: Sequence[str]
 ) -> None:
     """`user 0 target 1` per list."""
-    rows = np.arange(len(lists)) if rows_L is None else rows_L
     with path.open("w") as file:
-        for row in rows:
-            user = _name(users, int(lists.user_L[row]), "user")
-            target = _name(items, int(lists.target_L[row]), "item")
-            file.write(f"{user} 0 {target} 1\n")
+        for user, target in zip(lists.user_L.tolist(), lists.target_L.tolist(), strict=True):
+            file.write(f"{_id(users, user, 'user')} 0 {_id(items, target, 'item')} 1\n")

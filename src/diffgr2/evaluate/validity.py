@@ -1,12 +1,10 @@
 """What the raw answers were worth: validity, failure kinds, copying, length, truth, speed.
 
-Contract: shares are over the decoded lists given by `keep_L` (a population), None where the system
-did not record what is needed; nothing is filled in. Identity compares with the order the model was
-shown. Totals are ratios of sums (tokens per forward over all outputs, not a mean of ratios).
+Contract: shares are over the decoded lists given by `keep_L` (a population); what the system did
+not record is absent, nothing is filled in. Identity compares with the floor's order. Totals are
+ratios of sums (tokens per forward over all outputs, not a mean of ratios).
 Not here: parsing of answers (`prompts`).
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -15,69 +13,35 @@ import numpy as np
 from diffgr2.evaluate.outputs import SystemOutputs
 from diffgr2.types import FAILURES
 
-
-def identity_rate(outputs: SystemOutputs, keep_L: np.ndarray) -> float:
-    """Share of outputs equal to the order that was shown."""
-    order_LK = outputs.order_LK[keep_L]
-    shown = np.arange(order_LK.shape[1])
-    shown_LK = shown if outputs.shown_LK is None else outputs.shown_LK[keep_L]
-    return float((order_LK == shown_LK).all(1).mean())
-
-
-def failure_shares(outputs: SystemOutputs, keep_L: np.ndarray) -> dict[str, float] | None:
-    """Share of outputs with each failure kind; one output can fail in several ways."""
-    if outputs.failures_LX is None:
-        return None
-    share_X = outputs.failures_LX[keep_L].mean(0)
-    return dict(zip(FAILURES, share_X.tolist(), strict=True))
-
-
-def length_summary(tokens_L: np.ndarray | None, keep_L: np.ndarray) -> dict[str, float] | None:
-    """Mean and percentiles of a length."""
-    if tokens_L is None:
-        return None
-    kept_L = tokens_L[keep_L]
-    p5, p50, p95 = np.percentile(kept_L, [5, 50, 95]).tolist()
-    return {"mean": float(kept_L.mean()), "p5": p5, "p50": p50, "p95": p95}
-
-
-def ratio(
-    top_L: np.ndarray | None, bottom_L: np.ndarray | None, keep_L: np.ndarray
-) -> float | None:
-    """Sum over sum; None where either is unknown or there is nothing to divide by."""
-    if top_L is None or bottom_L is None:
-        return None
-    bottom = int(bottom_L[keep_L].sum(dtype=np.int64))
-    return float(top_L[keep_L].sum(dtype=np.int64) / bottom) if bottom else None
-
-
-def tokens_per_s(outputs: SystemOutputs) -> float | None:
-    """Measured speed, if it was measured."""
-    seconds = outputs.timing.get("seconds")
-    return float(outputs.timing["tokens"] / seconds) if seconds else None
+LENGTHS = {"tokens": "n_tokens_L", "reasoning_tokens": "reasoning_tokens_L"}
+RATIOS = {"tpf": ("n_tokens_L", "nfe_L"), "evidence_true": ("cited_right_L", "cited_total_L")}
 
 
 def accounting(outputs: SystemOutputs, keep_L: np.ndarray) -> dict[str, Any]:
-    """Everything of this page for one population, without the entries that do not apply."""
+    """Everything of this page for one population."""
     if not keep_L.any():
         return {}
-    timing = outputs.timing
-    per_output = None
-    if timing.get("outputs") and timing.get("seconds"):
-        per_output = 1000.0 * timing["seconds"] / timing["outputs"]
-    entries = {
-        "n_decoded": int(keep_L.sum()),
-        "raw_valid": None
-        if outputs.raw_valid_L is None
-        else float(outputs.raw_valid_L[keep_L].mean()),
-        "failures": failure_shares(outputs, keep_L),
-        "identity": identity_rate(outputs, keep_L),
-        "tokens": length_summary(outputs.n_tokens_L, keep_L),
-        "reasoning_tokens": length_summary(outputs.reasoning_tokens_L, keep_L),
-        "tpf": ratio(outputs.n_tokens_L, outputs.nfe_L, keep_L),
-        "evidence_true": ratio(outputs.cited_right_L, outputs.cited_total_L, keep_L),
-        "tokens_per_s": tokens_per_s(outputs),
-        "batch": timing.get("batch"),
-        "ms_per_output": per_output,
+    kept = {name: array[keep_L] for name, array in outputs.arrays().items()}
+    order_LK = kept["order_LK"]
+    entries: dict[str, Any] = {
+        "n_decoded": len(order_LK),
+        "identity": float((order_LK == np.arange(order_LK.shape[1])).all(1).mean()),
     }
-    return {name: value for name, value in entries.items() if value is not None}
+    if "raw_valid_L" in kept:
+        entries["raw_valid"] = float(kept["raw_valid_L"].mean())
+    if "failures_LX" in kept:  # one output can fail in several ways
+        shares = kept["failures_LX"].mean(0).tolist()
+        entries["failures"] = dict(zip(FAILURES, shares, strict=True))
+    for name, source in LENGTHS.items():
+        if source in kept:
+            p5, p50, p95 = np.percentile(kept[source], [5, 50, 95]).tolist()
+            mean = float(kept[source].mean())
+            entries[name] = {"mean": mean, "p5": p5, "p50": p50, "p95": p95}
+    for name, (top, bottom) in RATIOS.items():
+        if top in kept and kept[bottom].any():
+            entries[name] = float(kept[top].sum(dtype=np.int64) / kept[bottom].sum(dtype=np.int64))
+    if timing := outputs.timing:
+        entries["tokens_per_s"] = timing["tokens"] / timing["seconds"]
+        entries["ms_per_output"] = 1000.0 * timing["seconds"] / timing["outputs"]
+        entries["batch"] = timing["batch"]
+    return entries

@@ -5,8 +5,6 @@ newest item of an empty history, and words that the catalogue does not know say 
 is its `metadata["item_id"]` where there is one, else its text. Not here: any library's classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

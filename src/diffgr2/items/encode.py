@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from diffgr2.errors import ArtifactError
 from diffgr2.items.quantize import Quantizer
 from diffgr2.items.vectors import TextVectors
 
@@ -40,14 +39,5 @@ class Encoder:
 
     @classmethod
     def load(cls, directory: Path) -> Encoder:
-        """Read what `save` wrote; parts that do not fit together are an ArtifactError."""
-        encoder = cls(TextVectors.load(directory), Quantizer.load(directory / QUANTIZER_FILE))
-        first = encoder.quantizer.weights.get("encoder.0.weight")
-        wanted = first.shape[1] if first is not None else encoder.quantizer.codebooks_LCD.shape[2]
-        given = len(encoder.vectors.components_DV)
-        if encoder.vectors.sentence_model is None and wanted != given:
-            raise ArtifactError(
-                f"{directory / QUANTIZER_FILE}: takes vectors of {wanted}, the vectorizer gives "
-                f"{given}"
-            )
-        return encoder
+        """Read what `save` wrote."""
+        return cls(TextVectors.load(directory), Quantizer.load(directory / QUANTIZER_FILE))

@@ -5,8 +5,6 @@ moves to the row that is worst served). Fewer rows than centres is fine: the row
 slightly shifted copies. Not here: residual levels (`items.quantize`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 MAX_ROWS = 65_536
@@ -26,11 +24,11 @@ def distances(x_ND: np.ndarray, centres_CD: np.ndarray) -> np.ndarray:
 def nearest(x_ND: np.ndarray, centres_CD: np.ndarray) -> np.ndarray:
     """Index of the nearest centre per row, the lowest on ties; in chunks of bounded memory."""
     step = max(1, 2**22 // len(centres_CD))
-    parts = [
-        distances(x_ND[start : start + step], centres_CD).argmin(axis=1)
-        for start in range(0, len(x_ND), step)
-    ]
-    return np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32)
+    label_N = np.empty(len(x_ND), np.int32)
+    for start in range(0, len(x_ND), step):
+        chunk = slice(start, start + step)
+        label_N[chunk] = distances(x_ND[chunk], centres_CD).argmin(axis=1)
+    return label_N
 
 
 def _seeds(x_ND: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
@@ -78,8 +76,8 @@ def kmeans(x_ND: np.ndarray, k: int, rng: np.random.Generator, iterations: int =
             error_N = squares_N + np.einsum(
                 "nd,nd->n", centres_CD[label_N], centres_CD[label_N] - 2.0 * x_ND
             )
-            worst_N = np.argsort(-error_N, kind="stable")[: int((~used_C).sum())]
-            centres_CD[~used_C] = x_ND[worst_N]
+            worst_N = np.argsort(-error_N, kind="stable")
+            centres_CD[~used_C] = x_ND[worst_N[: int((~used_C).sum())]]
         if np.array_equal(before_CD, centres_CD):
             break
     return centres_CD.astype(np.float32)

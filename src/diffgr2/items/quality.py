@@ -6,8 +6,6 @@ and how many items the policy touched. `flat_metrics` picks the ones that a mani
 here: any judgement; thresholds are the stage's.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -36,37 +34,33 @@ def purity(group_I: np.ndarray, label_I: np.ndarray) -> float | None:
     known_I = label_I >= 0
     if not known_I.any():
         return None
-    _, group_N = np.unique(group_I[known_I], return_inverse=True)
-    label_N = label_I[known_I]
-    pairs, count = np.unique(group_N * (int(label_N.max()) + 1) + label_N, return_counts=True)
-    best_G = np.zeros(int(group_N.max()) + 1, dtype=np.int64)
-    np.maximum.at(best_G, pairs // (int(label_N.max()) + 1), count)
-    return float(best_G.sum() / len(group_N))
+    pairs_P2 = np.stack([group_I[known_I], label_I[known_I]], axis=1)
+    (group_P, _), count_P = (a.T for a in np.unique(pairs_P2, axis=0, return_counts=True))
+    # Pairs come sorted by group, so a group's pairs stand side by side.
+    best_G = np.maximum.reduceat(count_P, np.flatnonzero(np.diff(group_P, prepend=-1)))
+    return float(best_G.sum() / known_I.sum())
 
 
-def level_report(codes_IL: np.ndarray, n_codes: int, label_I: np.ndarray) -> list[dict[str, Any]]:
-    """Per level: how evenly codes are used, and how pure codes and prefixes are."""
-    rows = []
-    for level in range(codes_IL.shape[1]):
-        count_C = np.bincount(codes_IL[:, level], minlength=n_codes)
-        share = count_C[count_C > 0] / len(codes_IL)
-        entropy = float(-(share * np.log2(share)).sum()) + 0.0
-        prefix_I = prefix_ids(codes_IL[:, : level + 1])
-        rows.append(
-            {
-                "level": level,
-                "used": int((count_C > 0).sum()),
-                "usage": float((count_C > 0).mean()),
-                "entropy_bits": round(entropy, 6),
-                "entropy_share": round(entropy / float(np.log2(n_codes)), 6),
-                "perplexity": round(float(2.0**entropy), 3),
-                "largest": int(count_C.max()),
-                "prefixes": int(prefix_I.max()) + 1,
-                "purity": purity(codes_IL[:, level], label_I),
-                "prefix_purity": purity(prefix_I, label_I),
-            }
-        )
-    return rows
+def level_report(
+    codes_IL: np.ndarray, level: int, n_codes: int, label_I: np.ndarray
+) -> dict[str, Any]:
+    """How evenly a level's codes are used, and how pure its codes and prefixes are."""
+    count_C = np.bincount(codes_IL[:, level], minlength=n_codes)
+    share = count_C[count_C > 0] / len(codes_IL)
+    entropy = float(-(share * np.log2(share)).sum()) + 0.0
+    prefix_I = prefix_ids(codes_IL[:, : level + 1])
+    return {
+        "level": level,
+        "used": int((count_C > 0).sum()),
+        "usage": float((count_C > 0).mean()),
+        "entropy_bits": round(entropy, 6),
+        "entropy_share": round(entropy / float(np.log2(n_codes)), 6),
+        "perplexity": round(float(2.0**entropy), 3),
+        "largest": int(count_C.max()),
+        "prefixes": int(prefix_I.max()) + 1,
+        "purity": purity(codes_IL[:, level], label_I),
+        "prefix_purity": purity(prefix_I, label_I),
+    }
 
 
 def collision_report(codes_IL: np.ndarray) -> dict[str, Any]:
@@ -90,46 +84,39 @@ def id_report(
 ) -> dict[str, Any]:
     """All figures about the IDs of one catalogue."""
     label_I, depth = top_categories(categories)
-    n_items = len(final_IL)
-    n_labels = len(set(label_I[label_I >= 0].tolist()))
+    stages = {"natural": natural_IL, "before": before_IL, "after": final_IL}
+    levels, count = np.unique(drawn_I[drawn_I > 0], return_counts=True)
     return {
-        "items": n_items,
+        "items": len(final_IL),
         "codes": n_codes,
-        "levels": level_report(final_IL, n_codes, label_I),
+        "levels": [
+            level_report(final_IL, level, n_codes, label_I) for level in range(final_IL.shape[1])
+        ],
         "category_depth": depth,
-        "categories": n_labels,
-        "purity_by_chance": purity(np.zeros(n_items, dtype=np.int64), label_I),
-        "unique": {
-            "natural": distinct_share(natural_IL),
-            "before": distinct_share(before_IL),
-            "after": distinct_share(final_IL),
-        },
-        "collisions": {
-            "natural": collision_report(natural_IL),
-            "before": collision_report(before_IL),
-            "after": collision_report(final_IL),
-        },
+        "categories": len(np.unique(label_I[label_I >= 0])),
+        "purity_by_chance": purity(np.zeros(len(final_IL), dtype=np.int64), label_I),
+        "unique": {name: distinct_share(codes_IL) for name, codes_IL in stages.items()},
+        "collisions": {name: collision_report(codes_IL) for name, codes_IL in stages.items()},
         "moved": {
             "neighbours": int((natural_IL != before_IL).any(axis=1).sum()),
-            "random": int((drawn_I > 0).sum()),
-            "random_by_levels": {
-                str(levels): int((drawn_I == levels).sum())
-                for levels in sorted(set(drawn_I[drawn_I > 0].tolist()))
-            },
+            "random": int(count.sum()),
+            "random_by_levels": dict(zip(map(str, levels), count.tolist(), strict=True)),
         },
     }
 
 
 def flat_metrics(report: dict[str, Any]) -> dict[str, float | int]:
     """The stage's metrics: one number per key."""
-    metrics: dict[str, float | int] = {"items": report["items"]}
-    for name, value in report["unique"].items():
-        metrics[f"unique_{name}"] = round(value, 6)
-    metrics["collision_groups"] = report["collisions"]["natural"]["groups"]
-    metrics["moved_neighbours"] = report["moved"]["neighbours"]
-    metrics["moved_random"] = report["moved"]["random"]
-    for row in report["levels"]:
-        for name in ("usage", "entropy_bits", "perplexity", "purity"):
-            if row[name] is not None:
-                metrics[f"{name}_l{row['level'] + 1}"] = round(row[name], 6)
-    return metrics
+    return {
+        "items": report["items"],
+        **{f"unique_{name}": round(value, 6) for name, value in report["unique"].items()},
+        "collision_groups": report["collisions"]["natural"]["groups"],
+        "moved_neighbours": report["moved"]["neighbours"],
+        "moved_random": report["moved"]["random"],
+        **{
+            f"{name}_l{level['level'] + 1}": round(level[name], 6)
+            for level in report["levels"]
+            for name in ("usage", "entropy_bits", "perplexity", "purity")
+            if level[name] is not None
+        },
+    }

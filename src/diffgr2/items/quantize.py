@@ -27,32 +27,8 @@ class Quantizer:
     codebooks_LCD: np.ndarray  # float32
     weights: dict[str, np.ndarray] = field(default_factory=dict)  # encoder.0.weight, ...
 
-    @property
-    def levels(self) -> int:
-        return self.codebooks_LCD.shape[0]
-
-    @property
-    def n_codes(self) -> int:
-        return self.codebooks_LCD.shape[1]
-
-    def latent(self, vectors_ID: np.ndarray) -> np.ndarray:
-        """What is quantized."""
-        return self._mlp("encoder", vectors_ID)
-
-    def decode(self, latents_IE: np.ndarray) -> np.ndarray:
-        """Latents (or sums of codes) back to vectors."""
-        return self._mlp("decoder", latents_IE)
-
-    def codes(self, vectors_ID: np.ndarray) -> np.ndarray:
-        """Nearest codes per level, int32 (items, levels)."""
-        return residual_codes(self.latent(vectors_ID), self.codebooks_LCD)
-
-    def quantized(self, codes_IL: np.ndarray) -> np.ndarray:
-        """Sum of the codes' vectors."""
-        levels = np.arange(codes_IL.shape[1])
-        return self.codebooks_LCD[levels, codes_IL].sum(axis=1)
-
-    def _mlp(self, part: str, x_ID: np.ndarray) -> np.ndarray:
+    def mlp(self, part: str, x_ID: np.ndarray) -> np.ndarray:
+        """One part of the network (`encoder`, `decoder`), ReLU between its layers."""
         depth = sum(name.startswith(part) for name in self.weights) // 2
         for layer in range(depth):
             weight_OD = self.weights[f"{part}.{layer}.weight"]
@@ -60,6 +36,18 @@ class Quantizer:
             if layer < depth - 1:
                 x_ID = np.maximum(x_ID, 0.0)
         return x_ID
+
+    def latent(self, vectors_ID: np.ndarray) -> np.ndarray:
+        """What is quantized."""
+        return self.mlp("encoder", vectors_ID)
+
+    def codes(self, vectors_ID: np.ndarray) -> np.ndarray:
+        """Nearest codes per level, int32 (items, levels)."""
+        return residual_codes(self.latent(vectors_ID), self.codebooks_LCD)
+
+    def quantized(self, codes_IL: np.ndarray) -> np.ndarray:
+        """Sum of the codes' vectors."""
+        return self.codebooks_LCD[np.arange(codes_IL.shape[1]), codes_IL].sum(axis=1)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
@@ -98,6 +86,5 @@ def fit_codebooks(
 
 def fit_rkmeans(vectors_ID: np.ndarray, config: ItemsConfig, seed: int) -> Quantizer:
     """Residual k-means on the vectors as they are."""
-    return Quantizer(
-        fit_codebooks(vectors_ID, config.levels, config.codes, seed, "items", "rkmeans")
-    )
+    purpose = (seed, "items", "rkmeans")
+    return Quantizer(fit_codebooks(vectors_ID, config.levels, config.codes, *purpose))

@@ -8,10 +8,7 @@ reconstruction + commitment + (optionally) a contrastive loss that pulls co-purc
 together. Same input, seed and threads: same bits. Not here: uniqueness (`items.uniqueness`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -32,22 +29,13 @@ MIN_COUNT = 1e-4
 """Moving count under which a code's mean says nothing any more and the code stays put."""
 
 
-@dataclass
 class Codebooks:
     """The moving codebooks of all levels; changed in place by `update`."""
 
-    codes_LCE: Tensor
-    count_LC: Tensor
-    sum_LCE: Tensor
-    idle_LC: Tensor  # batches since a code was last used
-
-    @classmethod
-    def start(cls, latents_IE: np.ndarray, config: ItemsConfig, seed: int) -> Codebooks:
-        books_LCE = torch.from_numpy(
-            fit_codebooks(latents_IE, config.levels, config.codes, seed, "items", "rqvae")
-        )
-        ones_LC = torch.ones(books_LCE.shape[:2])
-        return cls(books_LCE, ones_LC, books_LCE.clone(), torch.zeros_like(ones_LC))
+    def __init__(self, codes_LCE: Tensor) -> None:
+        self.codes_LCE, self.sum_LCE = codes_LCE, codes_LCE.clone()
+        self.count_LC = torch.ones(codes_LCE.shape[:2])
+        self.idle_LC = torch.zeros(codes_LCE.shape[:2])  # batches since a code was last used
 
     def assign(self, latents_BE: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and the residual in front of each level."""
@@ -60,33 +48,26 @@ class Codebooks:
             rest_BE = rest_BE - book_CE[codes[-1]]
         return torch.stack(codes, 1), torch.stack(rests, 1)
 
-    def update(self, codes_BL: Tensor, rests_BLE: Tensor, ema: float, dead_after: int) -> int:
-        """One moving-average step; returns how many dead codes were moved."""
-        moved = 0
-        for level in range(len(self.codes_LCE)):
-            hot_BC = F.one_hot(codes_BL[:, level], self.codes_LCE.shape[1]).float()
-            count_C = hot_BC.sum(0)
-            self.count_LC[level].mul_(ema).add_(count_C, alpha=1.0 - ema)
-            self.sum_LCE[level].mul_(ema).add_(hot_BC.T @ rests_BLE[:, level], alpha=1.0 - ema)
-            live_C = self.count_LC[level] > MIN_COUNT
-            mean_CE = self.sum_LCE[level] / self.count_LC[level].clamp_min(MIN_COUNT)[:, None]
-            self.codes_LCE[level] = torch.where(live_C[:, None], mean_CE, self.codes_LCE[level])
-            self.idle_LC[level] = torch.where(count_C > 0, 0.0, self.idle_LC[level] + 1.0)
-            if dead_after:
-                moved += self._revive(level, codes_BL[:, level], rests_BLE[:, level], dead_after)
-        return moved
-
-    def _revive(self, level: int, code_B: Tensor, rest_BE: Tensor, dead_after: int) -> int:
-        dead = torch.nonzero(self.idle_LC[level] >= dead_after).flatten()[: len(rest_BE)]
-        if not len(dead):
-            return 0
-        error_B = (rest_BE - self.codes_LCE[level, code_B]).square().sum(1)
-        hard = torch.argsort(error_B, descending=True, stable=True)[: len(dead)]
-        self.codes_LCE[level, dead] = rest_BE[hard]
-        self.sum_LCE[level, dead] = rest_BE[hard]
-        self.count_LC[level, dead] = 1.0
-        self.idle_LC[level, dead] = 0.0
-        return len(dead)
+    def update(self, codes_BL: Tensor, rests_BLE: Tensor, ema: float, dead_after: int) -> None:
+        """One moving-average step; codes idle for `dead_after` batches move (0: never)."""
+        levels = zip(self.codes_LCE, self.count_LC, self.sum_LCE, self.idle_LC, strict=True)
+        for level, (book_CE, count_C, sum_CE, idle_C) in enumerate(levels):
+            code_B, rest_BE = codes_BL[:, level], rests_BLE[:, level]
+            hot_BC = F.one_hot(code_B, len(book_CE)).float()
+            used_C = hot_BC.sum(0)
+            count_C.mul_(ema).add_(used_C, alpha=1.0 - ema)
+            sum_CE.mul_(ema).add_(hot_BC.T @ rest_BE, alpha=1.0 - ema)
+            live_C = count_C > MIN_COUNT
+            mean_CE = sum_CE / count_C.clamp_min(MIN_COUNT)[:, None]
+            book_CE.copy_(torch.where(live_C[:, None], mean_CE, book_CE))
+            idle_C.copy_(torch.where(used_C > 0, 0.0, idle_C + 1.0))
+            if not dead_after:
+                continue
+            dead_D = torch.nonzero(idle_C >= dead_after).flatten()[: len(rest_BE)]
+            error_B = (rest_BE - book_CE[code_B]).square().sum(1)
+            hard_B = torch.argsort(error_B, descending=True, stable=True)
+            book_CE[dead_D] = sum_CE[dead_D] = rest_BE[hard_B[: len(dead_D)]]
+            count_C[dead_D], idle_C[dead_D] = 1.0, 0.0
 
 
 def init_weights(sizes: dict[str, list[int]], seed: int) -> dict[str, Tensor]:
@@ -102,7 +83,7 @@ def init_weights(sizes: dict[str, list[int]], seed: int) -> dict[str, Tensor]:
 
 
 def mlp(weights: dict[str, Tensor], part: str, x_BD: Tensor) -> Tensor:
-    """ReLU between layers, none after the last (`Quantizer._mlp` is the same in NumPy)."""
+    """ReLU between layers, none after the last (`Quantizer.mlp` is the same in NumPy)."""
     depth = sum(name.startswith(part) for name in weights) // 2
     for layer in range(depth):
         x_BD = F.linear(x_BD, weights[f"{part}.{layer}.weight"], weights[f"{part}.{layer}.bias"])
@@ -127,25 +108,18 @@ def contrastive(latents_PE: Tensor, others_PE: Tensor, pairs_P2: Tensor) -> Tens
 
 
 def _loss(
-    weights: dict[str, Tensor],
-    x_BD: Tensor,
-    books: Codebooks,
-    config: ItemsConfig,
+    weights: dict[str, Tensor], x_BD: Tensor, books: Codebooks, config: ItemsConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Reconstruction + commitment, and what the codebooks learn from."""
     latents_BE = mlp(weights, "encoder", x_BD)
     codes_BL, rests_BLE = books.assign(latents_BE)
-    levels = torch.arange(codes_BL.shape[1])
-    chosen_BLE = books.codes_LCE[levels, codes_BL]
-    total_BE = chosen_BLE.sum(1)
-    through_BE = latents_BE + (total_BE - latents_BE).detach()
+    chosen_BLE = books.codes_LCE[torch.arange(codes_BL.shape[1]), codes_BL]
+    through_BE = latents_BE + (chosen_BLE.sum(1) - latents_BE).detach()
     loss = F.mse_loss(mlp(weights, "decoder", through_BE), x_BD)
     # Level l is committed to what stands after it: the latent minus the codes up to l.
     partial_BLE = chosen_BLE.cumsum(1)
-    loss = loss + config.commitment * F.mse_loss(
-        latents_BE[:, None].expand_as(partial_BLE), partial_BLE
-    )
-    return loss, codes_BL, rests_BLE
+    gap = F.mse_loss(latents_BE[:, None].expand_as(partial_BLE), partial_BLE)
+    return loss + config.commitment * gap, codes_BL, rests_BLE
 
 
 def n_epochs(n_items: int, config: ItemsConfig) -> int:
@@ -167,22 +141,24 @@ def fit_rqvae(
     weights = init_weights({"encoder": sizes, "decoder": sizes[::-1]}, seed)
     # Unit rows have entries of about 1/sqrt(dim); the network sees them at unit scale.
     x_ID = torch.from_numpy(vectors_ID * np.float32(dim**0.5))
-    first = max(config.batch, INIT_ROWS_PER_CODE * config.codes)
-    rows = permutation(n_items, seed, "items", "rqvae", "start")[:first]
+    count = max(config.batch, INIT_ROWS_PER_CODE * config.codes)
+    first = permutation(n_items, seed, "items", "rqvae", "start")[:count]
     with torch.no_grad():
-        books = Codebooks.start(mlp(weights, "encoder", x_ID[rows]).numpy(), config, seed)
+        latents_IE = mlp(weights, "encoder", x_ID[first]).numpy()
+    purpose = (seed, "items", "rqvae")
+    codes_LCE = fit_codebooks(latents_IE, config.levels, config.codes, *purpose)
+    books = Codebooks(torch.from_numpy(codes_LCE))
     optimizer = torch.optim.Adam(weights.values(), lr=config.lr)
-    paired = config.copurchase_weight > 0 and pairs_P2 is not None and len(pairs_P2) > 0
     step = 0
     for epoch in range(n_epochs(n_items, config)):
         order = torch.from_numpy(permutation(n_items, seed, "items", "rqvae", "epoch", epoch))
         total = 0.0
         for batch in order.split(config.batch):
             loss, codes_BL, rests_BLE = _loss(weights, x_ID[batch], books, config)
-            if paired and pairs_P2 is not None:
+            if pairs_P2 is not None and len(pairs_P2):
                 rng = generator(seed, "items", "rqvae", "pairs", step)
-                drawn = pairs_P2[rng.integers(len(pairs_P2), size=min(config.batch, 512))]
-                drawn_P2 = torch.from_numpy(drawn.astype(np.int64))
+                drawn_P = rng.integers(len(pairs_P2), size=min(config.batch, 512))
+                drawn_P2 = torch.from_numpy(pairs_P2[drawn_P]).long()
                 sides = [mlp(weights, "encoder", x_ID[drawn_P2[:, side]]) for side in (0, 1)]
                 loss = loss + config.copurchase_weight * contrastive(*sides, drawn_P2)
             if not torch.isfinite(loss):
@@ -198,7 +174,6 @@ def fit_rqvae(
     # The network's input scale is folded into the first layer, so that a Quantizer takes vectors.
     plain = {name: value.detach().numpy() for name, value in weights.items()}
     plain["encoder.0.weight"] = plain["encoder.0.weight"] * np.float32(dim**0.5)
-    last = len(sizes) - 2
-    for name in (f"decoder.{last}.weight", f"decoder.{last}.bias"):
+    for name in ("decoder.1.weight", "decoder.1.bias"):
         plain[name] = plain[name] / np.float32(dim**0.5)
     return Quantizer(books.codes_LCE.numpy(), plain)

@@ -11,14 +11,12 @@ Three figures, from strict to final, each the number of distinct IDs divided by 
   at random from the free ones under their prefix ("random last levels"); where a prefix is full,
   one more level is drawn, and so on. Always 1, or an error.
 
-Not here: whether `before` suffices; the stage compares it with `items.min_unique`.
+Not here: whether the quantizer suffices; the stage compares `natural` with `items.min_unique`.
 """
-
-from __future__ import annotations
 
 import numpy as np
 
-from diffgr2.errors import ArtifactError, ConfigError
+from diffgr2.errors import ConfigError
 from diffgr2.items.kmeans import distances
 from diffgr2.streams import generator
 
@@ -60,26 +58,21 @@ def check_capacity(n_items: int, levels: int, codes: int) -> None:
         )
 
 
-def _alternatives(
-    rest_NE: np.ndarray, before_CE: np.ndarray, last_CE: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest pairs of (last but one, last) codes per row, nearest first."""
+def _alternatives(rest_NE: np.ndarray, before_CE: np.ndarray, last_CE: np.ndarray) -> np.ndarray:
+    """The nearest pairs of (last but one, last) codes per residual, nearest first: (N, A, 2)."""
     n_codes = len(last_CE)
-    beam = min(BEAM, len(before_CE))
-    error_NC = distances(rest_NE, before_CE)
-    beam_NB = np.argsort(error_NC, axis=1, kind="stable")[:, :beam]
+    beam_NB = np.argsort(distances(rest_NE, before_CE), axis=1, kind="stable")[:, :BEAM]
     left_NBE = rest_NE[:, None] - before_CE[beam_NB]
-    total_NBC = distances(left_NBE.reshape(-1, left_NBE.shape[-1]), last_CE).reshape(
-        len(rest_NE), beam, n_codes
-    )
-    total_NBC += np.einsum("nbe,nbe->nb", left_NBE, left_NBE)[:, :, None]
-    total_NA = total_NBC.reshape(len(rest_NE), -1)
+    total_XC = distances(left_NBE.reshape(-1, left_NBE.shape[-1]), last_CE)
+    total_XC += np.einsum("nbe,nbe->nb", left_NBE, left_NBE).reshape(-1, 1)
+    total_NA = total_XC.reshape(len(rest_NE), -1)
     keep = min(NEIGHBOURS, total_NA.shape[1])
     near_NA = np.argpartition(total_NA, keep - 1, axis=1)[:, :keep]
     near_NA.sort(axis=1)  # ties go to the lower code, whatever the partition did
     order_NA = np.argsort(np.take_along_axis(total_NA, near_NA, 1), axis=1, kind="stable")
     near_NA = np.take_along_axis(near_NA, order_NA, 1)
-    return np.take_along_axis(beam_NB, near_NA // n_codes, 1), near_NA % n_codes
+    previous_NA = np.take_along_axis(beam_NB, near_NA // n_codes, 1)
+    return np.stack([previous_NA, near_NA % n_codes], axis=-1)
 
 
 def take_neighbours(
@@ -88,31 +81,25 @@ def take_neighbours(
     """Codes in which later items of a group moved to a near free code, where there is one."""
     result_IL = codes_IL.copy()
     levels, n_codes = codebooks_LCE.shape[:2]
-    late_J = later_rows(codes_IL)
-    if not len(late_J):
-        return result_IL
     fixed = max(levels - 2, 0)
     # With a single level there is no last but one: a book of one zero vector takes its place.
     before_CE = codebooks_LCE[-2] if levels > 1 else np.zeros_like(codebooks_LCE[0, :1])
-    prefix_I = prefix_ids(codes_IL[:, :fixed])
-    previous_I = codes_IL[:, -2].astype(np.int64) if levels > 1 else np.zeros_like(prefix_I)
-    taken = set(((prefix_I * n_codes + previous_I) * n_codes + codes_IL[:, -1]).tolist())
+    taken = set(map(tuple, codes_IL.tolist()))
+    late_J = later_rows(codes_IL)
     step = max(1, 2**22 // (min(BEAM, len(before_CE)) * n_codes))
     for start in range(0, len(late_J), step):
-        rows_N = late_J[start : start + step]
-        rest_NE = latents_IE[rows_N].astype(np.float32, copy=True)
+        late_N = late_J[start : start + step]
+        rest_NE = latents_IE[late_N].astype(np.float32, copy=True)
         for level in range(fixed):
-            rest_NE -= codebooks_LCE[level, codes_IL[rows_N, level]]
-        previous_NA, last_NA = _alternatives(rest_NE, before_CE, codebooks_LCE[-1])
-        keys_NA = (prefix_I[rows_N, None] * n_codes + previous_NA) * n_codes + last_NA
-        for n, row in enumerate(rows_N):
-            for a, key in enumerate(keys_NA[n].tolist()):
-                if key not in taken:
-                    taken.add(key)
-                    result_IL[row, -1] = last_NA[n, a]
-                    if levels > 1:
-                        result_IL[row, -2] = previous_NA[n, a]
-                    break
+            rest_NE -= codebooks_LCE[level, codes_IL[late_N, level]]
+        ends_NA2 = _alternatives(rest_NE, before_CE, codebooks_LCE[-1])[..., -levels:]
+        for item, ends_A2 in zip(late_N, ends_NA2.tolist(), strict=True):
+            head = codes_IL[item, :fixed].tolist()
+            near = ((*head, *end) for end in ends_A2)
+            free = next((codes for codes in near if codes not in taken), None)
+            if free is not None:
+                taken.add(free)
+                result_IL[item] = free
     return result_IL
 
 
@@ -143,17 +130,16 @@ def _redraw_last(
     kept = codes_IL.shape[1] - last
     prefix_I = prefix_ids(codes_IL[:, :kept])
     order_I = np.argsort(prefix_I, kind="stable")
-    starts_P = np.searchsorted(prefix_I[order_I], np.arange(prefix_I.max() + 2))
+    members_of = np.split(order_I, np.cumsum(np.bincount(prefix_I))[:-1])
+    is_late_I = np.zeros(len(codes_IL), dtype=bool)
+    is_late_I[late_J] = True
     moved = []
-    late_prefix_J = prefix_I[late_J]
-    for prefix in np.unique(late_prefix_J):
-        members = order_I[starts_P[prefix] : starts_P[prefix + 1]]
-        waiting = late_J[late_prefix_J == prefix] if kept else late_J
-        used = codes_IL[members, kept:].astype(np.int64)
-        suffixes = _draw(used, len(waiting), n_codes, rng)
-        rows = waiting[: len(suffixes)]
-        codes_IL[rows, kept:] = suffixes
-        moved.append(rows)
+    for prefix in np.unique(prefix_I[late_J]):
+        members = members_of[prefix]
+        waiting = members[is_late_I[members]]
+        suffixes = _draw(codes_IL[members, kept:].astype(np.int64), len(waiting), n_codes, rng)
+        moved.append(waiting[: len(suffixes)])
+        codes_IL[moved[-1], kept:] = suffixes
     return np.concatenate(moved)
 
 
@@ -171,12 +157,10 @@ def make_unique(
             f"items: {len(late_J)} of {n_items} items share another item's semantic ID and "
             "items.random_last is 0"
         )
-    for last in range(min(random_last, levels), levels + 1):
-        if not len(late_J):
-            break
+    last = min(random_last, levels)
+    while len(late_J):  # ends: all levels together have room for every item
         rng = generator(seed, "items", "random_last", last)
         drawn_I[_redraw_last(result_IL, late_J, last, n_codes, rng)] = last
         late_J = later_rows(result_IL)
-    if len(late_J):
-        raise ArtifactError(f"items: {len(late_J)} items are still without a semantic ID of theirs")
+        last += 1
     return result_IL, drawn_I

@@ -19,7 +19,7 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
 from diffgr2.config import ItemsConfig
-from diffgr2.errors import ArtifactError, ConfigError, DataError, MissingExtraError
+from diffgr2.errors import ArtifactError, ConfigError, DataError, MissingExtraError, first_line
 from diffgr2.streams import key_of
 from diffgr2.types import Catalogue
 
@@ -40,16 +40,9 @@ def item_text(title: str, brand: str, categories: Sequence[str], description: st
 
 def catalogue_texts(catalogue: Catalogue) -> list[str]:
     """`item_text` of every item, in item order."""
-    return [
-        item_text(*fields)
-        for fields in zip(
-            catalogue.titles,
-            catalogue.brands,
-            catalogue.categories,
-            catalogue.descriptions,
-            strict=True,
-        )
-    ]
+    c = catalogue
+    columns = (c.titles, c.brands, c.categories, c.descriptions)
+    return [item_text(*fields) for fields in zip(*columns, strict=True)]
 
 
 def terms(text: str) -> list[str]:
@@ -62,10 +55,10 @@ def terms(text: str) -> list[str]:
     return result
 
 
-def normalise(vectors_ID: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1 as float32; zero rows stay zero."""
+def unit_rows(vectors_ID: np.ndarray, least: float = 1e-12) -> np.ndarray:
+    """Rows scaled to length 1 as float32; those shorter than `least` stay (next to) zero."""
     norms_I1 = np.linalg.norm(vectors_ID, axis=1, keepdims=True)
-    return (vectors_ID / np.where(norms_I1 > 1e-12, norms_I1, 1.0)).astype(np.float32)
+    return (vectors_ID / np.maximum(norms_I1, least)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -83,41 +76,25 @@ class TextVectors:
             return np.zeros((0, len(self.components_DV)), np.float32)
         if self.sentence_model is not None:
             return _sentence_vectors(self.sentence_model, texts)
-        return normalise(self._weighted(texts) @ self.components_DV.T)
-
-    def _weighted(self, texts: Sequence[str]) -> Any:
-        counter = _counter(vocabulary=self.vocabulary)
-        return _weigh(counter.transform(texts), self.idf_V)
+        counts_NV = _counter(vocabulary=self.vocabulary).transform(texts)
+        return unit_rows(_weigh(counts_NV, self.idf_V) @ self.components_DV.T)
 
     def save(self, directory: Path) -> None:
         """Write `vectorizer.json` and `vectorizer.safetensors`."""
         header = {"sentence_model": self.sentence_model, "vocabulary": self.vocabulary}
         write_json(directory / "vectorizer.json", header)
-        save_arrays(
-            directory / "vectorizer.safetensors",
-            idf_V=self.idf_V,
-            components_DV=self.components_DV,
-        )
+        arrays = {"idf_V": self.idf_V, "components_DV": self.components_DV}
+        save_arrays(directory / "vectorizer.safetensors", **arrays)
 
     @classmethod
     def load(cls, directory: Path) -> TextVectors:
         """Read what `save` wrote; anything else is an ArtifactError."""
         path = directory / "vectorizer.json"
-        header = read_json(path)
-        arrays = load_arrays(directory / "vectorizer.safetensors")
+        header, arrays = read_json(path), load_arrays(directory / "vectorizer.safetensors")
         try:
-            vectors = cls(
-                header["vocabulary"],
-                arrays["idf_V"],
-                arrays["components_DV"],
-                header["sentence_model"],
-            )
+            return cls(header["vocabulary"], sentence_model=header["sentence_model"], **arrays)
         except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}: not a saved vectorizer ({error} is missing)") from None
-        n_terms = len(vectors.vocabulary)
-        if vectors.idf_V.shape != (n_terms,) or vectors.components_DV.shape[1:] != (n_terms,):
-            raise ArtifactError(f"{path}: vocabulary and arrays differ in size")
-        return vectors
+            raise ArtifactError(f"{path}: not a saved vectorizer ({error})") from None
 
 
 def _counter(**options: Any) -> Any:
@@ -182,31 +159,24 @@ def _sentence_vectors(model: str, texts: Sequence[str]) -> np.ndarray:
     try:
         encoder = SentenceTransformer(model, device="cpu")
     except Exception as error:  # a hub, a path, a config: many ways to fail, one line for all
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise ConfigError(f"items.vectors: model {model} cannot be loaded ({reason})") from None
-    return normalise(encoder.encode(list(texts), convert_to_numpy=True, show_progress_bar=False))
+    return unit_rows(encoder.encode(list(texts), convert_to_numpy=True, show_progress_bar=False))
 
 
 def fit_vectors(
     texts: Sequence[str], config: ItemsConfig, seed: int
 ) -> tuple[np.ndarray, TextVectors]:
     """Vectors of all items and the map for items to come."""
-    if not texts:
-        raise DataError("items: the catalogue is empty")
-    empty = TextVectors([], np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
     if config.vectors.startswith(SENTENCE_PREFIX):
+        nothing_V, nothing_DV = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
         name = config.vectors.removeprefix(SENTENCE_PREFIX)
-        model = TextVectors(empty.vocabulary, empty.idf_V, empty.components_DV, name)
+        model = TextVectors([], nothing_V, nothing_DV, name)
         return model(texts), model
-    if config.vectors != "tfidf":
-        raise ConfigError(
-            f"items.vectors: expected tfidf or {SENTENCE_PREFIX}<name or path> "
-            f"(got {config.vectors!r})"
-        )
     counts_IV, vocabulary = _count(texts)
     seen_V = np.bincount(counts_IV.indices, minlength=len(vocabulary))
     idf_V = (1.0 + np.log((1.0 + len(texts)) / (1.0 + seen_V))).astype(np.float32)
     weighted_IV = _weigh(counts_IV, idf_V)
     components_DV = _components(weighted_IV, config.vector_dim, seed)
-    vectors_ID = normalise(weighted_IV @ components_DV.T)
-    return vectors_ID, TextVectors(vocabulary, idf_V, components_DV)
+    fitted = TextVectors(vocabulary, idf_V, components_DV)
+    return unit_rows(weighted_IV @ components_DV.T), fitted

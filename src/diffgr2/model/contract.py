@@ -6,8 +6,6 @@ with the weights is a CheckpointError, never a warning. `contract_of` asks a mod
 here: what the fields do (`layout`, `decode`, `stages.cft`), and weights (`load`).
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from diffgr2.errors import CheckpointError
 
 SECTION = "block_diffusion"
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocabulary.json",
+)
+"""What every model directory holds beside weights and config.json."""
+
+
 MASK = "<|MASK|>"
 """The mask token's name in every tokenizer."""
 

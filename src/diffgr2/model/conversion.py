@@ -6,16 +6,21 @@ converts the same way, with the mask id its tokenizer has or the first free row 
 Not here: training (`stages.cft`).
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
 from diffgr2.artifacts import read_json, sha256_of, write_json
 from diffgr2.config import ConvertConfig
 from diffgr2.errors import CheckpointError
-from diffgr2.model.contract import MASK, SECTION, BlockContract, read_config, read_contract
-from diffgr2.model.load import VOCABULARY_FILES, load
+from diffgr2.model.contract import (
+    MASK,
+    SECTION,
+    VOCABULARY_FILES,
+    BlockContract,
+    read_config,
+    read_contract,
+)
+from diffgr2.model.load import load
 
 BESIDE = (*VOCABULARY_FILES, "generation_config.json")
 """Files that go along with the weights where the source has them."""

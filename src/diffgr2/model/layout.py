@@ -8,8 +8,6 @@ wrong with eager attention). Not here: noise (`diffusion.noise`) and caches (`fo
 Letters: B rows, T tokens of the row, P prompt, R response.
 """
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 import numpy as np

@@ -6,8 +6,6 @@ safetensors only and no remote code. Everything raises a CheckpointError naming 
 reason. Not here: the block-diffusion contract (`contract`) and training state (`train.checkpoint`).
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -23,15 +21,6 @@ from diffgr2.model.contract import read_config
 from diffgr2.streams import key_of
 
 MAX_POSITIONS = 4096
-
-VOCABULARY_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocabulary.json",
-)
-"""What every model directory holds beside weights and config.json."""
 
 disable_progress_bar()  # weights load in a blink; the bars only break up our own lines
 

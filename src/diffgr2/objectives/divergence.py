@@ -7,8 +7,6 @@ KL(student ‖ teacher); `jsd` is the generalised Jensen-Shannon divergence with
 Not here: which positions.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

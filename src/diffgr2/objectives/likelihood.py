@@ -1,13 +1,11 @@
 """Log-likelihoods of chosen positions: the one way in which training calls the backbone.
 
 Contract: `logits_at` runs the trunk once and the head only where a loss needs it, with the mask
-token at −inf (DESIGN §5, Vocabulary). Losses are sums; who divides is the training loop. Not here:
+token at −inf, which no response holds. Losses are sums; who divides is the training loop. Not here:
 which positions, and under which attention (`model.layout`, `stages`).
 
-Letters: B rows, T tokens, N chosen positions, V vocabulary.
+Letters: B batch, T tokens, N chosen positions, V vocabulary.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -48,11 +46,6 @@ def chosen_logp(logits_NV: Tensor, target_N: Tensor, temperature: float = 1.0) -
     if temperature not in (0.0, 1.0):
         logits_NV = logits_NV / temperature
     return -F.cross_entropy(logits_NV, target_N, reduction="none")
-
-
-def weighted_nll(logits_NV: Tensor, target_N: Tensor, weight_N: Tensor) -> Tensor:
-    """Weighted sum of negative log-likelihoods."""
-    return -(chosen_logp(logits_NV, target_N) * weight_N).sum()
 
 
 def entropy_of(logits_NV: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Corruption of a response for conversion fine-tuning (DESIGN §6, CFT; paper §3.4).
+"""Corruption of a response for conversion fine-tuning (paper §3.4).
 
 Contract: `noise_mask` draws one noise level per block, masks each token of the block with that
 probability, masks at least one token per block, and masks a share of the blocks entirely (a
@@ -6,8 +6,6 @@ decoder's first step). `complement` is the other half of a complementary pair, s
 is supervised exactly once. Pure functions of a generator. Not here: which tokens a block holds
 (`model.layout`), and losses.
 """
-
-from __future__ import annotations
 
 import numpy as np
 
@@ -25,9 +23,9 @@ def noise_mask(
     level_R = level_b[inverse_R]
     draw_R = rng.random(len(block_R))
     masked_R = draw_R < level_R
-    for number in range(len(blocks)):  # the lowest draw of a block is masked whatever its level
-        members = np.flatnonzero(inverse_R == number)
-        masked_R[members[draw_R[members].argmin()]] = True
+    order_R = np.lexsort((draw_R, block_R))
+    # The lowest draw of a block is masked whatever its level.
+    masked_R[order_R[np.searchsorted(block_R[order_R], blocks)]] = True
     return masked_R, level_R
 
 

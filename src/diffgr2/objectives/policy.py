@@ -6,8 +6,6 @@ tokens weigh equally over the whole batch, the ratio is clipped at 1 − low and
 the loop divides by the global token count. Not here: rollouts and replay (`stages.rl`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The re-ranking reward (DESIGN §6, RL; paper §3.6; GR2's conditional format reward).
+"""The re-ranking reward (paper §3.6; GR2's conditional format reward).
 
 Contract: pure functions of ranks. R_rank = (rank_before − rank_after) / K for the target; the
 format reward α counts only where the rank strictly improved or a first place was kept, so copying
@@ -6,20 +6,9 @@ the input order earns nothing; an invalid or over-long output earns −1. Not he
 (`prompts`), groups and advantages (`policy`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 INVALID = -1.0
-
-
-def rank_reward(before: int, after: int, k: int) -> float:
-    """Places gained by the target, as a share of K.
-
-    >>> rank_reward(3, 0, 10)
-    0.3
-    """
-    return (before - after) / k
 
 
 def reward(
@@ -35,9 +24,8 @@ def reward(
     if failures:
         return INVALID
     after = list(order).index(target)
-    gained = rank_reward(target, after, k)
-    kept_first = target == 0 and after == 0
-    return gained + (alpha if gained > 0 or kept_first else 0.0)
+    gained = (target - after) / k
+    return gained + (alpha if gained > 0 or target == after == 0 else 0.0)
 
 
 def overlong_penalty(length: int, limit: int, cache: int) -> float:

@@ -1,11 +1,9 @@
 """From a raw order to a permutation: failure kinds and the two repair policies.
 
 Contract: `classify` names every way in which a written order is not a permutation of range(k);
-`repair` and `keep_floor` return a permutation whatever they are given (DESIGN §5, Result). Raw
+`repair` and `keep_floor` return a permutation whatever they are given. Raw
 validity is what `classify` says, before any repair. Not here: reading tokens (`compact`, `gr2`).
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ into an explanation of a trace; `parse_text` reads such a model's answer. It cla
 instead of raising, whatever the text. Not here: token ids (`gr2`), the endpoint (`traces.llm`).
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -15,15 +13,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from diffgr2.candidates.fields import FIELDS
+from diffgr2.items.sids import parse_sid, sid_text
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.english import Phrases, listed, wording
 from diffgr2.prompts.request import Request, Trace
+from diffgr2.prompts.vocab import BEGIN, FINISH
 from diffgr2.types import Answer
 
-BEGIN, FINISH = "<|sid_begin|>", "<|sid_end|>"
-CODE = re.compile(r"<s_([a-h])_(\d{1,6})>")
-MENTION = re.compile(r"(?:<\|sid_begin\|>)?((?:<s_[a-h]_\d{1,6}>)+)(?:<\|sid_end\|>)?")
+MENTION = re.compile(
+    rf"(?:{re.escape(BEGIN)})?((?:<s_[a-h]_[0-9]{{1,6}}>)+)(?:{re.escape(FINISH)})?"
+)
 NUMBER = re.compile(r"\[\s*(\d{1,4})\s*\]")
 ITEM = re.compile(f"(?:{NUMBER.pattern}|{MENTION.pattern})")
 CHAIN = re.compile(rf"(?:{ITEM.pattern}\s*>\s*)+{ITEM.pattern}")
@@ -43,9 +45,7 @@ class Sid:
 
     @property
     def text(self) -> str:
-        return (
-            BEGIN + "".join(f"<s_{'abcdefgh'[i]}_{c}>" for i, c in enumerate(self.codes)) + FINISH
-        )
+        return BEGIN + sid_text(self.codes) + FINISH
 
 
 @dataclass(frozen=True)
@@ -58,30 +58,24 @@ class UserText:
 Piece = str | Sid | UserText
 
 
-def sid_of_text(text: str) -> Sid | None:
-    """The semantic ID that a text is, with or without its brackets; None if it is anything else."""
-    match = MENTION.fullmatch(text.strip())
-    if match is None:
-        return None
-    parts = CODE.findall(match[1])
-    if [letter for letter, _ in parts] != list("abcdefgh"[: len(parts)]):
-        return None
-    return Sid(tuple(int(code) for _, code in parts))
-
-
 def pieces_of(text: str) -> Iterator[str | Sid]:
-    """A text with its semantic IDs taken out."""
+    """A text with its semantic IDs, with or without their brackets, taken out."""
     end = 0
     for match in MENTION.finditer(text):
-        sid = sid_of_text(match[0])
-        if sid is None:
+        codes = parse_sid(match[1])
+        if codes is None:
             continue
         if match.start() > end:
             yield text[end : match.start()]
-        yield sid
+        yield Sid(codes)
         end = match.end()
     if end < len(text):
         yield text[end:]
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks and broken characters."""
+    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
 def as_text(pieces: Sequence[Piece]) -> str:
@@ -97,9 +91,14 @@ def filled(pattern: str, values: dict[str, list[Piece]]) -> list[Piece]:
     return result
 
 
-def sids_of(codes_NL: Any) -> list[Sid]:
-    """One `Sid` per row."""
-    return [Sid(tuple(row)) for row in codes_NL.tolist()]
+def sids_of(codes_NL: np.ndarray) -> list[Sid]:
+    """One `Sid` per item."""
+    return [Sid(tuple(codes)) for codes in codes_NL.tolist()]
+
+
+def places_of(request: Request) -> dict[Sid, int]:
+    """Where each candidate stands."""
+    return {sid: i for i, sid in enumerate(sids_of(request.codes_KL))}
 
 
 class Chat:
@@ -138,15 +137,15 @@ class Chat:
         return ", ".join(shown) or self.words["no_evidence"]
 
     def messages(
-        self, request: Request, *, target: int | None = None, priming: str = ""
+        self, request: Request, *, target: int | None = None, knowledge: bool = False
     ) -> tuple[dict[str, str], ...]:
-        """The chat for a teacher; `target` reveals the next purchase, `priming` adds knowledge."""
+        """The chat for a teacher; `target` reveals the next purchase, `knowledge` primes it."""
         words = self.words
         user = as_text(self.user(request, reasoning=True)) + " " + words["teacher"]
         if target is not None:
             sid = Sid(tuple(request.codes_KL[target].tolist()))
             user += "\n" + words["targeted"].format(target=sid.text)
-        system = f"{words['system']}\n\n{priming}" if priming else words["system"]
+        system = words["system"] + (f"\n\n{words['knowledge']}" if knowledge else "")
         return ({"role": "system", "content": system}, {"role": "user", "content": user})
 
     def own_words(self) -> list[str]:
@@ -159,27 +158,23 @@ class Chat:
     def explanation(self, request: Request, trace: Trace) -> list[Piece]:
         """A trace's reasoning in three steps: history, for and against, verdict."""
         steps, sids = self.words["steps"], sids_of(request.codes_KL)
-        out = self._habit(request)
 
-        def said(position: int, fields: Any) -> list[Piece]:
-            buckets_F = request.buckets_KF[position]
+        def said(position: int, fields_KX: np.ndarray, most: int) -> list[Piece]:
+            buckets_F, fields = request.buckets_KF[position], fields_KX[position, :most]
             return [listed([self.phrases.say(int(f), int(buckets_F[f])) for f in fields])]
 
-        order, points = trace.order_K.tolist(), self.words["points"]
+        out, order = self._habit(request), trace.order_K.tolist()
         for i in order[: self.words["cited"]]:
-            values = {"for": said(i, trace.for_KC[i, :points]), "sid": [sids[i]]}
-            out += filled(
-                steps["candidate"], values | {"against": said(i, trace.against_KA[i, :1])}
-            )
+            points = said(i, trace.for_KC, self.words["points"])
+            values = {"sid": [sids[i]], "for": points, "against": said(i, trace.against_KA, 1)}
+            out += filled(steps["candidate"], values)
         best = order[0]
-        values = {"best": [sids[best]], "for": said(best, trace.for_KC[best, :1])}
-        if len(order) > 1:
-            second = order[1]
-            values |= {
-                "second": [sids[second]],
-                "against": said(second, trace.against_KA[second, :1]),
-            }
-        return out + filled(steps["verdict" if len(order) > 1 else "only"], values)
+        values = {"best": [sids[best]], "for": said(best, trace.for_KC, 1)}
+        if len(order) == 1:
+            return out + filled(steps["only"], values)
+        second = order[1]
+        values |= {"second": [sids[second]], "against": said(second, trace.against_KA, 1)}
+        return out + filled(steps["verdict"], values)
 
     def _habit(self, request: Request) -> list[Piece]:
         steps = self.words["steps"]
@@ -208,30 +203,29 @@ class Chat:
                 return Answer((), ("unparseable",))
             entries = [match[0] for match in ITEM.finditer(chains[-1][0])]
             explanation = text[: chains[-1].start()].strip()
-        places = {sid: i for i, sid in enumerate(sids_of(request.codes_KL))}
-        order = [self._place(entry, places) for entry in entries]
-        if not order or None in order:
+        places = places_of(request)
+        try:
+            order = [place(entry, places) for entry in entries]
+        except ValueError:
+            order = []
+        if not order:
             return Answer((), ("unparseable",))
         if len(explanation) > LONGEST_EXPLANATION:
-            return Answer(tuple(i for i in order if i is not None), ("overlong",))
-        explanation = cite_by_sid(explanation, request)
-        return make_answer([i for i in order if i is not None], request.k, explanation)
+            return Answer(tuple(order), ("overlong",))
+        return make_answer(order, request.k, cite_by_sid(explanation, request))
 
-    def _place(self, entry: Any, places: dict[Sid, int]) -> int | None:
-        """A recommendation's position, OUT_OF_SET for a stranger, None for what is no item."""
-        if isinstance(entry, int) and not isinstance(entry, bool):
-            return entry - 1 if 1 <= entry <= len(places) else OUT_OF_SET
-        if not isinstance(entry, str):
-            return None
-        sid = sid_of_text(entry)
-        if sid is not None:
+
+def place(entry: Any, places: dict[Sid, int]) -> int:
+    """A recommendation's position, OUT_OF_SET for a stranger; ValueError for what is no item."""
+    if isinstance(entry, str):
+        number = re.fullmatch(r"\s*\[?\s*([0-9]{1,4})\s*\]?\s*", entry)
+        if number is None:
+            (sid,) = {sid for sid in pieces_of(entry) if isinstance(sid, Sid)}
             return places.get(sid, OUT_OF_SET)
-        match = re.fullmatch(r"\s*\[?\s*([0-9]{1,4})\s*\]?\s*", entry)
-        if match is None:
-            mentions = {sid for sid in pieces_of(entry) if isinstance(sid, Sid)}
-            return places.get(mentions.pop(), OUT_OF_SET) if len(mentions) == 1 else None
-        number = int(match[1])
-        return number - 1 if 1 <= number <= len(places) else OUT_OF_SET
+        entry = int(number[1])
+    if not isinstance(entry, int) or isinstance(entry, bool):
+        raise ValueError("no item")
+    return entry - 1 if 1 <= entry <= len(places) else OUT_OF_SET
 
 
 def find_json(text: str) -> dict[str, Any] | None:
@@ -257,8 +251,7 @@ def flat_text(value: Any) -> str:
         value = list(value.values())
     if isinstance(value, list):
         value = " ".join(part for part in value if isinstance(part, str))
-    clean = value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else ""
-    return " ".join(clean.split())
+    return one_line(value) if isinstance(value, str) else ""
 
 
 def cite_by_sid(explanation: str, request: Request) -> str:

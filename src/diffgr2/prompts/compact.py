@@ -15,7 +15,7 @@ request, which is what lets a block decoder fill many positions at once. Wording
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -36,7 +36,6 @@ HABIT_ITEMS = 3
 class Compact:
     """See the module's docstring."""
 
-    name = "compact"
     shows_text = False
 
     def __init__(self, vocab: Vocabulary, config: PromptConfig) -> None:
@@ -53,14 +52,11 @@ class Compact:
         vocab, ids = self.vocab, self._ids
         sids_KL = vocab.sid_ids(request.codes_KL)
         evidence_KF = vocab.evidence_ids(request.buckets_KF)
-        out = [ids["<history>"], *vocab.sid_ids(request.history_HL).ravel().tolist()]
-        out.append(ids["<candidates>"])
+        history = vocab.sid_ids(request.history_HL).ravel().tolist()
+        out = [ids["<history>"], *history, ids["<candidates>"]]
         for i in range(request.k):
-            out.append(vocab.index_id(i))
-            out.extend(sids_KL[i].tolist())
-            out.extend(evidence_KF[i].tolist())
-        out.append(ids["<reason>" if reasoning else "<direct>"])
-        return out
+            out += [vocab.index_id(i), *sids_KL[i].tolist(), *evidence_KF[i].tolist()]
+        return [*out, ids["<reason>" if reasoning else "<direct>"]]
 
     def response(
         self, request: Request, trace: Trace, *, reasoning: bool = True
@@ -76,11 +72,8 @@ class Compact:
         evidence_KF = vocab.evidence_ids(request.buckets_KF)
         out = [ids["<habit>"], *self._habit(request)]
         for i in range(request.k):
-            out.append(vocab.index_id(i))
-            out.append(ids["<for>"])
-            out.extend(evidence_KF[i, trace.for_KC[i]].tolist())
-            out.append(ids["<against>"])
-            out.extend(evidence_KF[i, trace.against_KA[i]].tolist())
+            out += [vocab.index_id(i), ids["<for>"], *evidence_KF[i, trace.for_KC[i]].tolist()]
+            out += [ids["<against>"], *evidence_KF[i, trace.against_KA[i]].tolist()]
             out.append(vocab.strength_id(int(trace.strength_K[i])))
         best, second = int(trace.order_K[0]), int(trace.order_K[1])
         out += [ids["<verdict>"], vocab.index_id(best)]
@@ -92,14 +85,9 @@ class Compact:
     def _habit(self, request: Request) -> list[int]:
         """First codes of the newest items, newest first, and how much the history agrees."""
         codes_H = request.history_HL[:, 0]
-        newest = [
-            int(self.vocab.sid_ids(request.history_HL)[-1 - i, 0])
-            for i in range(min(HABIT_ITEMS, len(codes_H)))
-        ]
+        newest = self.vocab.sid_ids(request.history_HL)[::-1][:HABIT_ITEMS, 0].tolist()
         newest += [self._ids["<none>"]] * (HABIT_ITEMS - len(newest))
-        share = (
-            np.unique(codes_H, return_counts=True)[1].max() / len(codes_H) if len(codes_H) else 0
-        )
+        share = np.bincount(codes_H).max() / len(codes_H) if len(codes_H) else 0
         return [*newest, self._ids[f"<focus_{min(int(share * 4), 3)}>"]]
 
     def max_response(self, k: int) -> int:
@@ -116,59 +104,46 @@ class Compact:
 
     # --------------------------------------------------------------------------- reading
 
-    def split(self, tokens: Sequence[int]) -> tuple[list[int], list[int] | None]:
+    def split(self, tokens: list[int]) -> tuple[list[int], list[int] | None]:
         """(reasoning, answer without marker and end), the latter None where there is no marker."""
-        body = list(tokens)
-        if body and body[-1] == self.vocab.end_id:
-            body.pop()
-        marker = self._ids["<answer>"]
-        if marker not in body:
-            return body, None
-        at = body.index(marker)
-        return body[:at], body[at + 1 :]
+        body = tokens[:-1] if tokens[-1:] == [self.vocab.end_id] else tokens
+        at = self.answer_start(body)
+        return body[:at], body[at + 1 :] if at < len(body) else None
 
-    def answer_start(self, tokens: Sequence[int]) -> int:
+    def answer_start(self, tokens: list[int]) -> int:
         """Index of the answer's marker, or the length where there is none."""
         marker = self._ids["<answer>"]
-        return list(tokens).index(marker) if marker in tokens else len(tokens)
+        return tokens.index(marker) if marker in tokens else len(tokens)
 
-    def parse(self, tokens: Sequence[int], request: Request) -> Answer:
+    def parse(self, tokens: list[int], request: Request) -> Answer:
         """Read a response; failures are classified, never raised."""
-        if not len(tokens) or tokens[-1] != self.vocab.end_id:
+        if tokens[-1:] != [self.vocab.end_id]:
             return Answer((), ("overlong",))
-        _, answer = self.split(tokens)
-        if not answer:
+        found = [self.vocab.index_of(token) for token in self.split(tokens)[1] or ()]
+        order = [p if p < request.k else OUT_OF_SET for p in found if p is not None]
+        if not order or len(order) < len(found):
             return Answer((), ("unparseable",))
-        order = []
-        for token in answer:
-            position = self.vocab.index_of(token)
-            if position is None:
-                return Answer((), ("unparseable",))
-            order.append(position if position < request.k else OUT_OF_SET)
         return make_answer(order, request.k)
 
-    def citations(self, tokens: Sequence[int], request: Request) -> tuple[int, int]:
+    def citations(self, tokens: list[int], request: Request) -> tuple[int, int]:
         """(right, all) pieces of evidence that the reasoning cites about a candidate."""
         right = total = 0
-        candidate: int | None = None
+        candidate = request.k  # none of them yet
         for token in self.split(tokens)[0]:
-            position = self.vocab.index_of(token)
+            position, cited = self.vocab.index_of(token), self.vocab.evidence_of(token)
             if position is not None:
                 candidate = position
-                continue
-            cited = self.vocab.evidence_of(token)
-            if cited is None:
-                continue
-            total += 1
-            if candidate is not None and candidate < request.k:
-                right += int(request.buckets_KF[candidate, cited[0]] == cited[1])
+            elif cited is not None:
+                total += 1
+                if candidate < request.k:
+                    right += int(request.buckets_KF[candidate, cited[0]] == cited[1])
         return right, total
 
     # --------------------------------------------------------------------------- English
 
     def english(
         self,
-        tokens: Sequence[int],
+        tokens: list[int],
         request: Request,
         names: Sequence[str],
         labels: Sequence[str] = (),
@@ -206,16 +181,19 @@ class Compact:
             elif name == "<over>":
                 into, side = verdict, "against"
             elif position is not None:
-                into.append(Statement(position, {}, -1))
+                into.append(Statement(position))
             elif into and cited is not None:
                 into[-1].points.setdefault(side, []).append(self._phrases.say(*cited))
             elif into and level is not None:
-                into[-1] = replace(into[-1], level=level)
+                into[-1].level = level
         return said, verdict
 
     def _line(self, statement: Statement, names: Sequence[str]) -> str:
-        words = self._wording
-        name, strength = called(statement.position, names), self._strength(statement.level)
+        words, name = self._wording, called(statement.position, names)
+        strength, grades = words["unsaid"], words["strengths"]
+        if statement.level >= 0:
+            share = statement.level / (self.vocab.spec.strengths - 1)
+            strength = grades[min(int(share * len(grades)), len(grades) - 1)]
         line = words["candidate"].format(name=name, strength=strength)
         for side, title in words["sides"].items():
             if phrases := statement.points.get(side):
@@ -223,45 +201,34 @@ class Compact:
         return line
 
     def _verdict(self, verdict: list[Statement], names: Sequence[str]) -> str:
-        if not verdict:
-            return ""
-        words = self._wording
-        line = ""
-        for statement, opening, reason in zip(
-            verdict, ("first", "ahead"), ("because", "weaker"), strict=False
-        ):
-            line += words[opening].format(name=called(statement.position, names))
-            if phrases := [p for part in statement.points.values() for p in part]:
+        words, line = self._wording, ""
+        parts = [("first", "because"), ("ahead", "weaker")]
+        for s, (opening, reason) in zip(verdict, parts, strict=False):
+            line += words[opening].format(name=called(s.position, names))
+            if phrases := [phrase for side in s.points.values() for phrase in side]:
                 line += words[reason].format(phrases=listed(phrases))
-        return line + "."
-
-    def _strength(self, level: int) -> str:
-        grades = self._wording["strengths"]
-        if level < 0:
-            return self._wording["unsaid"]
-        share = level / (self.vocab.spec.strengths - 1)
-        return grades[min(int(share * len(grades)), len(grades) - 1)]
+        return line and line + "."
 
     def _habit_english(self, reasoning: Sequence[int], labels: Sequence[str]) -> str:
         sids = map(self.vocab.sid_of, reasoning[: 1 + HABIT_ITEMS])
         codes = [sid[1] for sid in sids if sid and sid[0] == 0]
+        words, focus = self._wording, ""
         if not codes:
-            return self._wording["habit_none"]
-        shown = [labels[c] if c < len(labels) else f"group {c}" for c in codes]
-        focus = ""
-        for i, text in enumerate(self._wording["focus"]):
+            return words["habit_none"]
+        shown = dict.fromkeys(labels[c] if c < len(labels) else f"group {c}" for c in codes)
+        for i, text in enumerate(words["focus"]):
             if self._ids[f"<focus_{i}>"] in reasoning:
                 focus = text
-        return self._wording["habit"].format(groups=listed(list(dict.fromkeys(shown))), focus=focus)
+        return words["habit"].format(groups=listed(list(shown)), focus=focus)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Statement:
     """What a reasoning says of one candidate."""
 
     position: int
-    points: dict[str, list[str]]  # side -> phrases
-    level: int  # strength, -1 = not said
+    points: dict[str, list[str]] = field(default_factory=dict)  # side -> phrases
+    level: int = -1  # strength, -1 = not said
 
 
 def called(position: int, names: Sequence[str]) -> str:

@@ -6,8 +6,6 @@ words of its own; above that, neighbours share them. Bucket 0 of `rank` and `gap
 Not here: sentences around the phrases (`compact`, `gr2`), and what the buckets count (`evidence`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,8 +36,7 @@ class Phrases:
     def __init__(
         self, words: Mapping[str, Any], scales: Mapping[str, Any], fields: Sequence[str], n: int
     ) -> None:
-        self.fields = tuple(fields)
-        self._phrase = [[self._word(words, scales, f, b, n) for b in range(n)] for f in fields]
+        self._phrase = [[_phrase(words, scales, f, b, n) for b in range(n)] for f in fields]
         self._meaning: dict[str, tuple[int, frozenset[int]]] = {}
         for f, phrases in enumerate(self._phrase):
             for phrase in phrases:
@@ -51,20 +48,6 @@ class Phrases:
         self._pattern = re.compile(
             rf"(?:(?<=[:;,] )|(?<=\()|(?<= and ))(?:{choice})(?=[;,.)]| and )"
         )
-
-    @staticmethod
-    def _word(
-        words: Mapping[str, Any], scales: Mapping[str, Any], field: str, bucket: int, n: int
-    ) -> str:
-        entry = words.get(field)
-        if entry is None:  # a field this wording does not know
-            return f"{field} level {bucket + 1} of {n}"
-        scale = scales[entry["scale"]]
-        if entry.get("places"):  # one bucket per place, the last ones share a bucket
-            word = scale[min(bucket, len(scale) - 1)]
-            return entry["phrase" if bucket < n - 1 else "last"].format(grade=word)
-        # Rounding half up keeps the two ends of the scale at the two ends of the buckets.
-        return entry["phrase"].format(grade=scale[int(bucket / (n - 1) * (len(scale) - 1) + 0.5)])
 
     def say(self, field: int, bucket: int) -> str:
         """What this bucket of this field means."""
@@ -78,3 +61,15 @@ class Phrases:
     def all(self) -> list[str]:
         """Every phrase."""
         return list(self._meaning)
+
+
+def _phrase(
+    words: Mapping[str, Any], scales: Mapping[str, Any], field: str, bucket: int, n: int
+) -> str:
+    entry = words[field]
+    scale = scales[entry["scale"]]
+    if entry.get("places"):  # one bucket per place, the last ones share a bucket
+        word = scale[min(bucket, len(scale) - 1)]
+        return entry["phrase" if bucket < n - 1 else "last"].format(grade=word)
+    # Rounding half up keeps the two ends of the scale at the two ends of the buckets.
+    return entry["phrase"].format(grade=scale[int(bucket / (n - 1) * (len(scale) - 1) + 0.5)])

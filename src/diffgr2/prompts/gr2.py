@@ -5,28 +5,27 @@ Prompt    system, user and assistant turns in Qwen's chat format; history and ca
 Response  {"explanation": "...", "recommendations": ["<sid>", "<sid>", ...]} <|im_end|>
           (without `explanation` where no reasoning is asked for)
 
-Contract: as `template.Template`. Control tokens and semantic IDs are placed by id; everything else
+Contract: `prompt`, `response`, `parse`, `citations` and `english` agree with each other, as those
+of `compact` do. Control tokens and semantic IDs are placed by id; everything else
 is text with special tokens off, so a reserved token that a title spells stays text. The pieces of
 the answer are tokenized one by one, so its entries lie at fixed distances. Wording is in
 `gr2.yaml`, sentences and text answers in `chat`. Not here: decoding, and where traces come from.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from itertools import groupby
 
 import numpy as np
 
 from diffgr2.config import PromptConfig
 from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
-from diffgr2.prompts.chat import Chat, Piece, Sid, UserText, pieces_of, sids_of
+from diffgr2.prompts.chat import Chat, Piece, Sid, UserText, one_line, pieces_of, places_of, sids_of
 from diffgr2.prompts.compact import ANSWER, REASONING
 from diffgr2.prompts.request import Request, Trace
-from diffgr2.prompts.vocab import END, Vocabulary
+from diffgr2.prompts.vocab import BEGIN, END, FINISH, Vocabulary
 from diffgr2.types import Answer
 
 OPEN = '{"explanation": "'
@@ -40,38 +39,37 @@ CLOSE = '"]}'
 LEFT, RIGHT, STRANGE = "\ue000", "\ue001", "\ufffd"
 
 
-def one_line(text: str) -> str:
-    """User text without line breaks and broken characters."""
-    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
-
-
 def escaped(text: str) -> str:
-    """Text as it stands inside a JSON string."""
-    return json.dumps(one_line_keeping_ends(text), ensure_ascii=False)[1:-1]
-
-
-def one_line_keeping_ends(text: str) -> str:
-    """As `one_line`, but a blank at either end stays: the text goes on beside it."""
+    """Text as it stands inside a JSON string; a blank at either end stays, others follow it."""
     lead = " " if text[:1].isspace() else ""
     tail = " " if text[-1:].isspace() and text.strip() else ""
-    return lead + one_line(text) + tail
+    return json.dumps(lead + one_line(text) + tail, ensure_ascii=False)[1:-1]
+
+
+def recommendations(text: str) -> list[str]:
+    """What a response's JSON object recommends; ValueError for any other text."""
+    pairs = json.loads(text, strict=False, object_pairs_hook=list)
+    if text.lstrip()[:1] != "{" or len(dict(pairs)) < len(pairs):  # a key that stands twice
+        raise ValueError("not one object")
+    found = dict(pairs).get("recommendations")
+    if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):
+        raise ValueError("no list of recommendations")
+    return found
 
 
 class Gr2:
     """See the module's docstring."""
 
-    name = "gr2"
     shows_text = True
 
     def __init__(self, vocab: Vocabulary, config: PromptConfig) -> None:
-        self.vocab, self.config = vocab, config
+        self.vocab = vocab
         self.chat = Chat(vocab.spec.fields, vocab.spec.buckets)
         self._open, self._shut, self._bare, self._marker, self._between, self._close = map(
             vocab.text_ids, (OPEN, SHUT, BARE, MARKER, BETWEEN, CLOSE)
         )
-        self._begin, self._finish = vocab.control["<|sid_begin|>"], vocab.control["<|sid_end|>"]
-        added = json.loads(vocab.tokenizer.to_str())["added_tokens"]
-        self._reserved = frozenset(entry["id"] for entry in added)
+        self._begin, self._finish = vocab.control[BEGIN], vocab.control[FINISH]
+        self._reserved = frozenset(vocab.tokenizer.get_added_tokens_decoder())
 
     # --------------------------------------------------------------------------- writing
 
@@ -120,17 +118,23 @@ class Gr2:
         self, request: Request, trace: Trace, *, reasoning: bool = True
     ) -> tuple[list[int], list[int]]:
         """Token ids of the response, and each token's kind (REASONING or ANSWER)."""
-        if trace.explanation and reasoning:
-            return self.response_from_text(request, trace.explanation, trace.order_K)
-        thought = None
-        if reasoning:
+        if not reasoning:
+            head = self._bare
+        elif trace.explanation:
+            head = [*self._open, *self._told(request, trace.explanation), *self._shut]
+        else:
             thought = self._tokens(self.chat.explanation(request, trace), quoted=True)
-        return self._response(request, thought, trace.order_K)
+            head = [*self._open, *thought, *self._shut]
+        sids, answer = sids_of(request.codes_KL), [*self._marker]
+        for j, position in enumerate(trace.order_K.tolist()):
+            answer += (self._between if j else []) + self._sid(sids[position])
+        answer += [*self._close, self.vocab.end_id]
+        # The opening of a direct answer is part of it: there is no reasoning to weigh.
+        kind = REASONING if reasoning else ANSWER
+        return head + answer, [kind] * len(head) + [ANSWER] * len(answer)
 
-    def response_from_text(
-        self, request: Request, explanation: str, order: Sequence[int] | np.ndarray
-    ) -> tuple[list[int], list[int]]:
-        """As `response`, from a teacher's own words; semantic IDs of no item here stay text."""
+    def _told(self, request: Request, explanation: str) -> list[int]:
+        """An explanation in a teacher's own words; semantic IDs of no item here stay text."""
         known = {*sids_of(request.codes_KL), *sids_of(request.history_HL)}
         thought: list[int] = []
         for piece in pieces_of(explanation):
@@ -143,20 +147,7 @@ class Gr2:
             if len(ids) > room:
                 break
             thought += ids
-        return self._response(request, thought, order)
-
-    def _response(
-        self, request: Request, thought: list[int] | None, order: Sequence[int] | np.ndarray
-    ) -> tuple[list[int], list[int]]:
-        head = self._bare if thought is None else [*self._open, *thought, *self._shut]
-        sids = sids_of(request.codes_KL)
-        answer = [*self._marker]
-        for j, position in enumerate(order):
-            answer += (self._between if j else []) + self._sid(sids[int(position)])
-        answer += [*self._close, self.vocab.end_id]
-        # The opening of a direct answer is part of it: there is no reasoning to weigh.
-        kind = ANSWER if thought is None else REASONING
-        return head + answer, [kind] * len(head) + [ANSWER] * len(answer)
+        return thought
 
     def max_response(self, k: int) -> int:
         """Most tokens of a response to k candidates."""
@@ -169,15 +160,13 @@ class Gr2:
     def _longest_own(self) -> int:
         """A bound on the explanations of `Chat.explanation`."""
         words, text = self.chat.words, self.vocab.text_ids
-        steps = words["steps"]
-        fixed = {name: len(text(pattern)) for name, pattern in steps.items()}
+        fixed = {name: len(text(pattern)) for name, pattern in words["steps"].items()}
         phrase = max(len(text(" " + p)) for p in self.chat.phrases.all()) + 2
         sid = self.vocab.spec.levels + 2
-        opening = (
-            max(fixed["habit"], fixed["newest"], fixed["nothing"]) + words["kind_tokens"] + sid
-        )
+        opening = max(fixed["habit"], fixed["newest"], fixed["nothing"])
         each = fixed["candidate"] + sid + phrase * (words["points"] + 1)
-        return opening + words["cited"] * each + fixed["verdict"] + 2 * (sid + phrase)
+        verdict = fixed["verdict"] + 2 * (sid + phrase)
+        return opening + words["kind_tokens"] + sid + words["cited"] * each + verdict
 
     def grammar(self, request: Request) -> AnswerGrammar:
         """What the permutation rule may know of the answer."""
@@ -186,92 +175,68 @@ class Gr2:
 
     # --------------------------------------------------------------------------- reading
 
-    def _body(self, tokens: Sequence[int]) -> list[int]:
-        body = [int(token) for token in tokens]
-        return body[:-1] if body and body[-1] == self.vocab.end_id else body
-
-    def answer_start(self, tokens: Sequence[int]) -> int:
+    def answer_start(self, tokens: list[int]) -> int:
         """Index of the answer's marker, or the length where there is none."""
-        ids, width = [int(token) for token in tokens], len(self._marker)
-        for at in range(len(ids) - width + 1):
-            if ids[at : at + width] == self._marker:
+        width = len(self._marker)
+        for at in range(len(tokens) - width + 1):
+            if tokens[at : at + width] == self._marker:
                 return at
-        return len(ids)
+        return len(tokens)
 
-    def split(self, tokens: Sequence[int]) -> tuple[list[int], list[int] | None]:
+    def split(self, tokens: list[int]) -> tuple[list[int], list[int] | None]:
         """(all before the marker, all after it without the end), the latter None without one."""
-        body = self._body(tokens)
+        body = tokens[:-1] if tokens[-1:] == [self.vocab.end_id] else tokens
         at = self.answer_start(body)
         return body[:at], body[at + len(self._marker) :] if at < len(body) else None
 
-    def _segments(self, tokens: Sequence[int]) -> list[str | Sid]:
+    def _segments(self, tokens: list[int]) -> list[str | Sid]:
         """Tokens as text and whole semantic IDs; what is neither becomes STRANGE."""
-        out: list[str | Sid] = []
-        run: list[int] = []
-
-        def flush() -> None:
-            if run:
-                text = self.vocab.decode(list(run))
-                out.append(text.replace(LEFT, STRANGE).replace(RIGHT, STRANGE))
-                run.clear()
-
+        parts: list[int | str | Sid] = []
         at, width = 0, self.vocab.spec.levels + 2
         while at < len(tokens):
-            token = tokens[at]
-            group = [self.vocab.sid_of(t) for t in tokens[at + 1 : at + width - 1]]
-            whole = token == self._begin and tokens[at + width - 1 : at + width] == [self._finish]
-            codes = [found[1] for lv, found in enumerate(group) if found and found[0] == lv]
-            if whole and len(codes) == width - 2:
-                flush()
-                out.append(Sid(tuple(codes)))
-                at += width
-                continue
-            if token in self._reserved or not 0 <= token < self.vocab.spec.size:
-                flush()
-                out.append(STRANGE)
+            sid, token = self._whole_sid(tokens[at : at + width]), tokens[at]
+            plain = 0 <= token < self.vocab.spec.size and token not in self._reserved
+            parts.append(sid or (token if plain else STRANGE))
+            at += width if sid else 1
+        out: list[str | Sid] = []
+        for kind, run in groupby(parts, type):
+            if kind is int:
+                text = self.vocab.decode(list(run))  # type: ignore[arg-type]
+                out.append(text.replace(LEFT, STRANGE).replace(RIGHT, STRANGE))
             else:
-                run.append(token)
-            at += 1
-        flush()
+                out += run  # type: ignore[arg-type]
         return out
 
-    def _json(self, tokens: Sequence[int]) -> tuple[dict[str, Any], list[Sid]] | None:
-        """The response's JSON object, its semantic IDs numbered between LEFT and RIGHT."""
-        sids: list[Sid] = []
-        text = ""
-        for segment in self._segments(self._body(tokens)):
+    def _whole_sid(self, tokens: list[int]) -> Sid | None:
+        """The semantic ID that these tokens are, brackets included."""
+        found = [self.vocab.sid_of(token) for token in tokens[1:-1]]
+        codes = [pair[1] for level, pair in enumerate(found) if pair and pair[0] == level]
+        whole = [tokens[0], *tokens[-1:]] == [self._begin, self._finish]
+        return Sid(tuple(codes)) if whole and len(codes) == self.vocab.spec.levels else None
+
+    def parse(self, tokens: list[int], request: Request) -> Answer:
+        """Read a response; failures are classified, never raised."""
+        if tokens[-1:] != [self.vocab.end_id]:
+            return Answer((), ("overlong",))
+        places = places_of(request)
+        # The response as JSON text, its semantic IDs numbered between LEFT and RIGHT.
+        text, numbered = "", {}
+        for segment in self._segments(tokens[:-1]):
             if isinstance(segment, Sid):
-                text += f"{LEFT}{len(sids)}{RIGHT}"
-                sids.append(segment)
+                name = f"{LEFT}{len(numbered)}{RIGHT}"
+                numbered[name] = places.get(segment, OUT_OF_SET)
+                text += name
             else:
                 text += segment
         try:
-            pairs = json.loads(text, strict=False, object_pairs_hook=list)
-        except (ValueError, RecursionError):
-            return None
-        names = [pair[0] for pair in pairs] if text.lstrip()[:1] == "{" else []
-        return (dict(pairs), sids) if names and len(set(names)) == len(names) else None
-
-    def parse(self, tokens: Sequence[int], request: Request) -> Answer:
-        """Read a response; failures are classified, never raised."""
-        if not len(tokens) or tokens[-1] != self.vocab.end_id:
-            return Answer((), ("overlong",))
-        read = self._json(tokens)
-        if read is None or not isinstance(read[0].get("recommendations"), list):
-            return Answer((), ("unparseable",))
-        values, sids = read
-        places = {sid: i for i, sid in enumerate(sids_of(request.codes_KL))}
-        numbers = {f"{LEFT}{n}{RIGHT}": sid for n, sid in enumerate(sids)}
-        order = []
-        for entry in values["recommendations"]:
-            if not isinstance(entry, str) or entry not in numbers:
-                return Answer((), ("unparseable",))
-            order.append(places.get(numbers[entry], OUT_OF_SET))
+            order = [numbered[entry] for entry in recommendations(text)]
+        except (ValueError, RecursionError, LookupError):
+            order = []
         return make_answer(order, request.k) if order else Answer((), ("unparseable",))
 
-    def citations(self, tokens: Sequence[int], request: Request) -> tuple[int, int]:
+    def citations(self, tokens: list[int], request: Request) -> tuple[int, int]:
         """(right, all) phrases of evidence that the explanation says of a candidate."""
-        places = {sid: i for i, sid in enumerate(sids_of(request.codes_KL))}
+        places = places_of(request)
         subject: int | None = None
         right = total = 0
         for segment in self._segments(self.split(tokens)[0]):
@@ -284,21 +249,11 @@ class Gr2:
                     right += int(request.buckets_KF[subject, field]) in buckets
         return right, total
 
-    def parse_text(self, text: str, request: Request) -> Answer:
-        """As `Chat.parse_text`."""
-        return self.chat.parse_text(text, request)
-
-    def messages(
-        self, request: Request, *, target: int | None = None, priming: str = ""
-    ) -> tuple[dict[str, str], ...]:
-        """As `Chat.messages`."""
-        return self.chat.messages(request, target=target, priming=priming)
-
     # --------------------------------------------------------------------------- English
 
     def english(
         self,
-        tokens: Sequence[int],
+        tokens: list[int],
         request: Request,
         names: Sequence[str],
         labels: Sequence[str] = (),

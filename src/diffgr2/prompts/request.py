@@ -52,22 +52,22 @@ class Trace:
     def reordered(self, order_K: np.ndarray) -> Trace:
         """The same decision for `Request.reordered(order_K)`, ties re-broken by shown order."""
         strength_K = self.strength_K[order_K]
-        return Trace(
-            order_by_strength(strength_K),
-            strength_K,
-            self.for_KC[order_K],
-            self.against_KA[order_K],
-            self.explanation,
+        return replace(
+            self,
+            order_K=order_by_strength(strength_K),
+            strength_K=strength_K,
+            for_KC=self.for_KC[order_K],
+            against_KA=self.against_KA[order_K],
         )
 
 
 def order_by_strength(strength_K: np.ndarray) -> np.ndarray:
-    """Positions by falling strength, ties in shown order.
+    """Positions by falling strength, ties in shown order; of many lists at once, too.
 
     >>> order_by_strength(np.array([1, 3, 3, 0])).tolist()
     [1, 2, 0, 3]
     """
-    return np.argsort(-strength_K.astype(np.int64), kind="stable")
+    return np.argsort(-strength_K.astype(np.int64), axis=-1, kind="stable")
 
 
 def item_text(catalogue: Catalogue, item: int) -> str:
@@ -96,11 +96,12 @@ def request_at(
     """The request of one list; texts only where a catalogue is given."""
     history_H = histories.of(int(lists.user_L[row]), int(lists.end_L[row]))[-shown:]
     items_K = lists.items_LK[row]
-    texts: tuple[str, ...] = ()
-    history_texts: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
-    if catalogue is not None:
-        texts = tuple(item_text(catalogue, int(i)) for i in items_K)
-        history_texts = tuple(item_text(catalogue, int(i)) for i in history_H)
-        kinds = tuple(item_kind(catalogue, int(i)) for i in history_H)
-    return Request(codes_IL[history_H], codes_IL[items_K], buckets_KF, history_texts, texts, kinds)
+    request = Request(codes_IL[history_H], codes_IL[items_K], buckets_KF)
+    if catalogue is None:
+        return request
+    return replace(
+        request,
+        history_texts=tuple(item_text(catalogue, int(i)) for i in history_H),
+        texts=tuple(item_text(catalogue, int(i)) for i in items_K),
+        history_kinds=tuple(item_kind(catalogue, int(i)) for i in history_H),
+    )

@@ -6,8 +6,6 @@ sections that a request depends on; a manifest with every file's size and sha256
 anything else. Not here: writing one (`stages.bundle`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,14 +14,8 @@ from diffgr2 import strict_json
 from diffgr2.artifacts import MANIFEST, read_manifest
 from diffgr2.config import Recipe, validate
 from diffgr2.errors import ArtifactError, DataError
+from diffgr2.model.contract import VOCABULARY_FILES
 
-VOCABULARY_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocabulary.json",
-)
 FORMAT = 1
 NOTE = "diffgr2.json"
 SECTIONS = ("name", "seed", "items", "candidates", "evidence", "prompt", "decode")

@@ -7,8 +7,6 @@ nothing is dropped silently. User text is only ever data: no reserved token in i
 Not here: prompts and evidence (`world`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

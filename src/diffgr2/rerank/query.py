@@ -6,8 +6,6 @@ JSON values; `arguments_of` reads a whole request object into `Reranker.prepare`
 here: whether the items exist (`names`), limits and types of HTTP fields (`serve.schema`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@ once `window()` is None; whoever decodes may batch many tasks, and may call thes
 at a time. Not here: resolving what was asked (`names`, `reranker`), decoding (`decode`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

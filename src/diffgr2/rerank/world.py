@@ -6,8 +6,6 @@ scores, `settings` gives the decode settings of a request. Nothing here changes 
 threads may share it. Not here: the model (`reranker`), the way of one request (`task`).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +59,7 @@ class World:
         self.template = make_template(self.vocab, self.recipe.prompt)
         self.frame = frame_of(self.template)
         self.retriever = kinds.load(directory / "retriever")
-        self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue, SEATS)
+        self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue)
         self.group_labels = group_labels(self.sids, self.catalogue)
         self._check_sizes()
 

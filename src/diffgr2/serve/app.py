@@ -6,8 +6,6 @@ and gives its slot back. A client that leaves, or a deadline that passes, ends t
 step. Not here: sockets and signals (`wire`), decoding (`engine`), the page's data (`page`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

@@ -6,8 +6,6 @@ batch holds one slot, decodes a bounded number of its lists at once, and has one
 one ranking (`ranking`).
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any

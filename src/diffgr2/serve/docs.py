@@ -5,8 +5,6 @@ examples are answered by the served model; it loads nothing but itself. It shows
 of the catalogue and therefore lies behind the key. Not here: the description itself (`openapi`).
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from html import escape

@@ -9,8 +9,6 @@ tells whether the last forward was good. Not here: prompts and answers (`rerank`
 slots, which belong to whoever waits (`ranking`), and decoding itself (`decode.batch`).
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import time

@@ -12,8 +12,6 @@ one is an error that leaves the old keys in place. Not here: where rights are as
 `ranking`, `page`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import logging

@@ -5,8 +5,6 @@ before any work on a request and given back exactly once; `Budget` bounds the by
 that are held at once. Not here: where they are enforced (`door`, `ranking`, `wire`), and keys.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections import deque

@@ -5,8 +5,6 @@ Contract: `QueuedLines(stream, dropped)` is a logging handler; a full queue drop
 logged (`door`).
 """
 
-from __future__ import annotations
-
 import logging
 import queue
 import threading

@@ -5,8 +5,6 @@ the ranking routes take and give. Bodies are read by `schema.parse_request`, not
 so they are described here. Not here: any behaviour.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

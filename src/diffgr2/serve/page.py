@@ -6,8 +6,6 @@ everything with data in it; histories are shown to who may see shoppers, or wher
 that they are simulated. Not here: ranking, which the page asks of the public routes.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from pathlib import Path

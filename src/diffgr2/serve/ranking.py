@@ -7,8 +7,6 @@ items, prompts, answers) runs on reader threads within the deadline. Not here: r
 bodies (`reading`), decoding (`engine`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

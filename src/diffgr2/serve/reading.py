@@ -6,8 +6,6 @@ they are parsed, and the lists before they are validated. Not here: what a field
 items (`rerank.names`).
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -6,8 +6,6 @@ the two response shapes; `Problem.body` is the one error shape, a superset of wh
 for. Relevance scores are made of the rank alone. Not here: resolving items (`rerank`).
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Optional

@@ -4,8 +4,6 @@ Contract: names begin with `diffgr2_`; counters move exactly once per event, gau
 the server is idle. Not here: when things happen (`engine`, `app`).
 """
 
-from __future__ import annotations
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

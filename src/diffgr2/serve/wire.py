@@ -8,8 +8,6 @@ client that has closed its sending half gets its answer. What is not HTTP gets t
 Not here: the application (`app`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -35,7 +33,7 @@ GONE_S = 1.0  # after a client closed its sending half: is it still there?
 
 def protocol_with(limits: Limits) -> type[H11Protocol]:
     """The HTTP protocol with its bounds, and JSON for what cannot be parsed."""
-    idle: dict[Bounded, None] = {}  # connections that wait for a request, the longest first
+    idle: dict[H11Protocol, None] = {}  # connections that wait for a request, the longest first
     by_address: Counter[str] = Counter()
 
     class Bounded(H11Protocol):

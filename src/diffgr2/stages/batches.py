@@ -1,104 +1,125 @@
-"""Token batches: from requests and traces to what one forward of a training stage needs.
+"""Token batches: what one forward of a training stage reads, and which tokens it is scored on.
 
-Contract: `example` writes one training text (prompt, response, each response token's kind), with
-its random choices (shuffled candidates, direct answer) drawn from its own stream; `CausalBatch`
-packs rows for a plain causal forward, right-padded, where response token t is predicted at t − 1.
-Not here: block layouts (`stages.noisy`) and losses (`objectives`).
+Contract: a `TokenBatch` is the rows of one forward, plain causal unless it brings positions and a
+mask; a `Micro` adds N predictions, each with the flat place (row * width + t) at which it stands
+and its target. `imitation` packs texts for a causal forward, right-padded, where response token t
+is predicted at t − 1. Not here: block layouts (`stages.noisy`) and losses (`objectives`).
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from diffgr2.prompts.request import Request
-from diffgr2.stages.corpus import Corpus
-from diffgr2.streams import generator, permutation
+from diffgr2.objectives.likelihood import logits_at
+from diffgr2.streams import permutation
 
 
 @dataclass(frozen=True)
-class Example:
+class Tensors:
+    """Holds tensors that travel together."""
+
+    def to(self, device: torch.device) -> Self:
+        """A copy on the device."""
+        moved = {name: part.to(device) for name, part in vars(self).items() if part is not None}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class TokenBatch(Tensors):
+    """The rows of one forward."""
+
+    ids_BT: Tensor
+    position_BT: Tensor | None = None
+    attends_B1TT: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        return self.ids_BT.shape[1]
+
+    def flat(self, row_N: Tensor, place_N: Tensor) -> Tensor:
+        """Flat places of these places of these rows."""
+        return row_N * self.width + place_N
+
+    def logits(self, model: nn.Module, index_N: Tensor, mask_id: int) -> Tensor:
+        """Logits [N, V] at flat places."""
+        layout = {"attends_B1TT": self.attends_B1TT, "position_BT": self.position_BT}
+        return logits_at(model, self.ids_BT, index_N, mask_id, **layout)
+
+
+@dataclass(frozen=True)
+class Micro(Tensors):
+    """One forward and its N predictions, each of weight 1."""
+
+    batch: TokenBatch
+    index_N: Tensor  # flat places of the predictions
+    target_N: Tensor
+
+    @property
+    def count(self) -> float:
+        return float(self.tokens)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.target_N)
+
+    def logits(self, model: nn.Module, mask_id: int) -> Tensor:
+        return self.batch.logits(model, self.index_N, mask_id)
+
+
+@dataclass(frozen=True)
+class WeightedMicro(Micro):
+    """Predictions with weights of their own, of different kinds."""
+
+    weight_N: Tensor
+    kind_N: Tensor
+
+    @property
+    def count(self) -> float:
+        return float(self.weight_N.numpy().sum())
+
+
+def columns(parts: Iterable[Sequence[Any]]) -> list[Tensor]:
+    """The parts joined column by column; a part has one array [n] or one scalar per column."""
+    wide = [np.broadcast_arrays(*part) for part in parts]
+    return [torch.from_numpy(np.concatenate(column)) for column in zip(*wide, strict=True)]
+
+
+def causal_batch(rows: Iterable[Sequence[int]], pad_id: int) -> TokenBatch:
+    """Rows for a plain causal forward, padded on the right."""
+    texts = [torch.tensor(row) for row in rows]
+    return TokenBatch(pad_sequence(texts, batch_first=True, padding_value=pad_id))
+
+
+class Text(NamedTuple):
     """One training text."""
 
     prompt: list[int]
     response: list[int]
-    kind: list[int]  # REASONING or ANSWER per response token
-    request: Request
+    kind: list[int]  # of each response token
 
 
-def epoch_order(n: int, rows: int, step: int, *parts: str | int) -> tuple[np.ndarray, float]:
-    """Indices of this step's rows in an endless sequence of reshuffled epochs, and the epoch."""
-    first = (step - 1) * rows
-    picks = []
-    for at in range(first, first + rows):
-        epoch, place = divmod(at, n)
-        picks.append((epoch, place))
-    orders = {epoch: permutation(n, *parts, epoch) for epoch in {e for e, _ in picks}}
-    return np.array([orders[epoch][place] for epoch, place in picks]), first / n
+def imitation(texts: Sequence[Text], weights: Sequence[float], pad_id: int) -> WeightedMicro:
+    """Texts whose every response token is a target and weighs what its kind does."""
+    batch = causal_batch([text.prompt + text.response for text in texts], pad_id)
+    row_N, place_N, target_N, kind_N = columns(
+        (b, len(text.prompt) - 1 + np.arange(len(text.response)), text.response, text.kind)
+        for b, text in enumerate(texts)
+    )
+    weight_N = torch.tensor(weights, dtype=torch.float32)[kind_N]
+    return WeightedMicro(batch, batch.flat(row_N, place_N), target_N, weight_N, kind_N)
 
 
-def shown_order(k: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """The order in which candidates are shown: mostly as they came, sometimes shuffled."""
-    return rng.permutation(k) if rng.random() < share else np.arange(k)
-
-
-def example(
-    corpus: Corpus, split: str, n: int, *, shuffle: float, direct: float, key: Sequence[str | int]
-) -> Example:
-    """The training text of a split's n-th trace."""
-    traces = corpus.traces[split]
-    rng = generator(*key)
-    request = corpus.request(split, int(traces.row_N[n]))
-    order_K = shown_order(request.k, shuffle, rng)
-    request, trace = request.reordered(order_K), corpus.trace(split, n).reordered(order_K)
-    reasoning = bool(rng.random() >= direct)
-    template = corpus.template
-    response, kind = template.response(request, trace, reasoning=reasoning)
-    return Example(template.prompt(request, reasoning=reasoning), response, kind, request)
-
-
-@dataclass(frozen=True)
-class CausalBatch:
-    """Rows for one causal forward; N response tokens, predicted one position before they stand."""
-
-    ids_BT: Tensor
-    index_N: Tensor  # flat positions of the predictions
-    target_N: Tensor
-    weight_N: Tensor
-    kind_N: Tensor
-    count: float
-    tokens: int
-
-    @classmethod
-    def pack(
-        cls,
-        prompts: Sequence[Sequence[int]],
-        responses: Sequence[Sequence[int]],
-        weights: Sequence[Sequence[float]],
-        kinds: Sequence[Sequence[int]],
-        pad_id: int,
-    ) -> CausalBatch:
-        length = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
-        ids = np.full((len(prompts), length), pad_id, dtype=np.int64)
-        index: list[np.ndarray] = []
-        for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            ids[b, : len(prompt)] = prompt
-            ids[b, len(prompt) : len(prompt) + len(response)] = response
-            index.append(b * length + len(prompt) - 1 + np.arange(len(response)))
-        weight_N = np.concatenate([np.asarray(w, dtype=np.float32) for w in weights])
-        return cls(
-            torch.from_numpy(ids),
-            torch.from_numpy(np.concatenate(index)),
-            torch.tensor([t for response in responses for t in response]),
-            torch.from_numpy(weight_N),
-            torch.tensor([k for kind in kinds for k in kind]),
-            float(weight_N.sum()),
-            len(weight_N),
-        )
+def epoch_order(n: int, rows: int, step: int, *parts: str | int) -> list[int]:
+    """Indices of this step's rows in an endless sequence of reshuffled epochs."""
+    epoch, start = divmod((step - 1) * rows, n)
+    last = (step * rows - 1) // n
+    orders = [permutation(n, *parts, number) for number in range(epoch, last + 1)]
+    return np.concatenate(orders)[start : start + rows].tolist()
 
 
 def chunks(rows: Sequence, size: int) -> Iterator[Sequence]:

@@ -6,8 +6,6 @@ at the epoch where it stopped. Metrics: lists, hits and the floor's R@1 on hits 
 counts only). Run: `diffgr2 candidates RECIPE`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -37,18 +35,10 @@ def run(ctx: StageContext) -> dict[str, Any]:
     config, histories = ctx.recipe.candidates, read_dataset(ctx.inputs["data"]).histories
     full = kinds.load(ctx.inputs["retriever"])
 
-    def fit(users: np.ndarray, fold: int) -> kinds.Fitted:
+    def fit(users: np.ndarray, fold: int) -> "kinds.Fitted":
         name, seed = f"fold {fold + 1} of {config.folds}", key_of(ctx.seed, "candidates", fold)
-        model, _ = kinds.fit(
-            histories,
-            users,
-            ctx.recipe.retriever,
-            seed,
-            work=ctx.work,
-            name=name,
-            progress=ctx.progress,
-        )
-        return model
+        place: dict[str, Any] = {"work": ctx.work, "name": name, "progress": ctx.progress}
+        return kinds.fit(histories, users, ctx.recipe.retriever, seed, **place)[0]
 
     train = training_lists(
         histories,
@@ -58,12 +48,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
         prefixes_per_user=config.prefixes,
         inject_target=config.inject_target,
     )
+    held = [held_out_lists(histories, full, split, config.k) for split in ("validation", "test")]
     metrics: dict[str, Any] = {"inject_target": config.inject_target}
-    for lists in (
-        train,
-        held_out_lists(histories, full, "validation", config.k),
-        held_out_lists(histories, full, "test", config.k),
-    ):
+    for lists in (train, *held):
         save_lists(ctx.out, lists)
         metrics |= counts(lists)
     return metrics

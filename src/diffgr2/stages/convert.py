@@ -1,7 +1,5 @@
 """Stage `convert`: the AR teacher, byte for byte, as a block-diffusion checkpoint (paper §3.2)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from diffgr2.model.conversion import convert

@@ -6,8 +6,6 @@ the lists whose traces train, `hits` those whose target is in the list and known
 validation, never test). Not here: token batches (`batches`) and training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -60,12 +58,19 @@ class Corpus:
             self.dataset.catalogue if self.template.shows_text else None,
         )
 
+    def shown(
+        self, split: str, row: int, shuffle: float, rng: np.random.Generator
+    ) -> tuple[Request, np.ndarray]:
+        """A list's request, a share of them with shuffled candidates, and their order."""
+        request = self.request(split, row)
+        order_K = rng.permutation(request.k) if rng.random() < shuffle else np.arange(request.k)
+        return request.reordered(order_K), order_K
+
     def settings(
         self, contract: BlockContract | None, how: str = "recommended", **given: Any
     ) -> DecodeSettings:
         """How a model with this contract is decoded (`decode.settings.settings_of`)."""
-        frame = frame_of(self.template)
-        return settings_of(self.recipe.decode, contract, frame, how, **given)
+        return settings_of(self.recipe.decode, contract, frame_of(self.template), how, **given)
 
     def trace(self, split: str, n: int) -> Trace:
         """A split's n-th trace, with its teacher's words where it has some."""
@@ -89,26 +94,21 @@ class Corpus:
 
 def open_corpus(inputs: Mapping[str, Path], recipe: Recipe) -> Corpus:
     """Open what the given stage directories hold."""
-    vocab = Vocabulary.load(inputs["vocabulary"])
-    traces = {
-        split: Traces.load(inputs["traces"] / f"{split}.safetensors")
-        for split in (KNOWN if "traces" in inputs else ())
-    }
-    splits = (*KNOWN, "test")
+    vocab, splits = Vocabulary.load(inputs["vocabulary"]), (*KNOWN, "test")
+    taught = KNOWN if "traces" in inputs else ()
+    traces = {s: Traces.load(inputs["traces"] / f"{s}.safetensors") for s in taught}
     return Corpus(
         recipe=recipe,
         dataset=read_dataset(inputs["data"]),
         sids=SemanticIds.load(inputs["items"]),
         vocab=vocab,
         template=make_template(vocab, recipe.prompt),
-        lists={split: load_lists(inputs["candidates"], split) for split in splits},
+        lists={s: load_lists(inputs["candidates"], s) for s in splits},
         buckets={
-            split: load_arrays(inputs["evidence"] / f"{split}.safetensors")["buckets_LKF"]
-            for split in splits
+            s: load_arrays(inputs["evidence"] / f"{s}.safetensors")["buckets_LKF"] for s in splits
         },
         traces=traces,
         explanations={
-            split: read_explanations(inputs["traces"] / f"{split}.jsonl", len(traces[split]))
-            for split in traces
+            s: read_explanations(inputs["traces"] / f"{s}.jsonl", len(traces[s])) for s in taught
         },
     )

@@ -6,8 +6,6 @@ Contract: reads nothing but the recipe's `data` section and the files it names, 
 `report.json`. Not here: how a file is read (`data.records`) or a shop simulated (`data.shop`).
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any
@@ -44,11 +42,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
             ctx.progress.line(f"data: {report[rejected]} of {report[total]} lines set aside:")
             for entry in report[kind]:
                 ctx.progress.line(f"data:   {entry}")
-    return {key: value for key, value in report.items() if _is_flat(value)}
-
-
-def _is_flat(value: Any) -> bool:
-    """Fits a manifest's metrics: a word or a finite number."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, str | int)
+    return {  # what fits a manifest's metrics: words and finite numbers
+        key: value
+        for key, value in report.items()
+        if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    }

@@ -1,4 +1,4 @@
-"""The AR teacher's own greedy outputs: what conversion fine-tuning learns from (DESIGN §6, CFT).
+"""The AR teacher's own greedy outputs: what conversion fine-tuning learns from.
 
 Contract: decodes training and validation lists greedily with the AR teacher, some with shuffled
 candidates, some answering directly, and keeps the valid outputs. Deterministic targets are what
@@ -21,9 +21,10 @@ from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import Request
-from diffgr2.stages.batches import shown_order
 from diffgr2.stages.corpus import KNOWN, Corpus, open_corpus
 from diffgr2.streams import generator
+
+FILE = "outputs.safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ class Outputs:
         return request.reordered(self.order_NK[n])
 
     def prompt(self, corpus: Corpus, n: int) -> list[int]:
-        request = self.request(corpus, n)
-        return corpus.template.prompt(request, reasoning=not bool(self.direct_N[n]))
+        return corpus.template.prompt(self.request(corpus, n), reasoning=not self.direct_N[n])
 
     def response(self, n: int) -> np.ndarray:
         return self.tokens_NT[n, : self.length_N[n]].astype(np.int64)
@@ -57,59 +57,48 @@ class Outputs:
         start = corpus.template.answer_start(tokens.tolist())
         return (np.arange(len(tokens)) >= start).astype(np.int64)
 
-    def save(self, path: Path) -> None:
-        save_arrays(path, **vars(self))
-
     @classmethod
-    def load(cls, path: Path) -> Outputs:
-        return cls(**load_arrays(path))
+    def load(cls, directory: Path) -> Outputs:
+        """What the stage wrote."""
+        return cls(**load_arrays(directory / FILE))
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    recipe, config = ctx.recipe, ctx.recipe.distill
-    corpus = open_corpus(ctx.inputs, recipe)
-    everything = [
-        (s, row) for s, split in enumerate(KNOWN) for row in range(len(corpus.lists[split]))
-    ]
+    config = ctx.recipe.distill
+    corpus = open_corpus(ctx.inputs, ctx.recipe)
+    template = corpus.template
+    known = [(s, row) for s, split in enumerate(KNOWN) for row in range(len(corpus.lists[split]))]
     rng = generator(ctx.seed, "distill")
-    count = min(config.lists or len(everything), len(everything))
-    picks = np.sort(rng.choice(len(everything), count, replace=False))
-    requests, meta = [], []
-    for n in picks:
-        s, row = everything[n]
-        request = corpus.request(KNOWN[s], row)
-        order_K = shown_order(request.k, config.shuffle, rng)
+    count = min(config.lists or len(known), len(known))
+    drawn, shown, prompts = [], [], []
+    for n in np.sort(rng.choice(len(known), count, replace=False)):
+        s, row = known[n]
+        request, order_K = corpus.shown(KNOWN[s], row, config.shuffle, rng)
         direct = bool(rng.random() < config.direct)
-        request = request.reordered(order_K)
-        ids = corpus.template.prompt(request, reasoning=not direct)
-        requests.append(DecodeRequest(ids, corpus.template.grammar(request)))
-        meta.append((s, row, order_K, direct, request))
+        ids = template.prompt(request, reasoning=not direct)
+        prompts.append(DecodeRequest(ids, template.grammar(request)))
+        drawn.append((s, row, order_K, direct))
+        shown.append(request)
     lean = LeanQwen3(open_model(ctx.inputs["rl"]))
     settings = corpus.settings(None, "ar", temperature=0.0, max_tokens=0)
-    with ctx.progress.task("distill", len(requests)) as bar:
-        trajectories = decode(
-            lean, requests, settings, batch=config.batch, on_done=lambda _: bar.advance()
-        )
-    valid = [
-        corpus.template.parse(t.tokens_T.tolist(), m[4]).valid
-        for t, m in zip(trajectories, meta, strict=True)
-    ]
+    with ctx.progress.task("distill", count) as bar:
+        texts = decode(lean, prompts, settings, batch=config.batch, on_done=lambda _: bar.advance())
+    tokens = [text.tokens_T for text in texts]
+    valid = [template.parse(t.tolist(), r).valid for t, r in zip(tokens, shown, strict=True)]
     kept = np.flatnonzero(np.array(valid) | (config.keep == "all"))
     if not len(kept):
         raise ArtifactError(
             f"distill: none of {count} outputs of the AR teacher is a valid ranking "
             "(train sft longer, or set distill.keep: all)"
         )
-    width = max(len(trajectories[i].tokens_T) for i in kept)
-    tokens_NT = np.zeros((len(kept), width), dtype=np.int32)
+    length_N = np.array([len(tokens[i]) for i in kept], dtype=np.int32)
+    tokens_NT = np.zeros((len(kept), length_N.max()), dtype=np.int32)
     for n, i in enumerate(kept):
-        tokens_NT[n, : len(trajectories[i].tokens_T)] = trajectories[i].tokens_T
-    Outputs(
-        np.array([meta[i][0] for i in kept], dtype=np.int32),
-        np.array([meta[i][1] for i in kept], dtype=np.int32),
-        np.stack([meta[i][2] for i in kept]).astype(np.int32),
-        np.array([meta[i][3] for i in kept], dtype=bool),
-        np.array([len(trajectories[i].tokens_T) for i in kept], dtype=np.int32),
-        tokens_NT,
-    ).save(ctx.out / "outputs.safetensors")
+        tokens_NT[n, : length_N[n]] = tokens[i]
+    split_N, row_N, order_NK, direct_N = (
+        np.array([drawn[i][column] for i in kept], dtype=dtype)
+        for column, dtype in enumerate((np.int32, np.int32, np.int32, bool))
+    )
+    outputs = Outputs(split_N, row_N, order_NK, direct_N, length_N, tokens_NT)
+    save_arrays(ctx.out / FILE, **vars(outputs))
     return {"lists": count, "kept": len(kept), "valid": round(float(np.mean(valid)), 4)}

@@ -1,15 +1,12 @@
 """Stage `evidence`: what speaks for each candidate, and scorers that read nothing else.
 
-Reads data, items and candidates; writes the index, each split's features and buckets, the scorers
-and their scores. Bucket edges come from the training and validation lists that hold their target.
-Every list leaves its own user out of the counts, so the three splits look alike. The scorers are
-fitted on `evidence.fit_on`; the metrics judge a second set, fitted on training lists alone, on
-validation lists; test lists are scored, not judged. Run: `diffgr2 evidence RECIPE`.
+Reads data, items and candidates; writes the index, each split's features and buckets, the linear
+scorer and every scorer's scores. Bucket edges come from the training and validation lists that hold
+their target. Every list leaves its own user out of the counts, so the three splits look alike. The
+scorers are fitted on `evidence.fit_on`; the metrics judge a second set, fitted on training lists
+alone, on validation lists; test lists are scored, not judged. Run: `diffgr2 evidence RECIPE`.
 """
 
-from __future__ import annotations
-
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,26 +19,11 @@ from diffgr2.candidates.lists import load_lists
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig
 from diffgr2.data.store import read_dataset
-from diffgr2.errors import ArtifactError, DataError
+from diffgr2.errors import DataError
 from diffgr2.pipeline import StageContext
-from diffgr2.types import MISS, CandidateLists, Histories
+from diffgr2.types import MISS
 
 SPLITS = ("train", "validation", "test")
-
-
-def load_vectors(directory: Path, n_items: int) -> np.ndarray:
-    """The items' text vectors."""
-    path = directory / "vectors.safetensors"
-    vectors_ID = load_arrays(path).get("vectors_ID")
-    if vectors_ID is None or vectors_ID.ndim != 2 or len(vectors_ID) != n_items:
-        raise ArtifactError(f"{path}: no vectors_ID with {n_items} rows")
-    return vectors_ID
-
-
-def list_features(index: EvidenceIndex, histories: Histories, lists: CandidateLists) -> np.ndarray:
-    """Features of lists whose users are in the index and leave themselves out."""
-    queries = prefixes(histories, lists.user_L, lists.end_L)
-    return index.features(queries, lists.items_LK, lists.scores_LK, lists.user_L)
 
 
 def fitted(
@@ -77,29 +59,26 @@ def run(ctx: StageContext) -> dict[str, Any]:
     config, dataset = ctx.recipe.evidence, read_dataset(ctx.inputs["data"])
     lists = {split: load_lists(ctx.inputs["candidates"], split) for split in SPLITS}
     hits = {split: lists[split].hit_L for split in SPLITS}
-    vectors_ID = load_vectors(ctx.inputs["items"], len(dataset.catalogue))
-    index = EvidenceIndex.build(
-        dataset.histories.train_part(), dataset.catalogue, vectors_ID, config
-    )
+    vectors_ID = load_arrays(ctx.inputs["items"] / "vectors.safetensors")["vectors_ID"]
+    train_part = dataset.histories.train_part()
+    index = EvidenceIndex.build(train_part, dataset.catalogue, vectors_ID, config)
 
     features = {}
     for split in ctx.progress.track(SPLITS, "evidence"):
-        features[split] = list_features(index, dataset.histories, lists[split])
+        own = lists[split]  # their users are in the index and leave themselves out
+        queries = prefixes(dataset.histories, own.user_L, own.end_L)
+        features[split] = index.features(queries, own.items_LK, own.scores_LK, own.user_L)
     # Lists without their target hold weak evidence only and would coarsen the strong end.
     known = [features[split][hits[split] != MISS] for split in ("train", "validation")]
     index = index.with_edges(np.concatenate(known).reshape(-1, len(FIELDS)))
     index.save(ctx.out)
     buckets = {split: index.buckets(features[split]) for split in SPLITS}
     for split in SPLITS:
-        save_arrays(
-            ctx.out / f"{split}.safetensors",
-            features_LKF=features[split],
-            buckets_LKF=buckets[split],
-        )
+        arrays = {"features_LKF": features[split], "buckets_LKF": buckets[split]}
+        save_arrays(ctx.out / f"{split}.safetensors", **arrays)
 
-    metrics: dict[str, Any] = {}
-    floor_LK = -features["validation"][:, :, 0]
-    metrics |= {f"validation_floor_{k}": v for k, v in judged(floor_LK, hits["validation"]).items()}
+    floor = judged(-features["validation"][:, :, 0], hits["validation"])
+    metrics: dict[str, Any] = {f"validation_floor_{k}": v for k, v in floor.items()}
     honest = fitted(buckets, hits, ("train",), config, ctx.seed)
     for kind, scorer in honest.items():
         for split in ("train", "validation"):
@@ -109,7 +88,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     splits = ("train", "validation") if config.fit_on == "both" else (config.fit_on,)
     final = honest if splits == ("train",) else fitted(buckets, hits, splits, config, ctx.seed)
     for kind, scorer in final.items():
-        if isinstance(scorer, scorers.LinearScorer | scorers.MlpScorer):
+        if isinstance(scorer, scorers.LinearScorer):  # the one that traces are made with
             scorer.save(ctx.out / f"{kind}.safetensors")
         for split in SPLITS:
             score_LK = scorer.score(buckets[split]).astype(np.float32)

@@ -2,11 +2,9 @@
 
 Reads data/; writes `vectors.safetensors`, `codes.safetensors`, `items.index.json` (LC-Rec's form),
 `report.json` and the encoder for unknown items (`vectorizer.json`, `vectorizer.safetensors`,
-`quantizer.safetensors`). Co-purchases come from the train part only. Fails when fewer than
-`items.min_unique` of the IDs are distinct before the policy. Run: `diffgr2 items RECIPE`.
+`quantizer.safetensors`). Co-purchases come from the train part only. Fails when the quantizer by
+itself makes fewer than `items.min_unique` of the IDs distinct. Run: `diffgr2 items RECIPE`.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -18,7 +16,7 @@ from diffgr2.data.store import read_dataset
 from diffgr2.errors import ArtifactError
 from diffgr2.items.encode import Encoder
 from diffgr2.items.quality import flat_metrics, id_report
-from diffgr2.items.quantize import Quantizer, fit_rkmeans
+from diffgr2.items.quantize import Quantizer, fit_rkmeans, residual_codes
 from diffgr2.items.rqvae import fit_rqvae, n_epochs
 from diffgr2.items.sids import SemanticIds
 from diffgr2.items.uniqueness import check_capacity, distinct_share, make_unique, take_neighbours
@@ -47,23 +45,21 @@ def fit_quantizer(
     if config.quantizer == "rkmeans":
         return fit_rkmeans(vectors_ID, config, seed)
     with progress.task("items: RQ-VAE epochs", n_epochs(len(vectors_ID), config)) as bar:
-        return fit_rqvae(
-            vectors_ID,
-            pairs_P2,
-            config,
-            seed,
-            lambda epoch, loss: bar.advance(1, f"loss {loss:.4f}"),
-        )
+
+        def report(epoch: int, loss: float) -> None:
+            bar.advance(1, f"loss {loss:.4f}")
+
+        return fit_rqvae(vectors_ID, pairs_P2, config, seed, report)
 
 
-def check_unique(before_IL: np.ndarray, config: ItemsConfig) -> None:
-    """The quantizer itself must tell items apart; the policy is for the rest."""
-    share = distinct_share(before_IL)
+def check_unique(natural_IL: np.ndarray, config: ItemsConfig) -> None:
+    """The quantizer itself must tell items apart; repair and policy are for the rest."""
+    share = distinct_share(natural_IL)
     if share < config.min_unique:
         raise ArtifactError(
-            f"items: {share:.2%} of {len(before_IL)} semantic IDs are distinct before the policy, "
-            f"items.min_unique asks for {config.min_unique:.2%} (more items.codes or items.levels, "
-            "or richer item texts)"
+            f"items: {share:.2%} of {len(natural_IL)} semantic IDs are distinct by the quantizer "
+            f"itself, before any repair; items.min_unique asks for {config.min_unique:.2%} (more "
+            "items.codes or items.levels, or richer item texts)"
         )
 
 
@@ -76,10 +72,10 @@ def run(ctx: StageContext) -> dict[str, Any]:
     pairs_P2 = copurchases(dataset.histories.train_part()) if config.copurchase_weight else None
     quantizer = fit_quantizer(vectors_ID, pairs_P2, config, ctx.seed, ctx.progress)
 
-    natural_IL = quantizer.codes(vectors_ID)
     latents_IE = quantizer.latent(vectors_ID)
+    natural_IL = residual_codes(latents_IE, quantizer.codebooks_LCD)
+    check_unique(natural_IL, config)
     before_IL = take_neighbours(latents_IE, natural_IL, quantizer.codebooks_LCD)
-    check_unique(before_IL, config)
     final_IL, drawn_I = make_unique(before_IL, config.codes, config.random_last, ctx.seed)
 
     save_arrays(ctx.out / "vectors.safetensors", vectors_ID=vectors_ID)

@@ -6,8 +6,6 @@ general text (the catalogue's own). Starts from a fresh model or from the recipe
 with the vocabulary's embeddings added. Not here: re-ranking.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 
@@ -16,11 +14,11 @@ from torch import nn
 
 from diffgr2.config import MidtrainConfig
 from diffgr2.model.load import build, device, to_device
-from diffgr2.objectives.likelihood import chosen_logp, logits_at
+from diffgr2.objectives.likelihood import chosen_logp
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import item_text
-from diffgr2.stages.batches import CausalBatch, chunks
-from diffgr2.stages.common import train_stage
+from diffgr2.stages.batches import Text, WeightedMicro, chunks, imitation
+from diffgr2.stages.common import by_part, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.streams import generator
 from diffgr2.train.loop import Loss
@@ -41,20 +39,26 @@ class MidtrainTask:
         shares = np.array([getattr(config, task) for task in TASKS])
         self.shares = shares / shares.sum()
 
-    def text(self, rng: np.random.Generator, task: int) -> tuple[list[int], list[int]]:
-        """(prompt, response) of one row."""
+    def text(self, rng: np.random.Generator) -> Text:
+        """One row; its tokens' kind is the number of its task."""
+        task = int(rng.choice(len(TASKS), p=self.shares))
+        prompt, response = self._words(rng, TASKS[task])
+        return Text(prompt, response, [task] * len(response))
+
+    def _words(self, rng: np.random.Generator, task: str) -> tuple[list[int], list[int]]:
+        """(prompt, response)."""
         vocab, ids = self.corpus.vocab, self.corpus.vocab.control
         catalogue, codes_IL = self.corpus.dataset.catalogue, self.corpus.sids.codes_IL
-        if TASKS[task] in ("caption", "general"):
+        if task in ("caption", "general"):
             item = int(rng.integers(len(catalogue)))
             words = [*vocab.text_ids(item_text(catalogue, item))[:LONGEST_TEXT], vocab.end_id]
-            if TASKS[task] == "general":
+            if task == "general":
                 return [ids["<task_text>"]], words
             return [ids["<task_caption>"], *vocab.sid_ids(codes_IL[item]).tolist()], words
         history = self.train.of(int(rng.integers(self.train.n_users)))
         history = history[-self.corpus.recipe.prompt.history - 1 :]
         sids = vocab.sid_ids(codes_IL[history]).ravel().tolist()
-        if TASKS[task] == "sequential":
+        if task == "sequential":
             return [ids["<task_next>"]], [*sids, vocab.end_id]
         likes = Counter(
             word
@@ -62,41 +66,21 @@ class MidtrainTask:
             for word in (catalogue.brands[item], *catalogue.categories[item][-1:])
             if word
         )
-        words = "likes " + ", ".join(word for word, _ in likes.most_common(3))
-        return [ids["<task_persona>"], *sids], [
-            *vocab.text_ids(words)[:LONGEST_TEXT],
-            vocab.end_id,
-        ]
+        words = vocab.text_ids("likes " + ", ".join(word for word, _ in likes.most_common(3)))
+        return [ids["<task_persona>"], *sids], [*words[:LONGEST_TEXT], vocab.end_id]
 
-    def micros(self, step: int, model: nn.Module) -> list[CausalBatch]:
-        rows = []
-        for place in range(self.config.rows):
-            rng = generator(self.seed, self.name, step, place)
-            task = int(rng.choice(len(TASKS), p=self.shares))
-            rows.append((*self.text(rng, task), task))
-        return [
-            CausalBatch.pack(
-                [prompt for prompt, _, _ in part],
-                [response for _, response, _ in part],
-                [[1.0] * len(response) for _, response, _ in part],
-                [[task] * len(response) for _, response, task in part],
-                self.corpus.vocab.pad_id,
-            )
-            for part in chunks(rows, self.config.micro_rows)
-        ]
+    def micros(self, step: int, model: nn.Module) -> list[WeightedMicro]:
+        config, ones, pad_id = self.config, [1.0] * len(TASKS), self.corpus.vocab.pad_id
+        rngs = [generator(self.seed, self.name, step, place) for place in range(config.rows)]
+        texts = [self.text(rng) for rng in rngs]
+        return [imitation(part, ones, pad_id) for part in chunks(texts, config.micro_rows)]
 
-    def loss(self, model: nn.Module, micro: CausalBatch) -> Loss:
-        where = device()
-        logits_NV = logits_at(
-            model, micro.ids_BT.to(where), micro.index_N.to(where), self.corpus.vocab.mask_id
-        )
-        nll_N = -chosen_logp(logits_NV, micro.target_N.to(where))
-        kind_N = micro.kind_N.to(where)
-        metrics = {
-            f"{task}/loss": (nll_N.detach()[kind_N == i].sum(), (kind_N == i).sum())
-            for i, task in enumerate(TASKS)
-        }
-        return Loss(nll_N.sum(), metrics)
+    def loss(self, model: nn.Module, micro: WeightedMicro) -> Loss:
+        micro = micro.to(device())
+        logits_NV = micro.logits(model, self.corpus.vocab.mask_id)
+        nll_N = -chosen_logp(logits_NV, micro.target_N)
+        parts = {task: micro.kind_N == number for number, task in enumerate(TASKS)}
+        return Loss(nll_N.sum(), by_part("loss", nll_N.detach(), parts))
 
 
 def run(ctx: StageContext) -> dict[str, Any]:

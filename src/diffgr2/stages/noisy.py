@@ -1,25 +1,26 @@
 """Rows of `[prompt | x0 | xt ...]` and batches of them: what the diffusion stages train on.
 
 Contract: a `NoisyRow` is one response with one or more noisy copies and says, for each supervised
-token, at which flat place of the row its prediction stands: at its own (masked) place, or with
-shifted alignment one to the left, where a block's first token is predicted by the clean token
-before it. `NoisyBatch.pack` pads rows and builds the attention mask. Not here: noise
-(`objectives.noise`), losses, rollouts.
+token, at which place of the row its prediction stands: at its own (masked) place, or with shifted
+alignment one to the left, where a block's first token is predicted by the clean token before it.
+`noisy_batch` pads rows and builds the attention mask; `realised` reads a trajectory as response,
+steps and blocks. Not here: noise (`objectives.noise`), losses, rollouts.
 
 Letters: P prompt, R response (padded to its last block's end), B rows, T tokens, N predictions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffgr2.model.contract import BlockContract
-from diffgr2.model.layout import block_bounds, block_of, row_mask, row_positions, stack_masks
+from diffgr2.model.layout import block_of, response_shift, row_mask, row_positions, stack_masks
+from diffgr2.stages.batches import TokenBatch
+from diffgr2.types import Trajectory
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class NoisyRow:
     """One response and its noisy copies; `response_R` fills its last block.
 
     A block of a copy without a mask stays out of the row: nothing is predicted there, and no other
-    token sees it.
+    token sees it. The full layout (`model.layout`) is the row with those blocks in it.
     """
 
     prompt: list[int]
@@ -35,62 +36,68 @@ class NoisyRow:
     masked_CR: np.ndarray  # C copies
     shift: int
     clean_causal: bool
+    contract: BlockContract
 
-    def kept(self, block_size: int) -> np.ndarray:
-        """Which tokens [T] of the full layout (`model.layout`) stand in the row."""
-        prompt, length = len(self.prompt), len(self.response_R)
-        block_R = response_blocks(prompt, length, block_size, self.shift)
-        start_b = np.flatnonzero(np.diff(block_R, prepend=-1))
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return len(self.prompt), len(self.response_R), len(self.masked_CR)
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """Block number [R] of each response token."""
+        prompt, length, _ = self._shape
+        return response_blocks(prompt, length, self.contract.block_size, self.shift)
+
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """Which tokens [T] of the full layout stand in the row."""
+        prompt, length, _ = self._shape
+        start_b = np.flatnonzero(np.diff(self.blocks, prepend=-1))
         used_Cb = np.logical_or.reduceat(self.masked_CR, start_b, axis=1)
         noisy_CR = np.repeat(used_Cb, np.diff(start_b, append=length), axis=1)
         return np.concatenate([np.ones(prompt + length, dtype=bool), noisy_CR.ravel()])
 
-    def ids(self, mask_id: int) -> np.ndarray:
+    def ids(self) -> np.ndarray:
         """Tokens of the full layout."""
-        noisy_CR = np.where(self.masked_CR, mask_id, self.response_R[None])
+        noisy_CR = np.where(self.masked_CR, self.contract.mask_token_id, self.response_R[None])
         return np.concatenate([self.prompt, self.response_R, noisy_CR.ravel()]).astype(np.int64)
 
     def positions(self) -> Tensor:
         """Document positions of the full layout."""
-        return row_positions(len(self.prompt), len(self.response_R), len(self.masked_CR))
+        return row_positions(*self._shape)
 
-    def attends(self, block_size: int) -> Tensor:
+    def attends(self) -> Tensor:
         """Who sees whom in the full layout."""
-        return row_mask(
-            len(self.prompt),
-            len(self.response_R),
-            len(self.masked_CR),
-            block_size,
-            self.shift,
-            clean_causal=self.clean_causal,
-        )
+        size = self.contract.block_size
+        return row_mask(*self._shape, size, self.shift, clean_causal=self.clean_causal)
 
-    def noisy_places(self, copy: int, at_N: np.ndarray, contract: BlockContract) -> np.ndarray:
-        """Where in the row copy's predictions of response tokens `at_N` stand."""
-        prompt, length = len(self.prompt), len(self.response_R)
-        start = prompt + length * (1 + copy)
-        place_T = self.kept(contract.block_size).cumsum() - 1
-        place_R = place_T[start : start + length]
-        if contract.alignment == "same_position":
-            return place_R[at_N]
-        block_N = block_of(prompt + at_N, contract.block_size, self.shift)
-        before_N = block_of(prompt + at_N - 1, contract.block_size, self.shift)
-        first_N = (block_N != before_N) | (at_N == 0)
-        return np.where(first_N, prompt + at_N - 1, place_R[at_N - 1])
+    def noisy_places(self, copy_N: np.ndarray | int, at_N: np.ndarray) -> np.ndarray:
+        """Where in the row these copies' predictions of response tokens `at_N` stand."""
+        prompt, length, copies = self._shape
+        place_CR = (self.kept.cumsum() - 1)[prompt + length :].reshape(copies, length)
+        if self.contract.alignment == "same_position":
+            return place_CR[copy_N, at_N]
+        block_R = self.blocks
+        first_N = (block_R[at_N] != block_R[at_N - 1]) | (at_N == 0)
+        return np.where(first_N, prompt + at_N - 1, place_CR[copy_N, at_N - 1])
 
     def clean_places(self, at_N: np.ndarray) -> np.ndarray:
         """Where the AR head predicts response tokens `at_N`: one to the left, in the clean half."""
         return len(self.prompt) + at_N - 1
 
 
-def fill_block(
-    response: Sequence[int] | np.ndarray, prompt_length: int, block_size: int, shift: int, fill: int
-) -> np.ndarray:
-    """The response, filled up to the end of its last block."""
-    _, end = block_bounds(prompt_length + len(response) - 1, block_size, shift)
-    out = np.full(end - prompt_length, fill, dtype=np.int64)
-    out[: len(response)] = response
-    return out
+def noisy_batch(rows: Sequence[NoisyRow], pad_id: int) -> TokenBatch:
+    """Rows for one forward."""
+    length = -(-max(int(row.kept.sum()) for row in rows) // 8) * 8
+    ids_BT = torch.full((len(rows), length), pad_id)
+    position_BT = torch.zeros_like(ids_BT)
+    masks = []
+    for b, row in enumerate(rows):
+        stays = torch.from_numpy(np.flatnonzero(row.kept))
+        ids_BT[b, : len(stays)] = torch.from_numpy(row.ids())[stays]
+        position_BT[b, : len(stays)] = row.positions()[stays]
+        masks.append(row.attends()[stays][:, stays])
+    return TokenBatch(ids_BT, position_BT, stack_masks(masks, length))
 
 
 def response_blocks(prompt_length: int, length: int, block_size: int, shift: int) -> np.ndarray:
@@ -98,31 +105,22 @@ def response_blocks(prompt_length: int, length: int, block_size: int, shift: int
     return np.asarray(block_of(prompt_length + np.arange(length), block_size, shift))
 
 
-@dataclass(frozen=True)
-class NoisyBatch:
-    """Rows for one forward."""
+def rounds_of(step_R: np.ndarray, block_R: np.ndarray) -> dict[int, np.ndarray]:
+    """The steps, in order, that committed tokens of each block."""
+    return {b: np.unique(step_R[(block_R == b) & (step_R >= 0)]) for b in np.unique(block_R)}
 
-    ids_BT: Tensor
-    position_BT: Tensor
-    attends_B1TT: Tensor
 
-    @classmethod
-    def pack(
-        cls, rows: Sequence[NoisyRow], mask_id: int, pad_id: int, block_size: int
-    ) -> NoisyBatch:
-        kept = [row.kept(block_size) for row in rows]
-        length = -(-max(int(kept_T.sum()) for kept_T in kept) // 8) * 8
-        ids = np.full((len(rows), length), pad_id, dtype=np.int64)
-        position = torch.zeros(len(rows), length, dtype=torch.int64)
-        masks = []
-        for b, (row, kept_T) in enumerate(zip(rows, kept, strict=True)):
-            stays = torch.from_numpy(np.flatnonzero(kept_T))
-            ids[b, : len(stays)] = row.ids(mask_id)[kept_T]
-            position[b, : len(stays)] = row.positions()[stays]
-            masks.append(row.attends(block_size)[stays][:, stays])
-        attends = stack_masks(masks, length)
-        return cls(torch.from_numpy(ids), position, attends)
+def realised(
+    prompt: list[int], trajectory: Trajectory, contract: BlockContract, fill: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """(tokens [R], step [R], block [R], shift) up to the end of the terminal block.
 
-    @property
-    def width(self) -> int:
-        return self.ids_BT.shape[1]
+    A position that was never committed has the token `fill` and the step −1.
+    """
+    step_R = trajectory.canvas_step_T
+    assert trajectory.canvas_T is not None
+    assert step_R is not None
+    tokens_R = np.where(step_R < 0, fill, trajectory.canvas_T).astype(np.int64)
+    shift = response_shift(len(prompt), contract.block_size, contract.origin)
+    block_R = response_blocks(len(prompt), len(tokens_R), contract.block_size, shift)
+    return tokens_R, step_R, block_R, shift

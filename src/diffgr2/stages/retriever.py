@@ -5,8 +5,6 @@ users for validation (which stops the training early) and test (which decides no
 Run: `diffgr2 retriever RECIPE`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -21,15 +19,9 @@ from diffgr2.streams import key_of
 def run(ctx: StageContext) -> dict[str, Any]:
     histories = read_dataset(ctx.inputs["data"]).histories
     users = np.arange(histories.n_users)
-    model, metrics = kinds.fit(
-        histories,
-        users,
-        ctx.recipe.retriever,
-        key_of(ctx.seed, "retriever"),
-        work=ctx.work,
-        name="retriever",
-        progress=ctx.progress,
-    )
+    seed = key_of(ctx.seed, "retriever")
+    place: dict[str, Any] = {"work": ctx.work, "name": "retriever", "progress": ctx.progress}
+    model, metrics = kinds.fit(histories, users, ctx.recipe.retriever, seed, **place)
     model.save(ctx.out)
     for split, hidden in (("validation", 2), ("test", 1)):
         end_U = histories.lengths_U - hidden

@@ -4,17 +4,15 @@ Contract: `Roller.collect` samples G outputs for each of P prompts whose target 
 them, drops groups without variance and refills from further prompts, for a bounded number of
 rounds. Everything is a function of (seed, stage, step, weights). The same code rolls out the AR and
 the diffusion policy; only the decode settings differ. Not here: scoring trajectories under the
-training forward (`rl`, `block_rl`).
+training forward (`rl`).
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from diffgr2.config import BlockRlConfig, OpdConfig, RlConfig
+from diffgr2.config import OpdConfig, RlConfig
 from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.contract import BlockContract
@@ -22,7 +20,6 @@ from diffgr2.model.forward import LeanQwen3
 from diffgr2.objectives.policy import advantages
 from diffgr2.objectives.rewards import INVALID, overlong_penalty, reward
 from diffgr2.prompts.request import Request
-from diffgr2.stages.batches import shown_order
 from diffgr2.stages.corpus import Corpus
 from diffgr2.streams import generator, permutation
 from diffgr2.train.dist import rollout_model
@@ -44,49 +41,31 @@ class Rollout:
     advantage: float
 
 
-@dataclass(frozen=True)
-class Rollouts:
-    """A step's rollouts and what to log about them."""
-
-    rows: list[Rollout]
-    metrics: dict[str, float]
-
-
+@dataclass
 class Roller:
     """Samples and grades; see the module's docstring."""
 
-    def __init__(
-        self,
-        name: str,
-        corpus: Corpus,
-        config: RlConfig,
-        settings: DecodeSettings,
-        seed: int,
-        *,
-        reasoning: bool,
-        shuffle: float = 0.3,
-    ) -> None:
-        self.name, self.corpus, self.config = name, corpus, config
-        self.settings, self.seed, self.reasoning = settings, seed, reasoning
-        self.shuffle = shuffle
+    name: str
+    corpus: Corpus
+    config: RlConfig
+    settings: DecodeSettings
+    seed: int
+    reasoning: bool
 
-    def prompts(self, step: int, round_: int) -> list[tuple[Request, int, list[int]]]:
-        """(request as shown, target position, token ids) of one round's prompts."""
-        corpus, rows = self.corpus, []
-        need = self.config.prompts
+    def prompts(self, step: int, round_: int) -> list[tuple[list[int], Request, int]]:
+        """(token ids, request as shown, target position) of one round's prompts."""
+        corpus, need, prompts = self.corpus, self.config.prompts, []
         at = ((step - 1) * (1 + self.config.refill) + round_) * need
         epoch, first = divmod(at, len(corpus.hits))
         order = permutation(len(corpus.hits), self.seed, self.name, "prompts", epoch)
         for place in range(need):
             split, row = corpus.hits[order[(first + place) % len(order)]]
             rng = generator(self.seed, self.name, "shown", step, round_, place)
-            request = corpus.request(split, row)
-            order_K = shown_order(request.k, self.shuffle, rng)
+            request, order_K = corpus.shown(split, row, self.config.shuffle, rng)
             target = int(np.flatnonzero(order_K == corpus.lists[split].hit_L[row])[0])
-            request = request.reordered(order_K)
             ids = corpus.template.prompt(request, reasoning=self.reasoning)
-            rows.append((request, target, ids))
-        return rows
+            prompts.append((ids, request, target))
+        return prompts
 
     def grade(self, trajectory: Trajectory, request: Request, target: int) -> tuple[Answer, float]:
         """Parse and reward one output (invalid or over-long: −1)."""
@@ -98,91 +77,73 @@ class Roller:
             value = max(INVALID, shaped)
         return answer, value
 
-    def collect(self, step: int, model: nn.Module) -> Rollouts:
+    def collect(self, step: int, model: nn.Module) -> tuple[list[Rollout], dict[str, float]]:
         """Groups with variance, at most `prompts` of them, and the metrics of all sampled ones."""
+        every: list[list[Rollout]] = []
         kept: list[list[Rollout]] = []
-        every: list[Rollout] = []
-        dropped = 0
         with rollout_model(model) as inner:
             lean = LeanQwen3(inner)
             for round_ in range(1 + self.config.refill):
-                groups, flat = self._round(step, round_, lean)
-                every += [row for group in groups for row in group]
-                kept += [group for group, varies in zip(groups, flat, strict=True) if varies]
-                dropped += flat.count(False)
+                every += self._round(step, round_, lean)
+                kept = [group for group in every if any(each.advantage for each in group)]
                 if len(kept) >= self.config.prompts:
                     break
+        metrics = rollout_metrics([each for group in every for each in group])
+        metrics["frac_reward_zero_std"] = (len(every) - len(kept)) / len(every)
         kept = kept[: self.config.prompts]
-        metrics = rollout_metrics(every)
-        metrics["frac_reward_zero_std"] = dropped / max(len(every) // self.config.group, 1)
         metrics["groups"] = float(len(kept))
-        return Rollouts([row for group in kept for row in group], metrics)
+        return [each for group in kept for each in group], metrics
 
-    def _round(
-        self, step: int, round_: int, lean: LeanQwen3
-    ) -> tuple[list[list[Rollout]], list[bool]]:
+    def _round(self, step: int, round_: int, lean: LeanQwen3) -> list[list[Rollout]]:
+        """A group of samples per prompt; one without variance has advantages of 0."""
         prompts, size = self.prompts(step, round_), self.config.group
+        template, stream = self.corpus.template, (self.seed, self.name, "rollout", step, round_)
         requests = [
-            DecodeRequest(
-                ids,
-                self.corpus.template.grammar(request),
-                (self.seed, self.name, "rollout", step, round_, place, g),
-            )
-            for place, (request, _, ids) in enumerate(prompts)
+            DecodeRequest(ids, template.grammar(request), (*stream, place, g))
+            for place, (ids, request, _) in enumerate(prompts)
             for g in range(size)
         ]
         trajectories = decode(lean, requests, self.settings, batch=DECODE_BATCH)
-        graded = [self.grade(t, *prompts[i // size][:2]) for i, t in enumerate(trajectories)]
+        graded = [self.grade(t, *prompts[i // size][1:]) for i, t in enumerate(trajectories)]
         reward_PG = np.array([value for _, value in graded]).reshape(len(prompts), size)
-        advantage_PG, varies_P = advantages(reward_PG)
-        groups = [
-            [
-                Rollout(
-                    ids,
-                    request,
-                    target,
-                    trajectories[p * size + g],
-                    graded[p * size + g][0],
-                    float(reward_PG[p, g]),
-                    float(advantage_PG[p, g]),
-                )
-                for g in range(size)
-            ]
-            for p, (request, target, ids) in enumerate(prompts)
+        advantage_N = advantages(reward_PG)[0].ravel().tolist()
+        rollouts = [
+            Rollout(*prompts[i // size], trajectory, *graded[i], advantage_N[i])
+            for i, trajectory in enumerate(trajectories)
         ]
-        return groups, varies_P.tolist()
+        return [rollouts[at : at + size] for at in range(0, len(rollouts), size)]
 
 
-def rollout_metrics(rows: list[Rollout]) -> dict[str, float]:
+def rollout_metrics(rollouts: list[Rollout]) -> dict[str, float]:
     """What shows reward hacking first: identity, validity, length; and the reward itself."""
-    valid = [row for row in rows if row.answer.valid]
-    identity = [row.answer.order == tuple(range(row.request.k)) for row in valid]
-    first = [row.answer.order[0] == row.target for row in valid]
-    after = [row.answer.order.index(row.target) for row in valid]
-    moves = [np.sign(row.target - place) for row, place in zip(valid, after, strict=True)]
-    lengths = [len(row.trajectory.tokens_T) for row in rows]
+    rewards = [r.reward for r in rollouts]
+    valid = [r for r in rollouts if r.answer.valid]
+    n_valid = max(len(valid), 1)
+    identity = [r.answer.order == tuple(range(r.request.k)) for r in valid]
+    moves = [r.target - r.answer.order.index(r.target) for r in valid]
     return {
-        "reward": float(np.mean([row.reward for row in rows])),
-        "reward_std": float(np.std([row.reward for row in rows])),
-        "completions/mean_length": float(np.mean(lengths)),
-        "rank/valid_rate": len(valid) / len(rows),
-        "rank/identity_rate": float(np.mean(identity)) if valid else 0.0,
-        "rank/r@1": sum(first) / len(rows),
-        "rank/promote": float(np.mean([move > 0 for move in moves])) if valid else 0.0,
-        "rank/demote": float(np.mean([move < 0 for move in moves])) if valid else 0.0,
-        "decode/tokens_per_forward": float(np.mean([row.trajectory.tpf for row in rows])),
+        "reward": float(np.mean(rewards)),
+        "reward_std": float(np.std(rewards)),
+        "rank/identity_rate": sum(identity) / n_valid,
+        "rank/r@1": sum(r.answer.order[0] == r.target for r in valid) / len(rollouts),
+        "rank/promote": sum(move > 0 for move in moves) / n_valid,
+        "rank/demote": sum(move < 0 for move in moves) / n_valid,
+        **text_metrics([r.trajectory for r in rollouts], [r.answer.valid for r in rollouts]),
     }
 
 
-def block_settings(
-    corpus: Corpus, contract: BlockContract, config: OpdConfig | BlockRlConfig
+def text_metrics(trajectories: list[Trajectory], valid: list[bool]) -> dict[str, float]:
+    """What every stage that samples its own texts logs of them."""
+    return {
+        "rank/valid_rate": float(np.mean(valid)),
+        "completions/mean_length": float(np.mean([len(t.tokens_T) for t in trajectories])),
+        "decode/tokens_per_forward": float(np.mean([t.tpf for t in trajectories])),
+    }
+
+
+def rollout_settings(
+    corpus: Corpus, contract: BlockContract | None, config: OpdConfig | RlConfig
 ) -> DecodeSettings:
-    """The decoder whose rollouts are trained on."""
-    return corpus.settings(
-        contract,
-        "raw",
-        threshold=config.threshold,
-        rule=config.rule,
-        temperature=config.temperature,
-        max_tokens=0,
-    )
+    """The decoder whose rollouts are trained on: autoregressive, or the plain block decoder."""
+    given = config.model_dump(include={"temperature", "threshold", "rule"})
+    return corpus.settings(contract, "raw" if "rule" in given else "ar", max_tokens=0, **given)

@@ -6,8 +6,6 @@ Contract: `ROWS` names every decoded row, the stage whose model it uses and its 
 model (`report`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,34 +1,32 @@
-"""Speed, measured once for all decoders in one run: ratios are what counts (DESIGN §7).
+"""Speed, measured once for all decoders in one run: ratios are what counts.
 
-Contract: writes `speed.json` with, per row and batch size, decoded tokens per second (the prompt's
-prefill apart, since all decoders share it; end-to-end latency beside it) as the median over rounds
-in which the decoders take turns (a noisy machine hits them alike), `generate` of transformers on
-the same weights as a second baseline, the quality-speed frontier over τ for both
+Contract: writes `speed.json` with, per decoder and batch size, decoded tokens per second (the
+prompt's prefill apart, since all decoders share it; end-to-end latency beside it) as the median
+over rounds in which the decoders take turns (a noisy machine hits them alike), `generate` of
+transformers on the same weights as a second baseline, the quality-speed frontier over τ for both
 rules, and throughput against output length. Timings differ from run to run, so this stage's file
 is no part of any bit-identity promise. Not here: plots and tables (`report`).
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 
 from diffgr2.artifacts import write_json
-from diffgr2.decode.batch import Batch, DecodeRequest, decode, make_writer
+from diffgr2.decode.batch import Batch, DecodeRequest, make_writer
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.evaluate.metrics import METRICS, ranks_of, values_of
-from diffgr2.model.contract import contract_of
+from diffgr2.evaluate.validity import accounting
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
-from diffgr2.prompts.answers import POLICIES
 from diffgr2.stages.batches import chunks
 from diffgr2.stages.corpus import Corpus, open_corpus
-from diffgr2.stages.score import requests_for, test_rows
+from diffgr2.stages.score import Model, decode_lists, outputs_of, requests_for, test_rows
 
 BATCHES = (1, 32)
 GENERATE_LISTS = 6  # the slow baseline is timed on fewer lists
@@ -45,8 +43,8 @@ class Timing:
     forwards: int
 
     @property
-    def total_s(self) -> float:
-        return self.decode_s + self.prefill_s
+    def rate(self) -> float:
+        return self.tokens / self.decode_s
 
 
 def timed(
@@ -54,12 +52,12 @@ def timed(
 ) -> Timing:
     """Decode groups of `batch` requests; the prompts' prefill is timed apart."""
     prefill_s = decode_s = 0.0
-    tokens = forwards = 0
+    results = []
     for part in chunks(requests, batch):
         running = Batch(lean)
-        rows = [make_writer(i, request, settings) for i, request in enumerate(part)]
+        writers = [make_writer(i, request, settings) for i, request in enumerate(part)]
         start = time.perf_counter()
-        running.add(rows)
+        running.add(writers)
         if lean.device.type == "cuda":  # queued work is no part of decoding
             torch.cuda.synchronize()
         begun = time.perf_counter()
@@ -67,10 +65,9 @@ def timed(
             running.step()
         decode_s += time.perf_counter() - begun
         prefill_s += begun - start
-        results = [row.result() for row in rows]
-        tokens += sum(len(t.tokens_T) for t in results)
-        forwards += sum(t.nfe for t in results)
-    return Timing(decode_s, prefill_s, tokens, forwards)
+        results += [writer.result() for writer in writers]
+    tokens = sum(len(t.tokens_T) for t in results)
+    return Timing(decode_s, prefill_s, tokens, sum(t.nfe for t in results))
 
 
 @torch.inference_mode()
@@ -81,6 +78,7 @@ def timed_generate(
 
     Its prefill is the time to the first token, taken from a call that asks for no more.
     """
+    greedy = {"do_sample": False, "eos_token_id": settings.end_id, "pad_token_id": pad_id}
     spent = [0.0, 0.0]
     tokens = 0
     for part in chunks(requests, batch):
@@ -92,14 +90,7 @@ def timed_generate(
             seen[b, width - len(request.prompt) :] = 1
         for turn, limit in enumerate((1, settings.max_tokens)):
             start = time.perf_counter()
-            out = model.generate(
-                ids,
-                attention_mask=seen,
-                max_new_tokens=limit,
-                do_sample=False,
-                eos_token_id=settings.end_id,
-                pad_token_id=pad_id,
-            )
+            out = model.generate(ids, attention_mask=seen, max_new_tokens=limit, **greedy)
             spent[turn] += time.perf_counter() - start
         made = out[:, width:]
         ended = (made == settings.end_id).int()
@@ -109,7 +100,8 @@ def timed_generate(
 
 def summed(decoder: str, batch: int, outputs: int, rounds: list[Timing]) -> dict[str, Any]:
     """One decoder's figures over the rounds."""
-    rates = sorted(r.tokens / r.decode_s for r in rounds)
+    rates = sorted(r.rate for r in rounds)
+    whole_s = [r.decode_s + r.prefill_s for r in rounds]
     return {
         "decoder": decoder,
         "batch": batch,
@@ -117,116 +109,89 @@ def summed(decoder: str, batch: int, outputs: int, rounds: list[Timing]) -> dict
         "tokens_per_s": float(np.median(rates)),
         "low": rates[0],
         "high": rates[-1],
-        "ms_per_output": float(np.median([1e3 * r.total_s / outputs for r in rounds])),
-        "prefill_ms": float(np.median([1e3 * r.prefill_s / outputs for r in rounds])),
+        "ms_per_output": float(np.median(whole_s)) * 1e3 / outputs,
+        "prefill_ms": float(np.median([r.prefill_s for r in rounds])) * 1e3 / outputs,
         "tpf": sum(r.tokens for r in rounds) / sum(r.forwards for r in rounds),
     }
 
 
 def decoder_speeds(
-    corpus: Corpus, ctx: StageContext, requests: list[DecodeRequest], models: dict[str, Any]
+    corpus: Corpus, requests: list[DecodeRequest], block: Model, ar_model: Any
 ) -> list[dict[str, Any]]:
     """Decoding speed of every decoder at every batch size, decoders taking turns."""
-    rounds = corpus.recipe.evaluate.rounds
-    lean = {name: LeanQwen3(model) for name, model in models.items()}
-    contract = contract_of(ctx.inputs["block_rl"])
+    ar_settings = corpus.settings(None, "ar")
     plans = {
-        "ar": ("rl", corpus.settings(None, "ar")),
-        "block": ("block_rl", corpus.settings(contract, "recommended")),
-        "block_raw": ("block_rl", corpus.settings(contract, "raw")),
-        "verify": ("block_rl", corpus.settings(contract, "verify")),
+        "ar": (LeanQwen3(ar_model), ar_settings),
+        "block": (block.lean, corpus.settings(block.contract, "recommended")),
+        "block_raw": (block.lean, corpus.settings(block.contract, "raw")),
+        "verify": (block.lean, corpus.settings(block.contract, "verify")),
     }
     results: list[dict[str, Any]] = []
     for batch in BATCHES:
         work = (requests * batch)[: max(batch, len(requests))]
         few = work[: max(batch, GENERATE_LISTS)]
         samples: dict[str, list[Timing]] = {name: [] for name in (*plans, "generate")}
-        for _ in range(rounds + 1):
-            for name, (model, settings) in plans.items():
-                samples[name].append(timed(lean[model], work, settings, batch))
-            ar, pad_id = plans["ar"][1], corpus.vocab.pad_id
-            samples["generate"].append(timed_generate(models["rl"], few, ar, pad_id, batch))
-        for name, taken in samples.items():
-            outputs = len(few if name == "generate" else work)
-            results.append(summed(name, batch, outputs, taken[1:]))  # the first round warmed up
-    for entry in results:
-        base = next(r for r in results if r["decoder"] == "ar" and r["batch"] == entry["batch"])
-        entry["speedup"] = entry["tokens_per_s"] / base["tokens_per_s"]
-        entry["latency_ratio"] = base["ms_per_output"] / entry["ms_per_output"]
+        for _ in range(corpus.recipe.evaluate.rounds + 1):
+            for name, (lean, settings) in plans.items():
+                samples[name].append(timed(lean, work, settings, batch))
+            taken = timed_generate(ar_model, few, ar_settings, corpus.vocab.pad_id, batch)
+            samples["generate"].append(taken)
+        entries = [
+            summed(name, batch, len(few if name == "generate" else work), taken[1:])
+            for name, taken in samples.items()  # the first round warmed up
+        ]
+        for entry in entries:
+            entry["speedup"] = entry["tokens_per_s"] / entries[0]["tokens_per_s"]
+            entry["latency_ratio"] = entries[0]["ms_per_output"] / entry["ms_per_output"]
+        results += entries
     return results
 
 
-def frontier(corpus: Corpus, ctx: StageContext, model: Any) -> list[dict[str, Any]]:
+def frontier(corpus: Corpus, block: Model) -> list[dict[str, Any]]:
     """Quality, validity and tokens per forward over τ, for both rules."""
-    rows = test_rows(corpus, "hit", corpus.recipe.evaluate.frontier_lists)
-    requests, shown = requests_for(corpus, rows, reasoning=True)
-    hit_L = corpus.lists["test"].hit_L[rows]
-    contract = contract_of(ctx.inputs["block_rl"])
-    repair, lean = POLICIES[corpus.recipe.decode.repair], LeanQwen3(model)
+    config, lists = corpus.recipe.evaluate, corpus.lists["test"]
+    rows = test_rows(corpus, "hit", config.frontier_lists)
     points = []
-    for rule in ("raw", "permutation"):
-        for tau in corpus.recipe.evaluate.thresholds:
-            settings = corpus.settings(
-                contract,
-                "recommended",
-                accept="threshold",
-                threshold=tau,
-                rule=rule,
-            )
-            speed = timed(lean, requests[:8], settings, 1)
-            trajectories = decode(lean, requests, settings, batch=corpus.recipe.evaluate.batch)
-            answers = [
-                corpus.template.parse(t.tokens_T.tolist(), r)
-                for t, r in zip(trajectories, shown, strict=True)
-            ]
-            cited = [
-                corpus.template.citations(t.tokens_T.tolist(), r)
-                for t, r in zip(trajectories, shown, strict=True)
-            ]
-            order_LK = np.array([repair(a.order, r.k) for a, r in zip(answers, shown, strict=True)])
-            values_LM = values_of(ranks_of(order_LK, hit_L), corpus.lists["test"].k)
-            points.append(
-                {
-                    "rule": rule,
-                    "tau": tau,
-                    "n": len(rows),
-                    "r@1": float(values_LM[:, METRICS.index("r@1")].mean()),
-                    "ndcg@3": float(values_LM[:, METRICS.index("ndcg@3")].mean()),
-                    "valid": float(np.mean([a.valid for a in answers])),
-                    "evidence_true": sum(c[0] for c in cited) / max(sum(c[1] for c in cited), 1),
-                    "tpf": float(
-                        sum(len(t.tokens_T) for t in trajectories)
-                        / sum(t.nfe for t in trajectories)
-                    ),
-                    "tokens_per_s": speed.tokens / speed.decode_s,
-                }
-            )
+    for rule, tau in product(("raw", "permutation"), config.thresholds):
+        plan = {"accept": "threshold", "threshold": tau, "rule": rule}
+        decoded = decode_lists(corpus, block, rows, "recommended", batch=config.batch, **plan)
+        outputs = outputs_of(corpus, "frontier", decoded)
+        values_LM = values_of(ranks_of(outputs.order_LK, lists.hit_L[rows]), lists.k)
+        account = accounting(outputs, np.ones(len(rows), dtype=bool))
+        point = {
+            "rule": rule,
+            "tau": tau,
+            "n": len(rows),
+            "valid": account["raw_valid"],
+            "evidence_true": account.get("evidence_true", 0.0),
+            "tpf": account["tpf"],
+            "tokens_per_s": timed(block.lean, decoded.prompts[:8], decoded.settings, 1).rate,
+        }
+        means = dict(zip(METRICS, values_LM.mean(0).tolist(), strict=True))
+        points.append(point | {metric: means[metric] for metric in ("r@1", "ndcg@3")})
     return points
 
 
 def lengths(
-    corpus: Corpus, ctx: StageContext, requests: list[DecodeRequest], model: Any, tpf: float
+    corpus: Corpus, requests: list[DecodeRequest], block: Model, tpf: float
 ) -> list[dict[str, Any]]:
     """Throughput at forced output lengths: the end token is switched off.
 
     Past its natural end the text means nothing, so `block` commits a fixed number of tokens per
     step, the rate it reaches on real outputs; `verify` shows its own agreement.
     """
-    lean, points = LeanQwen3(model), []
-    contract = contract_of(ctx.inputs["block_rl"])
-    room = lean.max_positions - max(len(r.prompt) for r in requests) - 128
+    fixed = {"accept": "static", "rule": "raw", "per_step": max(round(tpf), 1)}
+    plans = {
+        "ar": corpus.settings(block.contract, "ar"),
+        "block": corpus.settings(block.contract, "recommended", decoder="block", **fixed),
+        "verify": corpus.settings(block.contract, "verify"),
+    }
+    room = block.lean.max_positions - max(len(r.prompt) for r in requests) - 128
+    points = []
     for length in [n for n in corpus.recipe.evaluate.lengths if n <= room]:
-        rate = max(round(tpf), 1)
-        fixed = {"accept": "static", "rule": "raw", "per_step": rate}
-        plans = {
-            "ar": corpus.settings(contract, "ar"),
-            "block": corpus.settings(contract, "recommended", decoder="block", **fixed),
-            "verify": corpus.settings(contract, "verify"),
-        }
         for name, plan in plans.items():
             settings = replace(plan, end_id=NEVER, max_tokens=length)
-            samples = [timed(lean, requests[:2], settings, 1) for _ in range(2)]
-            rate = max(sample.tokens / sample.decode_s for sample in samples)
+            rate = max(timed(block.lean, requests[:2], settings, 1).rate for _ in range(2))
             points.append({"decoder": name, "length": length, "tokens_per_s": rate})
     return points
 
@@ -235,22 +200,15 @@ def run(ctx: StageContext) -> dict[str, Any]:
     corpus = open_corpus(ctx.inputs, ctx.recipe)
     rows = test_rows(corpus, "hit", ctx.recipe.evaluate.speed_lists)
     requests, _ = requests_for(corpus, rows, reasoning=True)
-    models = {name: open_model(ctx.inputs[name]) for name in ("rl", "block_rl")}
+    ar_model, block = open_model(ctx.inputs["rl"]), Model.open(ctx.inputs["block_rl"])
     ctx.progress.line(f"{ctx.name}: decoders take turns on {len(requests)} lists")
-    speeds = decoder_speeds(corpus, ctx, requests, models)
+    speeds = decoder_speeds(corpus, requests, block, ar_model)
     ctx.progress.line(f"{ctx.name}: frontier over τ")
-    points = frontier(corpus, ctx, models["block_rl"])
+    points = frontier(corpus, block)
     ctx.progress.line(f"{ctx.name}: throughput against length")
     tpf = next(s["tpf"] for s in speeds if s["decoder"] == "block" and s["batch"] == 1)
-    by_length = lengths(corpus, ctx, requests, models["block_rl"], tpf)
-    write_json(
-        ctx.out / "speed.json", {"decoders": speeds, "frontier": points, "lengths": by_length}
-    )
-    return {
-        f"{s['decoder']}@{s['batch']}": {
-            "tokens_per_s": round(s["tokens_per_s"], 1),
-            "speedup": round(s["speedup"], 2),
-            "tpf": round(s["tpf"], 2),
-        }
-        for s in speeds
-    }
+    by_length = lengths(corpus, requests, block, tpf)
+    measured = {"decoders": speeds, "frontier": points, "lengths": by_length}
+    write_json(ctx.out / "speed.json", measured)
+    shown = ("tokens_per_s", "speedup", "tpf")
+    return {f"{s['decoder']}@{s['batch']}": {k: round(s[k], 2) for k in shown} for s in speeds}

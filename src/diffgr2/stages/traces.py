@@ -1,13 +1,11 @@
-"""The traces stage: what the teacher says about the training and validation lists (GR2 §traces).
+"""The traces stage: what the teacher says about the training and validation lists.
 
 Contract: writes `<split>.safetensors` (a `Traces` each), `edges.safetensors` and, with the llm
 teacher, `<split>.jsonl` (row, order and explanation of each trace). What was paid for is kept in
-`journals/traces.jsonl` of the run, outside the stage's directory, so no restart or changed setting
+`journals/traces.sqlite` of the run, outside the stage's directory, so no restart or changed setting
 pays for an answer twice. The test split gets no traces. Not here: how a decision is made
-(`traces.evidence`, `traces.llm`).
+(`traces.decide`, `traces.llm`).
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
@@ -28,9 +26,9 @@ from diffgr2.prompts.request import request_at
 from diffgr2.stages.corpus import KNOWN
 from diffgr2.streams import permutation
 from diffgr2.traces.decide import Traces, decide, strength_edges
-from diffgr2.traces.llm import ACCEPT, TracePrompt, TraceReport, generate
+from diffgr2.traces.llm import TracePrompt, TraceReport, generate
 from diffgr2.traces.words import from_orders, write_explanations
-from diffgr2.types import Answer, CandidateLists
+from diffgr2.types import CandidateLists
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
@@ -48,29 +46,31 @@ def run(ctx: StageContext) -> dict[str, Any]:
         split: load_arrays(evidence / f"{split}.safetensors")["buckets_LKF"] for split in KNOWN
     }
     metrics: dict[str, Any] = {}
-    report = asked = None
+    asked, report = {split: len(lists[split]) for split in KNOWN}, None
     if recipe.traces.teacher == "llm":
         report, asked = ask(ctx, lists, buckets)
-        metrics |= {f"llm/{name}": value for name, value in report.metrics().items()}
+        metrics |= {f"llm/{name}": value for name, value in report.metrics.items()}
     for split in KNOWN:
         contribution_LKF = scorecard.contributions(buckets[split])
         if report is not None:
-            traces = told(ctx, split, report, scores[split], contribution_LKF, edges_S)
+            mine = [a for a in report.accepted if a.id.startswith(f"{split}/")]
+            rows = [int(a.id.removeprefix(f"{split}/")) for a in mine]
+            orders, cites = [a.answer.order for a in mine], recipe.prompt.cites
+            traces = from_orders(rows, orders, scores[split], contribution_LKF, edges_S, cites)
+            words = [a.answer.reasoning for a in mine]
+            write_explanations(ctx.out / f"{split}.jsonl", traces, words)
         else:
             traces = decide(
                 scores[split],
                 contribution_LKF,
                 lists[split].hit_L,
                 edges_S,
-                mode=recipe.traces.mode,
+                recipe.traces,
                 cites=recipe.prompt.cites,
-                attempts=recipe.traces.attempts,
-                noise=recipe.traces.noise,
                 seed=recipe.seed,
             )
         traces.save(ctx.out / f"{split}.safetensors")
-        count = asked[split] if asked else len(lists[split])
-        metrics |= figures(split, traces, lists[split].hit_L, count)
+        metrics |= figures(split, traces, lists[split].hit_L, asked[split])
     return metrics
 
 
@@ -84,9 +84,6 @@ def figures(split: str, traces: Traces, hit_L: np.ndarray, asked: int) -> dict[s
         f"{split}/accepted": round(len(traces) / max(asked, 1), 4),
         f"{split}/target_first": round(float(first_N[hits_N].mean()), 4) if hits_N.any() else 0.0,
     }
-
-
-# ---------------------------------------------------------------------------------- the llm teacher
 
 
 def chosen(ctx: StageContext, lists: Mapping[str, CandidateLists]) -> list[tuple[str, int]]:
@@ -104,15 +101,8 @@ def chosen(ctx: StageContext, lists: Mapping[str, CandidateLists]) -> list[tuple
     return able
 
 
-def explained(prompt: TracePrompt, answer: Answer, mode: str) -> bool:
-    """The mode's own rule, and something to learn from besides the order."""
-    return bool(answer.reasoning) and ACCEPT[mode](prompt, answer)  # type: ignore[index]
-
-
 def ask(
-    ctx: StageContext,
-    lists: Mapping[str, CandidateLists],
-    buckets: Mapping[str, np.ndarray],
+    ctx: StageContext, lists: Mapping[str, CandidateLists], buckets: Mapping[str, np.ndarray]
 ) -> tuple[TraceReport, dict[str, int]]:
     """The endpoint's accepted answers, and how many lists of each split were asked about."""
     recipe = ctx.recipe
@@ -124,7 +114,7 @@ def ask(
     dataset, sids = read_dataset(ctx.inputs["data"]), SemanticIds.load(ctx.inputs["items"])
     # The teacher always reads the chat with texts, whatever the student's template shows.
     chat = Chat(NAMES, recipe.evidence.buckets)
-    mode, prompts = recipe.traces.mode, []
+    mode, config, prompts = recipe.traces.mode, recipe.traces.llm, []
     for split, row in chosen(ctx, lists):
         request = request_at(
             lists[split],
@@ -135,48 +125,21 @@ def ask(
             recipe.prompt.history,
             dataset.catalogue,
         )
-        hit = int(lists[split].hit_L[row])
-        target = hit if hit >= 0 else None
-        messages = chat.messages(request, target=target if mode == "targeted" else None)
+        target = None if mode == "plain" else int(lists[split].hit_L[row])
+        messages = chat.messages(
+            request,
+            target=target if mode == "targeted" else None,
+            knowledge=config.knowledge_priming,
+        )
         read = partial(chat.parse_text, request=request)
-        prompts.append(TracePrompt(f"{split}/{row}", messages, target, read))
+        prompts.append(TracePrompt(f"{split}/{row}", messages, read, target))
     if not prompts:
         raise DataError(f"traces.mode: no list that {mode} traces could use holds its target")
-    journals = ctx.out.parent.parent / "journals"
-    journals.mkdir(parents=True, exist_ok=True)
-    report = generate(
-        prompts,
-        recipe.traces.llm,
-        mode,
-        journals / "traces.jsonl",
-        ctx.progress,
-        lambda text: Answer((), ("unparseable",)),
-        partial(explained, mode=mode),
-        seed=ctx.seed,
-    )
-    if not report.traces:
+    journal = ctx.out.parent.parent / "journals" / "traces.sqlite"
+    report = generate(prompts, config, journal, ctx.progress)
+    if not report.accepted:
         raise DataError(
-            f"traces.llm: none of {report.samples} answers of {recipe.traces.llm.model} was "
-            f"accepted ({', '.join(f'{n} {kind}' for kind, n in sorted(report.rejected.items()))})"
+            f"traces.llm: none of {report.metrics['samples']} answers of {config.model} was "
+            f"accepted ({', '.join(f'{n} {kind}' for kind, n in report.rejected.items())})"
         )
     return report, {s: sum(p.id.startswith(f"{s}/") for p in prompts) for s in KNOWN}
-
-
-def told(
-    ctx: StageContext,
-    split: str,
-    report: TraceReport,
-    score_LK: np.ndarray,
-    contribution_LKF: np.ndarray,
-    edges_S: np.ndarray,
-) -> Traces:
-    """A split's accepted answers as traces; writes their explanations."""
-    mine = [t for t in report.traces if t.id.startswith(f"{split}/")]
-    rows = [int(t.id.removeprefix(f"{split}/")) for t in mine]
-    order_NK = np.array([t.answer.order for t in mine], dtype=np.int32)
-    order_NK = order_NK.reshape(len(mine), score_LK.shape[1])
-    cites = ctx.recipe.prompt.cites
-    traces = from_orders(rows, order_NK, score_LK, contribution_LKF, edges_S, cites)
-    words = [t.answer.reasoning for t in mine]
-    write_explanations(ctx.out / f"{split}.jsonl", traces, words)
-    return traces

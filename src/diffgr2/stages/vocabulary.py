@@ -1,10 +1,8 @@
 """The vocabulary stage: a text tokenizer (trained here or the base model's) plus our tokens.
 
 Contract: writes the tokenizer files and vocabulary.json that every model directory carries on. The
-mask id comes first, then semantic IDs and control tokens (DESIGN §5). Not here: embeddings.
+mask id comes first, then semantic IDs and control tokens. Not here: embeddings.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
@@ -34,8 +32,8 @@ def text_tokenizer(recipe: Recipe, texts: list[str]) -> Tokenizer:
 def run(ctx: StageContext) -> dict[str, Any]:
     recipe = ctx.recipe
     catalogue = read_dataset(ctx.inputs["data"]).catalogue
-    index = read_json(ctx.inputs["evidence"] / "index.json")
-    fields = tuple(field["name"] for field in index["fields"])
+    known = read_json(ctx.inputs["evidence"] / "index.json")["fields"]
+    fields = tuple(field["name"] for field in known)
     texts = [item_text(catalogue, item) for item in range(len(catalogue))]
     if recipe.prompt.template == "gr2":
         # Every response spells the template's own words: they are worth tokens of their own.

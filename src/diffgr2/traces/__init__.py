@@ -1,1 +1,1 @@
-"""Teacher traces: what the re-ranker learns to write (DESIGN §3)."""
+"""Teacher traces: what the re-ranker learns to write."""

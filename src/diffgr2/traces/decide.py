@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
-from diffgr2.prompts.request import Trace
+from diffgr2.config import TracesConfig
+from diffgr2.prompts.request import Trace, order_by_strength
 from diffgr2.streams import generator
 
 
@@ -55,11 +56,6 @@ def strengths(score_LK: np.ndarray, edges_S: np.ndarray) -> np.ndarray:
     return np.searchsorted(edges_S, score_LK, side="right").astype(np.int32)
 
 
-def orders(strength_LK: np.ndarray) -> np.ndarray:
-    """Positions by falling strength, ties in shown order."""
-    return np.argsort(-strength_LK, axis=1, kind="stable").astype(np.int32)
-
-
 def cited(contribution_LKF: np.ndarray, cites: int) -> tuple[np.ndarray, np.ndarray]:
     """Fields for (strongest first) and against (strongest first) each candidate, never the same."""
     order_LKF = np.argsort(-contribution_LKF, axis=-1, kind="stable").astype(np.int32)
@@ -72,39 +68,36 @@ def decide(
     contribution_LKF: np.ndarray,
     hit_L: np.ndarray,
     edges_S: np.ndarray,
+    config: TracesConfig,
     *,
-    mode: str,
     cites: int,
-    attempts: int,
-    noise: float,
     seed: int,
 ) -> Traces:
     """Traces of the lists that the mode accepts; `hit_L` is used by targeted and rejection only."""
-    levels = len(edges_S) + 1
     rows = np.arange(len(score_LK))
     score_LK = score_LK.astype(np.float64)
-    if mode == "targeted":
+    if config.mode == "targeted":
         rows = rows[hit_L >= 0]
         score_LK = score_LK[rows].copy()
-        best_N = score_LK.max(1)
-        step = edges_S[1] - edges_S[0] if levels > 2 else 1.0
-        score_LK[np.arange(len(rows)), hit_L[rows]] = best_N + step
-    elif mode == "rejection":
-        rows, score_LK = _rejection(score_LK, hit_L, attempts, noise, seed)
+        step = edges_S[1] - edges_S[0] if len(edges_S) > 1 else 1.0
+        score_LK[np.arange(len(rows)), hit_L[rows]] = score_LK.max(1) + step
+    elif config.mode == "rejection":
+        rows, score_LK = _rejection(score_LK, hit_L, config, seed)
     strength_NK = strengths(score_LK, edges_S)
     for_NKC, against_NKA = cited(contribution_LKF[rows], cites)
-    return Traces(rows.astype(np.int32), orders(strength_NK), strength_NK, for_NKC, against_NKA)
+    order_NK = order_by_strength(strength_NK).astype(np.int32)
+    return Traces(rows.astype(np.int32), order_NK, strength_NK, for_NKC, against_NKA)
 
 
 def _rejection(
-    score_LK: np.ndarray, hit_L: np.ndarray, attempts: int, noise: float, seed: int
+    score_LK: np.ndarray, hit_L: np.ndarray, config: TracesConfig, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lists accepted within the attempts, and the noisy scores that were accepted."""
     kept = np.full(len(score_LK), False)
     drawn_LK = score_LK.copy()
-    for attempt in range(attempts):
+    for attempt in range(config.attempts):
         # The first attempt is the scorer's own order; noise comes only where that was wrong.
-        scale = noise if attempt else 0.0
+        scale = config.noise if attempt else 0.0
         gumbel_LK = generator(seed, "traces", "rejection", attempt).gumbel(size=score_LK.shape)
         trial_LK = score_LK + scale * gumbel_LK
         good_L = (hit_L >= 0) & (trial_LK.argmax(1) == hit_L) & ~kept

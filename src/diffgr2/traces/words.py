@@ -7,8 +7,6 @@ the cited fields are those that the scorer says moved it. `write_explanations` a
 (`traces.llm`) and tokenizing (`prompts.gr2`).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +17,13 @@ from diffgr2.errors import ArtifactError
 from diffgr2.traces.decide import Traces, cited, strengths
 
 
-def falling(strength_NK: np.ndarray, order_NK: np.ndarray, levels: int) -> np.ndarray:
-    """The same levels, dealt out strictly falling along each order; needs levels >= K.
+def falling(strength_NK: np.ndarray, order_NK: np.ndarray) -> np.ndarray:
+    """The same levels, dealt out strictly falling along each order; needs at least K levels.
 
-    >>> falling(np.array([[5, 5, 0]]), np.array([[1, 2, 0]]), 6).tolist()
-    [[3, 5, 4]]
+    >>> falling(np.array([[5, 5, 0]]), np.array([[1, 2, 0]])).tolist()
+    [[0, 5, 4]]
     """
     k = order_NK.shape[1]
-    assert levels >= k
     best_first_NK = -np.sort(-strength_NK, axis=1)
     # Room below for those that follow; and never more than one less than the one before.
     best_first_NK = np.maximum(best_first_NK, np.arange(k - 1, -1, -1))
@@ -39,7 +36,7 @@ def falling(strength_NK: np.ndarray, order_NK: np.ndarray, levels: int) -> np.nd
 
 def from_orders(
     row_N: Sequence[int],
-    order_NK: np.ndarray,
+    orders: Sequence[Sequence[int]],
     score_LK: np.ndarray,
     contribution_LKF: np.ndarray,
     edges_S: np.ndarray,
@@ -47,11 +44,11 @@ def from_orders(
 ) -> Traces:
     """Traces of these lists with these orders."""
     rows = np.array(row_N, dtype=np.int32)
+    order_NK = np.array(orders, dtype=np.int32).reshape(len(rows), score_LK.shape[1])
     strength_NK = strengths(score_LK[rows].astype(np.float64), edges_S)
     for_NKC, against_NKA = cited(contribution_LKF[rows], cites)
-    order_NK = order_NK.astype(np.int32)
-    strength_NK = falling(strength_NK, order_NK, len(edges_S) + 1)
-    return Traces(rows, order_NK, strength_NK.astype(np.int32), for_NKC, against_NKA)
+    strength_NK = falling(strength_NK, order_NK).astype(np.int32)
+    return Traces(rows, order_NK, strength_NK, for_NKC, against_NKA)
 
 
 def write_explanations(path: Path, traces: Traces, explanations: Sequence[str]) -> None:
@@ -66,12 +63,8 @@ def read_explanations(path: Path, count: int) -> list[str]:
     """The explanations that `write_explanations` wrote; none where the file is not there."""
     if not path.exists():
         return []
-    try:
-        # Split at the file's own line ends only: explanations may hold other separators.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        words = [str(json.loads(line)["explanation"]) for line in lines if line]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not a file of explanations ({error})") from None
+    with path.open(encoding="utf-8") as file:
+        words = [json.loads(line)["explanation"] for line in file]
     if len(words) != count:
         raise ArtifactError(f"{path}: {len(words)} explanations for {count} traces")
     return words

@@ -3,15 +3,12 @@
 Contract: without a process group every function here is the identity, so the loop has one code
 path. With one, `shard` splits the parameters over the ranks, `full` gathers a tensor back, and
 `rollout_model` lends an ordinary replicated copy: rollouts have uneven lengths, and a collective
-inside them would wait for ever. Small values travel as JSON; nothing is pickled.
+inside them would wait for ever.
 Run: `torchrun --nproc-per-node 2 -m diffgr2.cli run RECIPE`; `start` picks gloo on CPUs and nccl
 on GPUs. Not here: what is trained (`loop`) and where it is stored (`checkpoint`).
 """
 
-from __future__ import annotations
-
 import copy
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -46,7 +43,7 @@ class World:
 
 def world() -> World:
     """This process's place; (0, 1) without a process group."""
-    if td.is_available() and td.is_initialized():
+    if td.is_initialized():
         return World(td.get_rank(), td.get_world_size())
     return World()
 
@@ -62,7 +59,7 @@ def start() -> World:
 
 def stop() -> None:
     """Leave the process group, all ranks together: one that leaves early takes the others down."""
-    if td.is_available() and td.is_initialized():
+    if td.is_initialized():
         td.barrier()
         td.destroy_process_group()
 
@@ -94,7 +91,7 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
-def shard(model: nn.Module) -> nn.Module:
+def shard(model: nn.Module) -> None:
     """Split the parameters over all ranks, in place; a no-op for one process.
 
     Units: each entry of a ModuleList (decoder layers), then each child of the model (trunk, head)
@@ -103,7 +100,7 @@ def shard(model: nn.Module) -> nn.Module:
     whose weights are whole only inside its own call or inside `model.around(work)`.
     """
     if world().size == 1 or is_sharded(model):
-        return model
+        return
     twin = copy.deepcopy(model)
     _drop_weights(twin)
     tied = len(unique_tensors(model)) < len(model.state_dict())
@@ -120,7 +117,6 @@ def shard(model: nn.Module) -> nn.Module:
         model.around = MethodType(_around, model)  # type: ignore[assignment]
         register_fsdp_forward_method(model, "around")
     _TWINS[model] = twin
-    return model
 
 
 def _around(model: nn.Module, work: Callable[[], Tensor]) -> Tensor:
@@ -172,27 +168,15 @@ def rollout_model(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's JSON-like value, in rank order, on every rank."""
-    here = world()
-    if here.size == 1:
-        return [value]
-    device = "cuda" if td.get_backend() == "nccl" else "cpu"
-    raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
-    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(here.size)]
-    td.all_gather(sizes, torch.tensor([len(raw)], dtype=torch.int64, device=device))
-    longest = int(max(size.item() for size in sizes))
-    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
-    padded[: len(raw)] = raw
-    all_raw = [torch.empty_like(padded) for _ in range(here.size)]
-    td.all_gather(all_raw, padded)
-    return [
-        json.loads(bytes(part[: int(size)].cpu().numpy()))
-        for part, size in zip(all_raw, sizes, strict=True)
-    ]
+    """Every rank's value, in rank order, on every rank."""
+    answers = [value] * world().size
+    if len(answers) > 1:
+        td.all_gather_object(answers, value)
+    return answers
 
 
 def on_first(work: Callable[[], Any]) -> Any:
-    """Run `work` on the first rank; all ranks get its JSON-like result, or an error."""
+    """Run `work` on the first rank; all ranks get its result, or an error."""
     answer: dict[str, Any] = {}
     failure: Exception | None = None
     if world().first:

@@ -4,12 +4,10 @@ Contract: `fit` trains until `config.steps`, resumes from the newest valid check
 bit-identical results, and does nothing when the run is already finished. The gradient of a step is
 the sum over its micros divided by their *global* count, however they are cut or spread over
 processes. A non-finite loss, metric or gradient raises NonFiniteError before the optimizer ran.
-SIGTERM ends the run at the next round with a checkpoint (`Stopped`, exit code 0). Not here: data,
+SIGTERM ends the run at the next round with a checkpoint (SystemExit, code 0). Not here: data,
 rollouts, losses (`stages`), the model's construction, and any random number: a task derives its
 draws from (seed, step) through `diffgr2.streams`.
 """
-
-from __future__ import annotations
 
 import io
 import math
@@ -17,11 +15,11 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +32,6 @@ from diffgr2.errors import NonFiniteError
 from diffgr2.progress import Progress
 from diffgr2.train import checkpoint, dist
 from diffgr2.train.log import MetricsLog
-from diffgr2.train.schedule import learning_rate
 
 Number = float | Tensor
 
@@ -64,23 +61,20 @@ class Task(Protocol):
     every rank), both asked once per step, after `micros`.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
 
-    @property
-    def round_steps(self) -> int:
-        """Optimizer steps per rollout batch (1 without rollouts).
+    round_steps: int
+    """Optimizer steps per rollout batch (1 without rollouts).
 
-        Checkpoints are taken between rounds only, so that no rollout need be stored: a resumed run
-        makes them again from the same weights and counters.
-        """
-        ...
+    Checkpoints are taken between rounds only, so that no rollout need be stored: a resumed run
+    makes them again from the same weights and counters.
+    """
 
     def micros(self, step: int, model: nn.Module) -> Sequence[Any]:
         """All micros of a step (from 1): a function of (seed, step, weights), equal on each rank.
 
         Roll out with `dist.rollout_model(model)`. An empty list, or all counts 0, is a step without
-        an update. Autocast is on as for `loss`.
+        an update. Autocast is off: rollouts compute in the weights' own precision.
         """
         ...
 
@@ -89,23 +83,8 @@ class Task(Protocol):
         ...
 
 
-class Stopped(SystemExit):
-    """SIGTERM was honoured: a checkpoint stands, the run goes on when started again."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(0)
-        self.message = message
-
-
 def fit(
-    task: Task,
-    model: nn.Module,
-    config: TrainConfig,
-    work: Path,
-    seed: int,
-    progress: Progress,
-    *,
-    tensorboard: Path | None = None,
+    task: Task, model: nn.Module, config: TrainConfig, work: Path, seed: int, progress: Progress
 ) -> list[dict[str, Any]]:
     """Train `model` in place; returns the metrics of all steps, those before a resume included.
 
@@ -116,35 +95,30 @@ def fit(
     first = dist.world().first
     if not first:
         progress = Progress(io.StringIO())
-    with ExitStack() as stack:
-        stack.enter_context(_numerics())
-        stop = stack.enter_context(_sigterm())
+    with _numerics(), _sigterm() as stop:
         dist.shard(model)
         optimizer = make_optimizer(model, config)
         mark = checkpoint.identity(task.name, seed, config, model)
         root = work / "checkpoints"
-        resumed = checkpoint.resume(root, mark, model, optimizer, progress.line)
-        start = resumed.step if resumed else 0
-        path = work / "metrics.jsonl" if first else None
-        log = MetricsLog(path, resumed.metrics if resumed else b"", tensorboard)
-        stack.callback(log.close)
-        bar = stack.enter_context(progress.task(task.name, config.steps))
-        if start:
-            bar.advance(start, "resumed")
-        saved = start
-        for step in range(start + 1, config.steps + 1):
-            line, stopping = _train_step(task, model, optimizer, config, step, log, work, stop)
-            log.append(line)
-            bar.advance(1, f"loss {line['loss']:.4f}")
-            between = step % task.round_steps == 0 or step == config.steps
-            due = step // config.checkpoint_every > saved // config.checkpoint_every
-            if between and (due or stopping or step == config.steps):
-                raw = bytes(log.raw)
-                checkpoint.save(root, step, mark, model, optimizer, raw, config.keep)
-                saved = step
-            if between and stopping and step < config.steps:
-                progress.line(f"{task.name}: stopped at step {step} with a checkpoint")
-                raise Stopped(f"{task.name}: stopped at step {step}")
+        saved, raw = checkpoint.resume(root, mark, model, optimizer, progress.line)
+        log = MetricsLog(work / "metrics.jsonl" if first else None, raw)
+        run = _Run(task, model, config, optimizer, work, log, stop)
+        with progress.task(task.name, config.steps) as bar:
+            if saved:
+                bar.advance(saved, "resumed")
+            for step in range(saved + 1, config.steps + 1):
+                line, stopping = run.step(step)
+                log.append(line)
+                bar.advance(1, f"loss {line['loss']:.4f}")
+                last = step == config.steps
+                due = step // config.checkpoint_every > saved // config.checkpoint_every
+                if last or (step % task.round_steps == 0 and (due or stopping)):
+                    raw = bytes(log.raw)
+                    checkpoint.save(root, step, mark, model, optimizer, raw, config.keep)
+                    saved = step
+                    if stopping and not last:
+                        progress.line(f"{task.name}: stopped at step {step} with a checkpoint")
+                        raise SystemExit(0)
         return log.lines
 
 
@@ -163,92 +137,121 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate of step `step` (from 1): linear warm-up, then a cosine that ends at `final_lr`."""
+    if step <= config.warmup:
+        return config.lr * step / config.warmup
+    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    return config.lr * (config.final_lr + (1.0 - config.final_lr) * cosine)
+
+
 # ------------------------------------------------------------------------------------- one step
 
 
-def _train_step(
-    task: Task,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    step: int,
-    log: MetricsLog,
-    work: Path,
-    stop: threading.Event,
-) -> tuple[dict[str, Any], bool]:
-    """One optimizer step; returns its metrics and whether any rank was asked to stop."""
-    begin = time.monotonic()
-    rate = learning_rate(step, config)
-    micros = task.micros(step, model)  # rollouts compute in the weights' own precision
-    count = math.fsum(micro.count for micro in micros)
-    optimizer.zero_grad(set_to_none=True)
-    records: list[Any] = []
-    norm = 0.0
-    if count:
-        records = _backward(task, model, config, micros, count)
-        norm_tensor = _grad_norm(model)
-        norm = float(norm_tensor)
-    answers = dist.gather([records, stop.is_set()])
-    records = sorted(record for part, _ in answers for record in part)
-    extras = task.metrics(step) if hasattr(task, "metrics") else {}  # type: ignore[attr-defined]
-    line = _metrics_line(step, records, count, norm, rate, extras)
-    culprit = _non_finite(records, line)
-    if culprit or not math.isfinite(count):
-        _refuse(task, model, optimizer, work, line, records, culprit or "count")
-    if count:
-        gradients = [p for p in model.parameters() if p.grad is not None]
-        clip_grads_with_norm_(gradients, config.clip, norm_tensor)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-    before = log.lines[-1]["num_tokens"] if log.lines else 0
-    line["num_tokens"] = before + sum(getattr(micro, "tokens", micro.count) for micro in micros)
-    if hasattr(task, "epoch"):
-        line["epoch"] = task.epoch(step)  # type: ignore[attr-defined]
-    line["step_time"] = round(time.monotonic() - begin, 4)
-    return line, any(asked for _, asked in answers)
+@dataclass(frozen=True)
+class _Run:
+    """What every step of a run needs."""
+
+    task: Task
+    model: nn.Module
+    config: TrainConfig
+    optimizer: torch.optim.Optimizer
+    work: Path
+    log: MetricsLog
+    stop: threading.Event
+
+    def step(self, step: int) -> tuple[dict[str, Any], bool]:
+        """One optimizer step; returns its metrics and whether any rank was asked to stop."""
+        begin, task = time.monotonic(), self.task
+        rate = learning_rate(step, self.config)
+        micros = task.micros(step, self.model)
+        count = math.fsum(micro.count for micro in micros)
+        self.optimizer.zero_grad(set_to_none=True)
+        mine, norm = (
+            (self._backward(micros, count), self._norm()) if count else ([], torch.zeros(()))
+        )
+        answers = dist.gather([mine, self.stop.is_set()])
+        records = sorted(record for part, _ in answers for record in part)
+        extras = task.metrics(step) if hasattr(task, "metrics") else {}  # type: ignore[attr-defined]
+        line = {
+            "step": step,
+            "loss": sum(total for _, total, _ in records) / count if count else 0.0,
+            "grad_norm": float(norm),
+            "learning_rate": rate,
+            **_means(records),
+            **{name: float(value) for name, value in sorted(extras.items())},
+        }
+        culprit = _non_finite(records, line)
+        if culprit or not math.isfinite(count):
+            self._refuse(line, records, culprit or "count")
+        if count:
+            gradients = [p for p in self.model.parameters() if p.grad is not None]
+            clip_grads_with_norm_(gradients, self.config.clip, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        before = self.log.lines[-1]["num_tokens"] if self.log.lines else 0
+        line["num_tokens"] = before + sum(getattr(micro, "tokens", micro.count) for micro in micros)
+        if hasattr(task, "epoch"):
+            line["epoch"] = task.epoch(step)  # type: ignore[attr-defined]
+        line["step_time"] = round(time.monotonic() - begin, 4)
+        return line, any(asked for _, asked in answers)
+
+    def _backward(self, micros: Sequence[Any], count: float) -> list[Any]:
+        """Forward and backward of this rank's micros; returns [index, total, {metric: [sum, n]}].
+
+        FSDP averages over ranks, hence the factor. Every rank does the same number of forwards: the
+        short ones repeat a micro with weight 0.
+        """
+        here, device = dist.world(), next(self.model.parameters()).device.type
+        self.model.train()
+        results: list[tuple[int, Tensor, Mapping[str, tuple[Number, Number]]]] = []
+        for index in range(here.rank, here.size * math.ceil(len(micros) / here.size), here.size):
+            real = index < len(micros)
+            with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                loss = self.task.loss(self.model, micros[index % len(micros)])
+            if loss.total.requires_grad:
+                (loss.total * (here.size / count if real else 0.0)).backward()
+            if real:
+                results.append((index, loss.total.detach(), loss.metrics))
+        # Converted only now: on a GPU each float() waits for the device.
+        return [
+            [index, float(total), {k: [float(s), float(n)] for k, (s, n) in metrics.items()}]
+            for index, total, metrics in results
+        ]
+
+    def _norm(self) -> Tensor:
+        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _refuse(self, line: dict[str, Any], records: list[Any], culprit: str) -> NoReturn:
+        """Dump what is known, leave weights and moments as they were, raise."""
+        bad = []
+        for name, parameter in self.model.named_parameters():
+            gradient = parameter.grad
+            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+            if local is not None and not local.isfinite().all():
+                bad.append(name)
+        self.optimizer.zero_grad(set_to_none=True)
+        bad = sorted({name for part in dist.gather(bad) for name in part})
+        path = self.work / "nonfinite.json"
+        if dist.world().first:
+            dump = {
+                "task": self.task.name,
+                "culprit": culprit,
+                "metrics": {name: repr(value) for name, value in line.items()},
+                "losses": {str(index): repr(total) for index, total, _ in records},
+                "gradients": bad[:20],
+            }
+            write_json(path, dump)
+        raise NonFiniteError(
+            f"{self.task.name}: step {line['step']}: {culprit} is not finite, no update made "
+            f"(see {path})"
+        )
 
 
-def _backward(
-    task: Task, model: nn.Module, config: TrainConfig, micros: Sequence[Any], count: float
-) -> list[Any]:
-    """Forward and backward of this rank's micros; returns [index, total, {metric: [sum, n]}].
-
-    FSDP averages over ranks, hence the factor. Every rank does the same number of forwards: the
-    short ones repeat a micro with weight 0.
-    """
-    here = dist.world()
-    model.train()
-    results: list[tuple[int, Loss]] = []
-    for turn in range(math.ceil(len(micros) / here.size)):
-        index = turn * here.size + here.rank
-        real = index < len(micros)
-        with _autocast(model, config):
-            loss = task.loss(model, micros[index if real else index % len(micros)])
-        if loss.total.requires_grad:
-            (loss.total * (here.size / count if real else 0.0)).backward()
-        if real:
-            results.append((index, Loss(loss.total.detach(), loss.metrics)))
-    # Converted only now: on a GPU each float() waits for the device.
-    return [
-        [index, float(loss.total), {k: [float(s), float(n)] for k, (s, n) in loss.metrics.items()}]
-        for index, loss in results
-    ]
-
-
-def _grad_norm(model: nn.Module) -> Tensor:
-    norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def _metrics_line(
-    step: int,
-    records: list[Any],
-    count: float,
-    norm: float,
-    rate: float,
-    extras: dict[str, float],
-) -> dict[str, Any]:
+def _means(records: list[Any]) -> dict[str, float]:
     """Metrics of a step, summed in micro order so that no number depends on the world size."""
     sums: dict[str, list[float]] = {}
     for _, _, metrics in records:
@@ -256,14 +259,7 @@ def _metrics_line(
             entry = sums.setdefault(name, [0.0, 0.0])
             entry[0] += total
             entry[1] += n
-    return {
-        "step": step,
-        "loss": sum(total for _, total, _ in records) / count if count else 0.0,
-        "grad_norm": norm,
-        "learning_rate": rate,
-        **{name: total / n for name, (total, n) in sorted(sums.items()) if n},
-        **{name: float(value) for name, value in sorted(extras.items())},
-    }
+    return {name: total / n for name, (total, n) in sorted(sums.items()) if n}
 
 
 def _non_finite(records: list[Any], line: dict[str, Any]) -> str | None:
@@ -275,49 +271,7 @@ def _non_finite(records: list[Any], line: dict[str, Any]) -> str | None:
     return next((name for name in order if not math.isfinite(line[name])), None)
 
 
-def _refuse(
-    task: Task,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    work: Path,
-    line: dict[str, Any],
-    records: list[Any],
-    culprit: str,
-) -> None:
-    """Dump what is known, leave weights and moments as they were, raise."""
-    bad = [
-        name
-        for name, p in model.named_parameters()
-        if p.grad is not None and not _local(p.grad).isfinite().all()
-    ]
-    optimizer.zero_grad(set_to_none=True)
-    bad = sorted({name for part in dist.gather(bad) for name in part})
-    path = work / "nonfinite.json"
-    if dist.world().first:
-        work.mkdir(parents=True, exist_ok=True)
-        dump = {
-            "task": task.name,
-            "culprit": culprit,
-            "metrics": {name: repr(value) for name, value in line.items()},
-            "losses": {str(index): repr(total) for index, total, _ in records},
-            "gradients": bad[:20],
-        }
-        write_json(path, dump)
-    raise NonFiniteError(
-        f"{task.name}: step {line['step']}: {culprit} is not finite, no update made (see {path})"
-    )
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 # ---------------------------------------------------------------------------------- surroundings
-
-
-def _autocast(model: nn.Module, config: TrainConfig) -> torch.autocast:
-    device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 @contextmanager

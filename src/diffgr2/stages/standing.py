@@ -1,0 +1,127 @@
+"""What stands of a run: the one reader behind the report, its figures and worked examples.
+
+Contract: `Standing.of(runner)` surveys the runner's recipe, so stages of another recipe are never
+mixed in; files are read when first asked for, and once. `systems` are the rows of the results that
+stand. Not here: measuring (`evaluate`), what is written (`report`, `examples`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffgr2.artifacts import load_arrays, read_json
+from diffgr2.candidates.lists import load_lists
+from diffgr2.candidates.scorers import KINDS
+from diffgr2.config import Recipe
+from diffgr2.data.store import Dataset, read_dataset
+from diffgr2.errors import ArtifactError
+from diffgr2.evaluate.baselines import order_from_scores
+from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
+from diffgr2.pipeline import STANDS, Runner
+from diffgr2.stages.corpus import Corpus, open_corpus
+from diffgr2.stages.plan import CORPUS
+from diffgr2.stages.rows import ROWS
+from diffgr2.stages.score import Decoded, Model, decode_lists
+from diffgr2.types import CandidateLists
+
+TIMED = {"ar": "ar", "block": "cft_opd_rl", "block_raw": "cft_opd_rl_raw", "verify": "verify"}
+"""Decoder of the timing run -> row whose speed it is."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """See the module's docstring."""
+
+    recipe: Recipe
+    root: Path
+    stages: frozenset[str]
+    models: dict[str, Model] = field(default_factory=dict)  # opened so far
+
+    @classmethod
+    def of(cls, runner: Runner) -> Standing:
+        """What stands of the runner's recipe; without candidate lists there is nothing to say."""
+        states = runner.survey(list(runner.stages))
+        stages = frozenset(name for name, state in states.items() if state == STANDS)
+        if not {"data", "candidates"} <= stages:
+            raise ArtifactError(
+                f"{runner.root}: no candidate lists stand for recipe {runner.recipe.name} "
+                f"(run: diffgr2 candidates {runner.recipe.name})"
+            )
+        return cls(runner.recipe, runner.root, stages)
+
+    @cached_property
+    def lists(self) -> CandidateLists:
+        """The test lists."""
+        return load_lists(self.root / "candidates", "test")
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return read_dataset(self.root / "data")
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return open_corpus({name: self.root / name for name in CORPUS}, self.recipe)
+
+    @cached_property
+    def speed(self) -> dict[str, Any] | None:
+        """The timing run's measurements."""
+        return read_json(self.root / "speed" / "speed.json") if "speed" in self.stages else None
+
+    @cached_property
+    def truth(self) -> np.ndarray | None:
+        """True next-item probabilities of the test candidates, where a simulated shop knows."""
+        path = self.root / "data" / "truth.safetensors"
+        if not path.is_file():
+            return None
+        from diffgr2.data.shop_truth import true_probabilities
+
+        lists = self.lists
+        return true_probabilities(
+            load_arrays(path), self.dataset.histories, lists.user_L, lists.end_L, lists.items_LK
+        )
+
+    @cached_property
+    def systems(self) -> list[SystemOutputs]:
+        """Every row that stands: evidence scorers, then decoded rows."""
+        rows = self._evidence() if "evidence" in self.stages else []
+        for spec in ROWS:
+            if f"score_{spec.name}" in self.stages:
+                outputs = load_outputs(self.root / f"score_{spec.name}", spec.name)
+                rows.append(replace(outputs, timing=self._timing(outputs)))
+        return rows
+
+    def _evidence(self) -> list[SystemOutputs]:
+        """The recipe's scorer as `evidence`, the other kinds beside it."""
+        chosen, rows = self.recipe.evidence.scorer, []
+        for kind in sorted(KINDS, key=lambda kind: (kind != chosen, kind)):
+            path = self.root / "evidence" / f"scores_{kind}_test.safetensors"
+            order_LK = order_from_scores(load_arrays(path)["score_LK"], path.name)
+            name = "evidence" if kind == chosen else f"evidence_{kind}"
+            rows.append(SystemOutputs(name, order_LK, len(order_LK), meta={"scorer": kind}))
+        return rows
+
+    def _timing(self, outputs: SystemOutputs) -> dict[str, Any]:
+        """Speed at batch 1 from the timing run, scaled to this row's mean output."""
+        for entry in self.speed["decoders"] if self.speed else ():
+            if entry["batch"] == 1 and TIMED.get(entry["decoder"]) == outputs.name:
+                assert outputs.n_tokens_L is not None
+                tokens = float(outputs.n_tokens_L.mean())
+                seconds = tokens / entry["tokens_per_s"]
+                return {"tokens": tokens, "seconds": seconds, "batch": 1, "outputs": 1}
+        return {}
+
+    def last(self, names: Sequence[str]) -> str | None:
+        """The first of these stages that stands."""
+        return next((name for name in names if name in self.stages), None)
+
+    def decoded(self, stage: str, rows: np.ndarray, how: str) -> Decoded:
+        """Test lists decoded one by one with a stage's model."""
+        if stage not in self.models:
+            self.models[stage] = Model.open(self.root / stage)
+        return decode_lists(self.corpus, self.models[stage], rows, how, batch=1)
