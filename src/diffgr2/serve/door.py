@@ -8,6 +8,8 @@ error shape with the id. Nothing it answers may be stored. One access line a req
 log; keys and bodies never do. Not here: bodies (`reading`) and connections (`wire`).
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import re

@@ -6,6 +6,8 @@ ones and puts them in their place only when they answer; the old ones end with t
 A bundle that is refused leaves everything as it was. Not here: routes (`app`), decoding (`engine`).
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time
