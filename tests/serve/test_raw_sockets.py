@@ -130,7 +130,7 @@ def run_fuzz(reranker: Reranker, count: int) -> None:
         seen = asyncio.run(fuzz(server, base, count, 7))
         print(f"\nraw messages: {dict(sorted(seen.items()))}")
         assert sum(seen.values()) == count
-        assert not [code for code in seen if code.startswith("5")]
+        assert not [code for code in seen if code.startswith("5") and code != "505"]
         assert seen["400"] > count / 20
         assert idle(server.state)
         assert settled(before) <= before
@@ -194,11 +194,14 @@ def test_bounds_on_connections_are_kept(reranker: Reranker) -> None:
         assert idle(server.state)
 
 
-def test_too_many_connections_are_turned_away(reranker: Reranker) -> None:
+def test_of_too_many_idle_connections_the_longest_idle_gives_way(reranker: Reranker) -> None:
     with Live(reranker, limits=Limits(connections=8)) as server:
         held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
         time.sleep(0.2)
-        assert talk(server.port, b"").startswith(b"HTTP/1.1 503")
+        alive = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        assert talk(server.port, alive).startswith(b"HTTP/1.1 200")
+        held[0].settimeout(5)
+        assert held[0].recv(1) == b""
         for connection in held:
             connection.close()
         with server.client() as client:

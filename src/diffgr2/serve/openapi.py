@@ -68,6 +68,17 @@ ERROR = {
         "indices": {"type": "array", "items": {"type": "integer"}},
     },
 }
+BATCH = {
+    "type": "object",
+    "required": ["requests"],
+    "properties": {
+        "requests": {
+            "type": "array",
+            "items": {"$ref": REFERENCE.format(model="RerankRequest")},
+            "description": "ranking requests, each as for /v1/rerank",
+        }
+    },
+}
 FAILURES = (400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 500, 503, 504)
 
 
@@ -121,12 +132,12 @@ def describe(app: FastAPI, state: State) -> None:
         schemas = made.setdefault("components", {}).setdefault("schemas", {})
         schemas.clear()
         schemas.update(parts)
-        schemas.update({"RerankRequest": body, "Error": ERROR})
+        schemas.update({"RerankRequest": body, "RerankBatch": BATCH, "Error": ERROR})
         error = {"$ref": REFERENCE.format(model="Error")}
         for path, methods in made["paths"].items():
             for method, route in methods.items():
                 route["responses"].pop("422", None)
-                for status in FAILURES if path.endswith("rerank") else (400, 401, 404, 422, 503):
+                for status in FAILURES if "rerank" in path else (400, 401, 404, 422, 503):
                     kind = TYPES[status].replace("_", " ")
                     route["responses"][str(status)] = {"description": kind, **described(error)}
                 if path.endswith("rerank") and method == "post":
@@ -140,6 +151,16 @@ def describe(app: FastAPI, state: State) -> None:
                             "application/json": {"schema": answers},
                             "text/event-stream": {"schema": {"type": "string"}},
                         },
+                    }
+                elif path.endswith("batch"):
+                    both = {"requests": [shown["ids"]["value"], shown["query"]["value"]]}
+                    schema = {"$ref": REFERENCE.format(model="RerankBatch")}
+                    example = {"lists": {"summary": "Two lists", "value": both}}
+                    content = {"application/json": {"schema": schema, "examples": example}}
+                    route["requestBody"] = {"required": True, "content": content}
+                    route["responses"]["200"] = {
+                        "description": "A JSON line per list, as they end: its index and its answer",
+                        "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
                     }
         return made
 
