@@ -46,5 +46,5 @@ def test_every_room_is_said():
 @pytest.mark.parametrize("thing", ["evidence field", "decoder", "importer", "stage"])
 def test_one_paragraph_of_at_most_three_files_says_where_to_add_it(thing):
     (answer,) = [p for p in PAGE.split("\n\n") if re.match(rf"\*\*An? {thing}\?\*\*", p)]
-    files = {n for n in re.findall(r"`((?:[\w<>]+/)*[\w<>]+\.(?:py|yaml))`", answer)}
+    files = set(re.findall(r"`((?:[\w<>]+/)*[\w<>]+\.(?:py|yaml))`", answer))
     assert 2 <= len(files) <= 3
