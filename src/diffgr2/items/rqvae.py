@@ -145,8 +145,7 @@ def fit_rqvae(
     first = permutation(n_items, seed, "items", "rqvae", "start")[:count]
     with torch.no_grad():
         latents_IE = mlp(weights, "encoder", x_ID[first]).numpy()
-    purpose = (seed, "items", "rqvae")
-    codes_LCE = fit_codebooks(latents_IE, config.levels, config.codes, *purpose)
+    codes_LCE = fit_codebooks(latents_IE, config.levels, config.codes, seed, "items", "rqvae")
     books = Codebooks(torch.from_numpy(codes_LCE))
     optimizer = torch.optim.Adam(weights.values(), lr=config.lr)
     step = 0

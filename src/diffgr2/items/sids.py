@@ -102,7 +102,5 @@ class SemanticIds:
         arrays = load_arrays(path)
         try:
             return cls(arrays["codes_IL"], int(arrays["n_codes"][0]))
-        except (KeyError, IndexError):
-            raise ArtifactError(f"{path}: not saved semantic IDs") from None
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error}") from None
