@@ -8,8 +8,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from diffgr2.candidates.fields import NAMES
-from diffgr2.candidates.index import EvidenceIndex
+from diffgr2.candidates.index import NAMES, EvidenceIndex
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig
 from diffgr2.rerank.names import Seats, Stranger

@@ -16,14 +16,13 @@ from diffgr2.artifacts import read_json
 from diffgr2.candidates.neighbours import ItemKnn, Popularity
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import RetrieverConfig
-from diffgr2.errors import ArtifactError
 from diffgr2.progress import Progress
 from diffgr2.types import Histories
 
 if TYPE_CHECKING:
     from diffgr2.candidates.sasrec import SasRec
 
-    Fitted = SasRec | ItemKnn | Popularity
+type Fitted = SasRec | ItemKnn | Popularity
 
 COUNTED = {"itemknn": ItemKnn, "popularity": Popularity}
 
@@ -53,12 +52,9 @@ def fit(
 
 def load(directory: Path) -> Fitted:
     """The retriever in a directory, whatever its kind."""
-    about = read_json(directory / "config.json")
-    kind = about.get("kind") if isinstance(about, dict) else None
+    kind = read_json(directory / "config.json")["kind"]
     if kind in COUNTED:
         return COUNTED[kind].load(directory)
-    if kind != "sasrec":
-        raise ArtifactError(f"{directory / 'config.json'}: unknown retriever kind {kind!r}")
     from diffgr2.candidates.sasrec import SasRec
 
     return SasRec.load(directory)

@@ -124,8 +124,8 @@ def _one_try(url: str, part: Path, note: Path, task: Task) -> None:
     `note` remembers which version of the remote file the part belongs to: its ETag or
     Last-Modified ("" if there is none) and its size (0 if unknown).
     """
-    request = urllib.request.Request(url, headers={"User-Agent": "diffgr2 (data fetch)"})
-    request.add_header("Accept-Encoding", "identity")
+    headers = {"User-Agent": "diffgr2 (data fetch)", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(url, headers=headers)
     have = _size(part)
     try:
         noted = read_json(note)

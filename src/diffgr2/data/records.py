@@ -136,11 +136,11 @@ def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None
     if quarantine is not None:
         quarantine.unlink(missing_ok=True)
     path = Path(config.interactions)
-    with Intake(path.name, quarantine, config.max_bad_share) as intake:
-        if config.source == "p5":
-            raw = read_p5(path, intake)
-        else:
-            raw = columns.read_interactions(path, _source(path, config), intake)
+    intake = Intake(path.name, quarantine, config.max_bad_share)
+    if config.source == "p5":
+        raw = read_p5(path, intake)
+    else:
+        raw = columns.read_interactions(path, _source(path, config), intake)
     report: dict[str, Any] = {
         "source": config.source,
         "file": path.name,
@@ -151,11 +151,10 @@ def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None
     }
     if config.items:
         path = Path(config.items)
-        with Intake(path.name, quarantine, config.max_bad_share) as intake:
-            source = _source(path, config, items=True)
-            raw = replace(
-                raw, texts=columns.read_texts(path, source, intake, set(raw.events["item"]))
-            )
+        intake = Intake(path.name, quarantine, config.max_bad_share)
+        source = _source(path, config, items=True)
+        texts = columns.read_texts(path, source, intake, set(raw.events["item"]))
+        raw = replace(raw, texts=texts)
         report |= {
             "items_file": path.name,
             "item_lines_in": intake.lines,
