@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from diffgr2.candidates import kinds
-from diffgr2.candidates.neighbours import Popularity
+from diffgr2.candidates.kinds import Popularity
 from diffgr2.candidates.retrieval import evaluate, prefixes, ragged
 from diffgr2.candidates.sasrec import (
     FullCrossEntropy,

@@ -20,11 +20,8 @@ from diffgr2.errors import DataError
 from diffgr2.streams import permutation
 from diffgr2.types import MISS, CandidateLists, Histories
 
-ARRAYS = ("user_L", "end_L", "target_L", "items_LK", "scores_LK")
-"""Of `CandidateLists`, and of its file."""
-
-MIN_HISTORY = 2
-"""Training lists need at least this many items before their target."""
+ARRAYS = ("user_L", "end_L", "target_L", "items_LK", "scores_LK")  # of `CandidateLists` and file
+MIN_HISTORY = 2  # items that training lists need before their target
 
 
 def fold_of_users(n_users: int, folds: int, seed: int) -> np.ndarray:

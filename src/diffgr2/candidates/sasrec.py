@@ -4,7 +4,7 @@ Contract: `train(histories, ...)` fits on each user's train part and stops early
 items' NDCG@10; `SasRec.score_all` rates the catalogue for arbitrary histories. Same seed, data and
 threads give the same bits, also when training was cut off and continued from `work`. Only real
 (non-padded) positions reach the item logits, and those are made, used and dropped chunk by chunk.
-Not here: negative sampling, candidate lists (`lists`), other retrievers (`neighbours`).
+Not here: negative sampling, candidate lists (`lists`), other retrievers (`kinds`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffgr2.artifacts import load_arrays, read_json, replacing, write_json
-from diffgr2.candidates.neighbours import bought
-from diffgr2.candidates.retrieval import evaluate, padded_last, prefixes
+from diffgr2.candidates.retrieval import bought, evaluate, padded_last, prefixes
 from diffgr2.config import RetrieverConfig
 from diffgr2.errors import NonFiniteError
 from diffgr2.items.vectors import unit_rows
@@ -32,14 +31,9 @@ from diffgr2.progress import Progress
 from diffgr2.streams import generator, key_of, permutation, torch_generator
 from diffgr2.types import Histories
 
-LOGIT_ROWS = 256
-"""Positions whose logits over all items exist at one time."""
-
-WATCHED_USERS = 8_192
-"""Users whose validation items decide the early stop (a random choice where there are more)."""
-
-SORT_BATCHES = 16
-"""Batches whose users are sorted by length together, so that little of a batch is padding."""
+LOGIT_ROWS = 256  # positions whose logits over all items exist at one time
+WATCHED_USERS = 8_192  # whose validation items decide the early stop (a random choice of more)
+SORT_BATCHES = 16  # whose users are sorted by length together, so that little is padding
 
 
 def dropped(x: Tensor, rate: float, source: np.random.Generator | None) -> Tensor:

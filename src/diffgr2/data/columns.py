@@ -39,7 +39,6 @@ from diffgr2.data.lines import (
 from diffgr2.data.values import identifier, item_text, milliseconds, whole_number
 from diffgr2.errors import DataError, first_line
 
-BATCH = 65_536  # parquet rows turned into Python values at a time
 ITEM_WORDS = ("item", *TEXT_WORDS)
 ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
 ATOMIC = {  # our word -> what an atomic file may call it, and the type it must have
@@ -231,5 +230,4 @@ def _parquet(
         reason = first_line(error)
         raise DataError(f"{path.name}: not a readable parquet file ({reason})") from None
     intake.lines = len(table)
-    rows = table.iter_rows(named=True, buffer_size=BATCH)
-    return names, ((number, "", row) for number, row in enumerate(rows, 1))
+    return names, ((n, "", row) for n, row in enumerate(table.iter_rows(named=True), 1))

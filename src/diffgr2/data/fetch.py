@@ -21,7 +21,7 @@ from pathlib import Path
 from time import sleep
 
 from diffgr2.artifacts import fsync_path, read_json, sha256_of, write_json
-from diffgr2.errors import ArtifactError, ConfigError, DataError, RemoteError
+from diffgr2.errors import ConfigError, DataError, RemoteError
 from diffgr2.progress import Progress, Task
 
 CHUNK = 1 << 18
@@ -127,10 +127,7 @@ def _one_try(url: str, part: Path, note: Path, task: Task) -> None:
     headers = {"User-Agent": "diffgr2 (data fetch)", "Accept-Encoding": "identity"}
     request = urllib.request.Request(url, headers=headers)
     have = _size(part)
-    try:
-        noted = read_json(note)
-    except ArtifactError:
-        noted = {"validator": "", "size": 0}
+    noted = read_json(note) if note.exists() else {}
     if have and any(noted.values()):
         request.add_header("Range", f"bytes={have}-")
         if noted["validator"]:

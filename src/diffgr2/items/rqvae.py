@@ -21,12 +21,9 @@ from diffgr2.errors import NonFiniteError
 from diffgr2.items.quantize import Quantizer, fit_codebooks
 from diffgr2.streams import generator, permutation, torch_generator
 
-INIT_ROWS_PER_CODE = 64
-"""Rows behind the first k-means: this many per code, at least one batch."""
-TEMPERATURE = 0.1
-"""Of the contrastive loss, on cosine similarities."""
-MIN_COUNT = 1e-4
-"""Moving count under which a code's mean says nothing any more and the code stays put."""
+INIT_ROWS_PER_CODE = 64  # behind the first k-means, at least one batch
+TEMPERATURE = 0.1  # of the contrastive loss, on cosine similarities
+MIN_COUNT = 1e-4  # moving count under which a code's mean says nothing and the code stays put
 
 
 class Codebooks:

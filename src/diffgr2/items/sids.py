@@ -19,8 +19,7 @@ import numpy as np
 from diffgr2.artifacts import load_arrays, save_arrays, write_json
 from diffgr2.errors import ArtifactError, DataError
 
-LETTERS = "abcdefgh"
-"""Names of the levels."""
+LETTERS = "abcdefgh"  # names of the levels
 SID_TOKEN = re.compile(r"<s_[a-h]_(0|[1-9][0-9]{0,8})>")
 
 

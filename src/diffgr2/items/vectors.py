@@ -23,11 +23,9 @@ from diffgr2.errors import ConfigError, DataError, MissingExtraError, first_line
 from diffgr2.streams import key_of
 from diffgr2.types import Catalogue
 
-MAX_TERMS = 60_000
-"""Most frequent 1- and 2-grams kept; bounds the size of the saved encoder."""
+MAX_TERMS = 60_000  # most frequent 1- and 2-grams kept; bounds the size of the saved encoder
 SENTENCE_PREFIX = "sentence-transformers:"
-FIELD_BREAK = "\n"
-"""Separates the fields of one item's text; a 2-gram never reaches over it."""
+FIELD_BREAK = "\n"  # separates the fields of one item's text; a 2-gram never reaches over it
 WORD = re.compile(r"\w+")
 
 

@@ -2,11 +2,11 @@
 
 Contract: `reward` is R_rank = (rank_before − rank_after) / K of the target plus GR2's format reward
 α where the rank strictly improved or a first place was kept, so copying the input order earns
-nothing; an invalid or over-long output earns −1. `advantages` normalises rewards within groups and marks groups without variance, which
-carry no gradient and are refilled by the caller; `clipped_objective` is DAPO's (paper §3.6, E.7):
-tokens weigh equally over the whole batch, the ratio is clipped at 1 − low and 1 + high. Sums only;
-the loop divides by the global token count. Not here: parsing (`prompts`), rollouts and replay
-(`stages.rl`).
+nothing; an invalid or over-long output earns −1. `advantages` normalises rewards within groups and
+marks groups without variance, which carry no gradient and are refilled by the caller;
+`clipped_objective` is DAPO's (paper §3.6, E.7): tokens weigh equally over the whole batch, the
+ratio is clipped at 1 − low and 1 + high. Sums only; the loop divides by the global token count. Not
+here: parsing (`prompts`), rollouts and replay (`stages.rl`).
 """
 
 from collections.abc import Sequence

@@ -23,10 +23,8 @@ from diffgr2.items.sids import SemanticIds, parse_sid
 from diffgr2.items.vectors import item_text, unit_rows
 from diffgr2.types import Catalogue
 
-KEYS = ("id", "sid", "title", "text")
-"""What an object must have at least one of."""
-NEW_PATH = 1 << 30
-"""Numbers of category paths that no catalogue item has begin here."""
+KEYS = ("id", "sid", "title", "text")  # an object must have at least one of them
+NEW_PATH = 1 << 30  # numbers of category paths that no catalogue item has begin here
 
 
 class ListProblem(DataError):  # noqa: N818
