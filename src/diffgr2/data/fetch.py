@@ -140,7 +140,10 @@ def _one_try(url: str, part: Path, note: Path, task: Task) -> None:
                 have = 0
             total = _total(response, have)
             if not have:
-                write_json(note, {"validator": _validator(response), "size": total or 0})
+                etag = response.headers.get("ETag", "")  # If-Range may ask with a strong one
+                last = response.headers.get("Last-Modified", "")
+                validator = etag if etag.startswith('"') else last
+                write_json(note, {"validator": validator, "size": total or 0})
             elif noted["size"] and total not in (None, noted["size"]):
                 part.unlink()
                 raise _Again("the file changed at the server")
@@ -168,12 +171,6 @@ def _one_try(url: str, part: Path, note: Path, task: Task) -> None:
     if total is not None and size > total:
         part.unlink()
         raise _Again(f"{size} bytes came, {total} were announced")
-
-
-def _validator(response: http.client.HTTPResponse) -> str:
-    """What If-Range may be asked with: a strong ETag, or Last-Modified."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")

@@ -98,17 +98,6 @@ class Names:
         """The catalogue's item of this number."""
         return Item(self.sids.codes(number), number)
 
-    def _one(self, entry: Any) -> int | Stranger:
-        if isinstance(entry, Mapping):
-            return self._object(entry)
-        if not isinstance(entry, str | int | np.integer) or isinstance(entry, bool):
-            raise DataError("expected text or an object")
-        text = str(entry)
-        if not text.strip():
-            raise DataError("empty text")
-        known = self._known(text)
-        return Stranger(text) if known is None else known
-
     def _known(self, text: str) -> int | None:
         """The item that a text names, None if it is free text."""
         if text in self._id:
@@ -122,12 +111,18 @@ class Names:
         return items[0] if items else None
 
     def _sid(self, codes: tuple[int, ...]) -> int:
-        item = self.sids.item(codes) if max(codes) < self.sids.n_codes else None
+        item = self.sids.item(codes)
         if item is None:
             raise DataError("no item has this semantic ID")
         return item
 
-    def _object(self, entry: Mapping[str, Any]) -> int | Stranger:
+    def _one(self, entry: Any) -> int | Stranger:
+        if not isinstance(entry, Mapping):
+            if not isinstance(entry, str | int | np.integer) or isinstance(entry, bool):
+                raise DataError("expected text or an object")
+            if not str(entry).strip():
+                raise DataError("empty text")
+            entry = {"text": str(entry)}
         given = {key: value for key, value in entry.items() if value not in (None, "", [], ())}
         for key in (*KEYS, "brand", "description"):
             if key in given and not isinstance(given[key], str):
