@@ -39,7 +39,6 @@ from diffgr2.data.lines import (
 from diffgr2.data.values import identifier, item_text, milliseconds, whole_number
 from diffgr2.errors import DataError, first_line
 
-ITEM_WORDS = ("item", *TEXT_WORDS)
 ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
 ATOMIC = {  # our word -> what an atomic file may call it, and the type it must have
     "user": (("user_id",), "token"),
@@ -91,7 +90,7 @@ def read_texts(
     path: Path, source: Source, intake: Intake, wanted: Collection[str]
 ) -> dict[str, ItemText]:
     """Metadata of the wanted items; the first record of an item counts."""
-    names, records = _open(path, source, ITEM_WORDS, intake, wanted)
+    names, records = _open(path, source, ("item", *TEXT_WORDS), intake, wanted)
     texts: dict[str, ItemText] = {}
     for number, text, record in records:
         try:
