@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from diffgr2.candidates import kinds, scorers
-from diffgr2.candidates.fields import FIELDS
-from diffgr2.candidates.index import EvidenceIndex
+from diffgr2.candidates.index import FIELDS, EvidenceIndex
 from diffgr2.candidates.lists import held_out_lists
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig, ItemsConfig, load_recipe

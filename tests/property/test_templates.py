@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers
 
-from diffgr2.candidates.fields import FIELDS, NAMES
+from diffgr2.candidates.index import FIELDS, NAMES
 from diffgr2.config import PromptConfig
 from diffgr2.prompts.chat import Chat
 from diffgr2.prompts.compact import ANSWER, Compact

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffgr2.candidates.fields import NAMES
+from diffgr2.candidates.index import NAMES
 from diffgr2.config import PromptConfig
 from diffgr2.prompts.chat import Chat
 from diffgr2.prompts.gr2 import Gr2

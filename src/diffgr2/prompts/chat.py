@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.candidates.fields import FIELDS
+from diffgr2.candidates.index import FIELDS
 from diffgr2.items.sids import parse_sid, sid_text
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.english import Phrases, listed, wording

@@ -21,15 +21,14 @@ from diffgr2.config import DecodeConfig
 from diffgr2.data.store import read_dataset
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
 from diffgr2.errors import ConfigError, DataError, first_problem
-from diffgr2.items.encode import Encoder
+from diffgr2.items.quantize import Encoder
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import contract_of
 from diffgr2.prompts.request import Request, item_kind, item_text
 from diffgr2.prompts.template import frame_of, make_template
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.rerank.bundle import read_note
-from diffgr2.rerank.names import Item, Names
-from diffgr2.rerank.strangers import Seats
+from diffgr2.rerank.names import Item, Names, Seats
 from diffgr2.types import Catalogue
 
 SEATS = 512

@@ -13,8 +13,7 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates import scorers
-from diffgr2.candidates.fields import FIELDS
-from diffgr2.candidates.index import EvidenceIndex
+from diffgr2.candidates.index import FIELDS, EvidenceIndex
 from diffgr2.candidates.lists import load_lists
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig

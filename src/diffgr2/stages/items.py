@@ -14,9 +14,8 @@ from diffgr2.artifacts import save_arrays, write_json
 from diffgr2.config import ItemsConfig
 from diffgr2.data.store import read_dataset
 from diffgr2.errors import ArtifactError
-from diffgr2.items.encode import Encoder
 from diffgr2.items.quality import flat_metrics, id_report
-from diffgr2.items.quantize import Quantizer, fit_rkmeans, residual_codes
+from diffgr2.items.quantize import Encoder, Quantizer, fit_rkmeans, residual_codes
 from diffgr2.items.rqvae import fit_rqvae, n_epochs
 from diffgr2.items.sids import SemanticIds
 from diffgr2.items.uniqueness import check_capacity, distinct_share, make_unique, take_neighbours

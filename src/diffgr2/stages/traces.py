@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
-from diffgr2.candidates.fields import NAMES
+from diffgr2.candidates.index import NAMES
 from diffgr2.candidates.lists import load_lists
 from diffgr2.candidates.scorers import LinearScorer
 from diffgr2.data.store import read_dataset
