@@ -1,4 +1,4 @@
-"""Accept rules: which masked positions commit in this step (DESIGN §6, Decode; paper §3.3).
+"""Accept rules: which masked positions commit in this step (paper §3.3).
 
 Contract: each rule takes the confidence of every position's chosen token, which positions are still
 masked, and returns a non-empty subset of the masked ones. Confidence is the *unfiltered* softmax
