@@ -13,8 +13,6 @@ from diffgr2.decode.writer import View, Window, Writer
 
 
 class ArWriter(Writer):
-    """See the module's docstring."""
-
     _answer_at: int | None = None
 
     def plan(self) -> Window:

@@ -26,8 +26,6 @@ MARKER_GUESS = 0.5
 
 
 class BlockWriter(Writer):
-    """See the module's docstring."""
-
     def __init__(self, key: int, request: DecodeRequest, settings: DecodeSettings) -> None:
         super().__init__(key, request, settings, spare=settings.block_size)
         self.prefill = len(self.prompt)
@@ -49,8 +47,6 @@ class BlockWriter(Writer):
         size = self.settings.block_size
         return [min(block_bounds(p, size, self._shift)[1], prompt) for p in range(prompt)]
 
-    # ------------------------------------------------------------------------------ plan
-
     def plan(self) -> Window:
         prompt, clean = len(self.prompt), self._clean
         if clean[0] == clean[1] and self.settings.alignment == "shifted":
@@ -69,8 +65,6 @@ class BlockWriter(Writer):
         self._canvas_row -= logits_from
         start = prompt + (clean[0] if clean[0] != clean[1] else self.start)
         return Window(ids, start, hi, logits_from)
-
-    # ---------------------------------------------------------------------------- update
 
     def update(self, view: View) -> None:
         step, self.nfe = self.nfe, self.nfe + 1
@@ -127,8 +121,6 @@ class BlockWriter(Writer):
         else:
             return
         self.done = True
-
-    # ------------------------------------------------------------------- permutation rule
 
     def _answer(
         self, logp_TV: torch.Tensor, masked_T: np.ndarray, token_T: np.ndarray, commit_T: np.ndarray

@@ -39,8 +39,6 @@ def speculative(
 
 
 class VerifyWriter(Writer):
-    """See the module's docstring."""
-
     def __init__(self, key: int, request: DecodeRequest, settings: DecodeSettings) -> None:
         super().__init__(key, request, settings, spare=settings.canvas)
         self._draft: list[int] = []  # tokens proposed for the positions after the committed ones

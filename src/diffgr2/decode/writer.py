@@ -111,5 +111,6 @@ class Writer(ABC):
 
     def result(self) -> Trajectory:
         """The first `length` positions."""
-        arrays = (a[: self.length].copy() for a in (self.tokens_T, self.step_T, self.logp_T))
-        return Trajectory(*arrays, self.nfe, self.finished)
+        whole = (self.tokens_T, self.step_T, self.logp_T)
+        tokens_T, step_T, logp_T = (a_T[: self.length].copy() for a_T in whole)
+        return Trajectory(tokens_T, step_T, logp_T, self.nfe, self.finished)

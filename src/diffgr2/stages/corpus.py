@@ -34,8 +34,6 @@ KNOWN = ("train", "validation")
 
 @dataclass(frozen=True)
 class Corpus:
-    """See the module's docstring."""
-
     recipe: Recipe
     dataset: Dataset
     sids: SemanticIds

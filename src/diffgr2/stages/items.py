@@ -64,7 +64,6 @@ def check_unique(natural_IL: np.ndarray, config: ItemsConfig) -> None:
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    """See the module's docstring."""
     config = ctx.recipe.items
     dataset = read_dataset(ctx.inputs["data"])
     check_capacity(len(dataset.catalogue), config.levels, config.codes)

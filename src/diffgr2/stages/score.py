@@ -27,7 +27,7 @@ from diffgr2.pipeline import StageContext
 from diffgr2.prompts.answers import POLICIES
 from diffgr2.prompts.request import Request
 from diffgr2.stages.corpus import Corpus, open_corpus
-from diffgr2.stages.rows import ROWS, RowSpec
+from diffgr2.stages.rows import RowSpec
 from diffgr2.types import FAILURES, Trajectory
 
 DESCRIBED = ("decoder", "threshold", "rule", "accept")  # of the settings, in the results
@@ -146,6 +146,3 @@ def run_row(ctx: StageContext, spec: RowSpec) -> dict[str, Any]:
         "r@1": round(float(first_L.mean()), 4),
         "tokens_per_forward": round(float(np.mean([t.tpf for t in decoded.trajectories])), 3),
     }
-
-
-SPECS = {spec.name: spec for spec in ROWS}

@@ -25,8 +25,6 @@ from diffgr2.train.loop import Loss
 
 @dataclass
 class SftTask:
-    """See the module's docstring."""
-
     corpus: Corpus
     config: SftConfig
     seed: int
