@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from diffgr2.evaluate.metrics import METRICS
+from diffgr2.evaluate.metrics import MAIN, METRICS
 from diffgr2.evaluate.results import BASELINES
 from diffgr2.evaluate.significance import verdict
 from diffgr2.types import FAILURES
 
-MAIN = ("r@1", "ndcg@3")
 SHORT = ("r@1", "r@3", "ndcg@3", "ndcg@10")
 NAMES = {"hit": "Hit users (target among the candidates)", "all": "All users (a miss counts 0)"}
 

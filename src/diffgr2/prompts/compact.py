@@ -133,11 +133,7 @@ class Compact:
         return right, total
 
     def english(
-        self,
-        tokens: list[int],
-        request: Request,
-        names: Sequence[str],
-        labels: Sequence[str] = (),
+        self, tokens: list[int], request: Request, names: Sequence[str], labels: Sequence[str] = ()
     ) -> str:
         """The reasoning in plain English; `names` are the candidates, `labels` first codes.
 

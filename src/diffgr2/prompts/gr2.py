@@ -241,11 +241,7 @@ class Gr2:
         return right, total
 
     def english(
-        self,
-        tokens: list[int],
-        request: Request,
-        names: Sequence[str],
-        labels: Sequence[str] = (),
+        self, tokens: list[int], request: Request, names: Sequence[str], labels: Sequence[str] = ()
     ) -> str:
         """The explanation with items by name; history items by their texts."""
         titles = (text.rsplit(" (", 1)[0] for text in request.history_texts)
