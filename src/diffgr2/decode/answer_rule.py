@@ -28,10 +28,6 @@ class AnswerState:
     start: int  # where the answer begins, in response positions
     entry_KN: np.ndarray
 
-    @property
-    def slots_KN(self) -> np.ndarray:  # noqa: N802
-        return self.grammar.slots(self.start)
-
 
 def answer_state(grammar: AnswerGrammar, start: int, tokens_T: np.ndarray) -> AnswerState:
     """Read the committed entries out of a response (UNKNOWN = masked or not reached)."""

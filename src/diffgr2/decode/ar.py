@@ -34,7 +34,7 @@ class ArWriter(Writer):
             if self._answer_at is None:
                 return view
         state = answer_state(self.grammar, self._answer_at, self.tokens_T)
-        here = np.argwhere(state.slots_KN == self.length)
+        here = np.argwhere(self.grammar.slots(state.start) == self.length)
         if not len(here):
             return view
         allowed = allowed_tokens(state, allowed_choices(state), *here[0].tolist())

@@ -86,7 +86,7 @@ class BlockWriter(Writer):
             commit_T = self._accept(confidence_T, masked_T, view.logp_TV[rows])
             commit_T = self._settle(state, commit_T, token_T, confidence_T) | marker_T
             found = self._found(token_T, commit_T)
-            if found not in (None, state.start):  # an earlier marker got in: it commits alone
+            if found is not None and found != state.start:  # an earlier marker: it commits alone
                 commit_T &= self._marker(found)
         for t in np.flatnonzero(commit_T):
             self.commit(self.start + int(t), int(token_T[t]), step, float(logp_T[t]))
@@ -150,16 +150,15 @@ class BlockWriter(Writer):
             tokens_T[self.start :][commit_T] = token_T[commit_T]
         return self.grammar.find(tokens_T)
 
-    def _marker(self, start: int | None) -> np.ndarray:
+    def _marker(self, start: int) -> np.ndarray:
         """Which canvas positions hold the marker of an answer that begins at `start`."""
         assert self.grammar is not None
-        assert start is not None
         at_T = np.arange(self.start, self.end)
         return (at_T < start) & (at_T >= start - len(self.grammar.marker))
 
     def _slots(self, state: AnswerState) -> list[tuple[int, int, int]]:
         """(canvas position, entry, position in entry) of the answer's tokens in this canvas."""
-        local_KN = state.slots_KN - self.start
+        local_KN = state.grammar.slots(state.start) - self.start
         inside_KN = (local_KN >= 0) & (local_KN < self.end - self.start)
         return [(int(local_KN[j, n]), int(j), int(n)) for j, n in np.argwhere(inside_KN)]
 

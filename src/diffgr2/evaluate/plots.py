@@ -59,9 +59,6 @@ def heading(ax: Axes, text: str, size: float = 11) -> None:
     ax.set_title(text, loc="left", fontsize=size, fontweight="bold")
 
 
-# ------------------------------------------------------------------------------------- the rows
-
-
 def stage_ladder(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Every row's metric with its 95 % interval; dotted lines at the floor and at AR."""
     n = max(row["n"] for row in rows)
@@ -166,9 +163,6 @@ def rank_moves(floor_rank_L: np.ndarray, final_rank_L: np.ndarray, k: int, name:
     return figure
 
 
-# --------------------------------------------------------------------------------------- speed
-
-
 def frontier(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float], x: str) -> Figure:
     """R@1 against speed over τ. A point: {rule, tau, r@1, tpf, speedup}; `x` is one of the latter
     two; `lines` are named levels such as AR and floor."""
@@ -254,9 +248,6 @@ def _clip(text: str, length: int = 14) -> str:
     """A token's text for a tick: visible white space, no mathtext, not too long."""
     text = text.replace("\n", "⏎").replace(" ", "·").replace("$", r"\$")
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-# ------------------------------------------------------------------------- training and items
 
 
 def training_curves(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:

@@ -32,11 +32,9 @@ def mask_id_of(directory: Path, rows: int) -> int:
         return int(added[MASK])
     known = [*tokenizer["model"]["vocab"].values(), *added.values()]
     free = max(known) + 1
-    if free >= rows:
-        raise CheckpointError(
-            f"{directory}: no free embedding row for the mask token ({rows} rows)"
-        )
-    return free
+    if free < rows:
+        return free
+    raise CheckpointError(f"{directory}: no free embedding row for the mask token ({rows} rows)")
 
 
 def convert(source: Path, out: Path, config: ConvertConfig) -> BlockContract:

@@ -96,7 +96,6 @@ def device() -> torch.device:
 
 
 def to_device(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
-    """The model on the device."""
     nn.Module.to(model, device())  # in place; transformers' own `to` is typed for other uses
     return model
 

@@ -104,7 +104,5 @@ def open_corpus(inputs: Mapping[str, Path], recipe: Recipe) -> Corpus:
             s: load_arrays(inputs["evidence"] / f"{s}.safetensors")["buckets_LKF"] for s in splits
         },
         traces=traces,
-        explanations={
-            s: read_explanations(inputs["traces"] / f"{s}.jsonl", len(traces[s])) for s in taught
-        },
+        explanations={s: read_explanations(inputs["traces"] / f"{s}.jsonl") for s in taught},
     )

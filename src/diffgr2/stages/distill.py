@@ -59,7 +59,6 @@ class Outputs:
 
     @classmethod
     def load(cls, directory: Path) -> Outputs:
-        """What the stage wrote."""
         return cls(**load_arrays(directory / FILE))
 
 

@@ -129,7 +129,6 @@ def outputs_of(corpus: Corpus, name: str, decoded: Decoded) -> SystemOutputs:
 
 
 def run_row(ctx: StageContext, spec: RowSpec) -> dict[str, Any]:
-    """Decode one row."""
     config, corpus = ctx.recipe.evaluate, open_corpus(ctx.inputs, ctx.recipe)
     lists = test_rows(corpus, config.users, config.max_users)
     model = Model.open(ctx.inputs[spec.model])

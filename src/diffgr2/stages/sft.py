@@ -65,7 +65,6 @@ class SftTask:
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    """Train from the mid-trained model."""
     corpus, config = open_corpus(ctx.inputs, ctx.recipe), ctx.recipe.sft
     source = ctx.inputs["midtrain"]
     task = SftTask(corpus, config, ctx.seed)
