@@ -181,8 +181,7 @@ def render_markdown(report: dict[str, Any], figures: Sequence[str] = ()) -> str:
         if population == "hit":
             parts += [validity_table(rows), speed_table(rows)]
         lines += [line for part in parts if part for line in ("", part)]
-        sentences = step_sentences(rows)
-        if sentences:
+        if sentences := step_sentences(rows):
             lines += ["", "### Step by step", "", *(f"- {text}" for text in sentences)]
     over_all = {row["name"] for row in rows_of(report, "all")}
     left_out = [row["name"] for row in rows_of(report, "hit") if row["name"] not in over_all]

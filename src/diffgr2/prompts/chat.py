@@ -185,8 +185,7 @@ class Chat:
     def parse_text(self, text: str, request: Request) -> Answer:
         """A teacher's answer: JSON (fenced or among words), or `[3] > [1] > ...`."""
         text = text.encode("utf-8", "replace").decode("utf-8")
-        found = find_json(text)
-        if found is not None:
+        if (found := find_json(text)) is not None:
             entries = found["recommendations"]
             explanation = flat_text(found.get("explanation", ""))
         else:

@@ -89,8 +89,7 @@ class OpdTask:
                 shown.append(request)
         with rollout_model(model) as inner:
             lean = LeanQwen3(inner)
-            sampled = decode(lean, requests, self.settings, batch=DECODE_BATCH)
-            texts = sampled
+            texts = sampled = decode(lean, requests, self.settings, batch=DECODE_BATCH)
             if config.teacher == "self_careful":  # the same prompts, one token a step
                 careful = replace(self.settings, threshold=1.0, temperature=0.0)
                 texts = decode(lean, requests, careful, batch=DECODE_BATCH)
