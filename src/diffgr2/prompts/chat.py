@@ -102,14 +102,10 @@ def places_of(request: Request) -> dict[Sid, int]:
 
 
 class Chat:
-    """See the module's docstring."""
-
     def __init__(self, fields: Sequence[str], buckets: int) -> None:
         self.words = wording("gr2")
         self.fields = tuple(fields)
         self.phrases = Phrases(self.words["fields"], self.words["scales"], fields, buckets)
-
-    # --------------------------------------------------------------------------- asking
 
     def user(self, request: Request, *, reasoning: bool) -> list[Piece]:
         """The user's turn."""
@@ -153,8 +149,6 @@ class Chat:
         names = ("system", "history", "candidates", "task", "reason", "direct")
         return [*(self.words[n] for n in names), *self.words["steps"].values(), *self.phrases.all()]
 
-    # --------------------------------------------------------------------------- explaining
-
     def explanation(self, request: Request, trace: Trace) -> list[Piece]:
         """A trace's reasoning in three steps: history, for and against, verdict."""
         steps, sids = self.words["steps"], sids_of(request.codes_KL)
@@ -188,13 +182,10 @@ class Chat:
         kind = UserText(kinds.most_common(1)[0][0])
         return filled(steps["habit"], {"kind": [kind], "newest": [*newest]})
 
-    # --------------------------------------------------------------------------- reading
-
     def parse_text(self, text: str, request: Request) -> Answer:
         """A teacher's answer: JSON (fenced or among words), or `[3] > [1] > ...`."""
         text = text.encode("utf-8", "replace").decode("utf-8")
-        found = find_json(text)
-        if found is not None:
+        if (found := find_json(text)) is not None:
             entries = found["recommendations"]
             explanation = flat_text(found.get("explanation", ""))
         else:

@@ -59,7 +59,6 @@ class Phrases:
             yield self._meaning[match[0]]
 
     def all(self) -> list[str]:
-        """Every phrase."""
         return list(self._meaning)
 
 

@@ -44,11 +44,9 @@ def fit_quantizer(
     if config.quantizer == "rkmeans":
         return fit_rkmeans(vectors_ID, config, seed)
     with progress.task("items: RQ-VAE epochs", n_epochs(len(vectors_ID), config)) as bar:
-
-        def report(epoch: int, loss: float) -> None:
-            bar.advance(1, f"loss {loss:.4f}")
-
-        return fit_rqvae(vectors_ID, pairs_P2, config, seed, report)
+        return fit_rqvae(
+            vectors_ID, pairs_P2, config, seed, lambda _, loss: bar.advance(1, f"loss {loss:.4f}")
+        )
 
 
 def check_unique(natural_IL: np.ndarray, config: ItemsConfig) -> None:
@@ -63,7 +61,6 @@ def check_unique(natural_IL: np.ndarray, config: ItemsConfig) -> None:
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    """See the module's docstring."""
     config = ctx.recipe.items
     dataset = read_dataset(ctx.inputs["data"])
     check_capacity(len(dataset.catalogue), config.levels, config.codes)

@@ -19,7 +19,6 @@ TRAINED = ("midtrain", "sft", "rl", "direct_rl", "cft", "opd", "block_rl", "cft_
 """Stages with a training loop; the processes of a torchrun share their work."""
 
 MEASURED = tuple(f"score_{spec.name}" for spec in ROWS)
-AR_ROWS = ("score_ar_direct", "score_ar_sft", "score_ar")
 
 READ_BY = {
     "ar": "decode.temperature decode.max_tokens",
@@ -97,7 +96,7 @@ _TABLE = (
 STAGES = {stage.name: stage for stage in _TABLE}
 GOALS = {
     "candidates": ["evidence"],
-    "teacher": ["rl", "direct_rl", *AR_ROWS],
+    "teacher": ["rl", "direct_rl", "score_ar_direct", "score_ar_sft", "score_ar"],
     "ladder": list(MEASURED),
     "all": [*MEASURED, "speed", "bundle"],
 }
