@@ -15,7 +15,7 @@ from diffgr2 import __version__, cli
 from diffgr2.artifacts import write_json
 from diffgr2.cli import doctor
 from diffgr2.cli.runs import NOTE
-from diffgr2.config import RECIPES
+from diffgr2.recipe import RECIPES
 from diffgr2.stages.plan import STAGES
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffgr2.artifacts import save_arrays
-from diffgr2.config import ItemsConfig, validate
+from diffgr2.config import ItemsConfig
 from diffgr2.errors import ArtifactError, ConfigError, DataError, MissingExtraError
 from diffgr2.items.encode import Encoder
 from diffgr2.items.quantize import Quantizer, fit_rkmeans
@@ -17,6 +17,7 @@ from diffgr2.items.rqvae import fit_rqvae
 from diffgr2.items.sids import SemanticIds
 from diffgr2.items.uniqueness import check_capacity, make_unique, take_neighbours
 from diffgr2.items.vectors import TextVectors, fit_vectors
+from diffgr2.recipe import validate
 from diffgr2.stages.items import check_unique
 
 SMALL = ItemsConfig(

@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from diffgr2.cli.verbs import Overrides
-from diffgr2.config import RECIPES, find_recipe, load_recipe
+from diffgr2.recipe import RECIPES, find_recipe, load_recipe
 
 
 def headline(text: str) -> str:

@@ -115,8 +115,8 @@ def convert_dir(
     origin: Annotated[str, typer.Option("--origin", help="document or response.")] = "document",
 ) -> None:
     """Turn an AR checkpoint directory into a block-diffusion one, bit for bit."""
-    from diffgr2.config import validate
     from diffgr2.model.conversion import convert
+    from diffgr2.recipe import validate
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: stands already (give a new or empty directory)")

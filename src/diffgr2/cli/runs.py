@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from diffgr2.artifacts import locked, read_json, write_json
-from diffgr2.config import Recipe, load_recipe, validate
+from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.pipeline import Runner
 from diffgr2.progress import Progress
+from diffgr2.recipe import load_recipe, validate
 from diffgr2.stages.plan import GOALS, STAGES
 
 RUNS = Path("runs")

@@ -7,7 +7,8 @@ product.
 
 from pathlib import Path
 
-from diffgr2.config import Section, parse_yaml
+from diffgr2.config import Section
+from diffgr2.recipe import parse_yaml
 
 
 class Product(Section):

@@ -9,8 +9,9 @@ what it opens. Not here: writing one (`stages.bundle`).
 from pathlib import Path
 
 from diffgr2.artifacts import read_json
-from diffgr2.config import Recipe, validate
+from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError
+from diffgr2.recipe import validate
 
 FORMAT = 1
 NOTE = "diffgr2.json"
