@@ -1,24 +1,22 @@
 """Progress for people: a rich bar on a terminal, a plain line now and then otherwise.
 
-Contract: `Progress.track(iterable, label)` and `with progress.task(label, total) as bar:
-bar.advance(n, note)`. Plain lines appear at most every `every_s` seconds, so logs stay short.
-Not here: metrics (`train.log`) or results (`evaluate.report`).
+Contract: `with progress.task(label, total) as bar: bar.advance(n, note)`. Plain lines come at most
+every `every_s` seconds, so logs stay short. Not here: metrics (`train.log`) and results
+(`evaluate.report`).
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -70,13 +68,6 @@ class Progress:
                 self.line(f"{label}: {task.done}{of} [{now - start:.0f}s] {note}".rstrip())
 
         return show
-
-    def track(self, items: Sequence[T], label: str) -> Iterator[T]:
-        """Iterate with progress."""
-        with self.task(label, len(items)) as task:
-            for item in items:
-                yield item
-                task.advance()
 
     def line(self, text: str) -> None:
         """Print one plain line."""

@@ -33,25 +33,20 @@ FORMAT = 1
 MODEL, OPTIMIZER, METRICS = "model.safetensors", "optimizer.safetensors", "metrics.jsonl"
 FILES = frozenset({MODEL, OPTIMIZER, METRICS})
 MANIFEST_LIMIT = 1 << 20  # bytes; a larger one is not ours
-FREE_KEYS = frozenset({"checkpoint_every", "keep"})  # may change between runs: no result depends
+FREE_KEYS = {"checkpoint_every", "keep"}  # may change between runs: no result depends
 NAME = re.compile(r"step-(\d{8})")
 TEMPORARY = ".tmp-"
 
 
 def identity(task: str, seed: int, config: TrainConfig, model: nn.Module) -> dict[str, Any]:
     """What a checkpoint belongs to; equal identities give bit-identical runs."""
-    tensors = {
-        name: [str(tensor.dtype), list(tensor.shape)]
-        for name, tensor in dist.unique_tensors(model).items()
-    }
+    shapes = {n: [str(t.dtype), list(t.shape)] for n, t in dist.unique_tensors(model).items()}
+    parameters = sum(p.numel() for p in model.parameters())
     return {
         "task": task,
         "seed": seed,
-        "config": config.model_dump(mode="json", exclude=set(FREE_KEYS)),
-        "model": {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "shapes": artifacts.digest(tensors),
-        },
+        "config": config.model_dump(mode="json", exclude=FREE_KEYS),
+        "model": {"parameters": parameters, "shapes": artifacts.digest(shapes)},
     }
 
 
@@ -77,7 +72,6 @@ def save(
         final = _path(root, step)
         temporary = root / f"{TEMPORARY}{final.name}"
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             save_file(model_tensors, temporary / MODEL)
             save_file(optimizer_tensors, temporary / OPTIMIZER)
@@ -93,12 +87,8 @@ def save(
 
 
 def _gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    result = {}
-    for name, tensor in tensors.items():
-        whole = dist.full(tensor)
-        if dist.world().first:
-            result[name] = whole.cpu().contiguous()
-    return result
+    whole = ((name, dist.full(tensor)) for name, tensor in tensors.items())
+    return {name: tensor.cpu().contiguous() for name, tensor in whole if dist.world().first}
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -150,19 +140,17 @@ def _choose(root: Path, wanted: Mapping[str, Any], warn: Callable[[str], None]) 
                 _remove(aside)
                 os.rename(path, aside)
             continue
-        for key, value in wanted.items():
-            found = manifest.get(key)
-            if found != value:
-                raise CheckpointError(f"{path}: belongs to another run ({_gap(key, found, value)})")
+        found = {key: manifest.get(key) for key in wanted}
+        if found != wanted:
+            raise CheckpointError(f"{path}: belongs to another run ({_gap('', found, wanted)})")
         return step
     return 0
 
 
 def _gap(key: str, found: Any, wanted: Any) -> str:
     if isinstance(found, dict) and isinstance(wanted, dict):
-        for inner in sorted(found.keys() | wanted.keys()):
-            if found.get(inner) != wanted.get(inner):
-                return _gap(f"{key}.{inner}", found.get(inner), wanted.get(inner))
+        name = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
+        return _gap(f"{key}.{name}".lstrip("."), found.get(name), wanted.get(name))
     return f"{key} is {found!r} there, {wanted!r} here"
 
 
@@ -198,8 +186,7 @@ def _read_sealed(path: Path) -> dict[str, Any]:
         raw = file.read(MANIFEST_LIMIT)
     try:
         manifest = json.loads(raw)
-        content = {key: value for key, value in manifest.items() if key != "seal"}
-        whole = artifacts.json_text(artifacts.sealed(content)).encode() == raw
+        whole = artifacts.json_text(artifacts.sealed(manifest)).encode() == raw
     except (ValueError, AttributeError, RecursionError):
         whole = False
     if not whole:
@@ -225,10 +212,7 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         for full_name in file.keys():  # noqa: SIM118 (not a dict)
             key, _, name = full_name.partition("/")
             value, parameter = file.get_tensor(full_name), parameters[name]
-            if value.dim():
-                value = dist.place_like(value, parameter)
-            elif optimizer.defaults.get("fused"):
-                value = value.to(parameter.device)
+            value = dist.place_like(value, parameter) if value.dim() else value.to(parameter.device)
             # The file is mapped memory that a later retention removes: own the bytes.
             optimizer.state[parameter][key] = value.clone()
 

@@ -227,12 +227,9 @@ class _Run:
 
     def _refuse(self, line: dict[str, Any], records: list[Any], culprit: str) -> NoReturn:
         """Dump what is known, leave weights and moments as they were, raise."""
-        bad = []
-        for name, parameter in self.model.named_parameters():
-            gradient = parameter.grad
-            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            if local is not None and not local.isfinite().all():
-                bad.append(name)
+        named = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        local = {n: g.to_local() if isinstance(g, DTensor) else g for n, g in named.items()}
+        bad = [name for name, gradient in local.items() if not gradient.isfinite().all()]
         self.optimizer.zero_grad(set_to_none=True)
         bad = sorted({name for part in dist.gather(bad) for name in part})
         path = self.work / "nonfinite.json"

@@ -1,8 +1,10 @@
-"""`diffgr2 doctor`: versions, device, what is missing.
+"""`diffgr2 recipes` and `doctor`: what ships with the package, and what it finds on this machine.
 
-Contract: prints one line per fact, ends with what to do about what is missing; the exit code is 1
-if a required package is missing or too old, else 0. Nothing is installed or downloaded. Not here:
-checks of a run (`status`).
+Contract: `recipes` prints one line per shipped recipe; with a name the commented file, or with
+`--resolved` every key with the value a run would use. `doctor` prints one line per fact, ends with
+what to do about what is missing; the exit code is 1 if a required package is missing or too old,
+else 0. Nothing is installed or downloaded. Not here: the schema (`config`), checks of a run
+(`status`).
 """
 
 import os
@@ -12,13 +14,39 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Annotated
 
 import typer
+import yaml
 from packaging.requirements import Requirement
 
 from diffgr2 import __version__
+from diffgr2.cli.verbs import Overrides
+from diffgr2.recipe import RECIPES, find_recipe, load_recipe
 
 EXTRA = re.compile(r"extra == \"([^\"]+)\"")
+
+
+def recipes(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Show this one.")] = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="All keys, defaults included, without comments.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """List the shipped recipes, or show one."""
+    if recipe is None:
+        for path in sorted(RECIPES.glob("*.yaml")):
+            title, _, _ = path.read_text(encoding="utf-8").partition("\n")
+            typer.echo(f"{path.stem:12} {title.removeprefix('#').strip()}")
+        typer.echo("diffgr2 recipes NAME shows one; copy it to a file of yours to change it")
+        return
+    checked = load_recipe(recipe, overrides)
+    if resolved or overrides:
+        values = checked.model_dump(mode="json")
+        typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip())
+    else:
+        typer.echo(find_recipe(recipe).read_text(encoding="utf-8").rstrip())
 
 
 def wanted() -> list[tuple[str, Requirement]]:
@@ -88,5 +116,6 @@ def doctor() -> None:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the verbs."""
+    app.command("recipes", rich_help_panel="Runs")(recipes)
     app.command("doctor", rich_help_panel="Runs")(doctor)
