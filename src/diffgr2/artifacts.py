@@ -145,7 +145,6 @@ def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> dict[str,
         # that a kill between the two steps leaves nothing that looks finished.
         (final / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
     os.rename(temporary, final)
     fsync_path(final.parent)
     for name, entry in manifest["files"].items():

@@ -64,15 +64,11 @@ def versions() -> dict[str, str]:
 
 def read_part(recipe: Recipe, sections: tuple[str, ...]) -> dict[str, Any]:
     """The values of these sections, and of single keys written as `section.key`."""
-    whole = recipe.model_dump(mode="json")
-    part: dict[str, Any] = {}
+    include: dict[str, Any] = {}
     for name in sections:
         section, _, key = name.partition(".")
-        if key:
-            part.setdefault(section, {})[key] = whole[section][key]
-        else:
-            part[section] = whole[section]
-    return part
+        include[section] = {key, *include.get(section, ())} if key else True
+    return recipe.model_dump(mode="json", include=include)
 
 
 STANDS, OUTDATED, INTERRUPTED, MISSING = "stands", "outdated", "interrupted", "missing"
@@ -162,9 +158,8 @@ class Runner:
         for name in order:
             stage = self.stages[name]
             key = self.key(stage)
-            found = None
-            if not (force and name in goals):
-                found = self.on_first(lambda: self._found(stage, key))  # noqa: B023 (called now)
+            again = force and name in goals
+            found = None if again else self.on_first(lambda: self._found(stage, key))  # noqa: B023
             if found is not None:
                 self.progress.line(f"{name}: stands")
             manifests[name] = found or self._run_one(stage, key)

@@ -52,9 +52,8 @@ def recipes(
 def wanted() -> list[tuple[str, Requirement]]:
     """(extra, "" = required; what it needs) of the installed distribution."""
     needs = [Requirement(text) for text in requires("diffgr2") or []]
-    extras = ["".join(EXTRA.findall(str(need.marker))) for need in needs]
-    pairs = zip(extras, needs, strict=True)
-    return [(extra, need) for extra, need in pairs if need.name != "diffgr2"]
+    own = [need for need in needs if need.name != "diffgr2"]
+    return [("".join(EXTRA.findall(str(need.marker))), need) for need in own]
 
 
 def state_of(need: Requirement) -> tuple[str, bool]:
@@ -73,21 +72,10 @@ def device_lines() -> list[str]:
         import torch
     except ImportError:
         return []
-    lines = [f"torch threads: {torch.get_num_threads()} of {os.cpu_count()} cores"]
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            about = torch.cuda.get_device_properties(index)
-            lines.append(f"device: {about.name}, {about.total_memory / 2**30:.0f} GiB")
-    else:
-        lines.append("device: CPU (no CUDA device is visible)")
-    return lines
-
-
-def memory_line() -> str:
-    """Memory and free disk."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return f"memory: {pages:.0f} GiB, free disk here: {free:.0f} GiB"
+    threads = f"torch threads: {torch.get_num_threads()} of {os.cpu_count()} cores"
+    cards = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+    devices = [f"device: {card.name}, {card.total_memory / 2**30:.0f} GiB" for card in cards]
+    return [threads, *(devices or ["device: CPU (no CUDA device is visible)"])]
 
 
 def doctor() -> None:
@@ -106,8 +94,10 @@ def doctor() -> None:
             broken += [] if good else [need.name]
         elif not good and extra != "dev":
             optional.append(f"optional {need.name}: {text} (pip install 'diffgr2[{extra}]')")
-    for line in [*device_lines(), memory_line(), *optional]:
-        typer.echo(line)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    disk = f"memory: {memory:.0f} GiB, free disk here: {free:.0f} GiB"
+    typer.echo("\n".join([*device_lines(), disk, *optional]))
     if broken:
         typer.echo(f"to mend: {', '.join(broken)} (pip install -e . -c constraints.txt)")
         raise typer.Exit(1)

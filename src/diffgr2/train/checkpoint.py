@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from diffgr2 import artifacts
 from diffgr2.artifacts import MANIFEST
@@ -32,13 +33,13 @@ from diffgr2.train import dist
 FORMAT = 1
 MODEL, OPTIMIZER, METRICS = "model.safetensors", "optimizer.safetensors", "metrics.jsonl"
 FILES = frozenset({MODEL, OPTIMIZER, METRICS})
-MANIFEST_LIMIT = 1 << 20  # bytes; a larger one is not ours
 FREE_KEYS = {"checkpoint_every", "keep"}  # may change between runs: no result depends
 NAME = re.compile(r"step-(\d{8})")
 TEMPORARY = ".tmp-"
+Mark = dict[str, Any]
 
 
-def identity(task: str, seed: int, config: TrainConfig, model: nn.Module) -> dict[str, Any]:
+def identity(task: str, seed: int, config: TrainConfig, model: nn.Module) -> Mark:
     """What a checkpoint belongs to; equal identities give bit-identical runs."""
     shapes = {n: [str(t.dtype), list(t.shape)] for n, t in dist.unique_tensors(model).items()}
     parameters = sum(p.numel() for p in model.parameters())
@@ -54,16 +55,10 @@ def identity(task: str, seed: int, config: TrainConfig, model: nn.Module) -> dic
 
 
 def save(
-    root: Path,
-    step: int,
-    identity: Mapping[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    metrics: bytes,
-    keep: int,
+    root: Path, step: int, mark: Mark, model: nn.Module, optimizer: Optimizer, log: bytes, keep: int
 ) -> None:
     """Write one checkpoint, then drop all but the newest `keep`; all ranks call it."""
-    manifest = {"format": FORMAT, "step": step, "world_size": dist.world().size, **identity}
+    manifest = {"format": FORMAT, "step": step, "world_size": dist.world().size, **mark}
     # Gathering is collective, so every rank walks all tensors; only the first one keeps them.
     model_tensors = _gathered(dist.unique_tensors(model))
     optimizer_tensors = _gathered(_optimizer_tensors(model, optimizer))
@@ -75,7 +70,7 @@ def save(
             temporary.mkdir(parents=True)
             save_file(model_tensors, temporary / MODEL)
             save_file(optimizer_tensors, temporary / OPTIMIZER)
-            (temporary / METRICS).write_bytes(metrics)
+            (temporary / METRICS).write_bytes(log)
             artifacts.publish(temporary, final, manifest)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -91,7 +86,7 @@ def _gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.cpu().contiguous() for name, tensor in whole if dist.world().first}
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Moments and counts as flat named tensors: `exp_avg/NAME`."""
     return {
         f"{key}/{name}": value
@@ -104,17 +99,13 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def resume(
-    root: Path,
-    identity: Mapping[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    warn: Callable[[str], None],
+    root: Path, mark: Mark, model: nn.Module, optimizer: Optimizer, warn: Callable[[str], None]
 ) -> tuple[int, bytes]:
     """Load the newest valid checkpoint into model and optimizer; its step and its metrics log.
 
     (0, b"") is the beginning. All ranks call it; the files must be visible to all of them.
     """
-    step = dist.on_first(lambda: _choose(root, identity, warn))
+    step = dist.on_first(lambda: _choose(root, mark, warn))
     if step == 0:
         return 0, b""
     path = _path(root, step)
@@ -126,7 +117,7 @@ def resume(
         raise CheckpointError(f"{path}: step {step} cannot be read ({error})") from None
 
 
-def _choose(root: Path, wanted: Mapping[str, Any], warn: Callable[[str], None]) -> int:
+def _choose(root: Path, wanted: Mark, warn: Callable[[str], None]) -> int:
     for stray in root.glob(f"{TEMPORARY}*"):
         _remove(stray)
     for step in _steps(root):
@@ -168,9 +159,9 @@ def verify(path: Path, step: int) -> dict[str, Any]:
                 raise CheckpointError(f"{path / MANIFEST}: {key} is not {wanted}")
         found, listed = artifacts.list_files(path), manifest["files"]
         for name in sorted({*FILES, *found, *listed}):
-            if name not in listed or name not in FILES:
-                raise CheckpointError(f"{path / name}: does not belong there")
-            if found.get(name) != listed[name]:
+            if name not in FILES:
+                raise CheckpointError(f"{path}: {name} does not belong there")
+            if name not in found or found[name] != listed.get(name):
                 raise CheckpointError(f"{path / name}: is missing or was changed")
         for name in (MODEL, OPTIMIZER):
             with safe_open(path / name, "pt"):
@@ -182,8 +173,7 @@ def verify(path: Path, step: int) -> dict[str, Any]:
 
 def _read_sealed(path: Path) -> dict[str, Any]:
     """A manifest whose every byte is as written."""
-    with path.open("rb") as file:
-        raw = file.read(MANIFEST_LIMIT)
+    raw = path.read_bytes()
     try:
         manifest = json.loads(raw)
         whole = artifacts.json_text(artifacts.sealed(manifest)).encode() == raw
@@ -206,7 +196,7 @@ def _load_model(path: Path, model: nn.Module) -> None:
             tensor.copy_(dist.place_like(stored, tensor))
 
 
-def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
     parameters = dict(model.named_parameters())
     with safe_open(path, "pt") as file:
         for full_name in file.keys():  # noqa: SIM118 (not a dict)
