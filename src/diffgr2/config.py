@@ -43,6 +43,7 @@ class ShopConfig(Section):
         return self
 
 
+Source = Literal["shop", "amazon2014", "amazon2018", "amazon2023", "recbole", "p5", "table"]
 TEXT_WORDS = ("title", "brand", "categories", "price", "description")
 """What an item file may say."""
 COLUMN_WORDS = ("user", "item", "timestamp", "position", *TEXT_WORDS)
@@ -52,9 +53,7 @@ COLUMN_WORDS = ("user", "item", "timestamp", "position", *TEXT_WORDS)
 class DataConfig(Section):
     """Where interactions come from and how they become histories (data.*)."""
 
-    source: Literal["shop", "amazon2014", "amazon2018", "amazon2023", "recbole", "p5", "table"] = (
-        "shop"
-    )
+    source: Source = "shop"
     interactions: str | None = None  # file with interactions; not for the shop
     items: str | None = None  # file with item metadata; optional
     columns: dict[str, str] = {}  # table only: our word -> column of the file

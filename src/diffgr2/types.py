@@ -57,7 +57,7 @@ class Histories:
     def train_part(self) -> Histories:
         """Everything but each user's last two items."""
         keep_N = np.ones(len(self.items_N), dtype=bool)
-        keep_N[self.offsets_U1[1:, None] - [1, 2]] = False
+        keep_N[self.offsets_U1[1:, None] - np.array([1, 2])] = False
         offsets_U1 = np.append(0, np.cumsum(self.lengths_U - 2))
         return Histories(offsets_U1, self.items_N[keep_N], self.timestamps_N[keep_N], self.n_items)
 

@@ -62,9 +62,9 @@ for module in (datasets, verbs, reports, about, rerank):
     module.register(app)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run a command line and exit."""
-    given = sys.argv[1:] if arguments is None else arguments
+def main() -> None:
+    """Run the command line and exit."""
+    given = sys.argv[1:]
     debug = "--debug" in given
     code = run([text for text in given if text != "--debug"], debug=debug)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -119,7 +119,7 @@ def resume(
 
 def _choose(root: Path, wanted: Mark, warn: Callable[[str], None]) -> int:
     for stray in root.glob(f"{TEMPORARY}*"):
-        _remove(stray)
+        shutil.rmtree(stray, ignore_errors=True)
     for step in _steps(root):
         path = _path(root, step)
         try:
@@ -128,7 +128,7 @@ def _choose(root: Path, wanted: Mark, warn: Callable[[str], None]) -> int:
             warn(f"checkpoint of step {step} skipped: {error}")
             with suppress(OSError):  # so that retention never counts it and people can look at it
                 aside = path.with_name(f"corrupt-{path.name}")
-                _remove(aside)
+                shutil.rmtree(aside, ignore_errors=True)
                 os.rename(path, aside)
             continue
         found = {key: manifest.get(key) for key in wanted}
@@ -218,10 +218,3 @@ def _steps(root: Path) -> list[int]:
     """Steps that have a directory (or what poses as one), newest first."""
     names = os.listdir(root) if root.is_dir() else []
     return sorted((int(m[1]) for n in names if (m := NAME.fullmatch(n))), reverse=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(path, ignore_errors=True)

@@ -42,9 +42,7 @@ class World:
 
 def world() -> World:
     """This process's place; (0, 1) without a process group."""
-    if td.is_initialized():
-        return World(td.get_rank(), td.get_world_size())
-    return World()
+    return World(td.get_rank(), td.get_world_size()) if td.is_initialized() else World()
 
 
 def start() -> World:
@@ -77,13 +75,10 @@ def leave(code: int = 0) -> NoReturn:
 
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, a tied one under its first name only."""
-    seen: set[int] = set()
-    result = {}
+    found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            result[name] = tensor
-    return result
+        found.setdefault(id(tensor), (name, tensor))
+    return dict(found.values())
 
 
 def is_sharded(model: nn.Module) -> bool:
