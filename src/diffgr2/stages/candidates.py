@@ -35,7 +35,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     config, histories = ctx.recipe.candidates, read_dataset(ctx.inputs["data"]).histories
     full = kinds.load(ctx.inputs["retriever"])
 
-    def fit(users: np.ndarray, fold: int) -> kinds.Fitted:
+    def fit(users: np.ndarray, fold: int) -> "kinds.Fitted":
         name, seed = f"fold {fold + 1} of {config.folds}", key_of(ctx.seed, "candidates", fold)
         place: dict[str, Any] = {"work": ctx.work, "name": name, "progress": ctx.progress}
         return kinds.fit(histories, users, ctx.recipe.retriever, seed, **place)[0]
