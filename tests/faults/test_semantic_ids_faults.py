@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from diffgr2.artifacts import save_arrays
-from diffgr2.config import ItemsConfig, validate
+from diffgr2.config import ItemsConfig
 from diffgr2.errors import ArtifactError, ConfigError, DataError, MissingExtraError
 from diffgr2.items.quantize import Encoder, fit_rkmeans
 from diffgr2.items.rqvae import fit_rqvae
 from diffgr2.items.sids import SemanticIds
 from diffgr2.items.uniqueness import check_capacity, make_unique, take_neighbours
 from diffgr2.items.vectors import fit_vectors
+from diffgr2.recipe import validate
 from diffgr2.stages.items import check_unique
 
 SMALL = ItemsConfig(

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffgr2.config import ModelConfig, load_recipe
+from diffgr2.config import ModelConfig
 from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.forward import KVCache, LeanQwen3
 from diffgr2.model.load import build
+from diffgr2.recipe import load_recipe
 
 NEVER = 2**31  # an end id that no token has
 VOCAB, MASK, PROMPT = 131, 130, 11

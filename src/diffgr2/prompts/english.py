@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffgr2.config import parse_yaml
+from diffgr2.recipe import parse_yaml
 
 
 def wording(name: str) -> dict[str, Any]:

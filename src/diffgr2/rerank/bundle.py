@@ -3,14 +3,15 @@
 Contract: config.json, weights and the vocabulary at top level, so that any tool for Qwen3-family
 directories opens it; the parts below in directories of their own; `diffgr2.json` with the recipe's
 sections that a request depends on; a manifest with every file's size and sha256. `read_note` checks
-what it opens. Not here: writing one (`stages.bundle`).
+what it opens. Not here: writing one (`stages.pack`).
 """
 
 from pathlib import Path
 
 from diffgr2.artifacts import read_json
-from diffgr2.config import Recipe, validate
+from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError
+from diffgr2.recipe import validate
 
 FORMAT = 1
 NOTE = "diffgr2.json"

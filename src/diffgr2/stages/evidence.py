@@ -63,7 +63,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     index = EvidenceIndex.build(train_part, dataset.catalogue, vectors_ID, config)
 
     features = {}
-    for split in ctx.progress.track(SPLITS, "evidence"):
+    for split in SPLITS:
         own = lists[split]  # their users are in the index and leave themselves out
         queries = prefixes(dataset.histories, own.user_L, own.end_L)
         features[split] = index.features(queries, own.items_LK, own.scores_LK, own.user_L)
