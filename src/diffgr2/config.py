@@ -18,6 +18,14 @@ Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0)]
 Amount = Annotated[float, Field(ge=0.0)]
 
+Decoder = Literal["ar", "block", "verify"]
+DECODERS: dict[Decoder, tuple[str, ...]] = {
+    "ar": ("temperature",),
+    "block": ("temperature", "accept", "threshold", "per_step", "entropy_bound", "rule"),
+    "verify": ("temperature", "canvas"),
+}
+"""What each decoder reads of a recipe's `decode` section."""
+
 
 class Section(BaseModel):
     """Base of all sections: strict types, no unknown keys, no mutation."""
@@ -321,7 +329,7 @@ class BlockRlConfig(RlConfig):
 class DecodeConfig(Section):
     """The recommended way to decode the final model (decode.*); requests may change most of it."""
 
-    decoder: Literal["ar", "block", "verify"] = "block"
+    decoder: Decoder = "block"
     accept: Literal["threshold", "static", "entropy"] = "threshold"
     threshold: Share = 0.5  # tau
     per_step: Annotated[int, Field(ge=1, le=256)] = 8  # static accept

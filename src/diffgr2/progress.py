@@ -2,7 +2,7 @@
 
 Contract: `with progress.task(label, total) as bar: bar.advance(n, note)`. Plain lines come at most
 every `every_s` seconds, so logs stay short. Not here: metrics (`train.log`) and results
-(`evaluate.report`).
+(`evaluate.results`).
 """
 
 from __future__ import annotations

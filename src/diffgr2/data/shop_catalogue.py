@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from diffgr2 import streams
-from diffgr2.config import Section, parse_yaml
+from diffgr2.config import Section
 from diffgr2.data.shop_truth import Truth
+from diffgr2.recipe import parse_yaml
 from diffgr2.types import Catalogue
 
 POOL = 5  # complements per item

@@ -103,9 +103,11 @@ def places_of(request: Request) -> dict[Sid, int]:
 
 class Chat:
     def __init__(self, fields: Sequence[str], buckets: int) -> None:
-        self.words = wording("gr2")
+        self.words, shared = wording("gr2"), wording("compact")
         self.fields = tuple(fields)
-        self.phrases = Phrases(self.words["fields"], self.words["scales"], fields, buckets)
+        # A field without words of its own here is worded as in the compact template.
+        said, scales = ({**shared[part], **self.words[part]} for part in ("fields", "scales"))
+        self.phrases = Phrases(said, scales, fields, buckets)
 
     def user(self, request: Request, *, reasoning: bool) -> list[Piece]:
         """The user's turn."""

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.retrieval import ragged, score
-from diffgr2.config import DecodeConfig
+from diffgr2.config import DECODERS, DecodeConfig
 from diffgr2.data.store import read_dataset
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
 from diffgr2.errors import ConfigError, DataError, first_problem
@@ -46,7 +46,7 @@ class World:
         self.recipe = read_note(directory)
         self.name, self.k = self.recipe.name, self.recipe.candidates.k
         self.contract = contract_of(directory)
-        self.decoders = ("ar", "block", "verify") if self.contract else ("ar",)
+        self.decoders = tuple(DECODERS) if self.contract else ("ar",)
         dataset = read_dataset(directory / "data")
         self.histories, self.catalogue = dataset.histories, dataset.catalogue
         self.raw_users = dataset.raw_users
