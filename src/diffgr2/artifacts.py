@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise ArtifactError(f"{path}: file is missing") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ArtifactError(f"{path}: not valid JSON ({error})") from None
 
 
@@ -128,8 +128,9 @@ def fingerprint(manifest: dict[str, Any]) -> str:
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with a digest of itself."""
-    return {**manifest, "seal": digest(manifest)}
+    """The manifest with a digest of all else in it."""
+    content = {key: value for key, value in manifest.items() if key != "seal"}
+    return {**content, "seal": digest(content)}
 
 
 def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +145,6 @@ def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> dict[str,
         # that a kill between the two steps leaves nothing that looks finished.
         (final / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
     os.rename(temporary, final)
     fsync_path(final.parent)
     for name, entry in manifest["files"].items():
@@ -157,13 +157,6 @@ def _state(path: Path) -> tuple[Path, int, int]:
     return path.absolute(), facts.st_size, facts.st_mtime_ns
 
 
-def _sha256_once(path: Path) -> str:
-    state = _state(path)
-    if state not in _HASHES:
-        _HASHES[state] = sha256_of(path)
-    return _HASHES[state]
-
-
 def read_manifest(directory: Path, *, verify: bool = False) -> dict[str, Any]:
     """The manifest of a complete directory; raises ArtifactError that says what is wrong."""
     if not directory.is_dir():
@@ -171,8 +164,7 @@ def read_manifest(directory: Path, *, verify: bool = False) -> dict[str, Any]:
     manifest = read_json(directory / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise ArtifactError(f"{directory / MANIFEST}: not a manifest")
-    content = {key: value for key, value in manifest.items() if key != "seal"}
-    if verify and "seal" in manifest and manifest != sealed(content):
+    if verify and "seal" in manifest and manifest != sealed(manifest):
         raise ArtifactError(f"{directory / MANIFEST}: was changed after it was written")
     for name, entry in manifest["files"].items():
         path = directory / name
@@ -180,6 +172,9 @@ def read_manifest(directory: Path, *, verify: bool = False) -> dict[str, Any]:
             raise ArtifactError(f"{path}: listed in the manifest but missing")
         if path.stat().st_size != entry["size"]:
             raise ArtifactError(f"{path}: size differs from the manifest")
-        if verify and _sha256_once(path) != entry["sha256"]:
-            raise ArtifactError(f"{path}: content differs from the manifest")
+        if verify:
+            state = _state(path)
+            _HASHES[state] = _HASHES.get(state) or sha256_of(path)
+            if _HASHES[state] != entry["sha256"]:
+                raise ArtifactError(f"{path}: content differs from the manifest")
     return manifest

@@ -6,12 +6,7 @@ Each error also inherits the standard type a caller would expect. Not here: prog
 which stay `AssertionError`/`TypeError` and do show a traceback.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from pydantic import ValidationError
 
 
 class Diffgr2Error(Exception):

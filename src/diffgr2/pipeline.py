@@ -14,7 +14,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,37 +64,27 @@ def versions() -> dict[str, str]:
 
 def read_part(recipe: Recipe, sections: tuple[str, ...]) -> dict[str, Any]:
     """The values of these sections, and of single keys written as `section.key`."""
-    whole = recipe.model_dump(mode="json")
-    part: dict[str, Any] = {}
+    include: dict[str, Any] = {}
     for name in sections:
         section, _, key = name.partition(".")
-        if key:
-            part.setdefault(section, {})[key] = whole[section][key]
-        else:
-            part[section] = whole[section]
-    return part
+        include[section] = {key, *include.get(section, ())} if key else True
+    return recipe.model_dump(mode="json", include=include)
 
 
 STANDS, OUTDATED, INTERRUPTED, MISSING = "stands", "outdated", "interrupted", "missing"
 
 
+@dataclass
 class Runner:
     """Runs stages of one recipe in one directory."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        root: Path,
-        stages: Mapping[str, Stage],
-        progress: Progress | None = None,
-        *,
-        rank: int = 0,
-        on_first: Callable[[Callable[[], Any]], Any] = lambda work: work(),
-    ) -> None:
-        self.recipe, self.root, self.stages = recipe, root, stages
-        self.progress = progress or Progress()
-        self._rank, self._on_first = rank, on_first
-        self._checked: dict[str, str] = {}  # stage -> fingerprint, valid during this run
+    recipe: Recipe
+    root: Path
+    stages: Mapping[str, Stage]
+    progress: Progress = field(default_factory=Progress)
+    rank: int = 0
+    on_first: Callable[[Callable[[], Any]], Any] = lambda work: work()
+    _checked: dict[str, str] = field(default_factory=dict)  # stage -> fingerprint of this run
 
     def directory(self, name: str) -> Path:
         return self.root / name
@@ -104,19 +94,18 @@ class Runner:
 
     def order(self, goals: list[str]) -> list[str]:
         """The goals and all they need, inputs first."""
-        result: list[str] = []
+        result: dict[str, None] = {}
 
         def visit(name: str) -> None:
             if name not in self.stages:
                 raise ConfigError(f"{name}: no such stage (known: {', '.join(self.stages)})")
             for needed in self.stages[name].inputs:
                 visit(needed)
-            if name not in result:
-                result.append(name)
+            result[name] = None
 
         for goal in goals:
             visit(goal)
-        return result
+        return list(result)
 
     def _facts(self, stage: Stage) -> dict[str, Any]:
         """What the stage's result depends on, as its manifest says it; its inputs must stand."""
@@ -169,9 +158,8 @@ class Runner:
         for name in order:
             stage = self.stages[name]
             key = self.key(stage)
-            found = None
-            if not (force and name in goals):
-                found = self._on_first(lambda: self._found(stage, key))  # noqa: B023 (called now)
+            again = force and name in goals
+            found = None if again else self.on_first(lambda: self._found(stage, key))  # noqa: B023
             if found is not None:
                 self.progress.line(f"{name}: stands")
             manifests[name] = found or self._run_one(stage, key)
@@ -193,16 +181,17 @@ class Runner:
             return False
 
     def _run_one(self, stage: Stage, key: str) -> dict[str, Any]:
-        fresh = self._on_first(lambda: self._prepare(stage, key))
+        fresh = self.on_first(lambda: self._prepare(stage, key))
         self.progress.line(f"{stage.name}: {'runs' if fresh else 'continues'} ({stage.summary})")
         start = time.monotonic()
         if stage.shared:
             metrics = stage.run(self._context(stage))
-            self._on_first(lambda: None)  # nobody writes any more when the directory moves
+            self.on_first(lambda: None)  # nobody writes any more when the directory moves
         else:
-            metrics = self._on_first(lambda: stage.run(self._context(stage)))
+            metrics = self.on_first(lambda: stage.run(self._context(stage)))
         wall_s = round(time.monotonic() - start, 3)
-        manifest = self._on_first(lambda: self._publish(stage, key, metrics, wall_s))
+        made = {"key": key, "versions": versions(), "metrics": metrics, "wall_s": wall_s}
+        manifest = self.on_first(lambda: self._publish(stage, made))
         self.progress.line(f"{stage.name}: done in {wall_s:.1f} s")
         return manifest
 
@@ -227,22 +216,14 @@ class Runner:
 
     def _context(self, stage: Stage) -> StageContext:
         partial = self.partial(stage.name)
-        out = partial / ("out" if self._rank == 0 else f"out-{self._rank}")
+        out = partial / ("out" if self.rank == 0 else f"out-{self.rank}")
         out.mkdir(exist_ok=True)
-        return StageContext(
-            name=stage.name,
-            recipe=self.recipe,
-            inputs={name: self.directory(name) for name in stage.inputs},
-            out=out,
-            work=partial / "work",
-            progress=self.progress,
-        )
+        inputs = {name: self.directory(name) for name in stage.inputs}
+        work = partial / "work"
+        return StageContext(stage.name, self.recipe, inputs, out, work, self.progress)
 
-    def _publish(
-        self, stage: Stage, key: str, metrics: dict[str, Any], wall_s: float
-    ) -> dict[str, Any]:
+    def _publish(self, stage: Stage, made: dict[str, Any]) -> dict[str, Any]:
         partial = self.partial(stage.name)
-        made = {"key": key, "versions": versions(), "metrics": metrics, "wall_s": wall_s}
         manifest = publish(partial / "out", self.directory(stage.name), self._facts(stage) | made)
         shutil.rmtree(partial, ignore_errors=True)
         return manifest

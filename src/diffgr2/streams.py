@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def key_of(*parts: str | int) -> int:
-    """A 63-bit key of the parts; distinct tuples give distinct keys (up to hash collisions)."""
+    """A 63-bit key of the parts; distinct tuples give distinct keys (up to hash collisions).
+
+    >>> key_of(1, "a") == key_of("1", "a")
+    False
+    """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 

@@ -32,7 +32,12 @@ def weigh(data: bytes) -> int:
 
 
 def loads(data: bytes | str) -> Any:
-    """The value of a JSON text."""
+    """The value of a JSON text.
+
+    >>> loads('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    diffgr2.errors.DataError: key 'a' stands twice
+    """
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
     except UnicodeDecodeError as error:

@@ -52,22 +52,14 @@ class Histories:
 
     def of(self, user: int, end: int | None = None) -> np.ndarray:
         """The first `end` items of a user (all by default; negative counts from the end)."""
-        row = self.items_N[self.offsets_U1[user] : self.offsets_U1[user + 1]]
-        return row if end is None else row[:end]
+        return self.items_N[self.offsets_U1[user] : self.offsets_U1[user + 1]][:end]
 
     def train_part(self) -> Histories:
         """Everything but each user's last two items."""
         keep_N = np.ones(len(self.items_N), dtype=bool)
-        ends_U = self.offsets_U1[1:]
-        keep_N[ends_U - 1] = False
-        keep_N[ends_U - 2] = False
-        offsets_U1 = np.concatenate([[0], np.cumsum(self.lengths_U - 2)])
-        return Histories(
-            offsets_U1.astype(np.int64),
-            self.items_N[keep_N],
-            self.timestamps_N[keep_N],
-            self.n_items,
-        )
+        keep_N[self.offsets_U1[1:, None] - np.array([1, 2])] = False
+        offsets_U1 = np.append(0, np.cumsum(self.lengths_U - 2))
+        return Histories(offsets_U1, self.items_N[keep_N], self.timestamps_N[keep_N], self.n_items)
 
 
 @dataclass(frozen=True)
@@ -114,16 +106,10 @@ class CandidateLists:
         match_LK = self.items_LK == self.target_L[:, None]
         return np.where(match_LK.any(1), match_LK.argmax(1), MISS).astype(np.int32)
 
-    def take(self, rows: np.ndarray) -> CandidateLists:
-        """The lists of these rows (index or mask), in that order."""
-        return CandidateLists(
-            self.split,
-            self.user_L[rows],
-            self.end_L[rows],
-            self.target_L[rows],
-            self.items_LK[rows],
-            self.scores_LK[rows],
-        )
+    def take(self, which: np.ndarray) -> CandidateLists:
+        """These lists (index or mask), in that order."""
+        arrays = (self.user_L, self.end_L, self.target_L, self.items_LK, self.scores_LK)
+        return CandidateLists(self.split, *(array[which] for array in arrays))
 
 
 @dataclass(frozen=True)

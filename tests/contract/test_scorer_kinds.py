@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffgr2.artifacts import save_arrays
 from diffgr2.candidates import scorers
 from diffgr2.errors import ArtifactError
 from diffgr2.types import MISS
@@ -130,16 +129,14 @@ class TestLinear(Fitted):
         again = scorers.LinearScorer.load(path)
         assert again.score(buckets_LKF).tobytes() == scorer.score(buckets_LKF).tobytes()
 
-    @pytest.mark.parametrize("damage", ["cut", "text", "gone", "other"])
+    @pytest.mark.parametrize("damage", ["cut", "text", "gone"])
     def test_a_broken_file_is_a_named_error(self, path: Path, damage: str) -> None:
         if damage == "cut":
             path.write_bytes(path.read_bytes()[:-5])
         elif damage == "text":
             path.write_text("a scorer, once")
-        elif damage == "gone":
-            path.unlink()
         else:
-            save_arrays(path, something_else=np.zeros(3))
+            path.unlink()
         with pytest.raises(ArtifactError, match=r"scorer\.safetensors"):
             scorers.LinearScorer.load(path)
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from diffgr2.candidates import kinds, scorers
-from diffgr2.candidates.fields import FIELDS
-from diffgr2.candidates.index import EvidenceIndex
+from diffgr2.candidates.index import FIELDS, EvidenceIndex
 from diffgr2.candidates.lists import held_out_lists
 from diffgr2.candidates.retrieval import prefixes
-from diffgr2.config import EvidenceConfig, ItemsConfig, load_recipe
+from diffgr2.config import EvidenceConfig, ItemsConfig
 from diffgr2.data.store import read_dataset
 from diffgr2.items.vectors import catalogue_texts, fit_vectors
 from diffgr2.pipeline import Runner
+from diffgr2.recipe import load_recipe
 from diffgr2.stages.plan import STAGES
 from diffgr2.streams import generator
 from diffgr2.types import MISS

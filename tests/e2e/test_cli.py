@@ -13,9 +13,9 @@ import pytest
 
 from diffgr2 import __version__, cli
 from diffgr2.artifacts import write_json
-from diffgr2.cli import doctor
+from diffgr2.cli import about
 from diffgr2.cli.runs import NOTE
-from diffgr2.config import RECIPES
+from diffgr2.recipe import RECIPES
 from diffgr2.stages.plan import STAGES
 
 
@@ -221,7 +221,7 @@ def test_doctor_fails_on_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = ["torch>=2.6", "no-such-package>=1", 'no-such-extra>=2; extra == "serve"', "numpy>=99"]
-    monkeypatch.setattr(doctor, "requires", lambda _: wanted)
+    monkeypatch.setattr(about, "requires", lambda _: wanted)
     code, out, _ = say(capsys, "doctor")
     assert code == 1
     assert "no-such-package: missing\n" in out

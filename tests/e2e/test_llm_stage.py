@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 
 from diffgr2.artifacts import read_manifest
-from diffgr2.config import Recipe, validate
+from diffgr2.config import Recipe
 from diffgr2.errors import ConfigError, DataError
 from diffgr2.pipeline import Runner
 from diffgr2.progress import Progress
 from diffgr2.prompts.chat import MENTION
+from diffgr2.recipe import validate
 from diffgr2.stages.corpus import KNOWN, Corpus, open_corpus
 from diffgr2.stages.plan import STAGES
 from diffgr2.streams import generator

@@ -14,9 +14,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from diffgr2.config import DataConfig, load_recipe
+from diffgr2.config import DataConfig
 from diffgr2.data.records import import_dataset
 from diffgr2.errors import ConfigError, DataError, Diffgr2Error
+from diffgr2.recipe import load_recipe
 
 YEAR_9999 = 253_402_300_800
 

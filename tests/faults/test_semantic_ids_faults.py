@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from diffgr2.artifacts import save_arrays
-from diffgr2.config import ItemsConfig, validate
+from diffgr2.config import ItemsConfig
 from diffgr2.errors import ArtifactError, ConfigError, DataError, MissingExtraError
-from diffgr2.items.encode import Encoder
-from diffgr2.items.quantize import Quantizer, fit_rkmeans
+from diffgr2.items.quantize import Encoder, fit_rkmeans
 from diffgr2.items.rqvae import fit_rqvae
 from diffgr2.items.sids import SemanticIds
 from diffgr2.items.uniqueness import check_capacity, make_unique, take_neighbours
-from diffgr2.items.vectors import TextVectors, fit_vectors
+from diffgr2.items.vectors import fit_vectors
+from diffgr2.recipe import validate
 from diffgr2.stages.items import check_unique
 
 SMALL = ItemsConfig(
@@ -148,7 +148,6 @@ def test_broken_id_files_name_themselves(tmp_path: Path) -> None:
         SemanticIds.load(tmp_path)
     one = np.array([4], np.int32)
     for arrays, message in [
-        ({"codes": one}, "not saved semantic IDs"),
         ({"codes_IL": np.zeros((2, 2), np.int32), "n_codes": one}, "share the same codes"),
         ({"codes_IL": np.array([[4]], np.int32), "n_codes": one}, r"outside 0\.\.3"),
         ({"codes_IL": np.zeros((1, 2), np.int64), "n_codes": one}, "expected int32"),
@@ -174,9 +173,13 @@ def test_lookups_out_of_range_are_errors() -> None:
 def test_broken_encoder_files_name_themselves(tmp_path: Path) -> None:
     vectors_ID, text_vectors = fit_vectors(["red lipstick", "blue shampoo"], SMALL, 0)
     Encoder(text_vectors, fit_rkmeans(vectors_ID, SMALL, 0)).save(tmp_path)
-    (tmp_path / "vectorizer.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="not a saved vectorizer"):
-        TextVectors.load(tmp_path)
-    save_arrays(tmp_path / "quantizer.safetensors", other=np.zeros(1))
-    with pytest.raises(ArtifactError, match="codebooks_LCD is missing"):
-        Quantizer.load(tmp_path / "quantizer.safetensors")
+    for name in ("vectorizer.json", "vectorizer.safetensors", "quantizer.safetensors"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(b"junk")
+        with pytest.raises(ArtifactError, match=name):
+            Encoder.load(tmp_path)
+        (tmp_path / name).unlink()
+        with pytest.raises(ArtifactError, match=f"{name}: file is missing"):
+            Encoder.load(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    Encoder.load(tmp_path)

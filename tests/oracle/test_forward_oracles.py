@@ -10,16 +10,20 @@ import torch
 from test_decode_oracles import BLOCK, END, MASK, VOCAB, prompts, settings, tiny
 
 from diffgr2.config import ModelConfig
+from diffgr2.decode.answer_rule import UNKNOWN
 from diffgr2.decode.batch import Batch, decode
 from diffgr2.decode.block import BlockWriter
 from diffgr2.decode.settings import DecodeRequest
-from diffgr2.decode.writer import UNKNOWN, View
+from diffgr2.decode.writer import View
 from diffgr2.errors import CheckpointError
 from diffgr2.model import forward
 from diffgr2.model.forward import ONEDNN_ROWS, KVCache, LeanQwen3
-from diffgr2.model.layout import causal_mask, response_shift, row_mask, row_positions
+from diffgr2.model.layout import response_shift, row_mask, row_positions
 from diffgr2.model.load import build
-from diffgr2.streams import generator
+
+
+def causal_mask(length: int) -> torch.Tensor:
+    return torch.ones(length, length, dtype=torch.bool).tril()
 
 
 def whole(lean: LeanQwen3, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -110,13 +114,13 @@ class Recorded(BlockWriter):
     def update(self, view: View) -> None:
         if not self._saving:
             rows = slice(self._canvas_row, self._canvas_row + self.end - self.start)
-            canvas = self.record.tokens_T[self.start : self.end].copy()
+            canvas = self.tokens_T[self.start : self.end].copy()
             self.states.append((self.start, canvas, view.logp_TV[rows].clone()))
         super().update(view)
 
 
 def denoising_states(lean, prompt, chosen):
-    row = Recorded(0, prompt, chosen, generator("layout"))
+    row = Recorded(0, DecodeRequest(prompt, stream=("layout",)), chosen)
     row.states = []
     batch = Batch(lean)
     batch.add([row])
@@ -137,7 +141,7 @@ def test_training_layout_gives_the_distributions_that_decoding_saw(clean_kv, ali
         row = denoising_states(lean, prompt, chosen)
         assert len(row.states) >= 3
         length, size = len(prompt), row.end
-        x0 = row.record.tokens_T[:size].copy()
+        x0 = row.tokens_T[:size].copy()
         x0[x0 == UNKNOWN] = END  # the last block is never seen clean
         shift = response_shift(length, BLOCK, origin)
         causal = clean_kv == "causal"

@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from diffgr2.objectives.divergence import divergence
-from diffgr2.objectives.policy import advantages, clipped_objective
-from diffgr2.objectives.rewards import overlong_penalty, reward
+from diffgr2.objectives.policy import advantages, clipped_objective, overlong_penalty, reward
 from support import tiny_stages
 
 LOW, HIGH = 0.2, 0.28

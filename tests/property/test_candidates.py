@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffgr2.candidates.kinds import ItemKnn, Popularity
 from diffgr2.candidates.lists import (
     fold_of_users,
     held_out_lists,
@@ -16,7 +17,6 @@ from diffgr2.candidates.lists import (
     training_positions,
     with_targets,
 )
-from diffgr2.candidates.neighbours import ItemKnn, Popularity
 from diffgr2.candidates.pairs import PairCounts
 from diffgr2.candidates.retrieval import (
     evaluate,

@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from diffgr2.objectives.divergence import divergence, kl
 from diffgr2.objectives.likelihood import chosen_logp, entropy_of
 from diffgr2.objectives.noise import T_MIN, complement, frontier, noise_mask, replay_state
-from diffgr2.objectives.policy import advantages, clipped_objective
-from diffgr2.objectives.rewards import INVALID, overlong_penalty, reward
+from diffgr2.objectives.policy import (
+    INVALID,
+    advantages,
+    clipped_objective,
+    overlong_penalty,
+    reward,
+)
 from diffgr2.stages.opd import one_state_per_block
 
 shares = st.floats(0, 1)

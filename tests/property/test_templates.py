@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers
 
-from diffgr2.candidates.fields import FIELDS, NAMES
+from diffgr2.candidates.index import FIELDS, NAMES
 from diffgr2.config import PromptConfig
 from diffgr2.prompts.chat import Chat
 from diffgr2.prompts.compact import ANSWER, Compact
@@ -172,10 +172,8 @@ def test_no_tokens_make_a_reader_raise(name: str, kind: str, data: st.DataObject
     assert answer.valid == (sorted(answer.order) == list(range(K)) and not answer.failures)
     right, total = made.citations(soup, request)
     assert 0 <= right <= total
-    reasoning, rest = made.split(soup)
     assert made.answer_start(soup) <= len(soup)
-    assert len(reasoning) <= len(soup)
-    assert rest is None or len(rest) < len(soup)
+    assert made.thought(soup) == soup[: len(made.thought(soup))]
     assert isinstance(made.english(soup, request, TITLES), str)
 
 
@@ -269,7 +267,7 @@ def test_a_teachers_mentions_become_semantic_id_tokens(kind: str) -> None:
     words = f'Takes <|sid_begin|>{mention}<|sid_end|> "now", not <s_a_0><s_b_0>.'
     tokens, _ = made.response(request, replace(draw_trace(3), explanation=words))
     assert vocabulary(kind).sid_ids(request.codes_KL[2]).tolist() == [
-        t for t in made.split(tokens)[0] if vocabulary(kind).sid_of(t)
+        t for t in made.thought(tokens) if vocabulary(kind).sid_of(t)
     ]
     names = [f"item {i}" for i in range(K)]
     assert made.english(tokens, request, names) == 'Takes item 2 "now", not ' + (

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffgr2.candidates.fields import NAMES
+from diffgr2.candidates.index import NAMES
 from diffgr2.decode.batch import decode
 from diffgr2.errors import ArtifactError, ConfigError, DataError
 from diffgr2.model.contract import contract_of

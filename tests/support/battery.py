@@ -208,7 +208,6 @@ def forge(path: Path, **changes: Any) -> None:
     """Rewrite a manifest with changed keys and a fresh seal, hashes of its files included."""
     manifest = json.loads((path / "manifest.json").read_text())
     manifest = {**manifest, "files": artifacts.list_files(path), **changes}
-    manifest.pop("seal", None)
     artifacts.write_json(path / "manifest.json", artifacts.sealed(manifest))
 
 

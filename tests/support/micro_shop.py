@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from diffgr2.config import Recipe, validate
+from diffgr2.config import Recipe
 from diffgr2.pipeline import Runner
 from diffgr2.progress import Progress
+from diffgr2.recipe import validate
 from diffgr2.stages.plan import STAGES
 
 PASS = {"steps": 0}

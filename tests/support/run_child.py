@@ -16,9 +16,9 @@ import sys
 from typing import Any
 
 import diffgr2.cli
-import diffgr2.stages.bundle
 import diffgr2.stages.cft
 import diffgr2.stages.midtrain
+import diffgr2.stages.pack
 import diffgr2.stages.score
 import diffgr2.stages.speed
 import diffgr2.train.loop

@@ -31,7 +31,6 @@ from diffgr2.config import (
     RlConfig,
     SftConfig,
     TrainConfig,
-    validate,
 )
 from diffgr2.data.store import Dataset
 from diffgr2.decode.batch import decode
@@ -43,6 +42,7 @@ from diffgr2.progress import Progress
 from diffgr2.prompts.request import order_by_strength
 from diffgr2.prompts.template import make_template
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
+from diffgr2.recipe import validate
 from diffgr2.stages.cft import CftTask
 from diffgr2.stages.corpus import KNOWN, Corpus
 from diffgr2.stages.distill import Outputs

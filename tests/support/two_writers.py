@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from diffgr2.config import validate
 from diffgr2.pipeline import Runner, Stage, StageContext, versions
+from diffgr2.recipe import validate
 from diffgr2.train import dist
 
 LATE_S = 1.0

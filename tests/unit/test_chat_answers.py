@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffgr2.candidates.fields import NAMES
+from diffgr2.candidates.index import NAMES
 from diffgr2.prompts.chat import LONGEST_EXPLANATION, Chat, Sid, pieces_of, sids_of
 from diffgr2.prompts.request import Request
 from diffgr2.types import FAILURES

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffgr2.config import ModelConfig, load_recipe
+from diffgr2.config import ModelConfig
 from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.forward import KVCache, LeanQwen3
-from diffgr2.model.layout import causal_mask
 from diffgr2.model.load import build
+from diffgr2.recipe import load_recipe
 
 NEVER = 2**31  # an end id that no token has
 VOCAB, MASK, PROMPT = 131, 130, 11
@@ -41,7 +41,7 @@ def logits_of(lean: LeanQwen3, prompt_BP: torch.Tensor) -> torch.Tensor:
     ids_BT = torch.cat([prompt_BP, prompt_BP.flip(1)], 1)
     rows, length = ids_BT.shape
     position_BT = torch.arange(length).expand(rows, -1)
-    mask_BTC = causal_mask(length).expand(rows, -1, -1)
+    mask_BTC = torch.ones(length, length, dtype=torch.bool).tril().expand(rows, -1, -1)
     return lean(ids_BT, position_BT, KVCache(lean, rows, length), 0, mask_BTC, length)
 
 

@@ -60,7 +60,10 @@ def test_response_origin_starts_a_block_where_the_response_starts(prompt, size):
 
 
 def test_stacked_masks_keep_each_row_and_leave_no_query_without_a_key():
-    masks = [layout.causal_mask(3), layout.row_mask(2, 3, 1, 2, 1, clean_causal=False)]
+    masks = [
+        torch.ones(3, 3, dtype=torch.bool).tril(),
+        layout.row_mask(2, 3, 1, 2, 1, clean_causal=False),
+    ]
     stacked = layout.stack_masks(masks, 10)
     assert stacked.shape == (2, 1, 10, 10)
     for row, mask in enumerate(masks):

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from diffgr2.config import Recipe, validate
+from diffgr2.config import Recipe
+from diffgr2.recipe import validate
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8")

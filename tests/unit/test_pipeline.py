@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from diffgr2 import artifacts
 from diffgr2.artifacts import MANIFEST, read_json, read_manifest, sha256_of, write_json
-from diffgr2.config import Recipe, validate
+from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.pipeline import INTERRUPTED, MISSING, OUTDATED, STANDS, Runner, Stage, StageContext
 from diffgr2.progress import Progress
+from diffgr2.recipe import validate
 
 # a -> b -> d, a -> c -> d, and e by itself; each depends on one section.
 GRAPH = {

@@ -33,9 +33,3 @@ def test_a_terminal_gets_a_bar_that_learns_its_total() -> None:
     assert "work" in text
     assert "35/40" in text
     assert "half a note" in text
-
-
-def test_track_counts_what_is_done_with() -> None:
-    said = io.StringIO()
-    assert list(Progress(said, 0.0).track("ab", "letters")) == ["a", "b"]
-    assert said.getvalue() == "letters: 1/2 [0s]\nletters: 2/2 [0s]\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffgr2.config import RECIPES, load_recipe
+from diffgr2.recipe import RECIPES, load_recipe
 
 SHIPPED = sorted(RECIPES.glob("*.yaml"))
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diffgr2.artifacts import write_json
 from diffgr2.candidates import kinds
-from diffgr2.candidates.neighbours import Popularity
+from diffgr2.candidates.kinds import Popularity
 from diffgr2.candidates.retrieval import evaluate, prefixes, ragged
 from diffgr2.candidates.sasrec import (
     FullCrossEntropy,
@@ -153,10 +152,9 @@ def test_continued_training_gives_the_same_bits(tmp_path, stopped_after: int) ->
     )
 
 
-def test_a_directory_of_an_unknown_kind_is_refused(tmp_path) -> None:
-    write_json(tmp_path / "config.json", {"kind": "oracle"})
-    with pytest.raises(ArtifactError, match="unknown retriever kind 'oracle'"):
-        kinds.load(tmp_path)
-    write_json(tmp_path / "config.json", {"kind": "sasrec", "n_items": 3})
-    with pytest.raises(ArtifactError, match="not a SASRec directory"):
-        kinds.load(tmp_path)
+def test_a_damaged_file_names_itself(tmp_path) -> None:
+    SasRec(9, CONFIG).save(tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes(b"junk")
+        with pytest.raises(ArtifactError, match=name):
+            kinds.load(tmp_path)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from diffgr2.candidates import scorers
-from diffgr2.candidates.fields import FIELDS
-from diffgr2.candidates.index import bucket_edges, category_numbers
+from diffgr2.candidates.index import FIELDS, bucket_edges, category_numbers
 from diffgr2.candidates.scorers import LinearScorer
 
 LISTS, K, F, B = 600, 6, 4, 5

@@ -13,10 +13,9 @@ import torch
 from diffgr2.artifacts import load_arrays, read_json, sha256_of
 from diffgr2.config import ItemsConfig, Recipe
 from diffgr2.data.store import Dataset, write_dataset
-from diffgr2.items.encode import Encoder
 from diffgr2.items.kmeans import kmeans, nearest
 from diffgr2.items.quality import id_report, purity, top_categories
-from diffgr2.items.quantize import fit_rkmeans
+from diffgr2.items.quantize import Encoder, fit_rkmeans
 from diffgr2.items.rqvae import Codebooks, contrastive, fit_rqvae, n_epochs
 from diffgr2.items.sids import SemanticIds, parse_sid, sid_text, sid_token
 from diffgr2.items.uniqueness import distinct_share, make_unique, take_neighbours

@@ -21,9 +21,8 @@ from diffgr2.data.shop import (
     item_truth,
     simulate_dataset,
 )
-from diffgr2.data.shop_catalogue import build_catalogue
+from diffgr2.data.shop_catalogue import WORDS, build_catalogue
 from diffgr2.data.shop_truth import true_probabilities
-from diffgr2.data.shop_words import WORDS
 from diffgr2.data.store import Dataset
 from diffgr2.types import Histories
 

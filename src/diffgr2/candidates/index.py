@@ -1,6 +1,7 @@
 """Evidence per candidate, from the train part only, and its buckets.
 
-Contract: `EvidenceIndex.build` counts once; `features` gives the named fields (`fields.FIELDS`) of
+Contract: `FIELDS` is the order of the F axis everywhere. A larger value is stronger evidence, but
+for `rank` and `gap` (0 is best). `EvidenceIndex.build` counts once; `features` gives the fields of
 any lists; `buckets` turns them into u8 levels by quantiles that `with_edges` fitted and the index
 stores. With `exclude_user_L` a list's own user is left out of every count exactly, as if that user
 had never been counted, so training lists look like those of a new shopper. Item numbers from
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
-from diffgr2.candidates.fields import FIELDS, NAMES, Field
 from diffgr2.candidates.pairs import PairCounts
 from diffgr2.candidates.retrieval import padded_last, prefixes
 from diffgr2.config import EvidenceConfig
@@ -27,6 +27,33 @@ from diffgr2.items.vectors import unit_rows
 from diffgr2.types import Catalogue, Histories
 
 LISTS_PER_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column of the evidence."""
+
+    name: str
+    meaning: str
+    zero_is_none: bool = True  # 0 = "no such evidence", which gets bucket 0 to itself
+
+
+FIELDS = (
+    Field("rank", "place in the retriever's list", zero_is_none=False),
+    Field("gap", "retriever score below the list's best", zero_is_none=False),
+    Field("copurchase", "users who bought it near a history item, recent items count more"),
+    Field("lift", "co-purchase relative to what the items' popularity would give"),
+    Field("last", "co-purchase with the newest item, as a cosine"),
+    Field("next", "users who bought it soon after a history item, by closeness"),
+    Field(
+        "session", "users who bought it soon after the newest item on the same day, by closeness"
+    ),
+    Field("brand", "history of the same brand"),
+    Field("category", "history of like categories"),
+    Field("text", "words shared with the history", zero_is_none=False),
+)
+
+NAMES = tuple(field.name for field in FIELDS)
 
 
 @dataclass(frozen=True)
@@ -83,7 +110,7 @@ class EvidenceIndex:
         scores_LK: np.ndarray,
         exclude_user_L: np.ndarray | None = None,
     ) -> np.ndarray:
-        """float32 (L, K, F) in the order of `fields.NAMES`."""
+        """float32 (L, K, F) in the order of `NAMES`."""
         result_LKF = np.empty((*items_LK.shape, len(FIELDS)), np.float32)
         nobody_L = np.full(len(items_LK), -1, np.int64)
         exclude_L = nobody_L if exclude_user_L is None else exclude_user_L.astype(np.int64)
@@ -176,16 +203,13 @@ class EvidenceIndex:
         """Read what `save` wrote."""
         arrays = load_arrays(directory / "index.safetensors")
         about = read_json(directory / "index.json")
-        try:
-            if tuple(field["name"] for field in about["fields"]) != NAMES:
-                raise ArtifactError(f"{directory / 'index.json'}: made with other evidence fields")
-            counts = (arrays.pop(name) for name in PAIR_ARRAYS)
-            pairs = PairCounts(about["n_items"], about["window"], *counts)
-            numbers: dict[str, Any] = {name: about[name] for name in INDEX_NUMBERS}
-            numbers["edges_FB"] = arrays.pop("edges_FB")
-            return EvidenceIndex(pairs, Attributes(**arrays), **numbers)
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{directory}: not an evidence index ({error})") from None
+        if tuple(field["name"] for field in about["fields"]) != NAMES:
+            raise ArtifactError(f"{directory / 'index.json'}: made with other evidence fields")
+        counts = (arrays.pop(name) for name in PAIR_ARRAYS)
+        pairs = PairCounts(about["n_items"], about["window"], *counts)
+        numbers: dict[str, Any] = {name: about[name] for name in INDEX_NUMBERS}
+        numbers["edges_FB"] = arrays.pop("edges_FB")
+        return EvidenceIndex(pairs, Attributes(**arrays), **numbers)
 
 
 PAIR_ARRAYS = ("pair_P", "value_PV", "key_M", "position_M", "day_M", "buyers_I")

@@ -1,29 +1,111 @@
-"""The retrievers by name: fit one, load one.
+"""The retrievers by name, and those without training: popularity and item-kNN from co-purchase.
 
 Contract: `fit` builds the kind that the recipe names from some users' train parts (validation items
 are used for SASRec's early stop only); `load` reads any retriever directory. SASRec and torch are
-imported where one is fitted or loaded. Not here: how any of them works (`sasrec`, `neighbours`).
+imported where one is fitted or loaded. The other two are counts over the histories they were built
+from, ready at once. Item-kNN scores a candidate by its cosine with the history's items, recent ones
+more; items that no neighbour speaks for follow by popularity. Not here: how SASRec works
+(`sasrec`), and the evidence shown to the model (`index`), which counts with order and distance.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
+import scipy.sparse as sp
 
-from diffgr2.artifacts import read_json
-from diffgr2.candidates.neighbours import ItemKnn, Popularity
-from diffgr2.candidates.retrieval import prefixes
+from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
+from diffgr2.candidates.retrieval import bought, by_history, prefixes
 from diffgr2.config import RetrieverConfig
-from diffgr2.errors import ArtifactError
 from diffgr2.progress import Progress
 from diffgr2.types import Histories
 
 if TYPE_CHECKING:
     from diffgr2.candidates.sasrec import SasRec
 
-    Fitted = SasRec | ItemKnn | Popularity
+RECENT = 20  # items of a history that item-kNN looks at
+DECAY = 0.8  # weight of a history item relative to the next newer one
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Saving and loading of a retriever that is named arrays."""
+
+    kind: ClassVar[str]
+    count_I: np.ndarray  # float32, how many users bought the item
+
+    @property
+    def n_items(self) -> int:
+        return len(self.count_I)
+
+    def save(self, directory: Path) -> None:
+        """Write model.safetensors and config.json."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        save_arrays(directory / "model.safetensors", **arrays)
+        write_json(directory / "config.json", {"kind": self.kind, "n_items": self.n_items})
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote."""
+        return cls(**load_arrays(directory / "model.safetensors"))
+
+
+@dataclass(frozen=True)
+class Popularity(Counted):
+    """Every history gets the same scores: how many users bought the item."""
+
+    kind: ClassVar[str] = "popularity"
+
+    @staticmethod
+    def build(train: Histories) -> Popularity:
+        return Popularity(np.asarray(bought(train).sum(0), np.float32).ravel())
+
+    def score_all(self, queries: Histories) -> np.ndarray:
+        return np.repeat(self.count_I[None], queries.n_users, 0)
+
+
+@dataclass(frozen=True)
+class ItemKnn(Counted):
+    """Cosine between items' sets of buyers, summed over the recent history."""
+
+    kind: ClassVar[str] = "itemknn"
+    data: np.ndarray  # float32
+    indices: np.ndarray  # int32
+    indptr: np.ndarray  # int64
+
+    @cached_property
+    def cosines(self) -> sp.csr_array:
+        shape = (self.n_items, self.n_items)
+        return sp.csr_array((self.data, self.indices, self.indptr), shape)
+
+    @staticmethod
+    def build(train: Histories) -> ItemKnn:
+        users_UI = bought(train)
+        count_I = np.asarray(users_UI.sum(0), np.float32).ravel()
+        scale = sp.diags_array(1.0 / np.sqrt(np.maximum(count_I, 1.0)))
+        unit_UI = sp.csr_array(users_UI @ scale)
+        cosine_II = sp.csr_array(unit_UI.T @ unit_UI)
+        cosine_II.setdiag(0.0)
+        cosine_II.eliminate_zeros()
+        cosine_II.sort_indices()
+        m = sp.csr_array(cosine_II, dtype=np.float32)
+        return ItemKnn(count_I, m.data, m.indices.astype(np.int32), m.indptr.astype(np.int64))
+
+    def score_all(self, queries: Histories) -> np.ndarray:
+        last_N = np.repeat(queries.offsets_U1[1:], queries.lengths_U) - 1
+        age_N = last_N - np.arange(len(queries.items_N))
+        weights_LI = by_history(queries, np.where(age_N < RECENT, DECAY**age_N, 0.0))
+        weights_LI.eliminate_zeros()
+        scores_LI = sp.csr_array(weights_LI @ self.cosines).toarray()
+        # Popularity only orders what the neighbours leave at zero.
+        return scores_LI + np.float32(1e-6) * self.count_I / max(float(self.count_I.max()), 1.0)
+
+
+Fitted: TypeAlias = "SasRec | ItemKnn | Popularity"
 
 COUNTED = {"itemknn": ItemKnn, "popularity": Popularity}
 
@@ -53,12 +135,9 @@ def fit(
 
 def load(directory: Path) -> Fitted:
     """The retriever in a directory, whatever its kind."""
-    about = read_json(directory / "config.json")
-    kind = about.get("kind") if isinstance(about, dict) else None
+    kind = read_json(directory / "config.json")["kind"]
     if kind in COUNTED:
         return COUNTED[kind].load(directory)
-    if kind != "sasrec":
-        raise ArtifactError(f"{directory / 'config.json'}: unknown retriever kind {kind!r}")
     from diffgr2.candidates.sasrec import SasRec
 
     return SasRec.load(directory)

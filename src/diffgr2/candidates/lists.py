@@ -16,15 +16,12 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates.retrieval import Retriever, prefixes, top_k
-from diffgr2.errors import ArtifactError, DataError
+from diffgr2.errors import DataError
 from diffgr2.streams import permutation
 from diffgr2.types import MISS, CandidateLists, Histories
 
-ARRAYS = ("user_L", "end_L", "target_L", "items_LK", "scores_LK")
-"""Of `CandidateLists`, and of its file."""
-
-MIN_HISTORY = 2
-"""Training lists need at least this many items before their target."""
+ARRAYS = ("user_L", "end_L", "target_L", "items_LK", "scores_LK")  # of `CandidateLists` and file
+MIN_HISTORY = 2  # items that training lists need before their target
 
 
 def fold_of_users(n_users: int, folds: int, seed: int) -> np.ndarray:
@@ -117,9 +114,4 @@ def save_lists(directory: Path, lists: CandidateLists) -> None:
 
 def load_lists(directory: Path, split: str) -> CandidateLists:
     """Read what `save_lists` wrote."""
-    path = directory / f"{split}.safetensors"
-    arrays = load_arrays(path)
-    try:
-        return CandidateLists(split, *(arrays[name] for name in ARRAYS))
-    except KeyError as error:
-        raise ArtifactError(f"{path}: array {error} is missing") from None
+    return CandidateLists(split, **load_arrays(directory / f"{split}.safetensors"))

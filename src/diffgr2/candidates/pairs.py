@@ -18,9 +18,7 @@ import numpy as np
 from diffgr2.types import Histories
 
 DAY = 86_400
-
-KINDS = ("together", "forward", "session")
-"""Names of the counts, in the order of `value_PV`'s columns."""
+KINDS = ("together", "forward", "session")  # the counts, in the order of `value_PV`'s columns
 
 
 def first_purchases(train: Histories) -> tuple[np.ndarray, ...]:

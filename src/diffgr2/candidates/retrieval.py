@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
+import scipy.sparse as sp
 
 from diffgr2.types import Histories, ndcg_of
 
-SCORES_PER_CHUNK = 2_000_000
-"""How many query x item scores are held at once."""
+SCORES_PER_CHUNK = 2_000_000  # query x item scores that are held at once
 
 
 class Retriever(Protocol):
@@ -34,6 +34,20 @@ def ragged(rows: list[np.ndarray], n_items: int) -> Histories:
     offsets_U1 = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64)
     items_N = np.concatenate([*rows, np.empty(0)]).astype(np.int32)
     return Histories(offsets_U1, items_N, np.zeros(len(items_N), np.int64), n_items)
+
+
+def by_history(histories: Histories, value_N: np.ndarray) -> sp.csr_array:
+    """Histories x items, the sum of the values of an item's purchases."""
+    shape = (histories.n_users, histories.n_items)
+    row_N = np.repeat(np.arange(histories.n_users), histories.lengths_U)
+    return sp.csr_array((value_N.astype(np.float32), (row_N, histories.items_N)), shape)
+
+
+def bought(histories: Histories) -> sp.csr_array:
+    """Histories x items, 1.0 where a history has the item at least once."""
+    matrix = by_history(histories, np.ones(len(histories.items_N)))
+    matrix.data[:] = 1.0
+    return matrix
 
 
 def prefixes(histories: Histories, user_L: np.ndarray, end_L: np.ndarray) -> Histories:

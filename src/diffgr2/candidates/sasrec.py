@@ -4,40 +4,36 @@ Contract: `train(histories, ...)` fits on each user's train part and stops early
 items' NDCG@10; `SasRec.score_all` rates the catalogue for arbitrary histories. Same seed, data and
 threads give the same bits, also when training was cut off and continued from `work`. Only real
 (non-padded) positions reach the item logits, and those are made, used and dropped chunk by chunk.
-Not here: negative sampling, candidate lists (`lists`), other retrievers (`neighbours`).
+Not here: negative sampling, candidate lists (`lists`), other retrievers (`kinds`).
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffgr2.artifacts import read_json, replacing, write_json
-from diffgr2.candidates.neighbours import bought
-from diffgr2.candidates.retrieval import evaluate, padded_last, prefixes
+from diffgr2.artifacts import load_arrays, read_json, replacing, write_json
+from diffgr2.candidates.retrieval import bought, evaluate, padded_last, prefixes
 from diffgr2.config import RetrieverConfig
-from diffgr2.errors import ArtifactError, NonFiniteError, first_line
+from diffgr2.errors import NonFiniteError
 from diffgr2.items.vectors import unit_rows
 from diffgr2.progress import Progress
 from diffgr2.streams import generator, key_of, permutation, torch_generator
 from diffgr2.types import Histories
 
-LOGIT_ROWS = 256
-"""Positions whose logits over all items exist at one time."""
-
-WATCHED_USERS = 8_192
-"""Users whose validation items decide the early stop (a random choice where there are more)."""
-
-SORT_BATCHES = 16
-"""Batches whose users are sorted by length together, so that little of a batch is padding."""
+LOGIT_ROWS = 256  # positions whose logits over all items exist at one time
+WATCHED_USERS = 8_192  # whose validation items decide the early stop (a random choice of more)
+SORT_BATCHES = 16  # whose users are sorted by length together, so that little is padding
 
 
 def dropped(x: Tensor, rate: float, source: np.random.Generator | None) -> Tensor:
@@ -115,7 +111,7 @@ class SasRec(nn.Module):
 
     def save(self, directory: Path) -> None:
         """Write model.safetensors and config.json."""
-        save_file(state_of(self), directory / "model.safetensors")
+        save_file(self.state_dict(), directory / "model.safetensors")
         about = {"n_items": self.n_items, **self.config.model_dump(mode="json")}
         write_json(directory / "config.json", about)
 
@@ -123,19 +119,15 @@ class SasRec(nn.Module):
     def load(directory: Path) -> SasRec:
         """Read what `save` wrote."""
         about = read_json(directory / "config.json")
-        try:
-            n_items = about.pop("n_items")
-            model = SasRec(n_items, RetrieverConfig.model_validate(about))
-            model.load_state_dict(load_file(directory / "model.safetensors"))
-        except Exception as error:
-            reason = first_line(error)
-            raise ArtifactError(f"{directory}: not a SASRec directory ({reason})") from None
+        model = SasRec(about.pop("n_items"), RetrieverConfig.model_validate(about))
+        arrays = load_arrays(directory / "model.safetensors")
+        model.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
         return model.eval()
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Detached contiguous copies of all tensors."""
-    return {name: t.detach().clone().contiguous() for name, t in model.state_dict().items()}
+    """Copies of all tensors."""
+    return {name: t.clone() for name, t in model.state_dict().items()}
 
 
 class FullCrossEntropy(torch.autograd.Function):
@@ -231,10 +223,6 @@ def copurchase_vectors(train: Histories, dim: int, seed: int) -> Tensor:
     return torch.from_numpy(unit_rows(vectors_ID, least=1e-6))  # rounding dust stays dust
 
 
-MEASURES = ("loss", "r@10", "ndcg@10")
-"""Of an epoch: training loss, accuracy on the validation items."""
-
-
 class Training:
     """All that is carried from epoch to epoch."""
 
@@ -258,28 +246,24 @@ class Training:
 
     def save(self, path: Path) -> None:
         """One file, replaced in one rename: never a half state."""
-        tensors = {f"model.{name}": t for name, t in state_of(self.model).items()}
-        tensors |= {f"best.{name}": t for name, t in self.best.items()}
-        for name, parameter in self.model.named_parameters():
-            tensors |= {f"{k}.{name}": t for k, t in self.optimizer.state[parameter].items()}
-        flat = [[entry[name] for name in MEASURES] for entry in self.curve]
-        tensors["curve"] = torch.tensor(flat, dtype=torch.float64)
+        parts = {"model": self.model.state_dict(), "best": self.best}
+        parts |= self.optimizer.state_dict()["state"]  # by the parameter's number
+        tensors = {f"{part}.{name}": t for part in parts for name, t in parts[part].items()}
         with replacing(path) as temporary:
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, {"curve": json.dumps(self.curve)})
 
     def load(self, path: Path) -> None:
         """Go on where `save` was called last."""
         parts: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in load_file(path).items():
-            kind, _, name = key.partition(".")
-            parts.setdefault(kind, {})[name] = tensor
-        self.curve = [
-            dict(zip(MEASURES, values, strict=True)) for values in parts.pop("curve")[""].tolist()
-        ]
+        with safe_open(path, "pt") as file:
+            self.curve = json.loads(file.metadata()["curve"])
+            for key in file.keys():  # noqa: SIM118 (the file is no dict)
+                part, _, name = key.partition(".")
+                parts.setdefault(part, {})[name] = file.get_tensor(key)
         self.model.load_state_dict(parts.pop("model"))
         self.best = parts.pop("best")
-        for name, parameter in self.model.named_parameters():
-            self.optimizer.state[parameter] = {kind: parts[kind][name] for kind in parts}
+        moments = {int(number): moments for number, moments in parts.items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
 
 def train(

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,15 +23,8 @@ from torch.nn import functional as F
 
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates.retrieval import rank_of_target as rank_of_target
-from diffgr2.errors import ArtifactError
 from diffgr2.streams import permutation, torch_generator
 from diffgr2.types import MISS, ndcg_of
-
-
-class Scorer(Protocol):
-    """Rates candidates from their buckets."""
-
-    def score(self, buckets_LKF: np.ndarray, /) -> np.ndarray: ...
 
 
 def cell_index(buckets_LKF: np.ndarray, n_buckets: int) -> np.ndarray:
@@ -88,10 +80,7 @@ class LinearScorer:
 
     @staticmethod
     def load(path: Path) -> LinearScorer:
-        arrays = load_arrays(path)
-        if "weight_FB" not in arrays:
-            raise ArtifactError(f"{path}: array weight_FB is missing")
-        return LinearScorer(arrays["weight_FB"])
+        return LinearScorer(**load_arrays(path))
 
 
 class _MlpNet(nn.Module):
@@ -172,6 +161,7 @@ def fit_gbdt(buckets_LKF: np.ndarray, hit_L: np.ndarray, seed: int) -> Fitted:
 
 
 KINDS = ("linear", "mlp", "gbdt")
+Scorer = LinearScorer | Fitted
 
 
 def fit(

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from diffgr2 import __version__
-from diffgr2.cli import datasets, doctor, recipes, reports, rerank, verbs
+from diffgr2.cli import about, datasets, reports, rerank, verbs
 from diffgr2.errors import Diffgr2Error
 from diffgr2.stages.plan import STAGES
 
@@ -58,13 +58,13 @@ def _root(
     """Runs stand in `runs/<recipe name>`; what stands already is not run again."""
 
 
-for module in (datasets, verbs, reports, recipes, doctor, rerank):
+for module in (datasets, verbs, reports, about, rerank):
     module.register(app)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run a command line and exit."""
-    given = sys.argv[1:] if arguments is None else arguments
+def main() -> None:
+    """Run the command line and exit."""
+    given = sys.argv[1:]
     debug = "--debug" in given
     code = run([text for text in given if text != "--debug"], debug=debug)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -12,8 +12,9 @@ import typer
 from typer.core import TyperGroup
 
 from diffgr2.cli.verbs import PANEL, stage_verb
-from diffgr2.config import DataConfig, validate
+from diffgr2.config import DataConfig
 from diffgr2.errors import ConfigError, DataError
+from diffgr2.recipe import validate
 
 SUFFIXES = {".inter": "recbole", ".item": "recbole", ".txt": "p5"} | dict.fromkeys(
     (".csv", ".tsv", ".parquet", ".jsonl"), "table"

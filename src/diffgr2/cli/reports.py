@@ -80,20 +80,19 @@ def seeds(
     from diffgr2.evaluate.tables import over_seeds, seeds_table
 
     reports = [read_json(directory / "report" / "report.json") for directory in directories]
+    head = {key: reports[0][key] for key in ("recipe", "data", "tie_order")}
     for directory, report in zip(directories, reports, strict=True):
-        for key in ("recipe", "data", "tie_order"):
-            if report[key] != reports[0][key]:
-                raise ConfigError(f"{directory}: {key} is {report[key]!r}, not {reports[0][key]!r}")
+        for key, value in head.items():
+            if report[key] != value:
+                raise ConfigError(f"{directory}: {key} is {report[key]!r}, not {value!r}")
     numbers = [report["seed"] for report in reports]
     if len(set(numbers)) < len(numbers):
         raise ConfigError(f"seeds: one stands twice (seeds of these runs: {numbers})")
     summary = over_seeds(reports)
     typer.echo(seeds_table(summary))
     if save is not None:
-        head = {key: reports[0][key] for key in ("recipe", "data", "tie_order")}
-        for key in ("seed", "command", "commit"):
-            head[f"{key}s"] = [report[key] for report in reports]
-        write_json(save, {**head, "rows": summary})
+        each = {f"{key}s": [r[key] for r in reports] for key in ("seed", "command", "commit")}
+        write_json(save, {**head, **each, "rows": summary})
         typer.echo(str(save))
     if plot is not None:
         from diffgr2.evaluate.plots import save_figure, seeds_ladder
@@ -115,8 +114,8 @@ def convert_dir(
     origin: Annotated[str, typer.Option("--origin", help="document or response.")] = "document",
 ) -> None:
     """Turn an AR checkpoint directory into a block-diffusion one, bit for bit."""
-    from diffgr2.config import validate
     from diffgr2.model.conversion import convert
+    from diffgr2.recipe import validate
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: stands already (give a new or empty directory)")

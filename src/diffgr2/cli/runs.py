@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from diffgr2.artifacts import locked, read_json, write_json
-from diffgr2.config import Recipe, load_recipe, validate
+from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.pipeline import Runner
 from diffgr2.progress import Progress
+from diffgr2.recipe import load_recipe, validate
 from diffgr2.stages.plan import GOALS, STAGES
 
 RUNS = Path("runs")
@@ -39,8 +40,8 @@ class Run:
         named = Path(self.named).name if self.named.endswith((".yaml", ".yml")) else self.named
         return " ".join(["diffgr2 run", named, *(f"--set {text}" for text in self.overrides)])
 
-    def runner(self, progress: Progress | None = None, **crew: Any) -> Runner:
-        return Runner(self.recipe, self.root, STAGES, progress, **crew)
+    def runner(self, **crew: Any) -> Runner:
+        return Runner(self.recipe, self.root, STAGES, **crew)
 
 
 def open_run(named: str, directory: Path | None, overrides: list[str] | None) -> Run:
@@ -91,7 +92,7 @@ def work(run: Run, goals: list[str], *, force: bool = False) -> dict[str, dict[s
     try:
         if not world.first:
             quiet = Progress(io.StringIO())
-            runner = run.runner(quiet, rank=world.rank, on_first=dist.on_first)
+            runner = run.runner(progress=quiet, rank=world.rank, on_first=dist.on_first)
             return runner.run(goals, force=force)
         lock = run.root / ".lock"
         try:

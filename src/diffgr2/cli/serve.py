@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from diffgr2.config import parse_yaml
 from diffgr2.errors import ArtifactError, ConfigError, MissingExtraError
+from diffgr2.recipe import parse_yaml
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

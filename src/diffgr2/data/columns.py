@@ -7,8 +7,10 @@ up under its own name. `user` and `item` must be found in the interactions and `
 file; `timestamp` (seconds, milliseconds, ISO text or a parquet date) and `position` (whole numbers)
 order the interactions and may be absent. The readers stream, reject malformed lines into the
 intake and hold nothing but ids, integers and the text of wanted items; lines about other items
-are not checked. Not here: joins or expressions (prepare such a file beforehand), and repeats,
-filters and order (`data.split`).
+are not checked. RecBole's atomic files (NAME.inter, NAME.item) are tab-separated and unquoted under
+a header of name:type; their names for our words are known. Not here: joins or expressions (prepare
+such a file beforehand), RecBole's pre-split benchmark files, whose lines are prefixes and not
+interactions, and repeats, filters and order (`data.split`).
 """
 
 import re
@@ -22,7 +24,6 @@ from typing import Any
 import polars as pl
 
 from diffgr2.config import TEXT_WORDS
-from diffgr2.data import recbole
 from diffgr2.data.gather import Gatherer, ItemText, RawData
 from diffgr2.data.lines import (
     BadLine,
@@ -38,8 +39,17 @@ from diffgr2.data.lines import (
 from diffgr2.data.values import identifier, item_text, milliseconds, whole_number
 from diffgr2.errors import DataError, first_line
 
-BATCH = 65_536  # parquet rows turned into Python values at a time
-ITEM_WORDS = ("item", *TEXT_WORDS)
+ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
+ATOMIC = {  # our word -> what an atomic file may call it, and the type it must have
+    "user": (("user_id",), "token"),
+    "item": (("item_id",), "token"),
+    "timestamp": (("timestamp",), "float"),
+    "title": (("title", "item_title", "item_name", "movie_title", "name"), None),
+    "brand": (("brand", "store"), None),
+    "categories": (("categories", "category", "genre", "class"), None),
+    "price": (("price",), None),
+    "description": (("description",), None),
+}
 
 Names = dict[str, str]  # our word -> the file's name for it
 Records = Iterator[tuple[int, str, Mapping[str, Any]]]  # number, text, values by the file's names
@@ -80,7 +90,7 @@ def read_texts(
     path: Path, source: Source, intake: Intake, wanted: Collection[str]
 ) -> dict[str, ItemText]:
     """Metadata of the wanted items; the first record of an item counts."""
-    names, records = _open(path, source, ITEM_WORDS, intake, wanted)
+    names, records = _open(path, source, ("item", *TEXT_WORDS), intake, wanted)
     texts: dict[str, ItemText] = {}
     for number, text, record in records:
         try:
@@ -143,15 +153,43 @@ def _cells(
 def _atomic(
     lines: Iterator[tuple[int, str]], words: Collection[str], intake: Intake
 ) -> tuple[Names, Records]:
-    header = read_header(lines, intake, lambda text: text.split("\t"))
-    types = recbole.field_types(header, intake.name)
-    names = recbole.names_in(types, words, intake.name)
+    types: dict[str, str] = {}
+    file = f"{intake.name}: line 1"
+    for field in read_header(lines, intake, lambda text: text.split("\t")):
+        name, _, kind = field.partition(":")
+        if not name or kind not in ATOMIC_TYPES:
+            known = ", ".join(ATOMIC_TYPES)
+            raise DataError(f"{file}: {field[:80]!r} is not name:type (types: {known})")
+        if name in types:
+            raise DataError(f"{file}: column {name!r} stands twice")
+        types[name] = kind
+    if "user" in words and "item_id_list" in types:
+        raise DataError(
+            f"{file}: item_id_list marks a split file; "
+            "the .inter file with one interaction per line is needed"
+        )
+    names: Names = {}
+    for word in words:
+        fields, kind = ATOMIC.get(word, ((), None))
+        name = next((field for field in fields if field in types), None)
+        if name is None and word in ("user", "item"):
+            raise DataError(f"{file}: column {fields[0]}:{kind} is missing")
+        if name is not None:
+            if kind and types[name] != kind:
+                raise DataError(f"{file}: {name} is {types[name]}, expected {kind}")
+            names[word] = name
     records = _cells(((n, text, text.split("\t")) for n, text in lines), types, intake)
     path = names.get("categories")
     if path and types[path] == "token_seq":
-        split = recbole.token_sequence
-        records = ((n, text, {**cells, path: split(cells[path])}) for n, text, cells in records)
+        records = ((n, text, {**cells, path: _parts(cells[path])}) for n, text, cells in records)
     return names, records
+
+
+def _parts(cell: str) -> list[str]:
+    """Of a token_seq: quoted and comma-separated, or separated by spaces."""
+    if "'" in cell and "," in cell:
+        return [part.strip().strip("'\"") for part in cell.split(",")]
+    return [part.strip("'\"") for part in cell.split()]
 
 
 _FIRST_VALUE = re.compile(r"""\{\s*['"](\w+)['"]\s*:\s*['"]([^'"\\]{1,64})['"]""")
@@ -191,5 +229,4 @@ def _parquet(
         reason = first_line(error)
         raise DataError(f"{path.name}: not a readable parquet file ({reason})") from None
     intake.lines = len(table)
-    rows = table.iter_rows(named=True, buffer_size=BATCH)
-    return names, ((number, "", row) for number, row in enumerate(rows, 1))
+    return names, ((n, "", row) for n, row in enumerate(table.iter_rows(named=True), 1))

@@ -21,7 +21,7 @@ from pathlib import Path
 from time import sleep
 
 from diffgr2.artifacts import fsync_path, read_json, sha256_of, write_json
-from diffgr2.errors import ArtifactError, ConfigError, DataError, RemoteError
+from diffgr2.errors import ConfigError, DataError, RemoteError
 from diffgr2.progress import Progress, Task
 
 CHUNK = 1 << 18
@@ -124,13 +124,10 @@ def _one_try(url: str, part: Path, note: Path, task: Task) -> None:
     `note` remembers which version of the remote file the part belongs to: its ETag or
     Last-Modified ("" if there is none) and its size (0 if unknown).
     """
-    request = urllib.request.Request(url, headers={"User-Agent": "diffgr2 (data fetch)"})
-    request.add_header("Accept-Encoding", "identity")
+    headers = {"User-Agent": "diffgr2 (data fetch)", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(url, headers=headers)
     have = _size(part)
-    try:
-        noted = read_json(note)
-    except ArtifactError:
-        noted = {"validator": "", "size": 0}
+    noted = read_json(note) if note.exists() else {}
     if have and any(noted.values()):
         request.add_header("Range", f"bytes={have}-")
         if noted["validator"]:
@@ -143,7 +140,10 @@ def _one_try(url: str, part: Path, note: Path, task: Task) -> None:
                 have = 0
             total = _total(response, have)
             if not have:
-                write_json(note, {"validator": _validator(response), "size": total or 0})
+                etag = response.headers.get("ETag", "")  # If-Range may ask with a strong one
+                last = response.headers.get("Last-Modified", "")
+                validator = etag if etag.startswith('"') else last
+                write_json(note, {"validator": validator, "size": total or 0})
             elif noted["size"] and total not in (None, noted["size"]):
                 part.unlink()
                 raise _Again("the file changed at the server")
@@ -171,12 +171,6 @@ def _one_try(url: str, part: Path, note: Path, task: Task) -> None:
     if total is not None and size > total:
         part.unlink()
         raise _Again(f"{size} bytes came, {total} were announced")
-
-
-def _validator(response: http.client.HTTPResponse) -> str:
-    """What If-Range may be asked with: a strong ETag, or Last-Modified."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")

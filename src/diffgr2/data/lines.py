@@ -23,7 +23,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from diffgr2.errors import DataError
 
@@ -46,14 +46,6 @@ class Intake:
         self.name, self.quarantine, self.max_bad_share = name, quarantine, max_bad_share
         self.lines = self.rejected = 0
         self.first: list[str] = []
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> Intake:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
 
     def reject(self, number: int, reason: object, text: str | bytes) -> None:
         """Put one counted line aside."""
@@ -62,13 +54,12 @@ class Intake:
             self.first.append(f"line {number}: {reason}")
         if self.quarantine is None:
             return
-        if self._file is None:
-            self._file = self.quarantine.open("a", encoding="utf-8")
         if isinstance(text, bytes):
             text = text[: 4 * QUOTED_CHARS].decode("utf-8", "backslashreplace")
         text = text[:QUOTED_CHARS]
         entry = {"file": self.name, "line": number, "reason": str(reason), "text": text}
-        self._file.write(json.dumps(entry) + "\n")  # ASCII only, so any text can be written
+        with self.quarantine.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")  # ASCII only, so any text can be written
 
     def finish(self) -> None:
         """Stop the import if there was nothing, or too much of it malformed."""

@@ -5,7 +5,9 @@
     amazon2023  *.jsonl[.gz] or the benchmark's csv `user_id,parent_asin,rating,timestamp...`,
                 meta_*.jsonl[.gz]; items are keyed by parent_asin, times are milliseconds
     recbole     NAME.inter, NAME.item
-    p5          sequential_data.txt; metadata as in amazon2014
+    p5          sequential_data.txt (`user item item ...`, one user per line, oldest first; no
+                clock: its order is the history), beside it, if at all, datamaps.json (`item2id`,
+                `user2id` from raw ids to those numbers); metadata as in amazon2014
     table       csv, tsv, jsonl or parquet whose columns the recipe names
 
 Contract: `import_dataset(config, seed, quarantine)` reads the interactions and, where given, the
@@ -25,11 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from diffgr2.config import TEXT_WORDS, DataConfig
-from diffgr2.data import columns, sequences
+from diffgr2.data import columns
 from diffgr2.data.columns import Source
-from diffgr2.data.lines import Intake
+from diffgr2.data.gather import Gatherer, RawData, renamed
+from diffgr2.data.lines import BadLine, Intake, each, json_object, read_lines
 from diffgr2.data.split import build
 from diffgr2.data.store import Dataset
+from diffgr2.data.values import identifier
 from diffgr2.errors import ConfigError, DataError
 
 _TEXTS = {word: word for word in TEXT_WORDS}
@@ -51,7 +55,7 @@ def outside_paths(config: DataConfig) -> list[Path]:
     paths = [Path(config.interactions)]
     if config.items:
         paths.append(Path(config.items))
-    if config.source == "p5" and (maps := sequences.datamaps_beside(paths[0])):
+    if config.source == "p5" and (maps := datamaps_beside(paths[0])):
         paths.append(maps)
     return paths
 
@@ -81,6 +85,50 @@ def _source(path: Path, config: DataConfig, *, items: bool = False) -> Source:
     return Source("csv", names, unit)
 
 
+def read_p5(path: Path, intake: Intake) -> RawData:
+    """Interactions of a sequence file, under their raw ids where there are maps."""
+    gatherer = Gatherer()
+
+    def parse(text: str) -> tuple[str, list[str]]:
+        user, *items = (identifier(word, "id") for word in text.split(" ") if word)
+        if not items:
+            raise BadLine("a user without items")
+        if user in gatherer.users:
+            raise BadLine(f"user {user[:80]} stands twice")
+        return user, items
+
+    for _, _, (user, items) in each(read_lines(path, intake), intake, parse):
+        for item in items:
+            gatherer.add(user, item)
+    intake.finish()
+    raw = gatherer.finish(intake.name, timed=False)
+    maps = datamaps_beside(path)
+    return renamed(raw, *read_datamaps(maps)) if maps else raw
+
+
+def datamaps_beside(interactions: Path) -> Path | None:
+    """datamaps.json in the folder of a sequence file, if there is one."""
+    path = interactions.parent / "datamaps.json"
+    return path if path.is_file() else None
+
+
+def read_datamaps(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """(number -> raw user id, number -> raw item id)."""
+    maps: dict[str, dict[str, str]] = {}
+    try:
+        value = json_object(path.read_text(encoding="utf-8"))
+        for key in ("user2id", "item2id"):
+            entries = value.get(key, {})
+            if not isinstance(entries, dict):
+                raise BadLine(f"{key} is not a map")
+            raw = [identifier(name, f"{key}: name") for name in entries]
+            numbers = [identifier(n, f"{key}: number", numbers=True) for n in entries.values()]
+            maps[key] = dict(zip(numbers, raw, strict=True))
+    except (BadLine, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path.name}: {error}") from None
+    return maps["user2id"], maps["item2id"]
+
+
 def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None) -> Dataset:
     """Read, check, filter, order and number the interactions of a recipe."""
     if config.source == "shop" or config.interactions is None:
@@ -88,11 +136,11 @@ def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None
     if quarantine is not None:
         quarantine.unlink(missing_ok=True)
     path = Path(config.interactions)
-    with Intake(path.name, quarantine, config.max_bad_share) as intake:
-        if config.source == "p5":
-            raw = sequences.read_p5(path, intake)
-        else:
-            raw = columns.read_interactions(path, _source(path, config), intake)
+    intake = Intake(path.name, quarantine, config.max_bad_share)
+    if config.source == "p5":
+        raw = read_p5(path, intake)
+    else:
+        raw = columns.read_interactions(path, _source(path, config), intake)
     report: dict[str, Any] = {
         "source": config.source,
         "file": path.name,
@@ -103,11 +151,10 @@ def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None
     }
     if config.items:
         path = Path(config.items)
-        with Intake(path.name, quarantine, config.max_bad_share) as intake:
-            source = _source(path, config, items=True)
-            raw = replace(
-                raw, texts=columns.read_texts(path, source, intake, set(raw.events["item"]))
-            )
+        intake = Intake(path.name, quarantine, config.max_bad_share)
+        source = _source(path, config, items=True)
+        texts = columns.read_texts(path, source, intake, set(raw.events["item"]))
+        raw = replace(raw, texts=texts)
         report |= {
             "items_file": path.name,
             "item_lines_in": intake.lines,

@@ -4,18 +4,20 @@ Contract: `build_catalogue(n_items, seed)` gives a `Catalogue` with unique title
 arrays of the truth: leaf (department, product, need), tier, brand, Zipf-like popularity and, per
 item, a small pool of complements with probabilities that sum to 1. Dense numbers and raw ids are
 random with respect to all of these, so that neither leaks. Not here: shoppers and what they buy
-(`data.shop`), the words themselves (`data.shop_words`).
+(`data.shop`), the words themselves (`shop_words.yaml`).
 """
 
 import math
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from diffgr2 import streams
+from diffgr2.config import Section
 from diffgr2.data.shop_truth import Truth
-from diffgr2.data.shop_words import WORDS, Product
+from diffgr2.recipe import parse_yaml
 from diffgr2.types import Catalogue
 
 POOL = 5  # complements per item
@@ -28,6 +30,44 @@ OTHER_NEED = 0.08  # weight of a complement for another need (curly -> dry)
 OTHER_DEPARTMENT = 0.12  # weight of a complement in another department
 BLOCK, BLOCK_CHOICE = 256, 512  # complements: items at a time, and how many they choose from
 LINES = 8  # product lines of a brand
+
+
+class Product(Section):
+    """A product type: the second level of a category path."""
+
+    name: str  # category, for example "Hair Masks"
+    noun: str  # as it reads in a title
+    price: float  # of a mid-range item
+    sizes: str  # key of `Words.sizes`
+    goes_with: list[str]  # names of product types, most natural first
+    cared: bool = False  # its variants are ingredients, whatever the department's are
+
+
+class Department(Section):
+    """The first level of a category path; its needs are the third."""
+
+    name: str
+    needs: dict[str, str]  # category -> pattern of the noun in a title
+    variant: str  # pattern of the variant in a title
+    variants: list[str]
+    products: list[Product]
+
+
+class Words(Section):
+    """The vocabulary: `shop_words.yaml`, which tells what each list is."""
+
+    sizes: dict[str, list[str]]
+    ingredients: list[str]
+    departments: list[Department]
+    tiers: dict[str, float]  # factor on a product's price
+    brand_starts: list[str]
+    brand_ends: list[str]
+    line_first: list[str]
+    line_last: list[str]
+
+
+_FILE = Path(__file__).with_name("shop_words.yaml")
+WORDS = Words.model_validate(parse_yaml(_FILE.read_text(encoding="utf-8"), _FILE.name))
 
 
 @dataclass(frozen=True)
@@ -56,29 +96,21 @@ class Shelves:
     home_BD: np.ndarray  # bool: brand sells in department
 
 
-def leaf_of(d: int, need: int, product: Product) -> Leaf:
-    """The leaf of a department's product for one of the department's needs."""
-    department = WORDS.departments[d]
-    category, noun = department.need(need)
-    joined, variants = department.variant, department.variants
-    if product.cared:
-        joined, variants = " with {}", WORDS.ingredients
-    path = [department.name, product.name, category]
-    return Leaf(
-        d, need, product, path, noun.format(product.noun), [joined.format(v) for v in variants]
-    )
-
-
 def leaves_for(n_items: int) -> list[Leaf]:
     """As many category paths as a catalogue of this size can fill."""
     n_departments = int(np.clip(n_items // 60, 1, len(WORDS.departments)))
     n_needs = int(np.clip(n_items // 600, 1, 5))
-    return [
-        leaf_of(d, need, product)
-        for d, department in enumerate(WORDS.departments[:n_departments])
-        for product in department.products
-        for need in range(min(n_needs, len(department.needs)))
-    ]
+    leaves = []
+    for d, department in enumerate(WORDS.departments[:n_departments]):
+        for product in department.products:
+            joined, variants = department.variant, department.variants
+            if product.cared:
+                joined, variants = " with {}", WORDS.ingredients
+            variants = [joined.format(variant) for variant in variants]
+            for need, (category, noun) in enumerate([*department.needs.items()][:n_needs]):
+                path = [department.name, product.name, category]
+                leaves.append(Leaf(d, need, product, path, noun.format(product.noun), variants))
+    return leaves
 
 
 def zipf(n: int, exponent: float, shift: float) -> np.ndarray:

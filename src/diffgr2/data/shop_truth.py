@@ -90,18 +90,14 @@ def mixture(
         share_L1 = share_LR[:, [r]]
         same_leaf_LK = leaf_LK == truth["leaf_I"][recent_L][:, None]
         leaf_mass_LK += substitute_L1 * share_L1 * same_leaf_LK
-        brand_mass_LK += (
-            same_brand_L1 * share_L1 * (brand_LK == truth["brand_I"][recent_L][:, None])
-        )
+        at_brand_LK = brand_LK == truth["brand_I"][recent_L][:, None]
+        brand_mass_LK += same_brand_L1 * share_L1 * at_brand_LK
         pool_LC, pool_p_LC = truth["complements_IC"][recent_L], truth["complement_p_IC"][recent_L]
         for c in range(pool_LC.shape[1]):
             weight_L1 = complement_L1 * share_L1 * pool_p_LC[:, [c]]
             p_LK += weight_L1 * (items_LK == pool_LC[:, [c]])
-    in_leaf_LK, in_brand_LK = (
-        in_tier_LK * truth["in_cell_I"][items_LK],
-        truth["in_brand_I"][items_LK],
-    )
-    return p_LK + leaf_mass_LK * in_leaf_LK + brand_mass_LK * in_brand_LK
+    in_leaf_LK = in_tier_LK * truth["in_cell_I"][items_LK]
+    return p_LK + leaf_mass_LK * in_leaf_LK + brand_mass_LK * truth["in_brand_I"][items_LK]
 
 
 def true_probabilities(

@@ -25,8 +25,7 @@ from diffgr2.errors import DataError
 from diffgr2.streams import generator, permutation
 from diffgr2.types import Catalogue, Histories
 
-SHORTEST = 3
-"""Leave-one-out needs a test item, a validation item and something before them."""
+SHORTEST = 3  # leave-one-out needs a test item, a validation item and something before them
 
 
 def drop_repeats(raw: RawData, keep_earliest: bool) -> pl.DataFrame:

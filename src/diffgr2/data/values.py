@@ -91,11 +91,7 @@ def whole_number(value: Any, name: str) -> int:
 
 def clean(text: str, longest: int) -> str:
     """Readable text on one line."""
-    text = text[: 8 * longest]
-    if "&" in text:
-        text = html.unescape(text)
-    if "<" in text:
-        text = _TAG.sub(" ", text)
+    text = _TAG.sub(" ", html.unescape(text[: 8 * longest]))
     text = " ".join(text.split())
     if not text.isprintable():
         text = "".join(char for char in text if char.isprintable())

@@ -1,4 +1,4 @@
-"""Accept rules: which masked positions commit in this step (DESIGN §6, Decode; paper §3.3).
+"""Accept rules: which masked positions commit in this step (paper §3.3).
 
 Contract: each rule takes the confidence of every position's chosen token, which positions are still
 masked, and returns a non-empty subset of the masked ones. Confidence is the *unfiltered* softmax
@@ -43,11 +43,8 @@ def entropy_bounded(
 
     The excess bounds what independent commits can lose against the joint distribution.
     """
-    entropy_T = np.where(masked_T, entropy_T, np.inf)
-    order_T = np.argsort(entropy_T, kind="stable")
-    sorted_T = entropy_T[order_T]
-    finite_T = np.isfinite(sorted_T)
-    excess_T = np.cumsum(np.where(finite_T, sorted_T, 0.0)) - np.where(finite_T, sorted_T, 0.0)
+    order_M = np.argsort(np.where(masked_T, entropy_T, np.inf), kind="stable")[: masked_T.sum()]
+    sorted_M = entropy_T[order_M]
     commit_T = np.zeros_like(masked_T)
-    commit_T[order_T[finite_T & (excess_T <= bound)]] = True
+    commit_T[order_M[np.cumsum(sorted_M) - sorted_M <= bound]] = True
     return _with_surest(commit_T, confidence_T, masked_T)

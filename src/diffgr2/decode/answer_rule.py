@@ -1,4 +1,4 @@
-"""The permutation rule: inside the answer, a candidate can be committed once (DESIGN §6, Decode).
+"""The permutation rule: inside the answer, a candidate can be committed once.
 
 Contract: given where the answer's entries lie, `restrict` says which tokens each masked entry
 position may still take, and `settle` removes, from the positions about to commit, those that would
@@ -27,10 +27,6 @@ class AnswerState:
     grammar: AnswerGrammar
     start: int  # where the answer begins, in response positions
     entry_KN: np.ndarray
-
-    @property
-    def slots_KN(self) -> np.ndarray:  # noqa: N802
-        return self.grammar.slots(self.start)
 
 
 def answer_state(grammar: AnswerGrammar, start: int, tokens_T: np.ndarray) -> AnswerState:
@@ -93,39 +89,24 @@ def allowed_tokens(state: AnswerState, may_KC: np.ndarray, j: int, n: int) -> np
     return np.unique(state.grammar.choices_KN[may_KC[j], n])
 
 
-def settle(
-    state: AnswerState,
-    wanted: list[tuple[float, int, int, int]],
-) -> list[tuple[int, int]]:
+def settle(state: AnswerState, wanted: list[tuple[float, int, int, int]]) -> list[tuple[int, int]]:
     """Of (confidence, entry, position in entry, token), those that commit: (entry, position).
 
     The surest go first; one that would leave the answer without a permutation waits. If the
     committed entries already exclude every permutation (a raw prefix did it), all pass.
     """
     choices = state.grammar.choices_KN
-    entry_KN = state.entry_KN.copy()
-    if choices.shape[1] == 1:
-        return _settle_single(entry_KN[:, 0], wanted)
-    broken = not completable(consistent(entry_KN, choices))
+    entry_KN, single = state.entry_KN.copy(), choices.shape[1] == 1
+    broken = not single and not completable(consistent(entry_KN, choices))
     kept: list[tuple[int, int]] = []
     for _, j, n, token in sorted(wanted, key=lambda w: (-w[0], w[1], w[2])):
-        before = entry_KN[j, n]
-        entry_KN[j, n] = token
-        if broken or completable(consistent(entry_KN, choices)):
-            kept.append((j, n))
+        trial_KN = entry_KN.copy()
+        trial_KN[j, n] = token
+        if single:  # the matching is plain uniqueness
+            fits = token not in entry_KN
         else:
-            entry_KN[j, n] = before
-    return kept
-
-
-def _settle_single(
-    entry_K: np.ndarray, wanted: list[tuple[float, int, int, int]]
-) -> list[tuple[int, int]]:
-    """`settle` for entries of one token: the matching is plain uniqueness."""
-    used = set(entry_K[entry_K != UNKNOWN].tolist())
-    kept: list[tuple[int, int]] = []
-    for _, j, n, token in sorted(wanted, key=lambda w: (-w[0], w[1])):
-        if token not in used:
-            used.add(token)
+            fits = broken or completable(consistent(trial_KN, choices))
+        if fits:
+            entry_KN = trial_KN
             kept.append((j, n))
     return kept

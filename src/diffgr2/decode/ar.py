@@ -13,14 +13,11 @@ from diffgr2.decode.writer import View, Window, Writer
 
 
 class ArWriter(Writer):
-    """See the module's docstring."""
-
     _answer_at: int | None = None
 
     def plan(self) -> Window:
         position = len(self.prompt) - 1 + self.length
-        newest = int(self.record.tokens_T[self.length - 1]) if self.length else self.prompt[-1]
-        return Window([newest], position, [position + 1], 0)
+        return Window([self.token(self.length - 1)], position, [position + 1], 0)
 
     def update(self, view: View) -> None:
         view = self._restricted(view)
@@ -33,11 +30,11 @@ class ArWriter(Writer):
         if self.settings.rule == "raw" or self.grammar is None:
             return view
         if self._answer_at is None:
-            self._answer_at = self.grammar.find(self.record.tokens_T[: self.length])
+            self._answer_at = self.grammar.find(self.tokens_T[: self.length])
             if self._answer_at is None:
                 return view
-        state = answer_state(self.grammar, self._answer_at, self.record.tokens_T)
-        here = np.argwhere(state.slots_KN == self.length)
+        state = answer_state(self.grammar, self._answer_at, self.tokens_T)
+        here = np.argwhere(self.grammar.slots(state.start) == self.length)
         if not len(here):
             return view
         allowed = allowed_tokens(state, allowed_choices(state), *here[0].tolist())

@@ -21,7 +21,6 @@ from diffgr2.decode.verify import VerifyWriter
 from diffgr2.decode.writer import View, Window, Writer
 from diffgr2.errors import DecodeError
 from diffgr2.model.forward import KVCache, LeanQwen3
-from diffgr2.streams import generator
 from diffgr2.types import Trajectory
 
 WRITERS = {"ar": ArWriter, "block": BlockWriter, "verify": VerifyWriter}
@@ -31,9 +30,7 @@ def make_writer(key: int, request: DecodeRequest, settings: DecodeSettings) -> W
     """A writer of the decoder that the settings name."""
     if not request.prompt:
         raise DecodeError("prompt is empty")
-    return WRITERS[settings.decoder](
-        key, request.prompt, settings, generator(*request.stream), request.grammar
-    )
+    return WRITERS[settings.decoder](key, request, settings)
 
 
 class Batch:
@@ -72,9 +69,10 @@ class Batch:
         windows = [writer.plan() for writer in self.writers]
         skipped = min(window.logits_from for window in windows)
         logits_BTV = self.model(*_inputs(windows, self._cache, self.model), logits_from=skipped)
-        views = _views(logits_BTV, windows, skipped, self.writers[0].settings.mask_id)
-        for writer, view in zip(self.writers, views, strict=True):
-            writer.update(view)
+        logp_BTV, top_BT, top_logp_BT = prepare(logits_BTV, self.writers[0].settings.mask_id)
+        for b, (writer, window) in enumerate(zip(self.writers, windows, strict=True)):
+            part = slice(window.logits_from - skipped, len(window.ids) - skipped)
+            writer.update(View(logp_BTV[b, part], top_BT[b, part], top_logp_BT[b, part]))
         done = [writer for writer in self.writers if writer.done]
         if done:
             self.keep([not writer.done for writer in self.writers])
@@ -123,16 +121,6 @@ def _inputs(
     aligned = bool((start_B == start_B[0]).all()) and start_B[0] + length < cache.slots
     slot = int(start_B[0]) if aligned else slot_BT
     return torch.from_numpy(ids).to(device), slot_BT, cache, slot, mask_BTC, seen
-
-
-def _views(logits_BTV: Tensor, windows: list[Window], skipped: int, mask_id: int) -> list[View]:
-    """Each row's distributions from its own `logits_from` on."""
-    logp_BTV, top, top_logp = prepare(logits_BTV, mask_id)
-    views = []
-    for b, window in enumerate(windows):
-        part = slice(window.logits_from - skipped, len(window.ids) - skipped)
-        views.append(View(logp_BTV[b, part], top[b, part], top_logp[b, part]))
-    return views
 
 
 def decode(

@@ -1,4 +1,4 @@
-"""Block-diffusion decoding: denoise a canvas, commit by confidence, move on (DESIGN §6, Decode).
+"""Block-diffusion decoding: denoise a canvas, commit by confidence, move on (paper §3.3).
 
 Contract: per block, every forward commits at least one position and as many as the accept rule
 allows, until the block is full; its clean tokens then enter the cache, causally or block-causally.
@@ -8,21 +8,16 @@ block is never committed to the cache. Not here: batching, and the rules themsel
 `answer_rule`).
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from diffgr2.decode import accept
-from diffgr2.decode.answer_rule import (
-    AnswerState,
-    allowed_choices,
-    allowed_tokens,
-    answer_state,
-    settle,
-)
+from diffgr2.decode import accept, answer_rule
+from diffgr2.decode.answer_rule import UNKNOWN, AnswerState
 from diffgr2.decode.draw import among, draw, entropy, tempered
-from diffgr2.decode.grammar import AnswerGrammar
-from diffgr2.decode.settings import DecodeSettings
-from diffgr2.decode.writer import UNKNOWN, View, Window, Writer
+from diffgr2.decode.settings import DecodeRequest, DecodeSettings
+from diffgr2.decode.writer import View, Window, Writer
 from diffgr2.model.layout import block_bounds, response_shift
 from diffgr2.types import Trajectory
 
@@ -31,19 +26,10 @@ MARKER_GUESS = 0.5
 
 
 class BlockWriter(Writer):
-    """See the module's docstring."""
-
-    def __init__(
-        self,
-        key: int,
-        prompt: list[int],
-        settings: DecodeSettings,
-        rng: np.random.Generator,
-        grammar: AnswerGrammar | None = None,
-    ) -> None:
-        super().__init__(key, prompt, settings, rng, grammar, spare=settings.block_size)
-        self.prefill = len(prompt)
-        self._shift = response_shift(len(prompt), settings.block_size, settings.origin)
+    def __init__(self, key: int, request: DecodeRequest, settings: DecodeSettings) -> None:
+        super().__init__(key, request, settings, spare=settings.block_size)
+        self.prefill = len(self.prompt)
+        self._shift = response_shift(self.prefill, settings.block_size, settings.origin)
         self._clean = (0, 0)  # a full block whose keys and values are not in the cache yet
         self._saving = False  # unfused: the next forward only commits
         self._enter(0)
@@ -61,31 +47,24 @@ class BlockWriter(Writer):
         size = self.settings.block_size
         return [min(block_bounds(p, size, self._shift)[1], prompt) for p in range(prompt)]
 
-    # ------------------------------------------------------------------------------ plan
-
     def plan(self) -> Window:
         prompt, clean = len(self.prompt), self._clean
         if clean[0] == clean[1] and self.settings.alignment == "shifted":
             clean = (self.start - 1, self.start)  # its hidden state predicts the block's first
-        ids = [self._token(at) for at in range(*clean)]
+        ids = [self.token(at) for at in range(*clean)]
         if self.settings.clean_kv == "causal":
             hi = [prompt + at + 1 for at in range(*clean)]
         else:
             hi = [prompt + clean[1]] * len(ids)
         self._canvas_row = len(ids) - (self.settings.alignment == "shifted")
         if not self._saving:
-            canvas_T = self.record.tokens_T[self.start : self.end]
+            canvas_T = self.tokens_T[self.start : self.end]
             ids += np.where(canvas_T == UNKNOWN, self.settings.mask_id, canvas_T).tolist()
             hi += [prompt + self.end] * len(canvas_T)
         logits_from = len(ids) - 1 if self._saving else max(self._canvas_row, 0)
         self._canvas_row -= logits_from
         start = prompt + (clean[0] if clean[0] != clean[1] else self.start)
         return Window(ids, start, hi, logits_from)
-
-    def _token(self, at: int) -> int:
-        return int(self.record.tokens_T[at]) if at >= 0 else self.prompt[at]
-
-    # ---------------------------------------------------------------------------- update
 
     def update(self, view: View) -> None:
         step, self.nfe = self.nfe, self.nfe + 1
@@ -98,7 +77,7 @@ class BlockWriter(Writer):
         token_T, logp_T, confidence_T = (
             np.array(a) for a in view.choose(rows, self.settings.temperature, self.rng)
         )
-        masked_T = self.record.tokens_T[self.start : self.end] == UNKNOWN
+        masked_T = self.tokens_T[self.start : self.end] == UNKNOWN
         commit_T = self._accept(confidence_T, masked_T, view.logp_TV[rows])
         state = self._answer(view.logp_TV[rows], masked_T, token_T, commit_T)
         if state is not None:
@@ -107,10 +86,10 @@ class BlockWriter(Writer):
             commit_T = self._accept(confidence_T, masked_T, view.logp_TV[rows])
             commit_T = self._settle(state, commit_T, token_T, confidence_T) | marker_T
             found = self._found(token_T, commit_T)
-            if found not in (None, state.start):  # an earlier marker got in: it commits alone
+            if found is not None and found != state.start:  # an earlier marker: it commits alone
                 commit_T &= self._marker(found)
         for t in np.flatnonzero(commit_T):
-            self.record.commit(self.start + int(t), int(token_T[t]), step, float(logp_T[t]))
+            self.commit(self.start + int(t), int(token_T[t]), step, float(logp_T[t]))
         self._advance()
 
     def _accept(
@@ -126,10 +105,8 @@ class BlockWriter(Writer):
 
     def _advance(self) -> None:
         """Stop, or move to the next block if this one is full."""
-        canvas_T = self.record.tokens_T[self.start : self.end]
-        known = (
-            int(np.argmax(canvas_T == UNKNOWN)) if (canvas_T == UNKNOWN).any() else len(canvas_T)
-        )
+        canvas_T = self.tokens_T[self.start : self.end]
+        known = [*canvas_T.tolist(), UNKNOWN].index(UNKNOWN)
         ends = np.flatnonzero(canvas_T[:known] == self.settings.end_id)
         limit = self.settings.max_tokens
         if len(ends) and self.start + int(ends[0]) < limit:
@@ -144,8 +121,6 @@ class BlockWriter(Writer):
         else:
             return
         self.done = True
-
-    # ------------------------------------------------------------------- permutation rule
 
     def _answer(
         self, logp_TV: torch.Tensor, masked_T: np.ndarray, token_T: np.ndarray, commit_T: np.ndarray
@@ -164,27 +139,26 @@ class BlockWriter(Writer):
                 start = self.start + best + 1
         if start is None:
             return None
-        return answer_state(self.grammar, start, self.record.tokens_T[: self.end])
+        return answer_rule.answer_state(self.grammar, start, self.tokens_T[: self.end])
 
     def _found(self, token_T: np.ndarray, commit_T: np.ndarray) -> int | None:
         """Where the answer begins once these commits are made."""
         assert self.grammar is not None
-        tokens_T = self.record.tokens_T[: self.end]
+        tokens_T = self.tokens_T[: self.end]
         if not set(self.grammar.marker).isdisjoint(token_T[commit_T].tolist()):
             tokens_T = tokens_T.copy()
             tokens_T[self.start :][commit_T] = token_T[commit_T]
         return self.grammar.find(tokens_T)
 
-    def _marker(self, start: int | None) -> np.ndarray:
+    def _marker(self, start: int) -> np.ndarray:
         """Which canvas positions hold the marker of an answer that begins at `start`."""
         assert self.grammar is not None
-        assert start is not None
         at_T = np.arange(self.start, self.end)
         return (at_T < start) & (at_T >= start - len(self.grammar.marker))
 
     def _slots(self, state: AnswerState) -> list[tuple[int, int, int]]:
         """(canvas position, entry, position in entry) of the answer's tokens in this canvas."""
-        local_KN = state.slots_KN - self.start
+        local_KN = state.grammar.slots(state.start) - self.start
         inside_KN = (local_KN >= 0) & (local_KN < self.end - self.start)
         return [(int(local_KN[j, n]), int(j), int(n)) for j, n in np.argwhere(inside_KN)]
 
@@ -198,13 +172,13 @@ class BlockWriter(Writer):
         confidence_T: np.ndarray,
     ) -> None:
         """Let masked answer positions choose among the remaining candidates only (in place)."""
-        may_KC = allowed_choices(state)
+        may_KC = answer_rule.allowed_choices(state)
         alike: dict[tuple[bytes, int], list[tuple[int, int]]] = {}
         for t, j, n in self._slots(state):
             if masked_T[t]:
                 alike.setdefault((may_KC[j].tobytes(), n), []).append((t, j))
         for (_, n), slots in alike.items():  # one draw for all that may become the same
-            allowed = allowed_tokens(state, may_KC, slots[0][1], n)
+            allowed = answer_rule.allowed_tokens(state, may_KC, slots[0][1], n)
             if not len(allowed):  # a stranger got there before the rule: no candidate fits
                 continue
             at_S = [t for t, _ in slots]
@@ -226,7 +200,7 @@ class BlockWriter(Writer):
         """Drop the commits that would leave no permutation; always keep at least one."""
         slots = [slot for slot in self._slots(state) if commit_T[slot[0]]]
         wanted = [(float(confidence_T[t]), j, n, int(token_T[t])) for t, j, n in slots]
-        kept = set(settle(state, wanted))
+        kept = set(answer_rule.settle(state, wanted))
         out_T = commit_T.copy()
         for t, j, n in slots:
             out_T[t] = (j, n) in kept
@@ -235,6 +209,6 @@ class BlockWriter(Writer):
         return out_T
 
     def result(self) -> Trajectory:
-        return self.record.trajectory(
-            self.length, self.nfe, finished=self.finished, canvas=self.end
-        )
+        """With the terminal block as a whole, for replay."""
+        canvas_T, step_T = (a[: self.end].copy() for a in (self.tokens_T, self.step_T))
+        return replace(super().result(), canvas_T=canvas_T, canvas_step_T=step_T)

@@ -10,17 +10,10 @@ Not here: the contract itself (`model.contract`).
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffgr2.config import DecodeConfig
+from diffgr2.config import DECODERS, DecodeConfig, Decoder
 from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.errors import CheckpointError, ConfigError
 from diffgr2.model.contract import BlockContract
-
-READS = {
-    "ar": ("temperature",),
-    "verify": ("temperature", "canvas"),
-    "block": ("temperature", "accept", "threshold", "per_step", "entropy_bound", "rule"),
-}
-"""What each decoder takes from the recipe's decode section."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "recommended": {},
@@ -35,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class DecodeSettings:
     """See config.DecodeConfig for the meaning of each field."""
 
-    decoder: Literal["ar", "block", "verify"] = "ar"
+    decoder: Decoder = "ar"
     block_size: int = 32
     mask_id: int = -1
     end_id: int = -1
@@ -95,7 +88,7 @@ def settings_of(
     chosen = {**PRESETS[how], **given}
     decoder = chosen.setdefault("decoder", config.decoder)
     limit = chosen.pop("max_tokens", config.max_tokens)
-    values = {key: getattr(config, key) for key in READS[decoder]}
+    values = {key: getattr(config, key) for key in DECODERS[decoder]}
     if decoder != "ar":
         if contract is None:
             raise CheckpointError(f"decode.decoder: this model is autoregressive, not {decoder}")

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from diffgr2.decode.draw import draw, tempered
-from diffgr2.decode.grammar import AnswerGrammar
-from diffgr2.decode.settings import DecodeSettings
+from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.writer import View, Window, Writer
 
 
@@ -40,26 +39,16 @@ def speculative(
 
 
 class VerifyWriter(Writer):
-    """See the module's docstring."""
-
-    def __init__(
-        self,
-        key: int,
-        prompt: list[int],
-        settings: DecodeSettings,
-        rng: np.random.Generator,
-        grammar: AnswerGrammar | None = None,
-    ) -> None:
-        super().__init__(key, prompt, settings, rng, grammar, spare=settings.canvas)
+    def __init__(self, key: int, request: DecodeRequest, settings: DecodeSettings) -> None:
+        super().__init__(key, request, settings, spare=settings.canvas)
         self._draft: list[int] = []  # tokens proposed for the positions after the committed ones
         self._draft_logq_TV: torch.Tensor | None = None  # their distributions, when sampling
 
     def plan(self) -> Window:
         start = len(self.prompt) + self.length - 1  # of the newest token, which has no keys yet
-        newest = int(self.record.tokens_T[self.length - 1]) if self.length else self.prompt[-1]
         canvas = min(self.settings.canvas, self.settings.max_tokens - self.length)
         masks = canvas - len(self._draft)
-        ids = [newest, *self._draft, *[self.settings.mask_id] * masks]
+        ids = [self.token(self.length - 1), *self._draft, *[self.settings.mask_id] * masks]
         hi = [start + i + 1 for i in range(len(ids) - masks)]
         return Window(ids, start, hi + [start + 1 + canvas] * masks, 0)
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from diffgr2.decode.answer_rule import UNKNOWN
 from diffgr2.decode.draw import draw, tempered
-from diffgr2.decode.grammar import AnswerGrammar
-from diffgr2.decode.settings import DecodeSettings
+from diffgr2.decode.settings import DecodeRequest, DecodeSettings
+from diffgr2.streams import generator
 from diffgr2.types import Trajectory
-
-UNKNOWN = -1
 
 
 @dataclass(frozen=True)
@@ -54,39 +53,6 @@ class View:
         return token_T, drawn_T, confidence_T
 
 
-class Record:
-    """Tokens, commit steps and log-probabilities of one response while it grows."""
-
-    def __init__(self, capacity: int) -> None:
-        self.tokens_T = np.full(capacity, UNKNOWN, dtype=np.int64)
-        self.step_T = np.full(capacity, -1, dtype=np.int32)
-        self.logp_T = np.zeros(capacity, dtype=np.float32)
-        self.fresh: list[tuple[int, int]] = []  # (position, token) committed since last asked
-
-    def commit(self, at: int, token: int, step: int, logp: float) -> None:
-        self.tokens_T[at], self.step_T[at], self.logp_T[at] = token, step, logp
-        self.fresh.append((at, token))
-
-    def take_fresh(self) -> list[tuple[int, int]]:
-        """What was committed since the last call (streaming)."""
-        fresh, self.fresh = self.fresh, []
-        return fresh
-
-    def trajectory(
-        self, length: int, nfe: int, *, finished: bool, canvas: int | None = None
-    ) -> Trajectory:
-        """The first `length` positions; `canvas` > length keeps the terminal block for replay."""
-        return Trajectory(
-            self.tokens_T[:length].copy(),
-            self.step_T[:length].copy(),
-            self.logp_T[:length].copy(),
-            nfe,
-            finished,
-            None if canvas is None else self.tokens_T[:canvas].copy(),
-            None if canvas is None else self.step_T[:canvas].copy(),
-        )
-
-
 class Writer(ABC):
     """One output under way: plans a window, updates itself from the view of its distributions.
 
@@ -95,22 +61,20 @@ class Writer(ABC):
     """
 
     def __init__(
-        self,
-        key: int,
-        prompt: list[int],
-        settings: DecodeSettings,
-        rng: np.random.Generator,
-        grammar: AnswerGrammar | None = None,
-        *,
-        spare: int = 0,
+        self, key: int, request: DecodeRequest, settings: DecodeSettings, spare: int = 0
     ) -> None:
-        self.key, self.prompt, self.settings = key, prompt, settings  # key: the caller's number
-        self.rng, self.grammar = rng, grammar
-        self.prefill = len(prompt) - 1  # the last prompt token is the first window
-        self.slots = len(prompt) + settings.max_tokens + spare
-        self.record = Record(settings.max_tokens + spare)
+        self.key, self.settings = key, settings  # key: the caller's number
+        self.prompt, self.grammar = request.prompt, request.grammar
+        self.rng = generator(*request.stream)
+        self.prefill = len(self.prompt) - 1  # the last prompt token is the first window
+        capacity = settings.max_tokens + spare
+        self.slots = len(self.prompt) + capacity
+        self.tokens_T = np.full(capacity, UNKNOWN, dtype=np.int64)
+        self.step_T = np.full(capacity, -1, dtype=np.int32)
+        self.logp_T = np.zeros(capacity, dtype=np.float32)
         self.length = self.nfe = 0
         self.done = self.finished = False
+        self._fresh: list[tuple[int, int]] = []
 
     def prefill_hi(self) -> list[int]:
         """How far each prompt token sees: causally."""
@@ -124,16 +88,29 @@ class Writer(ABC):
     def update(self, view: View) -> None:
         """Commit what the forward settled."""
 
+    def token(self, at: int) -> int:
+        """The token at a position; the prompt's are at −1, −2, …"""
+        return int(self.tokens_T[at]) if at >= 0 else self.prompt[at]
+
+    def commit(self, at: int, token: int, step: int, logp: float) -> None:
+        """Write a token for good."""
+        self.tokens_T[at], self.step_T[at], self.logp_T[at] = token, step, logp
+        self._fresh.append((at, token))
+
     def commit_next(self, token: int, logp: float) -> None:
         """Append a token; ends at the end token or at the limit."""
-        self.record.commit(self.length, token, self.nfe, logp)
+        self.commit(self.length, token, self.nfe, logp)
         self.length += 1
         self.finished = token == self.settings.end_id
         self.done = self.finished or self.length == self.settings.max_tokens
 
     def fresh(self) -> list[tuple[int, int]]:
-        """What was committed since the last call, for streaming."""
-        return self.record.take_fresh()
+        """(position, token) of what was committed since the last call, for streaming."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
     def result(self) -> Trajectory:
-        return self.record.trajectory(self.length, self.nfe, finished=self.finished)
+        """The first `length` positions."""
+        whole = (self.tokens_T, self.step_T, self.logp_T)
+        tokens_T, step_T, logp_T = (a_T[: self.length].copy() for a_T in whole)
+        return Trajectory(tokens_T, step_T, logp_T, self.nfe, self.finished)

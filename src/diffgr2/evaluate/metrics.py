@@ -12,6 +12,7 @@ import numpy as np
 from diffgr2.types import MISS, ndcg_of
 
 METRICS = ("r@1", "r@3", "r@5", "r@10", "ndcg@3", "ndcg@5", "ndcg@10", "mrr")
+MAIN = ("r@1", "ndcg@3")  # where there is no room for all
 
 
 def value_table(k: int) -> np.ndarray:

@@ -18,11 +18,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from diffgr2.evaluate.metrics import MAIN
 from diffgr2.types import FAILURES, MISS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LOOKS = [{"color": c, "marker": m} for c, m in zip(COLOURS, MARKERS, strict=True)]
+LOOKS = [{"color": c, "marker": m} for c, m in zip(COLOURS, "os^DvPX", strict=True)]
 GREY, DARK = "#8A8A8A", "#222222"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -35,7 +35,6 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "figure.dpi": 130,
 }
-LADDER = ("r@1", "ndcg@3")  # the ladder's panels
 CURVES = ("loss", "grad_norm", "reward", "kl", "entropy", "rank/valid_rate", "rank/r@1")
 TEXTS = 64  # more tokens than this are drawn without their texts
 
@@ -58,9 +57,6 @@ def save_figure(figure: Figure, path: Path) -> Path:
 def heading(ax: Axes, text: str, size: float = 11) -> None:
     """An axes' title at the left."""
     ax.set_title(text, loc="left", fontsize=size, fontweight="bold")
-
-
-# ------------------------------------------------------------------------------------- the rows
 
 
 def stage_ladder(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -87,10 +83,10 @@ def _ladder(every: Sequence[Mapping[str, Any]], title: str, meaning: str) -> Fig
     named in the subtitle."""
     apart = [row for row in every if row["name"] in ("random", "oracle")]
     rows = [row for row in every if row not in apart]
-    figure, axes = new_figure(9.5, 1.6 + 0.32 * len(rows), 1, len(LADDER))
+    figure, axes = new_figure(9.5, 1.6 + 0.32 * len(rows), 1, len(MAIN))
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
     text: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7.5, "bbox": box}
-    for ax, metric in zip(axes[0], LADDER, strict=True):
+    for ax, metric in zip(axes[0], MAIN, strict=True):
         for y, row in enumerate(rows):
             name, value, interval = row["name"], row["metrics"][metric], row["ci"][metric]
             anchor = name in ("floor", "ar")
@@ -158,17 +154,13 @@ def rank_moves(floor_rank_L: np.ndarray, final_rank_L: np.ndarray, k: int, name:
     totals = count_KK.sum(1)
     ax.set_xticks(range(k), [str(r + 1) for r in range(k)])
     ax.set_yticks(range(k), [f"{r + 1}  (n={totals[r]:,})" for r in range(k)])
-    ax.set_xlabel(f"target's rank after {name}")
-    ax.set_ylabel("target's rank in the floor")
+    ax.set(xlabel=f"target's rank after {name}", ylabel="target's rank in the floor")
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     up, down = np.tril(count_KK, -1).sum(), np.triu(count_KK, 1).sum()
     heading(ax, f"Targets moved: {up:,} up, {np.trace(count_KK):,} kept, {down:,} down")
     figure.colorbar(image, ax=ax, label="share of the floor rank's users")
     return figure
-
-
-# --------------------------------------------------------------------------------------- speed
 
 
 def frontier(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float], x: str) -> Figure:
@@ -214,8 +206,7 @@ def throughput(points: Sequence[Mapping[str, Any]]) -> Figure:
     ax.set_xticks(lengths, [f"{length:,}" for length in lengths])
     ax.minorticks_off()
     ax.set_ylim(bottom=0)
-    ax.set_xlabel("output length, tokens")
-    ax.set_ylabel("tokens/s")
+    ax.set(xlabel="output length, tokens", ylabel="tokens/s")
     ax.yaxis.set_major_formatter("{x:,.0f}")
     heading(ax, "Batch 1")
     figure.legend(loc="outside lower center", ncols=len(decoders), frameon=False)
@@ -242,8 +233,7 @@ def trajectory(
         ax.axvline(border - 0.5, color=COLOURS[1], lw=1.2, ls="--")
     if shown:
         ax.set_xticks(range(n), [_clip(text) for text in texts], rotation=90, fontsize=7)
-    ax.set_xlabel("token" if shown else "position in the output")
-    ax.set_ylabel("forward")
+    ax.set(xlabel="token" if shown else "position in the output", ylabel="forward")
     ax.yaxis.get_major_locator().set_params(integer=True)
     ax.grid(visible=False)
     bar = figure.colorbar(image, ax=ax, label="committed by forward", pad=0.01)
@@ -258,9 +248,6 @@ def _clip(text: str, length: int = 14) -> str:
     """A token's text for a tick: visible white space, no mathtext, not too long."""
     text = text.replace("\n", "⏎").replace(" ", "·").replace("$", r"\$")
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-# ------------------------------------------------------------------------- training and items
 
 
 def training_curves(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
@@ -301,9 +288,7 @@ def sid_usage(codes_IL: np.ndarray, size: int) -> Figure:
         look = {"markevery": max(1, size // 12), "ms": 5, "lw": 1.5, **LOOKS[level % len(LOOKS)]}
         ax.plot(np.arange(1, len(share_C) + 1), count_C, label=label, **look)
     ax.axhline(len(codes_IL) / size, color=GREY, ls=":", lw=1.2, label="even split")
-    ax.set_yscale("log")
-    ax.set_xlabel("code, most used first")
-    ax.set_ylabel("items with this code")
+    ax.set(yscale="log", xlabel="code, most used first", ylabel="items with this code")
     heading(ax, f"Semantic-ID usage of {len(codes_IL):,} items")
     ax.legend(loc="lower left", fontsize=9, frameon=False)
     return figure

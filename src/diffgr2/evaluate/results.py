@@ -11,7 +11,7 @@ reasoning_tokens, tpf, tokens_per_s, batch, ms_per_output, speedup, evidence_tru
 same_text, gap_closed, steps, meta. What does not apply is absent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,13 +110,12 @@ def with_baselines(
         SystemOutputs("oracle", oracle_order(lists.hit_L, k, truth_LK), n),
         *systems,
     ]
-    return sorted(every, key=lambda outputs: sort_key(outputs.name))
 
+    def place(outputs: SystemOutputs) -> tuple[int, bool]:
+        base = outputs.name.removesuffix("_raw")
+        return (ROWS.index(base) if base in ROWS else len(ROWS), outputs.name != base)
 
-def sort_key(name: str) -> tuple[int, bool]:
-    """Place of a row in the table."""
-    base = name.removesuffix("_raw")
-    return (ROWS.index(base) if base in ROWS else len(ROWS), name != base)
+    return sorted(every, key=place)
 
 
 def measure(lists: CandidateLists, outputs: SystemOutputs) -> Row:
@@ -131,7 +130,7 @@ def measure(lists: CandidateLists, outputs: SystemOutputs) -> Row:
 
 def populations(
     lists: CandidateLists, rows: Sequence[Row], resamples: int, seed: int
-) -> list[Population]:
+) -> Iterator[Population]:
     """hit and all, each with the rows that can stand in it."""
     hit_L = lists.hit_L != MISS
     everyone_L = np.ones(len(lists), dtype=bool)  # a miss is 0 in any order
@@ -139,12 +138,10 @@ def populations(
         "hit": {row.name: row.decoded_L & hit_L for row in rows},
         "all": {row.name: everyone_L for row in rows if not (hit_L & ~row.decoded_L).any()},
     }
-    result = []
     for name, users_L in covered.items():
         kept = {r.name: r for r in rows if r.name in users_L and users_L[r.name].any()}
         key = (seed, "evaluate", "bootstrap", name)
-        result.append(Population(name, kept, users_L, resamples, key))
-    return result
+        yield Population(name, kept, users_L, resamples, key)
 
 
 def _row(population: Population, row: Row, gap: bool) -> dict[str, Any]:
@@ -173,11 +170,11 @@ def _row(population: Population, row: Row, gap: bool) -> dict[str, Any]:
     if row.name in BASELINES:
         return result | {"identity": accounts["identity"]}
     result |= accounts
+    rows = population.rows
     if row.name != "ar":
-        result |= _agreement("same_as_ar", "order_LK", outputs, population.rows.get("ar"), mask_L)
+        result |= _agreement("same_as_ar", "order_LK", outputs, rows.get("ar"), mask_L)
     if row.name == "verify":  # token for token its own model's greedy text?
-        greedy = population.rows.get("student_ar")
-        result |= _agreement("same_text", "text_L", outputs, greedy, mask_L)
+        result |= _agreement("same_text", "text_L", outputs, rows.get("student_ar"), mask_L)
     return result | ({"meta": outputs.meta} if outputs.meta else {})
 
 
@@ -209,14 +206,6 @@ def _agreement(
     return {name: float(same_l.mean())} if len(same_l) else {}
 
 
-def _add_speedups(entries: dict[str, dict[str, Any]]) -> None:
-    """Speed against AR's at the same batch size."""
-    base = entries.get("ar", {})
-    for entry in entries.values():
-        if "tokens_per_s" in entry and "tokens_per_s" in base and entry["batch"] == base["batch"]:
-            entry["speedup"] = entry["tokens_per_s"] / base["tokens_per_s"]
-
-
 def _add_steps(population: Population, entries: dict[str, dict[str, Any]]) -> None:
     """What each row is compared with; McNemar on r@1, Holm over all steps here."""
     found = []
@@ -224,11 +213,9 @@ def _add_steps(population: Population, entries: dict[str, dict[str, Any]]) -> No
         mask_L = population.common(before, after)
         if mask_L is None:
             continue
-        first_U, second_U = (
-            population.rows[name].values_LM[mask_L, METRICS.index("r@1")]
-            for name in (before, after)
-        )
-        gained, lost, p = mcnemar(first_U, second_U)
+        r1 = METRICS.index("r@1")
+        pair = (population.rows[name].values_LM[mask_L, r1] for name in (before, after))
+        gained, lost, p = mcnemar(*pair)
         step = {
             "from": before,
             "n": int(mask_L.sum()),
@@ -267,15 +254,18 @@ def build_report(
     """Measure everything. `meta` holds recipe, data, tie_order, commit, command; `truth_LK` the
     true next-item probabilities of the candidates where a simulated shop knows them."""
     rows = [measure(lists, outputs) for outputs in with_baselines(lists, systems, truth_LK)]
-    values_LM = random_values(lists.hit_L, lists.k)
-    rows.insert(1, Row("random", values_LM, np.ones(len(lists), dtype=bool), None))
+    random_LM = random_values(lists.hit_L, lists.k)
+    rows.insert(1, Row("random", random_LM, np.ones(len(lists), dtype=bool), None))
     report_rows = []
     for population in populations(lists, rows, resamples, seed):
         entries = {
             row.name: _row(population, row, gap=truth_LK is not None)
             for row in population.rows.values()
         }
-        _add_speedups(entries)
+        base = entries.get("ar", {})
+        for entry in entries.values():  # speed against AR's at the same batch size
+            if "batch" in entry and entry["batch"] == base.get("batch"):
+                entry["speedup"] = entry["tokens_per_s"] / base["tokens_per_s"]
         _add_steps(population, entries)
         report_rows += entries.values()
     return rounded({**meta, "seed": seed, "rows": report_rows})

@@ -75,9 +75,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     By hand: (.01, .04, .03) -> sorted .01·3, .03·2, .04·1 -> running maximum .03, .06, .06.
     """
-    adjusted = [0.0] * len(p_values)
-    running = 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        running = max(running, min(1.0, (len(p_values) - place) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
+    p_N = np.array(p_values)
+    order_N = np.argsort(p_N, kind="stable")
+    scaled_N = np.minimum(p_N[order_N] * np.arange(len(p_N), 0, -1), 1.0)
+    return np.maximum.accumulate(scaled_N)[np.argsort(order_N)].tolist()

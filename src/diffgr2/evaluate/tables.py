@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from diffgr2.evaluate.metrics import METRICS
+from diffgr2.evaluate.metrics import MAIN, METRICS
 from diffgr2.evaluate.results import BASELINES
 from diffgr2.evaluate.significance import verdict
 from diffgr2.types import FAILURES
 
-MAIN = ("r@1", "ndcg@3")
 SHORT = ("r@1", "r@3", "ndcg@3", "ndcg@10")
 NAMES = {"hit": "Hit users (target among the candidates)", "all": "All users (a miss counts 0)"}
 
@@ -182,8 +181,7 @@ def render_markdown(report: dict[str, Any], figures: Sequence[str] = ()) -> str:
         if population == "hit":
             parts += [validity_table(rows), speed_table(rows)]
         lines += [line for part in parts if part for line in ("", part)]
-        sentences = step_sentences(rows)
-        if sentences:
+        if sentences := step_sentences(rows):
             lines += ["", "### Step by step", "", *(f"- {text}" for text in sentences)]
     over_all = {row["name"] for row in rows_of(report, "all")}
     left_out = [row["name"] for row in rows_of(report, "hit") if row["name"] not in over_all]

@@ -7,12 +7,9 @@ slightly shifted copies. Not here: residual levels (`items.quantize`).
 
 import numpy as np
 
-MAX_ROWS = 65_536
-"""Rows that Lloyd steps look at; a random sample stands for larger catalogues."""
-SEED_ROWS = 16_384
-"""Rows that k-means++ draws its seeds from."""
-MAX_CAREFUL_SEEDS = 4_096
-"""Above this many centres seeds are drawn uniformly: k-means++ is one pass per centre."""
+MAX_ROWS = 65_536  # that Lloyd steps look at; a random sample stands for larger catalogues
+SEED_ROWS = 16_384  # that k-means++ draws its seeds from
+MAX_CAREFUL_SEEDS = 4_096  # above, they are drawn uniformly: k-means++ is one pass per centre
 
 
 def distances(x_ND: np.ndarray, centres_CD: np.ndarray) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 Contract: `Quantizer` is plain arrays (codebooks and, for RQ-VAE, the encoder's and decoder's
 weights). `codes` takes each level's nearest code of what the levels before left over. Both
-`fit_rqvae` (items.rqvae) and `fit_rkmeans` (here) return one. Not here: uniqueness
-(`items.uniqueness`); a quantizer may give two items the same codes.
+`fit_rqvae` (items.rqvae) and `fit_rkmeans` (here) return one. An `Encoder` is the fitted text
+vectors plus the quantizer; after `save` and `load` it gives the same bits. Not here: uniqueness
+(`items.uniqueness`); two items may get the same natural codes, which says that they are alike.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +17,8 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.config import ItemsConfig
-from diffgr2.errors import ArtifactError
 from diffgr2.items.kmeans import kmeans, nearest
+from diffgr2.items.vectors import TextVectors
 from diffgr2.streams import generator
 
 
@@ -57,9 +59,31 @@ class Quantizer:
     def load(cls, path: Path) -> Quantizer:
         """Read what `save` wrote."""
         arrays = load_arrays(path)
-        if "codebooks_LCD" not in arrays:
-            raise ArtifactError(f"{path}: not a saved quantizer (codebooks_LCD is missing)")
         return cls(arrays.pop("codebooks_LCD"), arrays)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What turns an item's text (`vectors.item_text`) into codes, known to the catalogue or not."""
+
+    vectors: TextVectors
+    quantizer: Quantizer
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors (float32) and natural codes (int32), one row per text."""
+        vectors_ND = self.vectors(texts)
+        return vectors_ND, self.quantizer.codes(vectors_ND)
+
+    def save(self, directory: Path) -> None:
+        """Write `vectorizer.json`, `vectorizer.safetensors`, `quantizer.safetensors`."""
+        self.vectors.save(directory)
+        self.quantizer.save(directory / "quantizer.safetensors")
+
+    @classmethod
+    def load(cls, directory: Path) -> Encoder:
+        """Read what `save` wrote."""
+        quantizer = Quantizer.load(directory / "quantizer.safetensors")
+        return cls(TextVectors.load(directory), quantizer)
 
 
 def residual_codes(latents_IE: np.ndarray, codebooks_LCD: np.ndarray) -> np.ndarray:
@@ -86,5 +110,5 @@ def fit_codebooks(
 
 def fit_rkmeans(vectors_ID: np.ndarray, config: ItemsConfig, seed: int) -> Quantizer:
     """Residual k-means on the vectors as they are."""
-    purpose = (seed, "items", "rkmeans")
-    return Quantizer(fit_codebooks(vectors_ID, config.levels, config.codes, *purpose))
+    books_LCD = fit_codebooks(vectors_ID, config.levels, config.codes, seed, "items", "rkmeans")
+    return Quantizer(books_LCD)

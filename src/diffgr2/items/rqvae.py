@@ -21,12 +21,9 @@ from diffgr2.errors import NonFiniteError
 from diffgr2.items.quantize import Quantizer, fit_codebooks
 from diffgr2.streams import generator, permutation, torch_generator
 
-INIT_ROWS_PER_CODE = 64
-"""Rows behind the first k-means: this many per code, at least one batch."""
-TEMPERATURE = 0.1
-"""Of the contrastive loss, on cosine similarities."""
-MIN_COUNT = 1e-4
-"""Moving count under which a code's mean says nothing any more and the code stays put."""
+INIT_ROWS_PER_CODE = 64  # behind the first k-means, at least one batch
+TEMPERATURE = 0.1  # of the contrastive loss, on cosine similarities
+MIN_COUNT = 1e-4  # moving count under which a code's mean says nothing and the code stays put
 
 
 class Codebooks:
@@ -145,8 +142,7 @@ def fit_rqvae(
     first = permutation(n_items, seed, "items", "rqvae", "start")[:count]
     with torch.no_grad():
         latents_IE = mlp(weights, "encoder", x_ID[first]).numpy()
-    purpose = (seed, "items", "rqvae")
-    codes_LCE = fit_codebooks(latents_IE, config.levels, config.codes, *purpose)
+    codes_LCE = fit_codebooks(latents_IE, config.levels, config.codes, seed, "items", "rqvae")
     books = Codebooks(torch.from_numpy(codes_LCE))
     optimizer = torch.optim.Adam(weights.values(), lr=config.lr)
     step = 0

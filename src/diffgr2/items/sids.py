@@ -19,8 +19,7 @@ import numpy as np
 from diffgr2.artifacts import load_arrays, save_arrays, write_json
 from diffgr2.errors import ArtifactError, DataError
 
-LETTERS = "abcdefgh"
-"""Names of the levels."""
+LETTERS = "abcdefgh"  # names of the levels
 SID_TOKEN = re.compile(r"<s_[a-h]_(0|[1-9][0-9]{0,8})>")
 
 
@@ -102,7 +101,5 @@ class SemanticIds:
         arrays = load_arrays(path)
         try:
             return cls(arrays["codes_IL"], int(arrays["n_codes"][0]))
-        except (KeyError, IndexError):
-            raise ArtifactError(f"{path}: not saved semantic IDs") from None
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error}") from None

@@ -20,12 +20,9 @@ from diffgr2.errors import ConfigError
 from diffgr2.items.kmeans import distances
 from diffgr2.streams import generator
 
-BEAM = 8
-"""Codes of the last level but one that an alternative may use."""
-NEIGHBOURS = 64
-"""Alternatives looked at per item; further ones would no longer describe it."""
-ENUMERATE = 2**20
-"""Up to this many suffixes the free ones are listed; above, they are drawn until one is free."""
+BEAM = 8  # codes of the last level but one that an alternative may use
+NEIGHBOURS = 64  # alternatives looked at per item; further ones would no longer describe it
+ENUMERATE = 2**20  # suffixes whose free ones are listed; of more, they are drawn until one is free
 
 
 def prefix_ids(codes_IP: np.ndarray) -> np.ndarray:
@@ -66,11 +63,7 @@ def _alternatives(rest_NE: np.ndarray, before_CE: np.ndarray, last_CE: np.ndarra
     total_XC = distances(left_NBE.reshape(-1, left_NBE.shape[-1]), last_CE)
     total_XC += np.einsum("nbe,nbe->nb", left_NBE, left_NBE).reshape(-1, 1)
     total_NA = total_XC.reshape(len(rest_NE), -1)
-    keep = min(NEIGHBOURS, total_NA.shape[1])
-    near_NA = np.argpartition(total_NA, keep - 1, axis=1)[:, :keep]
-    near_NA.sort(axis=1)  # ties go to the lower code, whatever the partition did
-    order_NA = np.argsort(np.take_along_axis(total_NA, near_NA, 1), axis=1, kind="stable")
-    near_NA = np.take_along_axis(near_NA, order_NA, 1)
+    near_NA = np.argsort(total_NA, axis=1, kind="stable")[:, :NEIGHBOURS]  # ties: the lower code
     previous_NA = np.take_along_axis(beam_NB, near_NA // n_codes, 1)
     return np.stack([previous_NA, near_NA % n_codes], axis=-1)
 

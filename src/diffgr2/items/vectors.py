@@ -19,15 +19,13 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
 from diffgr2.config import ItemsConfig
-from diffgr2.errors import ArtifactError, ConfigError, DataError, MissingExtraError, first_line
+from diffgr2.errors import ConfigError, DataError, MissingExtraError, first_line
 from diffgr2.streams import key_of
 from diffgr2.types import Catalogue
 
-MAX_TERMS = 60_000
-"""Most frequent 1- and 2-grams kept; bounds the size of the saved encoder."""
+MAX_TERMS = 60_000  # most frequent 1- and 2-grams kept; bounds the size of the saved encoder
 SENTENCE_PREFIX = "sentence-transformers:"
-FIELD_BREAK = "\n"
-"""Separates the fields of one item's text; a 2-gram never reaches over it."""
+FIELD_BREAK = "\n"  # separates the fields of one item's text; a 2-gram never reaches over it
 WORD = re.compile(r"\w+")
 
 
@@ -88,13 +86,10 @@ class TextVectors:
 
     @classmethod
     def load(cls, directory: Path) -> TextVectors:
-        """Read what `save` wrote; anything else is an ArtifactError."""
-        path = directory / "vectorizer.json"
-        header, arrays = read_json(path), load_arrays(directory / "vectorizer.safetensors")
-        try:
-            return cls(header["vocabulary"], sentence_model=header["sentence_model"], **arrays)
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}: not a saved vectorizer ({error})") from None
+        """Read what `save` wrote."""
+        header: dict[str, Any] = read_json(directory / "vectorizer.json")
+        arrays: dict[str, Any] = load_arrays(directory / "vectorizer.safetensors")
+        return cls(**header, **arrays)
 
 
 def _counter(**options: Any) -> Any:

@@ -6,13 +6,13 @@ with the weights is a CheckpointError, never a warning. `contract_of` asks a mod
 here: what the fields do (`layout`, `decode`, `stages.cft`), and weights (`load`).
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from diffgr2.errors import CheckpointError
+from diffgr2.artifacts import read_json
+from diffgr2.errors import ArtifactError, CheckpointError
 
 SECTION = "block_diffusion"
 VOCABULARY_FILES = (
@@ -74,11 +74,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory."""
     path = directory / "config.json"
     try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: file is missing") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+        values = read_json(path)
+    except ArtifactError as error:
+        raise CheckpointError(str(error)) from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected an object")
     return values

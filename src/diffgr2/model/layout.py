@@ -1,9 +1,9 @@
-"""Block layout and attention masks of `[prompt | x0 | xt ...]` (DESIGN §5-6; paper §3.2).
+"""Block layout and attention masks of `[prompt | x0 | xt ...]` (paper §3.2).
 
 Contract: `block_of` is the only place that divides by the block size. A training row holds the
 prompt, the clean response x0 and one or more noisy copies xt that share x0's positions; `row_mask`
 says who sees whom. Masks are boolean, True = attends, for SDPA (a boolean 4-D mask is silently
-wrong with eager attention). Not here: noise (`diffusion.noise`) and caches (`forward`).
+wrong with eager attention). Not here: noise (`objectives.noise`) and caches (`forward`).
 
 Letters: B rows, T tokens of the row, P prompt, R response.
 """
@@ -55,13 +55,12 @@ def row_mask(
     position = torch.arange(clean)
     block = block_of(position, block_size, shift)
     is_response = position >= prompt_length
-    causal = position[None, :] <= position[:, None]
-    if not clean_causal:
-        same = (block[None, :] == block[:, None]) & (is_response[None, :] == is_response[:, None])
-        causal = causal | same
     total = clean + response_length * noisy_copies
     mask = torch.zeros(total, total, dtype=torch.bool)
-    mask[:clean, :clean] = causal
+    mask[:clean, :clean] = position[None, :] <= position[:, None]
+    if not clean_causal:
+        same = (block[None, :] == block[:, None]) & (is_response[None, :] == is_response[:, None])
+        mask[:clean, :clean] |= same
     noisy_block = block[prompt_length:]
     sees_clean = (block[None, :] < noisy_block[:, None]) | ~is_response[None, :]
     sees_self = noisy_block[None, :] == noisy_block[:, None]
@@ -78,17 +77,9 @@ def row_positions(prompt_length: int, response_length: int, noisy_copies: int) -
     return torch.cat([clean, *[clean[prompt_length:]] * noisy_copies])
 
 
-def causal_mask(length: int) -> torch.Tensor:
-    """Boolean [T, T] causal mask."""
-    return torch.ones(length, length, dtype=torch.bool).tril()
-
-
 def stack_masks(masks: list[torch.Tensor], length: int) -> torch.Tensor:
     """Pad [t, t] masks to [B, 1, T, T]; a padding query sees itself only, so no row is empty."""
-    out_B1TT = torch.zeros(len(masks), 1, length, length, dtype=torch.bool)
-    for row, mask in enumerate(masks):
-        t = mask.shape[0]
-        out_B1TT[row, 0, :t, :t] = mask
-        pad = torch.arange(t, length)
-        out_B1TT[row, 0, pad, pad] = True
+    out_B1TT = torch.eye(length, dtype=torch.bool).repeat(len(masks), 1, 1, 1)
+    for b, mask in enumerate(masks):
+        out_B1TT[b, 0, : len(mask), : len(mask)] = mask
     return out_B1TT

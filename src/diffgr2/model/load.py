@@ -6,7 +6,6 @@ safetensors only and no remote code. Everything raises a CheckpointError naming 
 reason. Not here: the block-diffusion contract (`contract`) and training state (`train.checkpoint`).
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from diffgr2.artifacts import write_json
 from diffgr2.config import ModelConfig
 from diffgr2.errors import CheckpointError
 from diffgr2.model.contract import read_config
@@ -25,14 +25,9 @@ MAX_POSITIONS = 4096
 disable_progress_bar()  # weights load in a blink; the bars only break up our own lines
 
 
-def padded(size: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-size // multiple) * multiple
-
-
 def build(config: ModelConfig, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
     """A model with at least `vocab_size` embedding rows."""
-    rows = padded(vocab_size, config.pad_vocab_to)
+    rows = -(-vocab_size // config.pad_vocab_to) * config.pad_vocab_to
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_of(seed, "model", "init"))
         if config.base is not None:
@@ -68,7 +63,7 @@ def load(directory: Path) -> Qwen3ForCausalLM:
     if not list(directory.glob("*.safetensors")):
         raise CheckpointError(f"{directory}: holds no safetensors weights")
     try:
-        loaded: Any = Qwen3ForCausalLM.from_pretrained(
+        model, info = Qwen3ForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             directory,
             local_files_only=True,
             use_safetensors=True,
@@ -77,7 +72,6 @@ def load(directory: Path) -> Qwen3ForCausalLM:
             dtype=torch.float32,
             output_loading_info=True,
         )
-        model, info = loaded
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{directory}: cannot be loaded ({reason})") from None
@@ -93,7 +87,6 @@ def device() -> torch.device:
 
 
 def to_device(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
-    """The model on the device."""
     nn.Module.to(model, device())  # in place; transformers' own `to` is typed for other uses
     return model
 
@@ -108,10 +101,8 @@ def save(model: Qwen3ForCausalLM, directory: Path, extra: dict[str, Any] | None 
 
     `rope_theta` is repeated at top level: engines that read it there would fall back to a default.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory, safe_serialization=True)
     values = read_config(directory)
     parameters = values.get("rope_parameters") or {}
     values["rope_theta"] = parameters.get("rope_theta", 10_000.0)
-    values.update(extra or {})
-    (directory / "config.json").write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+    write_json(directory / "config.json", values | (extra or {}))

@@ -9,8 +9,7 @@ is supervised exactly once. Pure functions of a generator. Not here: which token
 
 import numpy as np
 
-T_MIN = 0.1
-"""Lowest noise level: nearly clean blocks teach little."""
+T_MIN = 0.1  # lowest noise level: nearly clean blocks teach little
 
 
 def noise_mask(

@@ -1,16 +1,51 @@
-"""Group-relative policy gradient: advantages and the clipped token-level objective.
+"""Reinforcement learning: the re-ranking reward, advantages, the clipped token-level objective.
 
-Contract: `advantages` normalises rewards within groups and marks groups without variance, which
-carry no gradient and are refilled by the caller; `clipped_objective` is DAPO's (paper §3.6, E.7):
-tokens weigh equally over the whole batch, the ratio is clipped at 1 − low and 1 + high. Sums only;
-the loop divides by the global token count. Not here: rollouts and replay (`stages.rl`).
+Contract: `reward` is R_rank = (rank_before − rank_after) / K of the target plus GR2's format reward
+α where the rank strictly improved or a first place was kept, so copying the input order earns
+nothing; an invalid or over-long output earns −1. `advantages` normalises rewards within groups and
+marks groups without variance, which carry no gradient and are refilled by the caller;
+`clipped_objective` is DAPO's (paper §3.6, E.7): tokens weigh equally over the whole batch, the
+ratio is clipped at 1 − low and 1 + high. Sums only; the loop divides by the global token count. Not
+here: parsing (`prompts`), rollouts and replay (`stages.rl`).
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 LOG_RATIO_LIMIT = 10.0
+INVALID = -1.0
+
+
+def reward(
+    order: Sequence[int], failures: Sequence[str], target: int, k: int, alpha: float
+) -> float:
+    """Reward of one output; `target` is the target's position in the shown list.
+
+    >>> reward([2, 0, 1], (), 2, 3, .2), reward([0, 1, 2], (), 2, 3, .2)
+    (0.8666666666666667, 0.0)
+    >>> reward([0, 1, 2], (), 0, 3, .2), reward([0, 0, 1], ("duplicate", "missing"), 2, 3, .2)
+    (0.2, -1.0)
+    """
+    if failures:
+        return INVALID
+    after = list(order).index(target)
+    gained = (target - after) / k
+    return gained + (alpha if gained > 0 or target == after == 0 else 0.0)
+
+
+def overlong_penalty(length: int, limit: int, cache: int) -> float:
+    """DAPO's soft over-long shaping: 0 up to limit − cache, then linear down to −1 at the limit.
+
+    >>> [overlong_penalty(n, 100, 20) for n in (80, 90, 100)]
+    [0.0, -0.5, -1.0]
+    """
+    free = limit - cache
+    if length <= free:
+        return 0.0
+    return max(-1.0, (free - length) / cache) if cache else -1.0
 
 
 def advantages(reward_PG: np.ndarray, eps: float = 1e-4) -> tuple[np.ndarray, np.ndarray]:

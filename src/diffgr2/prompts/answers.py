@@ -22,14 +22,13 @@ def classify(order: Sequence[int], k: int) -> tuple[str, ...]:
     ('duplicate', 'missing', 'out_of_set')
     """
     inside = [position for position in order if 0 <= position < k]
-    found = set()
-    if len(inside) != len(order):
-        found.add("out_of_set")
-    if len(set(inside)) != len(inside):
-        found.add("duplicate")
-    if len(set(inside)) < k:
-        found.add("missing")
-    return tuple(kind for kind in FAILURES if kind in found)
+    distinct = len(set(inside))
+    found = {
+        "out_of_set": len(inside) < len(order),
+        "duplicate": distinct < len(inside),
+        "missing": distinct < k,
+    }
+    return tuple(kind for kind in FAILURES if found.get(kind))
 
 
 def make_answer(order: Sequence[int], k: int, reasoning: str = "") -> Answer:

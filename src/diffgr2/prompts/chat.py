@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.candidates.fields import FIELDS
+from diffgr2.candidates.index import FIELDS
 from diffgr2.items.sids import parse_sid, sid_text
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.english import Phrases, listed, wording
@@ -102,14 +102,12 @@ def places_of(request: Request) -> dict[Sid, int]:
 
 
 class Chat:
-    """See the module's docstring."""
-
     def __init__(self, fields: Sequence[str], buckets: int) -> None:
-        self.words = wording("gr2")
+        self.words, shared = wording("gr2"), wording("compact")
         self.fields = tuple(fields)
-        self.phrases = Phrases(self.words["fields"], self.words["scales"], fields, buckets)
-
-    # --------------------------------------------------------------------------- asking
+        # A field without words of its own here is worded as in the compact template.
+        said, scales = ({**shared[part], **self.words[part]} for part in ("fields", "scales"))
+        self.phrases = Phrases(said, scales, fields, buckets)
 
     def user(self, request: Request, *, reasoning: bool) -> list[Piece]:
         """The user's turn."""
@@ -153,8 +151,6 @@ class Chat:
         names = ("system", "history", "candidates", "task", "reason", "direct")
         return [*(self.words[n] for n in names), *self.words["steps"].values(), *self.phrases.all()]
 
-    # --------------------------------------------------------------------------- explaining
-
     def explanation(self, request: Request, trace: Trace) -> list[Piece]:
         """A trace's reasoning in three steps: history, for and against, verdict."""
         steps, sids = self.words["steps"], sids_of(request.codes_KL)
@@ -188,13 +184,10 @@ class Chat:
         kind = UserText(kinds.most_common(1)[0][0])
         return filled(steps["habit"], {"kind": [kind], "newest": [*newest]})
 
-    # --------------------------------------------------------------------------- reading
-
     def parse_text(self, text: str, request: Request) -> Answer:
         """A teacher's answer: JSON (fenced or among words), or `[3] > [1] > ...`."""
         text = text.encode("utf-8", "replace").decode("utf-8")
-        found = find_json(text)
-        if found is not None:
+        if (found := find_json(text)) is not None:
             entries = found["recommendations"]
             explanation = flat_text(found.get("explanation", ""))
         else:

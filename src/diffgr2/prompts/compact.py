@@ -34,8 +34,6 @@ HABIT_ITEMS = 3
 
 
 class Compact:
-    """See the module's docstring."""
-
     shows_text = False
 
     def __init__(self, vocab: Vocabulary, config: PromptConfig) -> None:
@@ -44,8 +42,6 @@ class Compact:
         words = self._wording = wording("compact")
         spec = vocab.spec
         self._phrases = Phrases(words["fields"], words["scales"], spec.fields, spec.buckets)
-
-    # --------------------------------------------------------------------------- writing
 
     def prompt(self, request: Request, *, reasoning: bool = True) -> list[int]:
         """Token ids of the prompt."""
@@ -102,13 +98,10 @@ class Compact:
         choices_KN = np.array([[self.vocab.index_id(i)] for i in range(request.k)])
         return AnswerGrammar((self._ids["<answer>"],), 0, 1, choices_KN)
 
-    # --------------------------------------------------------------------------- reading
-
-    def split(self, tokens: list[int]) -> tuple[list[int], list[int] | None]:
-        """(reasoning, answer without marker and end), the latter None where there is no marker."""
+    def thought(self, tokens: list[int]) -> list[int]:
+        """All before the answer's marker; without one, all before the end."""
         body = tokens[:-1] if tokens[-1:] == [self.vocab.end_id] else tokens
-        at = self.answer_start(body)
-        return body[:at], body[at + 1 :] if at < len(body) else None
+        return body[: self.answer_start(body)]
 
     def answer_start(self, tokens: list[int]) -> int:
         """Index of the answer's marker, or the length where there is none."""
@@ -119,7 +112,7 @@ class Compact:
         """Read a response; failures are classified, never raised."""
         if tokens[-1:] != [self.vocab.end_id]:
             return Answer((), ("overlong",))
-        found = [self.vocab.index_of(token) for token in self.split(tokens)[1] or ()]
+        found = [self.vocab.index_of(t) for t in tokens[self.answer_start(tokens) + 1 : -1]]
         order = [p if p < request.k else OUT_OF_SET for p in found if p is not None]
         if not order or len(order) < len(found):
             return Answer((), ("unparseable",))
@@ -129,7 +122,7 @@ class Compact:
         """(right, all) pieces of evidence that the reasoning cites about a candidate."""
         right = total = 0
         candidate = request.k  # none of them yet
-        for token in self.split(tokens)[0]:
+        for token in self.thought(tokens):
             position, cited = self.vocab.index_of(token), self.vocab.evidence_of(token)
             if position is not None:
                 candidate = position
@@ -139,22 +132,15 @@ class Compact:
                     right += int(request.buckets_KF[candidate, cited[0]] == cited[1])
         return right, total
 
-    # --------------------------------------------------------------------------- English
-
     def english(
-        self,
-        tokens: list[int],
-        request: Request,
-        names: Sequence[str],
-        labels: Sequence[str] = (),
+        self, tokens: list[int], request: Request, names: Sequence[str], labels: Sequence[str] = ()
     ) -> str:
         """The reasoning in plain English; `names` are the candidates, `labels` first codes.
 
         The most likely candidates get a line each, the others are only named.
         """
-        reasoning, _ = self.split(tokens)
+        reasoning, words = self.thought(tokens), self._wording
         said, verdict = self._statements(reasoning)
-        words = self._wording
         # A later statement on the same candidate replaces an earlier one, as in a reader's mind.
         ranked = sorted({s.position: s for s in said}.values(), key=lambda s: -s.level)
         lines = [self._habit_english(reasoning, labels)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffgr2.config import parse_yaml
+from diffgr2.recipe import parse_yaml
 
 
 def wording(name: str) -> dict[str, Any]:
@@ -59,7 +59,6 @@ class Phrases:
             yield self._meaning[match[0]]
 
     def all(self) -> list[str]:
-        """Every phrase."""
         return list(self._meaning)
 
 

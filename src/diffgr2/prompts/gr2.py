@@ -58,8 +58,6 @@ def recommendations(text: str) -> list[str]:
 
 
 class Gr2:
-    """See the module's docstring."""
-
     shows_text = True
 
     def __init__(self, vocab: Vocabulary, config: PromptConfig) -> None:
@@ -70,8 +68,6 @@ class Gr2:
         )
         self._begin, self._finish = vocab.control[BEGIN], vocab.control[FINISH]
         self._reserved = frozenset(vocab.tokenizer.get_added_tokens_decoder())
-
-    # --------------------------------------------------------------------------- writing
 
     def _sid(self, sid: Sid) -> list[int]:
         codes = self.vocab.sid_ids(np.array(sid.codes)).tolist()
@@ -85,19 +81,17 @@ class Gr2:
             if isinstance(piece, Sid):
                 out += self._sid(piece)
             elif isinstance(piece, UserText):
-                out += self._user_text(piece.text, cap, quoted)
+                text = one_line(piece.text)
+                out += self._cut(text, cap) if quoted else self.vocab.text_ids(text)[:cap]
             else:
                 out += self.vocab.text_ids(escaped(piece) if quoted else piece)
         return out
 
-    def _user_text(self, text: str, cap: int, quoted: bool) -> list[int]:
-        """At most `cap` tokens; inside JSON whole words only, so that no escape is cut."""
-        text = one_line(text)
-        if not quoted:
-            return self.vocab.text_ids(text)[:cap]
-        words = text.split(" ")
+    def _cut(self, text: str, cap: int) -> list[int]:
+        """At most `cap` tokens inside a JSON string: whole words, so that no escape is cut."""
+        lead, words = " " * text[:1].isspace(), one_line(text).split(" ")
         while words:
-            ids = self.vocab.text_ids(escaped(" ".join(words)))
+            ids = self.vocab.text_ids(escaped(lead + " ".join(words)))
             if len(ids) <= cap:
                 return ids
             words.pop()
@@ -143,7 +137,7 @@ class Gr2:
             room = self.chat.words["explanation_tokens"] - len(thought)
             ids = self._tokens([piece], quoted=True)
             if len(ids) > room and isinstance(piece, str):
-                ids = self._user_text(piece, room, quoted=True)
+                ids = self._cut(piece, room)
             if len(ids) > room:
                 break
             thought += ids
@@ -173,8 +167,6 @@ class Gr2:
         stride = self.vocab.spec.levels + 2 + len(self._between)
         return AnswerGrammar(tuple(self._marker), 1, stride, self.vocab.sid_ids(request.codes_KL))
 
-    # --------------------------------------------------------------------------- reading
-
     def answer_start(self, tokens: list[int]) -> int:
         """Index of the answer's marker, or the length where there is none."""
         width = len(self._marker)
@@ -183,11 +175,10 @@ class Gr2:
                 return at
         return len(tokens)
 
-    def split(self, tokens: list[int]) -> tuple[list[int], list[int] | None]:
-        """(all before the marker, all after it without the end), the latter None without one."""
+    def thought(self, tokens: list[int]) -> list[int]:
+        """All before the answer's marker; without one, all before the end."""
         body = tokens[:-1] if tokens[-1:] == [self.vocab.end_id] else tokens
-        at = self.answer_start(body)
-        return body[:at], body[at + len(self._marker) :] if at < len(body) else None
+        return body[: self.answer_start(body)]
 
     def _segments(self, tokens: list[int]) -> list[str | Sid]:
         """Tokens as text and whole semantic IDs; what is neither becomes STRANGE."""
@@ -239,7 +230,7 @@ class Gr2:
         places = places_of(request)
         subject: int | None = None
         right = total = 0
-        for segment in self._segments(self.split(tokens)[0]):
+        for segment in self._segments(self.thought(tokens)):
             if isinstance(segment, Sid):
                 subject = places.get(segment)
                 continue
@@ -249,21 +240,15 @@ class Gr2:
                     right += int(request.buckets_KF[subject, field]) in buckets
         return right, total
 
-    # --------------------------------------------------------------------------- English
-
     def english(
-        self,
-        tokens: list[int],
-        request: Request,
-        names: Sequence[str],
-        labels: Sequence[str] = (),
+        self, tokens: list[int], request: Request, names: Sequence[str], labels: Sequence[str] = ()
     ) -> str:
         """The explanation with items by name; history items by their texts."""
         titles = (text.rsplit(" (", 1)[0] for text in request.history_texts)
         called = dict(zip(sids_of(request.history_HL), titles, strict=False))
         called |= dict(zip(sids_of(request.codes_KL), names, strict=False))
         text = ""
-        for segment in self._segments(self.split(tokens)[0]):
+        for segment in self._segments(self.thought(tokens)):
             if isinstance(segment, Sid):
                 name = called.get(segment, "an item not in the list")
                 text += json.dumps(name, ensure_ascii=False)[1:-1]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from diffgr2.types import CandidateLists, Catalogue, Histories
+from diffgr2.data.store import Dataset
+from diffgr2.types import CandidateLists, Catalogue
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,19 @@ def item_kind(catalogue: Catalogue, item: int) -> str:
 def request_at(
     lists: CandidateLists,
     row: int,
-    histories: Histories,
+    dataset: Dataset,
     codes_IL: np.ndarray,
     buckets_KF: np.ndarray,
     shown: int,
-    catalogue: Catalogue | None = None,
+    *,
+    texts: bool,
 ) -> Request:
-    """The request of one list; texts only where a catalogue is given."""
-    history_H = histories.of(int(lists.user_L[row]), int(lists.end_L[row]))[-shown:]
+    """The request of one list, with at most `shown` history items."""
+    catalogue = dataset.catalogue
+    history_H = dataset.histories.of(int(lists.user_L[row]), int(lists.end_L[row]))[-shown:]
     items_K = lists.items_LK[row]
     request = Request(codes_IL[history_H], codes_IL[items_K], buckets_KF)
-    if catalogue is None:
+    if not texts:
         return request
     return replace(
         request,

@@ -51,14 +51,6 @@ class VocabularySpec:
     bases: dict[str, int]  # kind -> first id
 
 
-def strip_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer without any added token: what user text is encoded with."""
-    state = json.loads(tokenizer.to_str())
-    state["added_tokens"] = []
-    state["post_processor"] = None
-    return Tokenizer.from_str(json.dumps(state))
-
-
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     """A byte-level BPE tokenizer; the 256 bytes come first, so any text can be encoded."""
     tokenizer = Tokenizer(models.BPE())
@@ -78,7 +70,9 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer, spec: VocabularySpec) -> None:
         self.tokenizer, self.spec = tokenizer, spec
-        self._text = strip_added_tokens(tokenizer)
+        # Without any added token: what user text is encoded with.
+        plain = json.loads(tokenizer.to_str()) | {"added_tokens": [], "post_processor": None}
+        self._text = Tokenizer.from_str(json.dumps(plain))
         self.control: dict[str, int] = {}
         for name in (*CHAT, *CONTROL, MASK):
             token = tokenizer.token_to_id(name)
@@ -129,8 +123,8 @@ class Vocabulary:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
         write_json(directory / "tokenizer_config.json", config)
         write_json(directory / "special_tokens_map.json", special)
-        state = json.loads(self.tokenizer.to_str())
-        added = {entry["content"]: entry["id"] for entry in state["added_tokens"]}
+        tokens = self.tokenizer.get_added_tokens_decoder()
+        added = {token.content: number for number, token in tokens.items()}
         write_json(directory / "added_tokens.json", added)
         write_json(directory / "vocabulary.json", asdict(self.spec))
 
@@ -144,8 +138,6 @@ class Vocabulary:
         except Exception as error:
             raise ArtifactError(f"{directory}: not a vocabulary ({error})") from None
         return cls(tokenizer, spec)
-
-    # ------------------------------------------------------------------------------ to ids
 
     def text_ids(self, text: str) -> list[int]:
         """User text as ids, special tokens off."""
@@ -166,8 +158,6 @@ class Vocabulary:
 
     def strength_id(self, level: int) -> int:
         return self.spec.bases["strength"] + level
-
-    # ---------------------------------------------------------------------------- from ids
 
     def _offset(self, token: int, kind: str, count: int) -> int | None:
         """A token's number among the `count` of its kind; None if it is of another kind."""

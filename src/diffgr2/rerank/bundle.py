@@ -3,7 +3,7 @@
 Contract: config.json, weights and the vocabulary at top level, so that any tool for Qwen3-family
 directories opens it; the parts below in directories of their own; `diffgr2.json` with the recipe's
 sections that a request depends on; a manifest with every file's size and sha256. `check` refuses
-anything else. Not here: writing one (`stages.bundle`).
+anything else. Not here: writing one (`stages.pack`).
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ from typing import Any
 
 from diffgr2 import strict_json
 from diffgr2.artifacts import MANIFEST, read_manifest
-from diffgr2.config import Recipe, validate
+from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError, DataError
 from diffgr2.model.contract import VOCABULARY_FILES
+from diffgr2.recipe import validate
 
 FORMAT = 1
 NOTE = "diffgr2.json"

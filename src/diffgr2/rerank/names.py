@@ -4,24 +4,27 @@ Contract: `Names.resolve(entries, field)` gives one `Item` per entry, known to t
 stranger placed by its words; text resolves as raw id, else semantic ID, else exact title, else free
 text. Whatever cannot be resolved is one UnresolvedError that names every such index and why;
 nothing is dropped silently. User text is only ever data: no reserved token in it means anything.
-Not here: prompts and evidence (`world`).
+`Seats(index, catalogue).seat(strangers, vectors)` is the same evidence index, nothing copied, in
+which the strangers are the items `n_items`, `n_items + 1`, …: brand, category and text evidence
+come from the one implementation, every count is zero, and evidence of known items does not change
+by a bit. Not here: prompts (`world`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from diffgr2.candidates.index import Attributes, EvidenceIndex
 from diffgr2.errors import DataError
-from diffgr2.items.encode import Encoder
+from diffgr2.items.quantize import Encoder
 from diffgr2.items.sids import SemanticIds, parse_sid
-from diffgr2.items.vectors import item_text
-from diffgr2.rerank.strangers import Stranger
+from diffgr2.items.vectors import item_text, unit_rows
 from diffgr2.types import Catalogue
 
-KEYS = ("id", "sid", "title", "text")
-"""What an object must have at least one of."""
+KEYS = ("id", "sid", "title", "text")  # an object must have at least one of them
+NEW_PATH = 1 << 30  # numbers of category paths that no catalogue item has begin here
 
 
 class ListProblem(DataError):  # noqa: N818
@@ -34,6 +37,16 @@ class ListProblem(DataError):  # noqa: N818
 
 class UnresolvedError(ListProblem):
     """Entries that name no item."""
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """An item by its words: what may be known of it without any purchase."""
+
+    title: str
+    brand: str = ""
+    categories: tuple[str, ...] = ()
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,59 +72,31 @@ class Names:
 
     def resolve(self, entries: Sequence[Any], field: str) -> list[Item]:
         """See the module's docstring."""
-        found: list[int | Stranger | None] = []
+        found: dict[int, int | Stranger] = {}
         problems: dict[int, str] = {}
         for index, entry in enumerate(entries):
             try:
-                found.append(self._one(entry))
+                found[index] = self._one(entry)
             except DataError as error:
                 problems[index] = str(error)
-                found.append(None)
-        vectors, codes = self._placed(found, problems)
+        items = {at: self.item(what) for at, what in found.items() if isinstance(what, int)}
+        strangers = {at: what for at, what in found.items() if isinstance(what, Stranger)}
+        if strangers:
+            texts = [
+                item_text(s.title, s.brand, s.categories, s.description) for s in strangers.values()
+            ]
+            placed = zip(strangers.items(), *self.encoder.encode(texts), strict=True)
+            for (index, stranger), vector_E, codes_L in placed:
+                items[index] = Item(tuple(codes_L.tolist()), None, stranger, vector_E)
+                if not vector_E.any():
+                    problems[index] = "no such item, and none of its words is known"
         if problems:
             raise UnresolvedError(field, dict(sorted(problems.items())))
-        items = []
-        for index, what in enumerate(found):
-            if isinstance(what, Stranger):
-                items.append(Item(codes[index], None, what, vectors[index]))
-            elif what is not None:
-                items.append(self.item(what))
-        return items
+        return [items[index] for index in range(len(items))]
 
     def item(self, number: int) -> Item:
         """The catalogue's item of this number."""
         return Item(self.sids.codes(number), number)
-
-    def _placed(
-        self, found: list[int | Stranger | None], problems: dict[int, str]
-    ) -> tuple[dict[int, np.ndarray], dict[int, tuple[int, ...]]]:
-        """Vectors and codes of the strangers, all encoded in one call."""
-        strangers = {i: what for i, what in enumerate(found) if isinstance(what, Stranger)}
-        if not strangers:
-            return {}, {}
-        vectors_SE, codes_SL = self.encoder.encode(
-            [item_text(s.title, s.brand, s.categories, s.description) for s in strangers.values()]
-        )
-        for index, vector_E in zip(strangers, vectors_SE, strict=True):
-            if not vector_E.any():
-                problems[index] = "no such item, and none of its words is known"
-        return (
-            dict(zip(strangers, vectors_SE, strict=True)),
-            {i: tuple(c) for i, c in zip(strangers, codes_SL.tolist(), strict=True)},
-        )
-
-    def _one(self, entry: Any) -> int | Stranger:
-        if isinstance(entry, Mapping):
-            return self._object(entry)
-        if isinstance(entry, str | int | np.integer) and not isinstance(entry, bool):
-            return self._text(str(entry))
-        raise DataError("expected text or an object")
-
-    def _text(self, text: str) -> int | Stranger:
-        if not text.strip():
-            raise DataError("empty text")
-        known = self._known(text)
-        return Stranger(text) if known is None else known
 
     def _known(self, text: str) -> int | None:
         """The item that a text names, None if it is free text."""
@@ -126,12 +111,18 @@ class Names:
         return items[0] if items else None
 
     def _sid(self, codes: tuple[int, ...]) -> int:
-        item = self.sids.item(codes) if max(codes) < self.sids.n_codes else None
+        item = self.sids.item(codes)
         if item is None:
             raise DataError("no item has this semantic ID")
         return item
 
-    def _object(self, entry: Mapping[str, Any]) -> int | Stranger:
+    def _one(self, entry: Any) -> int | Stranger:
+        if not isinstance(entry, Mapping):
+            if not isinstance(entry, str | int | np.integer) or isinstance(entry, bool):
+                raise DataError("expected text or an object")
+            if not str(entry).strip():
+                raise DataError("empty text")
+            entry = {"text": str(entry)}
         given = {key: value for key, value in entry.items() if value not in (None, "", [], ())}
         for key in (*KEYS, "brand", "description"):
             if key in given and not isinstance(given[key], str):
@@ -154,15 +145,11 @@ class Names:
         description = given.get("description") or (
             given.get("text", "") if "title" in given else ""
         )
-        return Stranger(words, given.get("brand", ""), self._path(given), description)
-
-    @staticmethod
-    def _path(given: Mapping[str, Any]) -> tuple[str, ...]:
         path = given.get("categories", [])
         listed = isinstance(path, Sequence) and not isinstance(path, str)
         if not listed or not all(isinstance(name, str) for name in path):
             raise DataError("categories: expected a list of texts")
-        return tuple(path)
+        return Stranger(words, given.get("brand", ""), tuple(path), description)
 
     def title(self, item: Item) -> str:
         """What to call it in an explanation."""
@@ -170,3 +157,33 @@ class Names:
             return item.stranger.title
         assert item.number is not None
         return self.catalogue.titles[item.number] or f"item {self.catalogue.raw_ids[item.number]}"
+
+
+class Seats:
+    """See the module's docstring."""
+
+    def __init__(self, index: EvidenceIndex, catalogue: Catalogue) -> None:
+        self.index, self.n_items = index, len(catalogue)
+        known = index.attributes
+        self._brand = dict(zip(catalogue.brands, known.brand_I.tolist(), strict=True))
+        self._path: dict[tuple[str, ...], int] = {}
+        for path, number_D in zip(catalogue.categories, known.category_ID.tolist(), strict=True):
+            for depth in range(len(path)):
+                self._path[tuple(path[: depth + 1])] = number_D[depth]
+
+    def seat(self, strangers: Sequence[Stranger], vectors_SE: np.ndarray) -> EvidenceIndex:
+        """The index with these strangers, whose text vectors these are."""
+        if not strangers:
+            return self.index
+        brand_S = np.array([self._brand.get(s.brand, -1) for s in strangers], np.int32)
+        depth = self.index.attributes.category_ID.shape[1]
+        category_SD = np.full((len(strangers), depth), -1, np.int32)
+        fresh: dict[tuple[str, ...], int] = {}
+        for number_D, stranger in zip(category_SD, strangers, strict=True):
+            for level in range(min(len(stranger.categories), depth)):
+                # A path nobody has gets a number of its own, so that its length still counts.
+                path = stranger.categories[: level + 1]
+                other = fresh.setdefault(path, NEW_PATH + len(fresh))
+                number_D[level] = self._path.get(path, other)
+        newcomers = Attributes(brand_S, category_SD, unit_rows(vectors_SE))
+        return replace(self.index, newcomers=newcomers)

@@ -17,19 +17,18 @@ from pydantic import ValidationError
 from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.retrieval import ragged, score
-from diffgr2.config import DecodeConfig
+from diffgr2.config import DECODERS, DecodeConfig
 from diffgr2.data.store import read_dataset
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
 from diffgr2.errors import ArtifactError, ConfigError, DataError, first_problem
-from diffgr2.items.encode import Encoder
+from diffgr2.items.quantize import Encoder
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import contract_of
 from diffgr2.prompts.request import Request, item_kind, item_text
 from diffgr2.prompts.template import frame_of, make_template
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.rerank.bundle import read_note
-from diffgr2.rerank.names import Item, Names
-from diffgr2.rerank.strangers import Seats
+from diffgr2.rerank.names import Item, Names, Seats
 from diffgr2.types import Catalogue
 
 SEATS = 512
@@ -48,7 +47,7 @@ class World:
         self.recipe, self.simulated = note.recipe, note.simulated
         self.name, self.k = self.recipe.name, self.recipe.candidates.k
         self.contract = contract_of(directory)
-        self.decoders = ("ar", "block", "verify") if self.contract else ("ar",)
+        self.decoders = tuple(DECODERS) if self.contract else ("ar",)
         dataset = read_dataset(directory / "data")
         self.histories, self.catalogue = dataset.histories, dataset.catalogue
         self.raw_users = dataset.raw_users

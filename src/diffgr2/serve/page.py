@@ -15,7 +15,7 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from diffgr2.candidates.fields import FIELDS
+from diffgr2.candidates.index import FIELDS
 from diffgr2.candidates.retrieval import ragged, top_k
 from diffgr2.errors import DataError
 from diffgr2.rerank.reranker import Reranker

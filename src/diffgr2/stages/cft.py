@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from diffgr2.config import CftConfig
-from diffgr2.model.contract import BlockContract, read_config, read_contract
+from diffgr2.model.contract import BlockContract, contract_of
 from diffgr2.model.layout import block_bounds, response_shift
 from diffgr2.model.load import device, open_model
 from diffgr2.objectives.likelihood import chosen_logp, entropy_of
@@ -43,8 +43,6 @@ class CftMicro(WeightedMicro):
 
 @dataclass
 class CftTask:
-    """See the module's docstring."""
-
     corpus: Corpus
     outputs: Outputs
     contract: BlockContract
@@ -137,8 +135,7 @@ class CftTask:
 def run(ctx: StageContext) -> dict[str, Any]:
     corpus = open_corpus(ctx.inputs, ctx.recipe)
     source = ctx.inputs["convert"]
-    model = open_model(source)
-    contract = read_contract(read_config(source), model.config.vocab_size, str(source))
-    outputs = Outputs.load(ctx.inputs["distill"])
+    contract, outputs = contract_of(source), Outputs.load(ctx.inputs["distill"])
+    assert contract is not None  # `convert` wrote it
     task = CftTask(corpus, outputs, contract, ctx.recipe.cft, ctx.seed)
-    return train_stage(ctx, task, model, ctx.recipe.cft, source)
+    return train_stage(ctx, task, open_model(source), ctx.recipe.cft, source)

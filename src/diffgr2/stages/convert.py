@@ -7,5 +7,4 @@ from diffgr2.pipeline import StageContext
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    contract = convert(ctx.inputs["rl"], ctx.out, ctx.recipe.convert)
-    return contract.model_dump()
+    return convert(ctx.inputs["rl"], ctx.out, ctx.recipe.convert).model_dump()

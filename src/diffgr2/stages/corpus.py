@@ -34,8 +34,6 @@ KNOWN = ("train", "validation")
 
 @dataclass(frozen=True)
 class Corpus:
-    """See the module's docstring."""
-
     recipe: Recipe
     dataset: Dataset
     sids: SemanticIds
@@ -48,15 +46,13 @@ class Corpus:
 
     def request(self, split: str, row: int) -> Request:
         """The request of a split's list, candidates in floor order."""
-        return request_at(
+        lists, buckets_KF, shown = (
             self.lists[split],
-            row,
-            self.dataset.histories,
-            self.sids.codes_IL,
-            self.buckets[split][row],
+            self.buckets[split],
             self.recipe.prompt.history,
-            self.dataset.catalogue if self.template.shows_text else None,
         )
+        texts, codes_IL = self.template.shows_text, self.sids.codes_IL
+        return request_at(lists, row, self.dataset, codes_IL, buckets_KF[row], shown, texts=texts)
 
     def shown(
         self, split: str, row: int, shuffle: float, rng: np.random.Generator
@@ -108,7 +104,5 @@ def open_corpus(inputs: Mapping[str, Path], recipe: Recipe) -> Corpus:
             s: load_arrays(inputs["evidence"] / f"{s}.safetensors")["buckets_LKF"] for s in splits
         },
         traces=traces,
-        explanations={
-            s: read_explanations(inputs["traces"] / f"{s}.jsonl", len(traces[s])) for s in taught
-        },
+        explanations={s: read_explanations(inputs["traces"] / f"{s}.jsonl") for s in taught},
     )

@@ -23,7 +23,6 @@ def outside_files(recipe: Recipe) -> list[Path]:
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    """Simulate or import, then write."""
     config = ctx.recipe.data
     if config.source == "shop":
         from diffgr2.data.shop import simulate_dataset

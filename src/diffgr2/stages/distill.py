@@ -59,7 +59,6 @@ class Outputs:
 
     @classmethod
     def load(cls, directory: Path) -> Outputs:
-        """What the stage wrote."""
         return cls(**load_arrays(directory / FILE))
 
 
@@ -68,8 +67,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     corpus = open_corpus(ctx.inputs, ctx.recipe)
     template = corpus.template
     known = [(s, row) for s, split in enumerate(KNOWN) for row in range(len(corpus.lists[split]))]
-    rng = generator(ctx.seed, "distill")
-    count = min(config.lists or len(known), len(known))
+    rng, count = generator(ctx.seed, "distill"), min(config.lists or len(known), len(known))
     drawn, shown, prompts = [], [], []
     for n in np.sort(rng.choice(len(known), count, replace=False)):
         s, row = known[n]

@@ -13,8 +13,7 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates import scorers
-from diffgr2.candidates.fields import FIELDS
-from diffgr2.candidates.index import EvidenceIndex
+from diffgr2.candidates.index import FIELDS, EvidenceIndex
 from diffgr2.candidates.lists import load_lists
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig
@@ -64,7 +63,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     index = EvidenceIndex.build(train_part, dataset.catalogue, vectors_ID, config)
 
     features = {}
-    for split in ctx.progress.track(SPLITS, "evidence"):
+    for split in SPLITS:
         own = lists[split]  # their users are in the index and leave themselves out
         queries = prefixes(dataset.histories, own.user_L, own.end_L)
         features[split] = index.features(queries, own.items_LK, own.scores_LK, own.user_L)

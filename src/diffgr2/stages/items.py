@@ -14,9 +14,8 @@ from diffgr2.artifacts import save_arrays, write_json
 from diffgr2.config import ItemsConfig
 from diffgr2.data.store import read_dataset
 from diffgr2.errors import ArtifactError
-from diffgr2.items.encode import Encoder
 from diffgr2.items.quality import flat_metrics, id_report
-from diffgr2.items.quantize import Quantizer, fit_rkmeans, residual_codes
+from diffgr2.items.quantize import Encoder, Quantizer, fit_rkmeans, residual_codes
 from diffgr2.items.rqvae import fit_rqvae, n_epochs
 from diffgr2.items.sids import SemanticIds
 from diffgr2.items.uniqueness import check_capacity, distinct_share, make_unique, take_neighbours
@@ -45,11 +44,9 @@ def fit_quantizer(
     if config.quantizer == "rkmeans":
         return fit_rkmeans(vectors_ID, config, seed)
     with progress.task("items: RQ-VAE epochs", n_epochs(len(vectors_ID), config)) as bar:
-
-        def report(epoch: int, loss: float) -> None:
-            bar.advance(1, f"loss {loss:.4f}")
-
-        return fit_rqvae(vectors_ID, pairs_P2, config, seed, report)
+        return fit_rqvae(
+            vectors_ID, pairs_P2, config, seed, lambda _, loss: bar.advance(1, f"loss {loss:.4f}")
+        )
 
 
 def check_unique(natural_IL: np.ndarray, config: ItemsConfig) -> None:
@@ -64,7 +61,6 @@ def check_unique(natural_IL: np.ndarray, config: ItemsConfig) -> None:
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    """See the module's docstring."""
     config = ctx.recipe.items
     dataset = read_dataset(ctx.inputs["data"])
     check_capacity(len(dataset.catalogue), config.levels, config.codes)

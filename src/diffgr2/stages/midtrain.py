@@ -28,8 +28,6 @@ LONGEST_TEXT = 64  # tokens of a caption
 
 
 class MidtrainTask:
-    """See the module's docstring."""
-
     name = "midtrain"
     round_steps = 1
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from diffgr2.config import OpdConfig
 from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.model.contract import BlockContract, read_config, read_contract
+from diffgr2.model.contract import BlockContract, contract_of
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import device, open_model
 from diffgr2.objectives.divergence import divergence
@@ -60,8 +60,6 @@ class OpdMicro(Micro):
 
 @dataclass
 class OpdTask:
-    """See the module's docstring."""
-
     corpus: Corpus
     outputs: Outputs
     contract: BlockContract
@@ -91,8 +89,7 @@ class OpdTask:
                 shown.append(request)
         with rollout_model(model) as inner:
             lean = LeanQwen3(inner)
-            sampled = decode(lean, requests, self.settings, batch=DECODE_BATCH)
-            texts = sampled
+            texts = sampled = decode(lean, requests, self.settings, batch=DECODE_BATCH)
             if config.teacher == "self_careful":  # the same prompts, one token a step
                 careful = replace(self.settings, threshold=1.0, temperature=0.0)
                 texts = decode(lean, requests, careful, batch=DECODE_BATCH)
@@ -169,12 +166,11 @@ def run(ctx: StageContext) -> dict[str, Any]:
     recipe, config = ctx.recipe, ctx.recipe.opd
     corpus = open_corpus(ctx.inputs, recipe)
     source = ctx.inputs["cft"]
-    model = open_model(source)
-    contract = read_contract(read_config(source), model.config.vocab_size, str(source))
-    outputs = Outputs.load(ctx.inputs["distill"])
+    contract, outputs = contract_of(source), Outputs.load(ctx.inputs["distill"])
+    assert contract is not None  # `convert` wrote it
     teacher = None
     if config.teacher == "ar":
         teacher = open_model(ctx.inputs["rl"]).eval().requires_grad_(False)
     settings = rollout_settings(corpus, contract, config)
     task = OpdTask(corpus, outputs, contract, config, settings, teacher, ctx.seed)
-    return train_stage(ctx, task, model, config, source)
+    return train_stage(ctx, task, open_model(source), config, source)

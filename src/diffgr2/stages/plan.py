@@ -19,7 +19,6 @@ TRAINED = ("midtrain", "sft", "rl", "direct_rl", "cft", "opd", "block_rl", "cft_
 """Stages with a training loop; the processes of a torchrun share their work."""
 
 MEASURED = tuple(f"score_{spec.name}" for spec in ROWS)
-AR_ROWS = ("score_ar_direct", "score_ar_sft", "score_ar")
 
 READ_BY = {
     "ar": "decode.temperature decode.max_tokens",
@@ -81,9 +80,9 @@ _TABLE = (
     _stage("cft_rl", "corpus cft", "cft_rl prompt candidates decode.clean_kv",
            "the same without OPD", "rl"),
     _stage("bundle", "data items evidence retriever block_rl", _BUNDLED,
-           "one model directory to serve: the diffusion model"),
+           "one model directory to serve: the diffusion model", "pack", "block_rl"),
     _stage("bundle_ar", "data items evidence retriever rl", _BUNDLED,
-           "the same of the AR teacher", "bundle:run_ar"),
+           "the same of the AR teacher", "pack", "rl"),
     *(
         _stage(f"score_{row.name}", f"corpus {row.model}", f"{_SCORED} {READ_BY[row.how]}",
                f"decode the test lists: {row.name}", "score:run_row", row)
@@ -97,7 +96,7 @@ _TABLE = (
 STAGES = {stage.name: stage for stage in _TABLE}
 GOALS = {
     "candidates": ["evidence"],
-    "teacher": ["rl", "direct_rl", *AR_ROWS],
+    "teacher": ["rl", "direct_rl", "score_ar_direct", "score_ar_sft", "score_ar"],
     "ladder": list(MEASURED),
     "all": [*MEASURED, "speed", "bundle"],
 }

@@ -131,9 +131,6 @@ def write_trec(found: Standing, out: Path) -> list[Path]:
     return paths
 
 
-# -------------------------------------------------------------------------------------- figures
-
-
 def figures_of(
     found: Standing, report: dict[str, Any], ranks: dict[str, np.ndarray]
 ) -> dict[str, Figure]:

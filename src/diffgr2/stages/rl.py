@@ -40,9 +40,6 @@ STARTS = {"rl": "sft", "direct_rl": "sft", "block_rl": "opd", "cft_rl": "cft"}
 own short RL; `cft_rl` is `block_rl` without OPD before it."""
 
 
-# ------------------------------------------------------------------------------------- layouts
-
-
 @dataclass(frozen=True)
 class PolicyMicro(Micro):
     """Rollouts laid out for one forward."""
@@ -97,9 +94,6 @@ def replay_micro(
     scored = [(row, *np.nonzero(scored_CR)) for row, scored_CR in made]
     places = [(at_N, row.noisy_places(copy_N, at_N)) for row, copy_N, at_N in scored]
     return policy_micro(rollouts, batch, places)
-
-
-# ---------------------------------------------------------------------------------------- task
 
 
 class RlTask:

@@ -17,8 +17,7 @@ from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3
-from diffgr2.objectives.policy import advantages
-from diffgr2.objectives.rewards import INVALID, overlong_penalty, reward
+from diffgr2.objectives.policy import INVALID, advantages, overlong_penalty, reward
 from diffgr2.prompts.request import Request
 from diffgr2.stages.corpus import Corpus
 from diffgr2.streams import generator, permutation

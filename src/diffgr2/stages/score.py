@@ -27,7 +27,7 @@ from diffgr2.pipeline import StageContext
 from diffgr2.prompts.answers import POLICIES
 from diffgr2.prompts.request import Request
 from diffgr2.stages.corpus import Corpus, open_corpus
-from diffgr2.stages.rows import ROWS, RowSpec
+from diffgr2.stages.rows import RowSpec
 from diffgr2.types import FAILURES, Trajectory
 
 DESCRIBED = ("decoder", "threshold", "rule", "accept")  # of the settings, in the results
@@ -129,7 +129,6 @@ def outputs_of(corpus: Corpus, name: str, decoded: Decoded) -> SystemOutputs:
 
 
 def run_row(ctx: StageContext, spec: RowSpec) -> dict[str, Any]:
-    """Decode one row."""
     config, corpus = ctx.recipe.evaluate, open_corpus(ctx.inputs, ctx.recipe)
     lists = test_rows(corpus, config.users, config.max_users)
     model = Model.open(ctx.inputs[spec.model])
@@ -146,6 +145,3 @@ def run_row(ctx: StageContext, spec: RowSpec) -> dict[str, Any]:
         "r@1": round(float(first_L.mean()), 4),
         "tokens_per_forward": round(float(np.mean([t.tpf for t in decoded.trajectories])), 3),
     }
-
-
-SPECS = {spec.name: spec for spec in ROWS}

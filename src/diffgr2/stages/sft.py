@@ -25,8 +25,6 @@ from diffgr2.train.loop import Loss
 
 @dataclass
 class SftTask:
-    """See the module's docstring."""
-
     corpus: Corpus
     config: SftConfig
     seed: int
@@ -67,7 +65,6 @@ class SftTask:
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    """Train from the mid-trained model."""
     corpus, config = open_corpus(ctx.inputs, ctx.recipe), ctx.recipe.sft
     source = ctx.inputs["midtrain"]
     task = SftTask(corpus, config, ctx.seed)

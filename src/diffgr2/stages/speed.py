@@ -19,7 +19,7 @@ import torch
 from diffgr2.artifacts import write_json
 from diffgr2.decode.batch import Batch, DecodeRequest, make_writer
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.evaluate.metrics import METRICS, ranks_of, values_of
+from diffgr2.evaluate.metrics import MAIN, METRICS, ranks_of, values_of
 from diffgr2.evaluate.validity import accounting
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
@@ -52,7 +52,7 @@ def timed(
 ) -> Timing:
     """Decode groups of `batch` requests; the prompts' prefill is timed apart."""
     prefill_s = decode_s = 0.0
-    results = []
+    tokens = forwards = 0
     for part in chunks(requests, batch):
         running = Batch(lean)
         writers = [make_writer(i, request, settings) for i, request in enumerate(part)]
@@ -65,9 +65,9 @@ def timed(
             running.step()
         decode_s += time.perf_counter() - begun
         prefill_s += begun - start
-        results += [writer.result() for writer in writers]
-    tokens = sum(len(t.tokens_T) for t in results)
-    return Timing(decode_s, prefill_s, tokens, sum(t.nfe for t in results))
+        tokens += sum(writer.length for writer in writers)
+        forwards += sum(writer.nfe for writer in writers)
+    return Timing(decode_s, prefill_s, tokens, forwards)
 
 
 @torch.inference_mode()
@@ -168,7 +168,7 @@ def frontier(corpus: Corpus, block: Model) -> list[dict[str, Any]]:
             "tokens_per_s": timed(block.lean, decoded.prompts[:8], decoded.settings, 1).rate,
         }
         means = dict(zip(METRICS, values_LM.mean(0).tolist(), strict=True))
-        points.append(point | {metric: means[metric] for metric in ("r@1", "ndcg@3")})
+        points.append(point | {metric: means[metric] for metric in MAIN})
     return points
 
 

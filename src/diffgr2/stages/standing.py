@@ -36,8 +36,6 @@ TIMED = {"ar": "ar", "block": "cft_opd_rl", "block_raw": "cft_opd_rl_raw", "veri
 
 @dataclass(frozen=True)
 class Standing:
-    """See the module's docstring."""
-
     recipe: Recipe
     root: Path
     stages: frozenset[str]

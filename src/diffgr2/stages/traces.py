@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
-from diffgr2.candidates.fields import NAMES
+from diffgr2.candidates.index import NAMES
 from diffgr2.candidates.lists import load_lists
 from diffgr2.candidates.scorers import LinearScorer
 from diffgr2.data.store import read_dataset
@@ -33,6 +33,7 @@ from diffgr2.types import CandidateLists
 
 def run(ctx: StageContext) -> dict[str, Any]:
     recipe, evidence = ctx.recipe, ctx.inputs["evidence"]
+    config, cites = recipe.traces, recipe.prompt.cites
     scorecard = LinearScorer.load(evidence / "linear.safetensors")
     kind = recipe.evidence.scorer
     scores = {
@@ -47,30 +48,25 @@ def run(ctx: StageContext) -> dict[str, Any]:
     }
     metrics: dict[str, Any] = {}
     asked, report = {split: len(lists[split]) for split in KNOWN}, None
-    if recipe.traces.teacher == "llm":
+    if config.teacher == "llm":
         report, asked = ask(ctx, lists, buckets)
         metrics |= {f"llm/{name}": value for name, value in report.metrics.items()}
     for split in KNOWN:
-        contribution_LKF = scorecard.contributions(buckets[split])
+        score_LK, hit_L = scores[split], lists[split].hit_L
+        said_LKF = scorecard.contributions(buckets[split])
         if report is not None:
             mine = [a for a in report.accepted if a.id.startswith(f"{split}/")]
             rows = [int(a.id.removeprefix(f"{split}/")) for a in mine]
-            orders, cites = [a.answer.order for a in mine], recipe.prompt.cites
-            traces = from_orders(rows, orders, scores[split], contribution_LKF, edges_S, cites)
+            orders = [a.answer.order for a in mine]
+            traces = from_orders(rows, orders, score_LK, said_LKF, edges_S, cites)
             words = [a.answer.reasoning for a in mine]
             write_explanations(ctx.out / f"{split}.jsonl", traces, words)
         else:
             traces = decide(
-                scores[split],
-                contribution_LKF,
-                lists[split].hit_L,
-                edges_S,
-                recipe.traces,
-                cites=recipe.prompt.cites,
-                seed=recipe.seed,
+                score_LK, said_LKF, hit_L, edges_S, config, cites=cites, seed=recipe.seed
             )
         traces.save(ctx.out / f"{split}.safetensors")
-        metrics |= figures(split, traces, lists[split].hit_L, asked[split])
+        metrics |= figures(split, traces, hit_L, asked[split])
     return metrics
 
 
@@ -111,26 +107,17 @@ def ask(
             f"prompt.strengths: {recipe.prompt.strengths} levels cannot tell candidates.k "
             f"({recipe.candidates.k}) apart, which traces.teacher llm needs"
         )
-    dataset, sids = read_dataset(ctx.inputs["data"]), SemanticIds.load(ctx.inputs["items"])
+    dataset, shown = read_dataset(ctx.inputs["data"]), recipe.prompt.history
+    codes_IL = SemanticIds.load(ctx.inputs["items"]).codes_IL
     # The teacher always reads the chat with texts, whatever the student's template shows.
     chat = Chat(NAMES, recipe.evidence.buckets)
     mode, config, prompts = recipe.traces.mode, recipe.traces.llm, []
     for split, row in chosen(ctx, lists):
-        request = request_at(
-            lists[split],
-            row,
-            dataset.histories,
-            sids.codes_IL,
-            buckets[split][row],
-            recipe.prompt.history,
-            dataset.catalogue,
-        )
-        target = None if mode == "plain" else int(lists[split].hit_L[row])
-        messages = chat.messages(
-            request,
-            target=target if mode == "targeted" else None,
-            knowledge=config.knowledge_priming,
-        )
+        own, buckets_KF = lists[split], buckets[split][row]
+        request = request_at(own, row, dataset, codes_IL, buckets_KF, shown, texts=True)
+        target = None if mode == "plain" else int(own.hit_L[row])
+        told = target if mode == "targeted" else None
+        messages = chat.messages(request, target=told, knowledge=config.knowledge_priming)
         read = partial(chat.parse_text, request=request)
         prompts.append(TracePrompt(f"{split}/{row}", messages, read, target))
     if not prompts:

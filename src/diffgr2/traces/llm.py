@@ -122,18 +122,18 @@ class _Run:
             if record is None:
                 break
             state.records.append(record)
-            if state.settled:
+            if state.accepted or state.refused:
                 continue  # paid in the same wave as the accepted one: counted, not read
             if record["kind"] == "refused":
-                state.refused = state.settled = True
+                state.refused = True
                 continue
             answer = prompt.parse(record["text"])
             if kinds := rejections(record["finish"], answer, prompt.target):
                 state.rejected += kinds
             else:
                 state.accepted = Accepted(prompt.id, sample, answer)
-                state.settled = True
-        state.settled |= len(state.records) == self.attempts
+        spent = len(state.records) == self.attempts
+        state.settled = spent or state.refused or state.accepted is not None
         return state
 
     async def ask_all(self, prompts: Sequence[TracePrompt], task: Task) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from diffgr2 import artifacts
 from diffgr2.artifacts import MANIFEST
@@ -32,26 +33,21 @@ from diffgr2.train import dist
 FORMAT = 1
 MODEL, OPTIMIZER, METRICS = "model.safetensors", "optimizer.safetensors", "metrics.jsonl"
 FILES = frozenset({MODEL, OPTIMIZER, METRICS})
-MANIFEST_LIMIT = 1 << 20  # bytes; a larger one is not ours
-FREE_KEYS = frozenset({"checkpoint_every", "keep"})  # may change between runs: no result depends
+FREE_KEYS = {"checkpoint_every", "keep"}  # may change between runs: no result depends
 NAME = re.compile(r"step-(\d{8})")
 TEMPORARY = ".tmp-"
+Mark = dict[str, Any]
 
 
-def identity(task: str, seed: int, config: TrainConfig, model: nn.Module) -> dict[str, Any]:
+def identity(task: str, seed: int, config: TrainConfig, model: nn.Module) -> Mark:
     """What a checkpoint belongs to; equal identities give bit-identical runs."""
-    tensors = {
-        name: [str(tensor.dtype), list(tensor.shape)]
-        for name, tensor in dist.unique_tensors(model).items()
-    }
+    shapes = {n: [str(t.dtype), list(t.shape)] for n, t in dist.unique_tensors(model).items()}
+    parameters = sum(p.numel() for p in model.parameters())
     return {
         "task": task,
         "seed": seed,
-        "config": config.model_dump(mode="json", exclude=set(FREE_KEYS)),
-        "model": {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "shapes": artifacts.digest(tensors),
-        },
+        "config": config.model_dump(mode="json", exclude=FREE_KEYS),
+        "model": {"parameters": parameters, "shapes": artifacts.digest(shapes)},
     }
 
 
@@ -59,16 +55,10 @@ def identity(task: str, seed: int, config: TrainConfig, model: nn.Module) -> dic
 
 
 def save(
-    root: Path,
-    step: int,
-    identity: Mapping[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    metrics: bytes,
-    keep: int,
+    root: Path, step: int, mark: Mark, model: nn.Module, optimizer: Optimizer, log: bytes, keep: int
 ) -> None:
     """Write one checkpoint, then drop all but the newest `keep`; all ranks call it."""
-    manifest = {"format": FORMAT, "step": step, "world_size": dist.world().size, **identity}
+    manifest = {"format": FORMAT, "step": step, "world_size": dist.world().size, **mark}
     # Gathering is collective, so every rank walks all tensors; only the first one keeps them.
     model_tensors = _gathered(dist.unique_tensors(model))
     optimizer_tensors = _gathered(_optimizer_tensors(model, optimizer))
@@ -77,11 +67,10 @@ def save(
         final = _path(root, step)
         temporary = root / f"{TEMPORARY}{final.name}"
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             save_file(model_tensors, temporary / MODEL)
             save_file(optimizer_tensors, temporary / OPTIMIZER)
-            (temporary / METRICS).write_bytes(metrics)
+            (temporary / METRICS).write_bytes(log)
             artifacts.publish(temporary, final, manifest)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -93,15 +82,11 @@ def save(
 
 
 def _gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    result = {}
-    for name, tensor in tensors.items():
-        whole = dist.full(tensor)
-        if dist.world().first:
-            result[name] = whole.cpu().contiguous()
-    return result
+    whole = ((name, dist.full(tensor)) for name, tensor in tensors.items())
+    return {name: tensor.cpu().contiguous() for name, tensor in whole if dist.world().first}
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Moments and counts as flat named tensors: `exp_avg/NAME`."""
     return {
         f"{key}/{name}": value
@@ -114,17 +99,13 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def resume(
-    root: Path,
-    identity: Mapping[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    warn: Callable[[str], None],
+    root: Path, mark: Mark, model: nn.Module, optimizer: Optimizer, warn: Callable[[str], None]
 ) -> tuple[int, bytes]:
     """Load the newest valid checkpoint into model and optimizer; its step and its metrics log.
 
     (0, b"") is the beginning. All ranks call it; the files must be visible to all of them.
     """
-    step = dist.on_first(lambda: _choose(root, identity, warn))
+    step = dist.on_first(lambda: _choose(root, mark, warn))
     if step == 0:
         return 0, b""
     path = _path(root, step)
@@ -136,9 +117,9 @@ def resume(
         raise CheckpointError(f"{path}: step {step} cannot be read ({error})") from None
 
 
-def _choose(root: Path, wanted: Mapping[str, Any], warn: Callable[[str], None]) -> int:
+def _choose(root: Path, wanted: Mark, warn: Callable[[str], None]) -> int:
     for stray in root.glob(f"{TEMPORARY}*"):
-        _remove(stray)
+        shutil.rmtree(stray, ignore_errors=True)
     for step in _steps(root):
         path = _path(root, step)
         try:
@@ -147,22 +128,20 @@ def _choose(root: Path, wanted: Mapping[str, Any], warn: Callable[[str], None]) 
             warn(f"checkpoint of step {step} skipped: {error}")
             with suppress(OSError):  # so that retention never counts it and people can look at it
                 aside = path.with_name(f"corrupt-{path.name}")
-                _remove(aside)
+                shutil.rmtree(aside, ignore_errors=True)
                 os.rename(path, aside)
             continue
-        for key, value in wanted.items():
-            found = manifest.get(key)
-            if found != value:
-                raise CheckpointError(f"{path}: belongs to another run ({_gap(key, found, value)})")
+        found = {key: manifest.get(key) for key in wanted}
+        if found != wanted:
+            raise CheckpointError(f"{path}: belongs to another run ({_gap('', found, wanted)})")
         return step
     return 0
 
 
 def _gap(key: str, found: Any, wanted: Any) -> str:
     if isinstance(found, dict) and isinstance(wanted, dict):
-        for inner in sorted(found.keys() | wanted.keys()):
-            if found.get(inner) != wanted.get(inner):
-                return _gap(f"{key}.{inner}", found.get(inner), wanted.get(inner))
+        name = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
+        return _gap(f"{key}.{name}".lstrip("."), found.get(name), wanted.get(name))
     return f"{key} is {found!r} there, {wanted!r} here"
 
 
@@ -180,11 +159,9 @@ def verify(path: Path, step: int) -> dict[str, Any]:
                 raise CheckpointError(f"{path / MANIFEST}: {key} is not {wanted}")
         found, listed = artifacts.list_files(path), manifest["files"]
         for name in sorted({*FILES, *found, *listed}):
-            if name not in listed or name not in FILES:
-                raise CheckpointError(
-                    f"{path}/{name}: does not belong there"
-                )  # `name` may be absolute
-            if found.get(name) != listed[name]:
+            if name not in FILES:
+                raise CheckpointError(f"{path}: {name} does not belong there")
+            if name not in found or found[name] != listed.get(name):
                 raise CheckpointError(f"{path / name}: is missing or was changed")
         for name in (MODEL, OPTIMIZER):
             with safe_open(path / name, "pt"):
@@ -196,12 +173,10 @@ def verify(path: Path, step: int) -> dict[str, Any]:
 
 def _read_sealed(path: Path) -> dict[str, Any]:
     """A manifest whose every byte is as written."""
-    with path.open("rb") as file:
-        raw = file.read(MANIFEST_LIMIT)
+    raw = path.read_bytes()
     try:
         manifest = json.loads(raw)
-        content = {key: value for key, value in manifest.items() if key != "seal"}
-        whole = artifacts.json_text(artifacts.sealed(content)).encode() == raw
+        whole = artifacts.json_text(artifacts.sealed(manifest)).encode() == raw
     except (ValueError, AttributeError, RecursionError):
         whole = False
     if not whole:
@@ -221,16 +196,13 @@ def _load_model(path: Path, model: nn.Module) -> None:
             tensor.copy_(dist.place_like(stored, tensor))
 
 
-def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
     parameters = dict(model.named_parameters())
     with safe_open(path, "pt") as file:
         for full_name in file.keys():  # noqa: SIM118 (not a dict)
             key, _, name = full_name.partition("/")
             value, parameter = file.get_tensor(full_name), parameters[name]
-            if value.dim():
-                value = dist.place_like(value, parameter)
-            elif optimizer.defaults.get("fused"):
-                value = value.to(parameter.device)
+            value = dist.place_like(value, parameter) if value.dim() else value.to(parameter.device)
             # The file is mapped memory that a later retention removes: own the bytes.
             optimizer.state[parameter][key] = value.clone()
 
@@ -246,10 +218,3 @@ def _steps(root: Path) -> list[int]:
     """Steps that have a directory (or what poses as one), newest first."""
     names = os.listdir(root) if root.is_dir() else []
     return sorted((int(m[1]) for n in names if (m := NAME.fullmatch(n))), reverse=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(path, ignore_errors=True)

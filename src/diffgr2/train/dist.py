@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -43,9 +42,7 @@ class World:
 
 def world() -> World:
     """This process's place; (0, 1) without a process group."""
-    if td.is_initialized():
-        return World(td.get_rank(), td.get_world_size())
-    return World()
+    return World(td.get_rank(), td.get_world_size()) if td.is_initialized() else World()
 
 
 def start() -> World:
@@ -78,13 +75,10 @@ def leave(code: int = 0) -> NoReturn:
 
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, a tied one under its first name only."""
-    seen: set[int] = set()
-    result = {}
+    found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            result[name] = tensor
-    return result
+        found.setdefault(id(tensor), (name, tensor))
+    return dict(found.values())
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -114,13 +108,9 @@ def shard(model: nn.Module) -> None:
         if next(unit.parameters(), None) is not None:
             fully_shard(unit)
     if tied or own:
-        model.around = MethodType(_around, model)  # type: ignore[assignment]
+        model.around = lambda work: work()  # type: ignore[assignment]
         register_fsdp_forward_method(model, "around")
     _TWINS[model] = twin
-
-
-def _around(model: nn.Module, work: Callable[[], Tensor]) -> Tensor:
-    return work()
 
 
 def _drop_weights(module: nn.Module) -> None:
@@ -151,7 +141,7 @@ def full_tensors(model: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def rollout_model(model: nn.Module) -> Iterator[nn.Module]:
     """The model to roll out with: in eval mode, without gradients, free of collectives."""
-    inner = _TWINS[model] if is_sharded(model) else model
+    inner = _TWINS.get(model, model)
     training = inner.training
     try:
         if inner is not model:
@@ -177,17 +167,16 @@ def gather(value: Any) -> list[Any]:
 
 def on_first(work: Callable[[], Any]) -> Any:
     """Run `work` on the first rank; all ranks get its result, or an error."""
-    answer: dict[str, Any] = {}
+    answer: Any = None
     failure: Exception | None = None
     if world().first:
         try:
-            answer["value"] = work()
+            answer = work()
         except Exception as error:  # told to the other ranks, then raised here as it was
             failure = error
-            answer["error"] = str(error)
-    answer = gather(answer)[0]
+    answer, problem = gather((answer, failure and str(failure)))[0]
     if failure is not None:
         raise failure
-    if "error" in answer:
-        raise CheckpointError(f"first process: {answer['error']}")
-    return answer["value"]
+    if problem is not None:
+        raise CheckpointError(f"first process: {problem}")
+    return answer

@@ -9,7 +9,6 @@ rollouts, losses (`stages`), the model's construction, and any random number: a 
 draws from (seed, step) through `diffgr2.streams`.
 """
 
-import io
 import math
 import signal
 import threading
@@ -92,16 +91,13 @@ def fit(
     """
     if config.steps == 0:
         return []
-    first = dist.world().first
-    if not first:
-        progress = Progress(io.StringIO())
     with _numerics(), _sigterm() as stop:
         dist.shard(model)
         optimizer = make_optimizer(model, config)
         mark = checkpoint.identity(task.name, seed, config, model)
         root = work / "checkpoints"
         saved, raw = checkpoint.resume(root, mark, model, optimizer, progress.line)
-        log = MetricsLog(work / "metrics.jsonl" if first else None, raw)
+        log = MetricsLog(work / "metrics.jsonl" if dist.world().first else None, raw)
         run = _Run(task, model, config, optimizer, work, log, stop)
         with progress.task(task.name, config.steps) as bar:
             if saved:
@@ -129,12 +125,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -168,9 +159,9 @@ class _Run:
         micros = task.micros(step, self.model)
         count = math.fsum(micro.count for micro in micros)
         self.optimizer.zero_grad(set_to_none=True)
-        mine, norm = (
-            (self._backward(micros, count), self._norm()) if count else ([], torch.zeros(()))
-        )
+        mine = self._backward(micros, count) if count else []
+        trained = [p for p in self.model.parameters() if p.grad is not None]
+        norm = dist.full(get_total_norm([p.grad for p in trained if p.grad is not None]))
         answers = dist.gather([mine, self.stop.is_set()])
         records = sorted(record for part, _ in answers for record in part)
         extras = task.metrics(step) if hasattr(task, "metrics") else {}  # type: ignore[attr-defined]
@@ -186,8 +177,7 @@ class _Run:
         if culprit or not math.isfinite(count):
             self._refuse(line, records, culprit or "count")
         if count:
-            gradients = [p for p in self.model.parameters() if p.grad is not None]
-            clip_grads_with_norm_(gradients, self.config.clip, norm)
+            clip_grads_with_norm_(trained, self.config.clip, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
@@ -221,18 +211,11 @@ class _Run:
             for index, total, metrics in results
         ]
 
-    def _norm(self) -> Tensor:
-        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
     def _refuse(self, line: dict[str, Any], records: list[Any], culprit: str) -> NoReturn:
         """Dump what is known, leave weights and moments as they were, raise."""
-        bad = []
-        for name, parameter in self.model.named_parameters():
-            gradient = parameter.grad
-            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            if local is not None and not local.isfinite().all():
-                bad.append(name)
+        named = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        local = {n: g.to_local() if isinstance(g, DTensor) else g for n, g in named.items()}
+        bad = [name for name, gradient in local.items() if not gradient.isfinite().all()]
         self.optimizer.zero_grad(set_to_none=True)
         bad = sorted({name for part in dist.gather(bad) for name in part})
         path = self.work / "nonfinite.json"

@@ -1,8 +1,8 @@
-"""Stage `bundle`: one self-contained model directory that `Reranker` and the server open.
+"""Stages `bundle`, `bundle_ar`: a self-contained directory that `Reranker` and the server open.
 
 Contract: copies the stages' own files into the layout of `rerank.bundle`, adds `diffgr2.json` with
 the recipe's sections that prompts and decoding depend on, and a model card (`model_card.md`, filled
-in). `bundle_ar` packs the AR teacher in the same way. Not here: the format (`rerank.bundle`).
+in). `bundle_ar` holds the AR teacher. Not here: the format (`rerank.bundle`).
 """
 
 import shutil
@@ -28,17 +28,11 @@ def card(recipe: Recipe, model: str, n_items: int, *, diffusion: bool) -> str:
     if decoder == "block":
         setting = f" with accept rule `{decode.accept}`, τ = {decode.threshold:g}, `{decode.rule}`"
     decoders = "`ar`, `block`, `verify`" if diffusion else "`ar`"
-    return CARD.read_text(encoding="utf-8").format(
-        recipe=recipe,
-        model=model,
-        n_items=n_items,
-        decoders=decoders,
-        decoder=decoder,
-        setting=setting,
-    )
+    facts = {"recipe": recipe, "model": model, "n_items": n_items, "decoders": decoders}
+    return CARD.read_text(encoding="utf-8").format(**facts, decoder=decoder, setting=setting)
 
 
-def pack(ctx: StageContext, model: str) -> dict[str, Any]:
+def run(ctx: StageContext, model: str) -> dict[str, Any]:
     """One bundle, with the weights of the stage `model`, and what it weighs."""
     source, out, recipe = ctx.inputs[model], ctx.out, ctx.recipe
     for pattern in MODEL_FILES:
@@ -56,11 +50,3 @@ def pack(ctx: StageContext, model: str) -> dict[str, Any]:
     (out / "MODEL_CARD.md").write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return {"bytes": size, "steps": int(read_manifest(source)["metrics"].get("steps", 0))}
-
-
-def run(ctx: StageContext) -> dict[str, Any]:
-    return pack(ctx, "block_rl")
-
-
-def run_ar(ctx: StageContext) -> dict[str, Any]:
-    return pack(ctx, "rl")
