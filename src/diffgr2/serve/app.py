@@ -115,6 +115,9 @@ async def rank_batch(request: Request) -> Response:
 
     async def work(state: State, value: dict, deadline: float, visit: Visit) -> Response:
         asks = await state.aside(deadline, batch.asks_of, value, state.limits)
+        bucket = scope["caller"].bucket
+        if bucket is not None:
+            bucket.charge(len(asks) - 1)  # the door took one
         rankings = [Ranking(state, scope["request_id"], arrived, deadline) for _ in asks]
         lines = batch.lines_of(asks, rankings, scope["caller"], request.receive)
         return Stream(visit, lines, deadline, rankings, "application/x-ndjson")

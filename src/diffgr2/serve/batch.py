@@ -7,7 +7,7 @@ one ranking (`ranking`).
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from diffgr2.serve.door import Receive
@@ -38,11 +38,11 @@ def asks_of(value: dict[str, Any], limits: Limits) -> list[Ask | Problem]:
 
 async def lines_of(
     asks: list[Ask | Problem], rankings: list[Ranking], caller: Caller, receive: Receive
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """One line per request, as they end."""
     state = rankings[0].state
     turns = asyncio.Semaphore(state.limits.batch_parallel)
-    ended: asyncio.Queue[tuple[int, dict[str, Any]]] = asyncio.Queue()
+    ended: asyncio.Queue[tuple[int, dict[str, Any]] | None] = asyncio.Queue()  # None: it left
     leaving = asyncio.Event()
 
     async def until_left() -> dict[str, Any]:
@@ -59,6 +59,8 @@ async def lines_of(
                     pass
                 answer = ranking.answer()
                 value = answer if isinstance(answer, dict) else {"results": answer}
+            except Gone:
+                return
             except Exception as error:
                 value = problem_of(error, ranking.request_id).body(ranking.request_id)
             finally:
@@ -69,16 +71,19 @@ async def lines_of(
         while (await receive())["type"] != "http.disconnect":
             pass
         leaving.set()
+        ended.put_nowait(None)
 
     watching = asyncio.create_task(watch())
     pairs = enumerate(zip(asks, rankings, strict=True))
     tasks = [asyncio.create_task(one(index, *pair)) for index, pair in pairs]
     try:
         for _ in tasks:
-            index, value = await ended.get()
-            if leaving.is_set():
+            line = await ended.get()
+            if line is None:
                 raise Gone
+            index, value = line
             yield line_of({"index": index, **value}).encode() + b"\n"
     finally:
         for task in (watching, *tasks):
             task.cancel()
+        await asyncio.gather(watching, *tasks, return_exceptions=True)

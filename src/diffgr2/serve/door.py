@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 from diffgr2.serve.limits import PUBLIC
 from diffgr2.serve.schema import Problem
+from diffgr2.serve.telemetry import ACCESS, Facts, clock, route_of
 
 if TYPE_CHECKING:
     from diffgr2.serve.state import State
@@ -38,6 +39,7 @@ ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^?#]*)", re.IGNORECASE)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 log = logging.getLogger("diffgr2.serve")
+access = logging.getLogger(ACCESS)
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
@@ -79,7 +81,7 @@ class Door:
         begun, started, status = time.monotonic(), False, 0
         given = header(scope, b"x-request-id") or b""
         request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        facts: dict[str, Any] = {}
+        facts = Facts()
         scope.setdefault("state", {}).update(request_id=request_id, facts=facts)
         method = scope["method"]
         if method == "HEAD":
@@ -109,18 +111,28 @@ class Door:
             if not started:
                 await send_problem(named, Problem(500, "internal error"), request_id)
         finally:
-            line = {
-                "time": round(time.time(), 3),
-                "id": request_id,
-                "method": method,
-                "path": scope["path"],
-                "status": status,
-                "ms": round((time.monotonic() - begun) * 1e3, 1),
-                **facts,
-            }
-            log.info("%s", json.dumps(line))
+            self._told(scope, method, status, begun, facts)
 
-    def _refusal(self, scope: Scope, facts: dict[str, Any]) -> Problem | None:
+    def _told(self, scope: Scope, method: str, status: int, begun: float, facts: Facts) -> None:
+        """The access line and, where they are wanted, the spans."""
+        traces, route = self.state.traces, route_of(scope)
+        if traces is None and not access.isEnabledFor(logging.INFO):
+            return
+        line = {
+            "time": clock(time.time()),
+            "id": scope["state"]["request_id"],
+            "method": method,
+            "route": route,
+            "status": status,
+            "ms": round((time.monotonic() - begun) * 1e3, 1),
+            **facts.shown(),
+        }
+        access.info("%s", json.dumps(line))
+        if traces is not None and route in RANK_PATHS:
+            parent = header(scope, b"traceparent") or b""
+            traces.request(line, facts, begun, parent.decode("latin-1"))
+
+    def _refusal(self, scope: Scope, facts: Facts) -> Problem | None:
         """Why this request goes no further, if it does not."""
         limits = self.state.limits
         close = {"connection": "close"}
@@ -145,7 +157,7 @@ class Door:
         scope["path"] = unquote(scope["raw_path"].decode("latin-1"))
         return host_of(absolute[1])
 
-    def _who(self, scope: Scope, facts: dict[str, Any]) -> Problem | None:
+    def _who(self, scope: Scope, facts: Facts) -> Problem | None:
         """The caller, its rights and its rate; and whether there is room for a ranking."""
         state, path = self.state, scope["path"]
         if path in PUBLIC and scope["method"] == "GET":
@@ -157,7 +169,7 @@ class Door:
             return Problem(401, told, headers={"www-authenticate": "Bearer"})
         scope["state"]["caller"] = caller
         if caller.name:
-            facts["key"] = caller.name
+            facts.key = caller.name
             state.metrics.key_requests.labels(caller.name).inc()
         ranks = path in RANK_PATHS and scope["method"] == "POST"
         role = "admin" if path.startswith(ADMIN) else "rank"

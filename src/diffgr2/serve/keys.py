@@ -56,6 +56,10 @@ class Bucket:
             return 0.0
         return (1.0 - self.left) / self.rate
 
+    def charge(self, more: int) -> None:
+        """Take tokens that are not there yet: who comes next waits until they are."""
+        self.left -= more
+
 
 @dataclass(frozen=True, eq=False)
 class Caller:

@@ -159,7 +159,7 @@ def describe(app: FastAPI, state: State) -> None:
                     content = {"application/json": {"schema": schema, "examples": example}}
                     route["requestBody"] = {"required": True, "content": content}
                     route["responses"]["200"] = {
-                        "description": "A JSON line per list, as they end: its index and its answer",
+                        "description": "A JSON line per list, as they end: index and answer",
                         "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
                     }
         return made

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from diffgr2.decode.settings import DecodeRequest
 from diffgr2.errors import DecodeError, Diffgr2Error
@@ -24,6 +24,9 @@ from diffgr2.serve.keys import Keys
 from diffgr2.serve.limits import Budget, Limits, Slots
 from diffgr2.serve.schema import Problem
 from diffgr2.serve.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from diffgr2.serve.tracing import Traces
 
 T = TypeVar("T")
 
@@ -84,6 +87,7 @@ class State:
             for name, reranker in rerankers.items()
         }
         self.draining = self.started = False
+        self.traces: Traces | None = None
         self.readers = ThreadPoolExecutor(READERS, "diffgr2-reader")
         self._probing: asyncio.Task[bool] | None = None
         self._exchange = asyncio.Lock()
