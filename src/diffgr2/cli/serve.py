@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -20,16 +20,14 @@ from diffgr2.errors import ArtifactError, ConfigError, MissingExtraError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DAY_S = 86_400.0
-KINDS = {
-    "text": (str,),
-    "path": (str,),
-    "integer": (int,),
-    "integer range": (int,),
-    "float": (int, float),
-    "float range": (int, float),
-    "boolean": (bool,),
+KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
+    str: ("text", (str,)),
+    Path: ("a path", (str,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    bool: ("true or false", (bool,)),
 }
-"""What YAML may hold for each type of option; nothing is turned into another type."""
+"""What YAML may hold for an option of a type; nothing is turned into another type."""
 
 
 def option(*names: str, help: str, **more: Any) -> Any:
@@ -72,13 +70,15 @@ def from_file(ctx: typer.Context, path: Path | None) -> Path | None:
 
 def read_value(parameter: Any, value: Any, where: str) -> Any:
     """A value of the file for its option; a list only where an option may be repeated."""
-    kind = parameter.type.name
-    listed = value if parameter.multiple and isinstance(value, list) else [value]
-    for one in listed:
+    kind: Any = get_type_hints(serve)[parameter.name]
+    while get_args(kind):  # list[str] | None
+        kind = get_args(kind)[0]
+    told, types = KINDS[kind]
+    for one in value if parameter.multiple and isinstance(value, list) else [value]:
         # In Python true is a number; here it is not.
-        if not isinstance(one, KINDS[kind]) or (isinstance(one, bool) and kind != "boolean"):
-            raise ConfigError(f"{where}: expected {kind.removesuffix(' range')}, not {one!r:.80}")
-    return listed if parameter.multiple else value
+        if not isinstance(one, types) or (isinstance(one, bool) and kind is not bool):
+            raise ConfigError(f"{where}: expected {told}, not {one!r:.80}")
+    return [value] if parameter.multiple and not isinstance(value, list) else value
 
 
 # ------------------------------------------------------------------------------------ bundles
