@@ -171,15 +171,15 @@ def test_answers_come_as_they_end_and_not_at_the_end(reranker: Reranker) -> None
 
 def test_a_batch_has_one_deadline(reranker: Reranker) -> None:
     with Live(reranker) as server, server.client() as client:
-        asks = [body_of(reranker, 1), *(long_list(reranker) for _ in range(11))]
+        asks = [body_of(reranker, 1), *(long_list(reranker) for _ in range(30))]
         before = time.monotonic()
-        late = {"x-request-timeout-ms": "700"}
+        late = {"x-request-timeout-ms": "400"}
         lines = lines_of(client.post(PATH, json={"requests": asks}, headers=late))
         took = time.monotonic() - before
-        assert sorted(lines) == list(range(12))
+        assert sorted(lines) == list(range(31))
         errors = [line["error"]["code"] for line in lines.values() if "error" in line]
         assert errors.count(504) == len(errors) >= 8
-        # The whole dozen takes some 20 s; a wide margin, for a busy machine.
+        # A wide margin, for a busy machine.
         assert took < 10
         assert idle(server.state, 10)
 
@@ -223,20 +223,20 @@ def test_batches_share_the_server_with_single_requests(reranker: Reranker) -> No
 
 
 def test_a_rate_counts_the_lists_of_a_batch(reranker: Reranker) -> None:
-    keys = Keys([f"{KEY} name=nightly rate=600/m"])
+    keys = Keys([f"{KEY} name=nightly rate=60/h"])  # so slow that none comes back meanwhile
+    bucket = keys.find(f"Bearer {KEY}".encode()).bucket  # type: ignore[union-attr]
+    assert bucket is not None
     mine = {"authorization": f"Bearer {KEY}"}
     with Live(reranker, keys=keys) as server, server.client(headers=mine) as client:
-        asks = {"requests": [body_of(reranker, 1)] * 100}  # the burst is 100
-        first = client.post(PATH, json=asks)
-        assert first.status_code == 200
-        again = [client.post("/rerank", json=body_of(reranker, s)).status_code for s in range(1)]
-        bucket = keys.find(f"Bearer {KEY}".encode()).bucket  # type: ignore[union-attr]
-        assert bucket is not None
-        bucket.charge(1000)
+        bucket.left = 10.0
+        asks = {"requests": [body_of(reranker, 1)] * 8}
+        assert client.post(PATH, json=asks).status_code == 200
+        assert 2 <= bucket.left < 3
+        assert client.post(PATH, json=asks).status_code == 200  # the last drop, and a debt of five
+        assert -6 <= bucket.left < -5
         answer = client.post("/rerank", json=body_of(reranker, 1))
         assert answer.status_code == 429
-        assert 60 < int(answer.headers["retry-after"]) < 110
-    assert again in ([200], [429])  # by then some tokens may be back
+        assert 300 < int(answer.headers["retry-after"]) <= 421
 
 
 def test_a_bucket_in_debt_waits_until_it_is_repaid() -> None:
