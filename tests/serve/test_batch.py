@@ -228,7 +228,7 @@ def test_a_rate_counts_the_lists_of_a_batch(reranker: Reranker) -> None:
     assert bucket is not None
     mine = {"authorization": f"Bearer {KEY}"}
     with Live(reranker, keys=keys) as server, server.client(headers=mine) as client:
-        bucket.left = 10.0
+        bucket.left = bucket.burst = 10.0
         asks = {"requests": [body_of(reranker, 1)] * 8}
         assert client.post(PATH, json=asks).status_code == 200
         assert 2 <= bucket.left < 3
