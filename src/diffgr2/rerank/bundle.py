@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from diffgr2 import strict_json
 from diffgr2.artifacts import MANIFEST, sealed, sha256_of
 from diffgr2.config import Recipe, validate
-from diffgr2.errors import ArtifactError, CheckpointError, DataError, first_line
+from diffgr2.errors import ArtifactError, DataError, Diffgr2Error, first_line
 from diffgr2.model.contract import VOCABULARY_FILES
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ def check(directory: Path) -> State:
 
 
 def listed(directory: Path) -> dict[str, dict[str, Any]]:
-    """The manifest's files; every name is plain, every entry whole, nothing required is missing."""
+    """The manifest's files: every name is plain, every entry whole, nothing required is missing."""
     path = directory / MANIFEST
     manifest = read_strict(path)
     files = manifest.get("files") if isinstance(manifest, dict) else None
@@ -119,7 +119,7 @@ def listed(directory: Path) -> dict[str, dict[str, Any]]:
         raise ArtifactError(f"{path}: was changed after it was written")
     for name, entry in files.items():
         plain = PurePosixPath(name).as_posix() == name and len(name) <= LONGEST
-        if not plain or not name.isprintable() or name[:1] in "./" or "\\" in name:
+        if not plain or not name.isprintable() or name[:1] == "/" or "\\" in name:
             raise ArtifactError(f"{path}: {name[:80]!r} is no plain name within the bundle")
         if ".." in name.split("/"):
             raise ArtifactError(f"{path}: {name[:80]!r} leads out of the bundle")
@@ -168,8 +168,12 @@ def opened(directory: Path, opening: Callable[[Path], T]) -> T:
         if state_of(directory, before.keys() - {MANIFEST}) != before:
             raise ArtifactError(f"{directory}: was changed while it was being opened")
         return made
-    except (ArtifactError, CheckpointError, ImportError):
+    except ImportError:  # something is missing here, not in the bundle
         raise
+    except Diffgr2Error as error:
+        told, kind = str(error), type(error)
+        told = told if told.startswith(str(directory)) else f"{directory}: {told}"
+        raise (kind if kind.exit_code == ArtifactError.exit_code else ArtifactError)(told) from None
     except Exception as error:  # a library's own words about files that it cannot use
         raise ArtifactError(f"{directory}: cannot be used ({first_line(error)})") from error
 
@@ -178,7 +182,9 @@ def read_strict(path: Path) -> Any:
     """A JSON file without duplicate keys or numbers that are none."""
     try:
         if not path.is_file():
-            raise ArtifactError(f"{path}: no such file")  # reading a pipe would wait for ever
+            raise ArtifactError(
+                f"{path}: no file stands there"
+            )  # reading a pipe would wait for ever
         return strict_json.loads(path.read_bytes())
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None

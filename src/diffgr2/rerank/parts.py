@@ -92,7 +92,9 @@ def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def tensors_of(directory: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor in the weights' headers; nothing else is read."""
     found: dict[str, tuple[int, ...]] = {}
-    for path in sorted(directory.glob("*.safetensors")):
+    paths = sorted(directory.glob("*.safetensors"))
+    _check_shards(directory / "model.safetensors.index.json", {path.name for path in paths})
+    for path in paths:
         try:
             with safe_open(path, framework="numpy") as file:
                 parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -107,6 +109,16 @@ def tensors_of(directory: Path) -> dict[str, tuple[int, ...]]:
                 raise CheckpointError(f"{path}: tensor {name[:80]} is {dtype}, no float")
             found[name] = shape
     return found
+
+
+def _check_shards(path: Path, names: set[str]) -> None:
+    """An index of weights names the files beside it and no others."""
+    if not path.exists():
+        return
+    index = read_strict(path)
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not all(name in names for name in places.values()):
+        raise CheckpointError(f"{path}: weight_map: names what is not in the bundle")
 
 
 def shapes_of(sizes: dict[str, Any], *, tied: bool) -> dict[str, tuple[int, ...]]:
