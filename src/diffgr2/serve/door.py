@@ -34,6 +34,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 RANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank", "/v1/rerank/batch")
 ADMIN = "/admin/"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?")
 ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^?#]*)", re.IGNORECASE)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -109,28 +110,33 @@ class Door:
             if not started:
                 await send_problem(named, Problem(500, "internal error"), request_id)
         finally:
-            line = {
-                "time": round(time.time(), 3),
-                "id": request_id,
-                "method": method,
-                "path": scope["path"],
-                "status": status,
-                "ms": round((time.monotonic() - begun) * 1e3, 1),
-                **facts,
-            }
-            log.info("%s", json.dumps(line))
+            if log.isEnabledFor(logging.INFO):
+                line = {
+                    "time": round(time.time(), 3),
+                    "id": request_id,
+                    "method": method,
+                    "path": scope["path"],
+                    "status": status,
+                    "ms": round((time.monotonic() - begun) * 1e3, 1),
+                    **facts,
+                }
+                log.info("%s", json.dumps(line))
 
     def _refusal(self, scope: Scope, facts: dict[str, Any]) -> Problem | None:
         """Why this request goes no further, if it does not."""
         limits = self.state.limits
         close = {"connection": "close"}
-        if scope["http_version"] not in ("1.0", "1.1"):
+        if not scope["http_version"].startswith("1."):
             return Problem(505, "expected HTTP/1.1", headers=close)
         names = [key for key, _ in scope["headers"]]
-        if b"content-length" in names and b"transfer-encoding" in names:
-            return Problem(400, "Content-Length and Transfer-Encoding contradict", headers=close)
         if len(names) > limits.headers:
             return Problem(431, f"more than {limits.headers} headers", headers=close)
+        if b"transfer-encoding" in names and b"content-length" in names:
+            return Problem(400, "Content-Length and Transfer-Encoding contradict", headers=close)
+        if b"transfer-encoding" in names and scope["http_version"] == "1.0":
+            return Problem(400, "HTTP/1.0 knows no Transfer-Encoding", headers=close)
+        if not HOST.fullmatch(header(scope, b"host") or b""):
+            return Problem(400, "Host: expected a name or address and a port", headers=close)
         host = self._target(scope)
         if limits.hosts and host not in limits.hosts:
             return Problem(421, "this server does not answer for that host")
