@@ -39,10 +39,10 @@ class Counted(h11.Connection):
     pieces = size = 0
 
     def next_event(self) -> Any:
-        event = super().next_event()
-        if type(event) is h11.Request:
+        event: Any = super().next_event()
+        if isinstance(event, h11.Request):
             self.pieces = self.size = 0
-        elif type(event) is h11.Data:
+        elif isinstance(event, h11.Data):
             self.pieces += 1
             self.size += len(event.data)
             if self.pieces > PIECES and self.size < 64 * self.pieces:
@@ -183,12 +183,12 @@ def protocol_with(limits: Limits) -> type[H11Protocol]:
                 f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
+            begun = False
             if self._busy():
+                begun = self.cycle.response_started
                 self.cycle.disconnected = True  # nobody waits for another answer
                 self.cycle.message_event.set()
-            if not self.transport.is_closing() and not (
-                self._busy() and self.cycle.response_started
-            ):
+            if not begun and not self.transport.is_closing():
                 self.transport.write(head.encode() + body)
             self.transport.close()
             self._close_soon()
