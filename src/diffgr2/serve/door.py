@@ -135,21 +135,21 @@ class Door:
             return Problem(400, "Content-Length and Transfer-Encoding contradict", headers=close)
         if b"transfer-encoding" in names and scope["http_version"] == "1.0":
             return Problem(400, "HTTP/1.0 knows no Transfer-Encoding", headers=close)
-        if not HOST.fullmatch(header(scope, b"host") or b""):
+        asked = self._target(scope)
+        if not HOST.fullmatch(header(scope, b"host") or b"") or not HOST.fullmatch(asked):
             return Problem(400, "Host: expected a name or address and a port", headers=close)
-        host = self._target(scope)
-        if limits.hosts and host not in limits.hosts:
+        if limits.hosts and host_of(asked) not in limits.hosts:
             return Problem(421, "this server does not answer for that host")
         return self._who(scope, facts)
 
-    def _target(self, scope: Scope) -> str:
+    def _target(self, scope: Scope) -> bytes:
         """The host that is asked; a target in absolute form becomes a path, and its host counts."""
         absolute = ABSOLUTE.match(scope.get("raw_path") or b"")
         if absolute is None:
-            return host_of(header(scope, b"host") or b"")
+            return header(scope, b"host") or b""
         scope["raw_path"] = absolute[2] or b"/"
         scope["path"] = unquote(scope["raw_path"].decode("latin-1"))
-        return host_of(absolute[1])
+        return absolute[1] or b"/"  # a target without a host asks for none
 
     def _who(self, scope: Scope, facts: dict[str, Any]) -> Problem | None:
         """The caller, its rights and its rate; and whether there is room for a ranking."""
