@@ -45,7 +45,9 @@ def request(
     return ("\r\n".join(head) + "\r\n\r\n").encode("latin-1") + (data or b"")
 
 
-def talk(port: int, *parts: bytes, pause: float = 0.0, eof: bool = False, wait: float = 30) -> bytes:
+def talk(
+    port: int, *parts: bytes, pause: float = 0.0, eof: bool = False, wait: float = 30
+) -> bytes:
     """Everything the server says to these parts, until it closes."""
     answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=wait) as connection:
