@@ -16,8 +16,10 @@ from diffgr2.serve.limits import Limits
 from diffgr2.serve.ranking import Gone, Ranking, problem_of
 from diffgr2.serve.schema import Ask, Problem, line_of, parse_request
 
+Asks = list[Ask | Problem]
 
-def asks_of(value: dict[str, Any], limits: Limits) -> list[Ask | Problem]:
+
+def asks_of(value: dict[str, Any], limits: Limits) -> Asks:
     """Each request read, or why it cannot be; runs off the event loop."""
     requests = value.get("requests")
     if not isinstance(requests, list) or not requests:
@@ -25,7 +27,7 @@ def asks_of(value: dict[str, Any], limits: Limits) -> list[Ask | Problem]:
     if len(requests) > limits.batch:
         told = f"requests: {len(requests)} given, at most {limits.batch}"
         raise Problem(422, told, "requests")
-    asks: list[Ask | Problem] = []
+    asks: Asks = []
     for request in requests:
         try:
             if not isinstance(request, dict):
@@ -36,8 +38,13 @@ def asks_of(value: dict[str, Any], limits: Limits) -> list[Ask | Problem]:
     return asks
 
 
+def error_line(body: dict[str, Any]) -> bytes:
+    """Why there are no more lines."""
+    return line_of(body).encode() + b"\n"
+
+
 async def lines_of(
-    asks: list[Ask | Problem], rankings: list[Ranking], caller: Caller, receive: Receive
+    asks: Asks, rankings: list[Ranking], caller: Caller, receive: Receive
 ) -> AsyncGenerator[bytes]:
     """One line per request, as they end."""
     state = rankings[0].state

@@ -35,6 +35,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 RANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank", "/v1/rerank/batch")
 ADMIN = "/admin/"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?")
 ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^?#]*)", re.IGNORECASE)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -136,26 +137,30 @@ class Door:
         """Why this request goes no further, if it does not."""
         limits = self.state.limits
         close = {"connection": "close"}
-        if scope["http_version"] not in ("1.0", "1.1"):
+        if not scope["http_version"].startswith("1."):
             return Problem(505, "expected HTTP/1.1", headers=close)
         names = [key for key, _ in scope["headers"]]
-        if b"content-length" in names and b"transfer-encoding" in names:
-            return Problem(400, "Content-Length and Transfer-Encoding contradict", headers=close)
         if len(names) > limits.headers:
             return Problem(431, f"more than {limits.headers} headers", headers=close)
-        host = self._target(scope)
-        if limits.hosts and host not in limits.hosts:
+        if b"transfer-encoding" in names and b"content-length" in names:
+            return Problem(400, "Content-Length and Transfer-Encoding contradict", headers=close)
+        if b"transfer-encoding" in names and scope["http_version"] == "1.0":
+            return Problem(400, "HTTP/1.0 knows no Transfer-Encoding", headers=close)
+        asked = self._target(scope)
+        if not HOST.fullmatch(header(scope, b"host") or b"") or not HOST.fullmatch(asked):
+            return Problem(400, "Host: expected a name or address and a port", headers=close)
+        if limits.hosts and host_of(asked) not in limits.hosts:
             return Problem(421, "this server does not answer for that host")
         return self._who(scope, facts)
 
-    def _target(self, scope: Scope) -> str:
+    def _target(self, scope: Scope) -> bytes:
         """The host that is asked; a target in absolute form becomes a path, and its host counts."""
         absolute = ABSOLUTE.match(scope.get("raw_path") or b"")
         if absolute is None:
-            return host_of(header(scope, b"host") or b"")
+            return header(scope, b"host") or b""
         scope["raw_path"] = absolute[2] or b"/"
         scope["path"] = unquote(scope["raw_path"].decode("latin-1"))
-        return host_of(absolute[1])
+        return absolute[1] or b"/"  # a target without a host asks for none
 
     def _who(self, scope: Scope, facts: Facts) -> Problem | None:
         """The caller, its rights and its rate; and whether there is room for a ranking."""

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
@@ -281,6 +281,11 @@ async def whole(ranking: Ranking) -> Response:
     return JSONResponse(ranking.answer(), headers=ranking.timing())
 
 
+def error_event(body: dict[str, Any]) -> bytes:
+    """The last event of a stream that failed."""
+    return event("error", body) + b"data: [DONE]\n\n"
+
+
 class Stream(Response):
     """Parts of an answer as they come; the visit ends with the stream.
 
@@ -293,13 +298,14 @@ class Stream(Response):
         parts: AsyncGenerator[bytes],
         deadline: float,
         rankings: list[Ranking],
+        told: Callable[[dict[str, Any]], bytes] = error_event,
         media_type: str = "text/event-stream",
     ) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(headers=headers, media_type=media_type)
         del self.headers["content-length"]
         self.visit, self.parts = visit, parts
-        self.deadline, self.rankings = deadline, rankings
+        self.deadline, self.rankings, self.told = deadline, rankings, told
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         outcome, request_id = "failed", scope["state"]["request_id"]
@@ -315,16 +321,14 @@ class Stream(Response):
             await give(b"", more=False)
             outcome = "ok"
         except TimeoutError:
-            outcome = "timeout"
-            raise  # the connection is of no use any more: the server closes it
+            outcome = "timeout"  # unread to the end: the server cuts the connection
         except (Gone, OSError):
             outcome = "gone"
         except Exception as error:
             problem = problem_of(error, request_id)
             outcome = outcome_of(problem)
             with contextlib.suppress(TimeoutError):
-                body = event("error", problem.body(request_id)) + b"data: [DONE]\n\n"
-                await give(body, more=False)
+                await give(self.told(problem.body(request_id)), more=False)
         finally:
             await self.parts.aclose()  # its tasks end before the slot is free
             self.visit.close(outcome, self.rankings)
