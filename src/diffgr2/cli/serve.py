@@ -120,62 +120,72 @@ def opened(bundles: list[tuple[str, Path]], names: tuple[str, ...]) -> dict[str,
     return rerankers
 
 
+# ------------------------------------------------------------------------------- the options
+
+Models = Annotated[
+    list[str],
+    option("--model", "-m", metavar="[NAME=]DIR", help="A bundle; repeat for more, by name."),
+]
+Config = Annotated[
+    Path | None,
+    option("--config", is_eager=True, callback=from_file, help="These options as YAML."),
+]
+Host = Annotated[str, option("--host", help="Address to listen on.")]
+Port = Annotated[int, option("--port", min=0, max=65535, help="0 = any free port.")]
+KeysFile = Annotated[Path | None, option("--keys", help="File of API keys (or DIFFGR2_API_KEYS).")]
+Insecure = Annotated[bool, option("--no-keys", help="Serve beyond this machine without keys.")]
+Names = Annotated[list[str] | None, option("--name", help="Another name of the first model.")]
+Hosts = Annotated[
+    list[str] | None,
+    option("--allow-host", help="Host that is answered, besides this machine; repeat; * = all"),
+]
+Cors = Annotated[list[str] | None, option("--cors", help="Origin whose pages may ask; repeat.")]
+Page = Annotated[bool, option("--page/--no-page", help="The page at /.")]
+Docs = Annotated[bool, option("--docs/--no-docs", help="/docs, /openapi.json.")]
+Documents = Annotated[
+    int, option("--documents", min=1, max=10_000, help="Documents in one list, at most.")
+]
+Batch = Annotated[int, option("--batch", min=1, max=10_000, help="Lists in one batch, at most.")]
+Waiting = Annotated[int, option("--waiting", min=0, help="Requests that may wait.")]
+Running = Annotated[int, option("--running", min=1, help="Lists decoded at once.")]
+Tokens = Annotated[int, option("--tokens", min=1, help="Cache slots of all lists.")]
+Timeout = Annotated[
+    float, option("--timeout", min=0.001, max=DAY_S, callback=finite, help="Default deadline, s.")
+]
+Drain = Annotated[
+    float, option("--drain", min=0.0, max=DAY_S, callback=finite, help="Seconds after SIGTERM.")
+]
+Threads = Annotated[int, option("--threads", min=0, help="Torch threads; 0 = torch's choice.")]
+Log = Annotated[bool, option("--log", help="One JSON line per request on stderr.")]
+TracesTo = Annotated[
+    str | None, option("--traces", metavar="URL", help="Send OpenTelemetry traces there.")
+]
+
 # ----------------------------------------------------------------------------------- the verb
 
 
 def serve(
-    models: Annotated[
-        list[str],
-        option("--model", "-m", metavar="[NAME=]DIR", help="A bundle; repeat for more, by name."),
-    ],
-    config: Annotated[
-        Path | None,
-        option("--config", is_eager=True, callback=from_file, help="These options as YAML."),
-    ] = None,
-    host: Annotated[str, option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, option("--port", min=0, max=65535, help="0 = any free port.")] = 8000,
-    keys_file: Annotated[
-        Path | None, option("--keys", help="File of API keys (or DIFFGR2_API_KEYS).")
-    ] = None,
-    insecure: Annotated[
-        bool, option("--no-keys", help="Serve beyond this machine without keys.")
-    ] = False,
-    names: Annotated[
-        list[str] | None, option("--name", help="Further name of the first model; repeat.")
-    ] = None,
-    hosts: Annotated[
-        list[str] | None,
-        option("--allow-host", help="Host that is answered, besides this machine; repeat; * = all"),
-    ] = None,
-    cors: Annotated[
-        list[str] | None, option("--cors", help="Origin whose pages may ask; repeat.")
-    ] = None,
-    page: Annotated[bool, option("--page/--no-page", help="The page at /.")] = True,
-    docs: Annotated[bool, option("--docs/--no-docs", help="/docs, /openapi.json.")] = True,
-    documents: Annotated[
-        int, option("--documents", min=1, max=10_000, help="Documents in one list, at most.")
-    ] = 100,
-    batch: Annotated[
-        int, option("--batch", min=1, max=10_000, help="Lists in one batch, at most.")
-    ] = 100,
-    waiting: Annotated[int, option("--waiting", min=0, help="Requests that may wait.")] = 128,
-    running: Annotated[int, option("--running", min=1, help="Lists decoded at once.")] = 32,
-    tokens: Annotated[int, option("--tokens", min=1, help="Cache slots of all lists.")] = 32_768,
-    timeout: Annotated[
-        float,
-        option("--timeout", min=0.001, max=DAY_S, callback=finite, help="Default deadline, s."),
-    ] = 30.0,
-    drain: Annotated[
-        float,
-        option("--drain", min=0.0, max=DAY_S, callback=finite, help="Seconds after SIGTERM."),
-    ] = 30.0,
-    threads: Annotated[
-        int, option("--threads", min=0, help="Torch threads; 0 = torch's choice.")
-    ] = 0,
-    log: Annotated[bool, option("--log", help="One JSON line per request on stderr.")] = False,
-    traces: Annotated[
-        str | None, option("--traces", metavar="URL", help="Send OpenTelemetry traces there.")
-    ] = None,
+    models: Models,
+    config: Config = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    keys_file: KeysFile = None,
+    insecure: Insecure = False,
+    names: Names = None,
+    hosts: Hosts = None,
+    cors: Cors = None,
+    page: Page = True,
+    docs: Docs = True,
+    documents: Documents = 100,
+    batch: Batch = 100,
+    waiting: Waiting = 128,
+    running: Running = 32,
+    tokens: Tokens = 32_768,
+    timeout: Timeout = 30.0,
+    drain: Drain = 30.0,
+    threads: Threads = 0,
+    log: Log = False,
+    traces: TracesTo = None,
 ) -> None:
     """Serve models over HTTP: Cohere, Jina, vLLM and TEI shapes, and a page to try it."""
     bundles = bundles_of(models)
@@ -185,15 +195,11 @@ def serve(
         from diffgr2.serve.limits import Limits
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'diffgr2[serve]'") from None
-
     keys = read_keys(keys_file)
     if not keys and host not in LOOPBACK and not insecure:
         raise ConfigError(f"--host {host}: needs --keys (or --no-keys if you mean it)")
     tracing = tracing_of(traces)
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
+    use_threads(threads)
     limits = Limits(
         candidates=documents,
         batch=batch,
@@ -211,6 +217,14 @@ def serve(
     app.state.shared.traces = tracing
     if not run(app, limits, host=host, port=port, log=log):
         raise typer.Exit(1)
+
+
+def use_threads(threads: int) -> None:
+    """So many of torch's; 0 leaves the choice to it."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def run(app: Any, limits: Any, *, host: str, port: int, log: bool) -> bool:

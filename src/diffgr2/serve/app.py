@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from diffgr2 import __version__
 from diffgr2.errors import Diffgr2Error
 from diffgr2.rerank.reranker import Reranker
-from diffgr2.serve import batch, docs, page
+from diffgr2.serve import docs, many, page
 from diffgr2.serve.door import Door
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.limits import Limits
@@ -124,16 +124,16 @@ async def rank_batch(request: Request) -> Response:
     """Rank many lists of one body; answers come as JSON lines, in the order in which they end."""
     scope, arrived = request.scope["state"], time.monotonic()
 
-    def read(body: bytes, limits: Limits) -> batch.Asks:
-        return batch.asks_of(parse_body(body, limits), limits)
+    def read(body: bytes, limits: Limits) -> many.Asks:
+        return many.asks_of(parse_body(body, limits), limits)
 
-    async def work(state: State, asks: batch.Asks, deadline: float, visit: Visit) -> Response:
+    async def work(state: State, asks: many.Asks, deadline: float, visit: Visit) -> Response:
         bucket = scope["caller"].bucket
         if bucket is not None:
             bucket.charge(len(asks) - 1)  # the door took one
         rankings = [Ranking(state, scope["request_id"], arrived, deadline) for _ in asks]
-        lines = batch.lines_of(asks, rankings, scope["caller"], request.receive)
-        return Stream(visit, lines, deadline, rankings, batch.error_line, "application/x-ndjson")
+        lines = many.lines_of(asks, rankings, scope["caller"], request.receive)
+        return Stream(visit, lines, deadline, rankings, many.error_line, "application/x-ndjson")
 
     return await visited(request, read, work)
 
