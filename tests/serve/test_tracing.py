@@ -23,6 +23,7 @@ from diffgr2.errors import MissingExtraError
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve import tracing
 from diffgr2.serve.keys import Keys
+from diffgr2.serve.telemetry import Facts, Spent
 from support.live import Live, body_of, idle
 
 KEY = "the-key-of-a-traced-team"
@@ -116,6 +117,15 @@ def test_every_list_of_a_batch_has_its_pair(traced, reranker: Reranker) -> None:
     assert spans[0].parent is None
     assert spans[0].attributes["diffgr2.lists"] == 5
     assert [span.name for span in spans[1:]] == ["waiting", "decoding"] * 5
+
+
+def test_a_huge_batch_is_traced_in_part() -> None:
+    tracer = Tracer()
+    spent = Spent("ar", 1, 1, queued=1.0, started=2.0, ended=3.0, compute_s=0.5)
+    facts = Facts(lists=[spent] * 5000)
+    traces_of(tracer).request({"lists": 5000}, facts, 0.0, "")
+    assert len(tracer.spans) == 1 + 2 * 100
+    assert tracer.spans[0].attributes == {"diffgr2.lists": 5000}
 
 
 def test_what_fails_is_one_span_and_what_ranks_nothing_none(traced, reranker: Reranker) -> None:

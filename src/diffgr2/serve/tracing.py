@@ -1,11 +1,11 @@
 """OpenTelemetry spans of ranking requests, for who wants them (the extra `otel`).
 
 Contract: `start` opens an exporter over OTLP/HTTP, set up by OpenTelemetry's own variables; nothing
-of OpenTelemetry is imported before. A request becomes one span, `rerank`, with a pair of children a
-list: `waiting` until its first forward and `decoding` from there to its last. Spans are written
-when the request has ended and sent from the exporter's own thread, so that no collector holds a
-request up. They carry the key's name, never keys, bodies or ids of shoppers and items. Not here:
-what is measured (`ranking`, `telemetry`).
+of OpenTelemetry is imported before. A request becomes one span, `rerank`, with two children a list
+(a hundred lists at most): `waiting` until its first forward, `decoding` from there to its end. They
+are written when the request has ended and sent from the exporter's own thread, so that no collector
+holds a request up. They carry the key's name, never keys, bodies or ids of shoppers and items. Not
+here: what is measured (`ranking`, `telemetry`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from diffgr2.serve.telemetry import Facts
 
 SHOWN = ("route", "status", "key", "lists")
 PER_LIST = ("decoder", "tokens", "forwards")
+TRACED = 100  # lists of one request; spans are made on the event loop
 
 
 def wanted(environ: Mapping[str, str]) -> bool:
@@ -59,7 +60,7 @@ class Traces:
             "rerank", context=context, start_time=nanoseconds(begun), attributes=shown
         )
         inside = self.within(root)
-        for spent in facts.lists:
+        for spent in facts.lists[:TRACED]:
             about = {f"diffgr2.{name}": getattr(spent, name) for name in PER_LIST}
             started = spent.ended if spent.started is None else spent.started
             self._span("waiting", inside, spent.queued, started, {})
