@@ -202,6 +202,7 @@ def make_server(app: FastAPI, limits: Limits, *, host: str, port: int) -> Server
         lifespan="on",
         backlog=BACKLOG,
         access_log=False,
+        log_config=None,
         server_header=False,
         log_level="error",
         timeout_keep_alive=30,
