@@ -10,7 +10,6 @@ end with their last request. Whatever is refused leaves everything as it was. No
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -157,10 +156,7 @@ class State:
             for served in old:
                 served.retire()
             self.metrics.reloads.inc()
-            names = list(fresh)
-        del old, fresh, served
-        await asyncio.to_thread(gc.collect)  # a model's parts know each other: it would linger
-        return names
+            return list(fresh)
 
     def _open(self, name: str, directory: Path) -> Served:
         """A bundle that has shown that it decodes."""
