@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,8 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.keys import Keys
-from diffgr2.serve.telemetry import JsonLines, clock
-from support.live import Live, body_of
+from diffgr2.serve.logs import ROOM, QueuedLines
+from diffgr2.serve.telemetry import ACCESS, JsonLines, clock
+from support.live import Live, Process, body_of
 
 KEY, OTHER = "the-key-of-the-search-team", "the-key-of-somebody-else"
 LINES = [f"{KEY} name=search roles=rank,shoppers", f"{OTHER} name=ops roles=rank,admin"]
@@ -241,3 +246,36 @@ def test_without_the_option_no_line_is_made(reranker: Reranker, caplog) -> None:
     with Live(reranker) as server, server.client() as client:
         client.post("/rerank", json=body_of(reranker, 1))
     assert [r for r in caplog.records if r.name.startswith("diffgr2.serve")] == []
+
+
+class Unread(io.StringIO):
+    """A stream whose reader has stopped reading."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_again = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.read_again.wait()
+        return super().write(text)
+
+
+def test_a_full_queue_drops_lines_and_counts_them() -> None:
+    stream, dropped = Unread(), []
+    lines = QueuedLines(stream, lambda: dropped.append(1))
+    record = logging.LogRecord(ACCESS, logging.INFO, "", 0, "a line", (), None)
+    for _ in range(ROOM + 501):
+        lines.emit(record)
+    assert len(dropped) in (500, 501)  # one line may be with the writer already
+    stream.read_again.set()
+    lines.close()
+    assert 0 < stream.getvalue().count("a line\n") <= ROOM + 1
+
+
+def test_a_server_whose_log_nobody_reads_goes_on_and_ends(run_dir: Path) -> None:
+    with Process(run_dir / "bundle", "--log") as server:  # its stderr is a pipe of 64 KiB
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            for _ in range(700):
+                assert client.get("/health/live").status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=60) == 0

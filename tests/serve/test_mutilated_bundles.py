@@ -389,17 +389,17 @@ def test_nothing_is_read_again_once_it_is_open(run_dir: Path, tmp_path: Path) ->
     reranker = Reranker.from_pretrained(bundle)
     maps = Path("/proc/self/maps")
     assert not maps.exists() or str(bundle) not in maps.read_text()
-    asked = {"history": ids(reranker, 1, 2), "candidates": ids(reranker, 5, 6, 7, 8)}
+    history, candidates = ids(reranker, 1, 2), ids(reranker, 5, 6, 7, 8)
     decode = {"decoder": "ar", "max_tokens": 40}
-    before = reranker.rank(**asked, decode=decode)
+    before = reranker.rank(history, candidates, decode=decode)
     for path in bundle.rglob("*"):
         if path.is_file():
             path.write_bytes(bytes(path.stat().st_size))  # in place: a mapping would show it
-    assert reranker.rank(**asked, decode=decode).raw == before.raw
+    assert reranker.rank(history, candidates, decode=decode).raw == before.raw
     shutil.rmtree(bundle)
-    assert reranker.rank(**asked, decode=decode).raw == before.raw
+    assert reranker.rank(history, candidates, decode=decode).raw == before.raw
     fresh = {"decoder": "ar", "max_tokens": 41}  # a setting never asked for before
-    assert reranker.rank(**asked, decode=fresh).order
+    assert reranker.rank(history, candidates, decode=fresh).order
 
 
 def test_files_exchanged_while_they_are_read_make_no_bundle(run_dir, tmp_path, monkeypatch) -> None:

@@ -299,7 +299,8 @@ def likeness(client: httpx.Client, ask: Send, pairs: list[tuple[str, str]]) -> f
         else:
             two = seconds(unknown)
             differences.append(seconds(known) - two)
-    return float(wilcoxon(differences).pvalue)
+    result: Any = wilcoxon(differences)
+    return float(result.pvalue)
 
 
 def timings(server: Live, closed: Reranker, n: int, least: float) -> None:

@@ -44,13 +44,12 @@ class Pair:
         ]
         self.place = bundles.copy_of(self.sources[0], folder / "served")
         self.models = [Reranker.from_pretrained(path) for path in self.sources]
-        self.bodies = [body_of(self.models[0], seed, decode=DECODE) for seed in range(40)]
+        self.bodies = [body_of(self.models[0], seed, decode=DECODE) for seed in range(16)]
         pairs = zip(*(self._answers(model) for model in self.models), strict=True)
         # Only requests that the two answer differently say which one answered.
-        told = [
-            (body, pair) for body, pair in zip(self.bodies, pairs, strict=True) if _differ(pair)
-        ]
-        assert len(told) >= 8
+        both = zip(self.bodies, pairs, strict=True)
+        told = [(body, (one, two)) for body, (one, two) in both if one != two]
+        assert len(told) >= 6
         self.bodies = [body for body, _ in told]
         self.answers = [pair for _, pair in told]
 
@@ -72,10 +71,6 @@ class Pair:
         said = ([entry["index"] for entry in value["results"]], value["reasoning"])
         assert said in self.answers[place], "an answer of neither"
         return self.answers[place].index(said)
-
-
-def _differ(pair: tuple[Any, Any]) -> bool:
-    return pair[0] != pair[1]
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +201,7 @@ BROKEN = {
     "a bit flipped": lambda b: (b / "config.json").write_text("{}"),
     "no manifest": lambda b: (b / "manifest.json").unlink(),
     "NaN weights": lambda b: (
-        bundles.edit_weights(b, lambda t: t["model.norm.weight"].fill_(float("nan")) is None),
+        bundles.edit_weights(b, lambda t: t["model.norm.weight"].fill_(float("nan"))),
         bundles.seal(b),
     ),
     "nothing there": lambda b: b.rename(b.with_name("gone")),
@@ -307,22 +302,29 @@ def test_what_is_said_follows_the_bundle(pair: Pair, tmp_path: Path) -> None:
         assert shown() == (False, False, 403)
 
 
-def test_an_exchanged_bundle_leaves_the_memory(pair: Pair, server: Live) -> None:
-    with server.client(headers=WITH) as client:
-        old: list[weakref.ref] = []
-        for number in range(1, 5):
-            old += [weakref.ref(server.state.first), weakref.ref(server.state.first.engine)]
-            pair.put(number % 2)
-            assert client.post("/rerank", json=pair.bodies[0]).status_code == 200
-            assert reload(client).status_code == 200
-            assert client.get("/openapi.json").status_code == 200
-    for _ in range(100):
-        gc.collect()
-        if not any(ref() for ref in old):
-            break
-        time.sleep(0.05)
-    assert [type(ref()).__name__ for ref in old if ref() is not None] == []
-    assert sum(thread.name == "diffgr2-engine" for thread in threading.enumerate()) <= 2
+def test_an_exchanged_bundle_leaves_the_memory_at_once(pair: Pair, server: Live) -> None:
+    """Without the collector of cycles, which would stop everybody while it looks."""
+    gc.disable()
+    try:
+        with server.client(headers=WITH) as client:
+            old: list[weakref.ref] = []
+            for number in range(1, 5):
+                served = server.state.first
+                parts = (served, served.engine, served.reranker.model.embedding.untyped_storage())
+                old += [weakref.ref(part) for part in parts]
+                del served, parts
+                pair.put(number % 2)
+                assert client.post("/rerank", json=pair.bodies[0]).status_code == 200
+                assert reload(client).status_code == 200
+                assert client.get("/openapi.json").status_code == 200
+        server.reranker = server.state.reranker  # the fixture holds the first one
+        for _ in range(200):  # the engine's thread ends by itself
+            if not any(ref() for ref in old):
+                break
+            time.sleep(0.02)
+        assert [type(ref()).__name__ for ref in old if ref() is not None] == []
+    finally:
+        gc.enable()
 
 
 def resident_mb(pid: int) -> float:
@@ -375,7 +377,7 @@ def sighups(pair: Pair, tmp_path: Path, n: int, clients: int) -> None:
             server.process.send_signal(signal.SIGHUP)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(timeout=60) == 0
-        out, err = server.process.communicate()
+        _, err = server.process.communicate()
         assert "Traceback" not in err, err
         assert err.count("reloaded") >= n
 

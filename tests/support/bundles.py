@@ -38,14 +38,14 @@ def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
     path.write_text(json.dumps(change(value) or value))
 
 
-def edit_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+def edit_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
     """Change the arrays of a part."""
     arrays = load_arrays(path)
     change(arrays)
     save_arrays(path, **arrays)
 
 
-def edit_weights(bundle: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def edit_weights(bundle: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     """Change the model's tensors."""
     tensors = load_file(bundle / WEIGHTS)
     change(tensors)

@@ -53,7 +53,7 @@ def check_config(directory: Path) -> None:
     config = read_strict(path)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: expected an object")
-    sizes = {name: config.get(name) for name in SIZES}
+    sizes: dict[str, Any] = {name: config.get(name) for name in SIZES}
     for name, size in sizes.items():
         if type(size) is not int or size < 1:
             raise CheckpointError(f"{path}: {name}: expected a whole number above 0")

@@ -42,6 +42,8 @@ class Reranker(World):
             # Weights come mapped from their file: who writes to it would write into this model.
             parameter.data = parameter.data.clone()
         self.model = LeanQwen3(module)
+        for parameter in module.parameters():
+            parameter.data = parameter.data.new_empty(0)  # the module lingers, what it held not
         if self.model.vocab_size < self.vocab.spec.size:
             raise CheckpointError(f"{directory}: weights are of another vocabulary")
         if not self.model.finite:

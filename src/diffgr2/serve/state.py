@@ -10,13 +10,13 @@ end with their last request. Whatever is refused leaves everything as it was. No
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from diffgr2.decode.settings import DecodeRequest
 from diffgr2.errors import ArtifactError, DecodeError, Diffgr2Error
@@ -96,7 +96,7 @@ class State:
         self._probing: asyncio.Task[bool] | None = None
         self._exchange = asyncio.Lock()
         self._reloading: set[asyncio.Task[None]] = set()  # asked for by signals
-        self._retired: list[Served] = []  # held by requests that began before an exchange
+        self._retired = WeakSet[Served]()  # requests that began before an exchange hold them
         metrics = self.metrics
         # Asked when the metrics are read, so that they never lag behind the last answer.
         metrics.running.set_function(lambda: sum(e.running for e in self.every_engine))
@@ -112,8 +112,8 @@ class State:
     @property
     def every_engine(self) -> list[Engine]:
         """Those of old bundles that still answer too."""
-        self._retired = [served for served in self._retired if not served.ended]
-        return [*self.engines, *(served.engine for served in self._retired)]
+        old = [served.engine for served in self._retired if not served.ended]
+        return [*self.engines, *old]
 
     @property
     def first(self) -> Served:
@@ -156,14 +156,11 @@ class State:
             old = list(self.served.values())
             self.served = fresh
             self.keys.replace(keys)
-            self._retired += old
+            self._retired.update(old)
             for served in old:
                 served.retire()
             self.metrics.reloads.inc()
-            names = list(fresh)
-        del old, fresh
-        await asyncio.to_thread(gc.collect)  # a model's parts know each other: it would linger
-        return names
+            return list(fresh)
 
     def _open(self, name: str, directory: Path) -> Served:
         """A bundle that has shown that it decodes."""
