@@ -95,6 +95,7 @@ class Budget:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.held = limit, 0
+        self.untidy = False  # a large body has left memory that the allocator still keeps
 
     def take(self, size: int, body: int) -> bool:
         """`size` more bytes of a body that then has `body`."""

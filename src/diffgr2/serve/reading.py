@@ -7,6 +7,7 @@ items (`rerank.names`).
 """
 
 import asyncio
+import ctypes
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,23 @@ from diffgr2.serve.state import State
 
 CLOSE = {"connection": "close"}
 """Where the rest of a body is not read."""
+
+TIDY_S = 1.0
+LIBC = ctypes.CDLL(None)
+
+
+def tidy(state: State) -> None:
+    """Soon give back to the system what large bodies took: the allocator would keep it."""
+    loop, trim = asyncio.get_running_loop(), getattr(LIBC, "malloc_trim", None)
+
+    def work() -> None:
+        state.bodies.untidy = False
+        if trim is not None and not state.draining:
+            state.readers.submit(trim, 0)
+
+    if not state.bodies.untidy:
+        state.bodies.untidy = True
+        loop.call_later(TIDY_S, work)
 
 
 def deadline_of(request: Request, limits: Limits, arrived: float) -> float:
@@ -69,6 +87,8 @@ async def read_body(request: Request, state: State, deadline: float) -> AsyncIte
         yield b"".join(parts)
     finally:
         budget.give_back(size)
+        if size > budget.SMALL:
+            tidy(state)
 
 
 def parse_body(body: bytes, limits: Limits) -> dict[str, Any]:
