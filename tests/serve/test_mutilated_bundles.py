@@ -24,7 +24,8 @@ import torch
 
 from diffgr2.artifacts import MANIFEST, json_text, sealed
 from diffgr2.cli import run
-from diffgr2.errors import ArtifactError
+from diffgr2.errors import ArtifactError, CheckpointError
+from diffgr2.model.load import open_model
 from diffgr2.rerank.reranker import Reranker
 from support import bundles
 from support.bundles import edit_arrays, edit_json, edit_weights
@@ -416,3 +417,24 @@ def test_files_exchanged_while_they_are_read_make_no_bundle(run_dir, tmp_path, m
         with pytest.raises(ArtifactError, match="while it was being opened"):
             Reranker.from_pretrained(bundle)
     Reranker.from_pretrained(bundle)
+
+
+def test_weights_in_several_files_are_a_bundle_too(run_dir: Path, tmp_path: Path) -> None:
+    bundle = bundles.copy_of(run_dir / "bundle", tmp_path / "bundle")
+    whole = Reranker.from_pretrained(bundle)
+    model = open_model(bundle)
+    (bundle / "model.safetensors").unlink()
+    kept = (bundle / "config.json").read_text()
+    model.save_pretrained(bundle, max_shard_size="40KB")
+    (bundle / "config.json").write_text(kept)
+    (bundle / "generation_config.json").unlink(missing_ok=True)
+    assert len(list(bundle.glob("model-*.safetensors"))) > 1
+    split = Reranker.from_pretrained(bundles.seal(bundle))
+    history, candidates = ids(whole, 1, 2), ids(whole, 5, 6, 7, 8)
+    assert split.rank(history, candidates).raw == whole.rank(history, candidates).raw
+    edit_json(
+        bundle / "model.safetensors.index.json",
+        lambda index: index["weight_map"].update({QUERY: "../bundle/model-00001.safetensors"}),
+    )
+    with pytest.raises(CheckpointError, match="weight_map"):
+        Reranker.from_pretrained(bundles.seal(bundle))

@@ -412,3 +412,19 @@ def test_many_signals_are_few_reloads(pair: Pair, server: Live) -> None:
     with server.client(headers=WITH) as client:
         assert reload(client).status_code == 200  # waits for those before it
         assert "reloads_total 3.0" in client.get("/metrics").text
+
+
+def test_a_link_to_the_bundle_may_be_set_to_another_one(pair: Pair, tmp_path: Path) -> None:
+    """As releases are put in place elsewhere: one rename, nothing copied over."""
+    link, new = tmp_path / "current", tmp_path / "new"
+    link.symlink_to(pair.sources[0])
+    body = {**pair.bodies[0], "return_reasoning": True}
+    with (
+        Live(Reranker.from_pretrained(link), keys=Keys(KEYS)) as server,
+        server.client(headers=WITH) as client,
+    ):
+        new.symlink_to(pair.sources[1])
+        new.rename(link)
+        assert pair.which(0, client.post("/rerank", json=body)) == 0
+        assert reload(client).status_code == 200
+        assert pair.which(0, client.post("/rerank", json=body)) == 1

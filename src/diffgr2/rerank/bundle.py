@@ -96,11 +96,12 @@ def check(directory: Path) -> State:
     }
     for name in sorted(there - files.keys() - {MANIFEST}):
         raise ArtifactError(f"{directory / name}: is not listed in the manifest")
+    for name in files:
+        if not (directory / name).is_file():
+            raise ArtifactError(f"{directory / name}: listed in the manifest but missing")
     before = state_of(directory, files)
     for name, entry in files.items():
         path = directory / name
-        if not path.is_file():
-            raise ArtifactError(f"{path}: listed in the manifest but missing")
         if path.stat().st_size != entry["size"]:
             raise ArtifactError(f"{path}: size differs from the manifest")
         if sha256_of(path) != entry["sha256"]:  # always from the disk: a time can be set back

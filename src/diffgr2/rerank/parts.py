@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors import safe_open
@@ -19,14 +19,33 @@ from safetensors import safe_open
 from diffgr2.artifacts import load_arrays
 from diffgr2.candidates.fields import NAMES
 from diffgr2.candidates.pairs import KINDS
+from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError, CheckpointError, first_line
-from diffgr2.items.sids import sid_token
-from diffgr2.prompts.vocab import CONTROL
+from diffgr2.items.sids import SemanticIds, sid_token
+from diffgr2.model.contract import BlockContract
+from diffgr2.prompts.vocab import CONTROL, Vocabulary
 from diffgr2.rerank.bundle import PARTS, read_strict
+from diffgr2.rerank.names import Names
+from diffgr2.rerank.strangers import Seats
+from diffgr2.types import Catalogue, Histories
 
-if TYPE_CHECKING:
-    from diffgr2.prompts.vocab import Vocabulary
-    from diffgr2.rerank.world import World
+
+class Opened(Protocol):
+    """What was read of a bundle's parts (a `World`)."""
+
+    directory: Path
+    recipe: Recipe
+    k: int
+    contract: BlockContract | None
+    histories: Histories
+    catalogue: Catalogue
+    raw_users: list[str]
+    sids: SemanticIds
+    names: Names
+    vocab: Vocabulary
+    seats: Seats
+    retriever: Any
+
 
 MOST_POSITIONS = 1 << 20
 """Tables are made for every position of a model."""
@@ -188,7 +207,7 @@ def check_vocabulary(directory: Path, vocab: Vocabulary) -> None:
             raise ArtifactError(f"{path}: bases.{kind}: the tokenizer has other tokens there")
 
 
-def check_shop(world: World) -> None:
+def check_shop(world: Opened) -> None:
     """The parts are of one shop, one vocabulary and one recipe."""
     _check_data(world)
     directory, spec, n = world.directory, world.vocab.spec, len(world.catalogue)
@@ -218,7 +237,7 @@ def check_shop(world: World) -> None:
     _check_evidence(world)
 
 
-def _check_data(world: World) -> None:
+def _check_data(world: Opened) -> None:
     """Items and shoppers are texts, each once, and histories point at items."""
     data, catalogue, histories = world.directory / "data", world.catalogue, world.histories
     texts = {
@@ -251,7 +270,7 @@ def _check_data(world: World) -> None:
         raise ArtifactError(f"{data / 'histories.safetensors'}: offsets do not cover the items")
 
 
-def _check_evidence(world: World) -> None:
+def _check_evidence(world: Opened) -> None:
     """Shapes and types of what the evidence index and the encoder multiply."""
     directory, n, index = world.directory, len(world.catalogue), world.seats.index
     pairs, known, vectors = index.pairs, index.attributes, world.names.encoder.vectors
