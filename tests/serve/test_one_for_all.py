@@ -217,6 +217,15 @@ def run(server: Process, cases: list[tuple[str, bytes]]) -> dict[str, float]:
     return waits
 
 
+def test_costly_bodies_keep_no_other_client_waiting(run_dir: Path, reranker: Reranker) -> None:
+    cases = list(messages(reranker))
+    chosen = [*cases[::4], *(case for case in cases if case[0] in ("unknown items", "chunks of 1"))]
+    with Process(run_dir / "bundle") as server:
+        waits = run(server, chosen)
+    assert {name: wait for name, wait in waits.items() if wait >= BOUND_S} == {}
+
+
+@pytest.mark.slow
 def test_no_body_keeps_another_client_waiting(run_dir: Path, reranker: Reranker) -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")

@@ -25,6 +25,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from diffgr2.errors import ConfigError
 from diffgr2.serve.limits import Limits
 from diffgr2.serve.schema import Problem
+from diffgr2.serve.state import State
+from diffgr2.serve.turnaway import turned_away
 
 BACKLOG = 4096
 GRACE_S = 0.05  # after the first signal: connections already made become requests
@@ -50,7 +52,7 @@ class Counted(h11.Connection):
         return event
 
 
-def protocol_with(limits: Limits) -> type[H11Protocol]:
+def protocol_with(limits: Limits, state: State) -> type[H11Protocol]:
     """The HTTP protocol with its bounds, and JSON for what cannot be parsed."""
     idle: dict[H11Protocol, None] = {}  # connections that wait for a request, the longest first
     by_address: Counter[str] = Counter()
@@ -102,11 +104,29 @@ def protocol_with(limits: Limits) -> type[H11Protocol]:
         # ------------------------------------------------------------------ reading
 
         def data_received(self, data: bytes) -> None:
+            fresh = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+            refusal = turned_away(state, data) if fresh else None
+            if refusal is not None:
+                self._turn_away(refusal)
+                return
             super().data_received(data)
             if self._late is not None and self._busy():
                 self._late.cancel()  # headers are there; a request has limits of its own
                 self._late = None
                 idle.pop(self, None)
+
+        def _turn_away(self, refusal: bytes) -> None:
+            """Answer without having read; the connection waits for its next request."""
+            self.transport.write(refusal)
+            if b"\r\nconnection: close\r\n" in refusal:
+                self.transport.close()
+                self._close_soon()
+            else:
+                self._unset_keepalive_if_required()
+                idle.pop(self, None)
+                if self._late is not None:
+                    self._late.cancel()
+                self._wait()
 
         def eof_received(self) -> bool:  # type: ignore[override]
             """Keep the connection for the answer if the whole request is there."""
@@ -240,7 +260,7 @@ def make_server(app: FastAPI, limits: Limits, *, host: str, port: int) -> Server
         app,
         host=host,
         port=port,
-        http=protocol_with(limits),
+        http=protocol_with(limits, app.state.shared),
         ws="none",
         loop="asyncio",
         lifespan="on",
