@@ -147,6 +147,27 @@ def test_what_is_not_ranked_has_its_line_too(served, reranker: Reranker) -> None
         assert line["status"] == 504
 
 
+def test_what_an_overloaded_server_refuses_has_its_line(served, reranker: Reranker) -> None:
+    server, logged = served
+    slots, body = server.state.slots, json.dumps(body_of(reranker, 1))
+    slots.taken, kept = slots.limit, slots.taken
+    try:
+        for path in ("/v1/rerank", "/v1/rerank/batch"):
+            head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
+            kind = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+                client.sendall(f"{head}{kind}\r\n{body}".encode())  # at once: the short way out
+                assert client.recv(4096).startswith(b"HTTP/1.1 429 ")
+    finally:
+        slots.taken = kept
+    lines = logged()
+    assert [(line["route"], line["status"], line["key"]) for line in lines] == [
+        ("/v1/rerank", 429, "search"),
+        ("/v1/rerank/batch", 429, "search"),
+    ]
+    assert all(set(line) == ALWAYS | {"key"} for line in lines)
+
+
 def test_no_key_no_body_no_shopper_in_any_line(served, reranker: Reranker) -> None:
     server, logged = served
     user, secret = reranker.raw_users[3], "a-word-that-only-this-body-holds"

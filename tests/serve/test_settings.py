@@ -16,6 +16,7 @@ from diffgr2.cli import serve as verb
 from diffgr2.cli.serve import answered, serve
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve import wire
+from diffgr2.serve.app import make_app
 from diffgr2.serve.limits import Limits
 
 KEY = "0123456789abcdef-of-settings"
@@ -302,15 +303,10 @@ def test_who_may_be_named_in_host() -> None:
     assert answered("box", ("*",), keyed=False) == ()
 
 
-def test_the_settings_reach_the_sockets(bundle: Path) -> None:
+def test_the_settings_reach_the_sockets(reranker: Reranker) -> None:
     limits = Limits(drain_s=7.0, header_bytes=1234)
-    config = wire.make_server(_app(), limits, host="127.0.0.3", port=81).config
+    app = make_app(reranker, limits=limits)
+    config = wire.make_server(app, limits, host="127.0.0.3", port=81).config
     assert (config.host, config.port) == ("127.0.0.3", 81)
     assert config.timeout_graceful_shutdown == 7
     assert config.h11_max_incomplete_event_size == 1234
-
-
-def _app() -> Any:
-    from fastapi import FastAPI
-
-    return FastAPI()

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 from diffgr2.serve.limits import PUBLIC
 from diffgr2.serve.schema import Problem
-from diffgr2.serve.telemetry import ACCESS, Facts, clock, route_of
+from diffgr2.serve.telemetry import ACCESS, Facts, access_line, route_of
 
 if TYPE_CHECKING:
     from diffgr2.serve.state import State
@@ -119,15 +119,8 @@ class Door:
         traces, route = self.state.traces, route_of(scope)
         if traces is None and not access.isEnabledFor(logging.INFO):
             return
-        line = {
-            "time": clock(time.time()),
-            "id": scope["state"]["request_id"],
-            "method": method,
-            "route": route,
-            "status": status,
-            "ms": round((time.monotonic() - begun) * 1e3, 1),
-            **facts.shown(),
-        }
+        took_s, request_id = time.monotonic() - begun, scope["state"]["request_id"]
+        line = access_line(request_id, method, route, status, took_s, facts)
         access.info("%s", json.dumps(line))
         if traces is not None and route in RANK_PATHS:
             parent = header(scope, b"traceparent") or b""

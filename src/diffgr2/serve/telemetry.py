@@ -84,6 +84,21 @@ def clock(seconds: float) -> str:
     return f"{whole}.{int(seconds * 1e3) % 1000:03d}Z"
 
 
+def access_line(
+    request_id: str, method: str, route: str, status: int, took_s: float, facts: Facts
+) -> dict[str, Any]:
+    """A request's line in the access log."""
+    return {
+        "time": clock(time.time()),
+        "id": request_id,
+        "method": method,
+        "route": route,
+        "status": status,
+        "ms": round(took_s * 1e3, 1),
+        **facts.shown(),
+    }
+
+
 class JsonLines(logging.Formatter):
     """See the module's docstring."""
 

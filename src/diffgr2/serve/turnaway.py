@@ -9,17 +9,17 @@ a request is refused (`door`), sockets (`wire`).
 import json
 import logging
 import re
-import time
 import uuid
 
 from diffgr2.serve.door import HOST, RANK_PATHS, REQUEST_ID, host_of
 from diffgr2.serve.state import State
+from diffgr2.serve.telemetry import ACCESS, Facts, access_line
 
 FIRST = re.compile(rb"POST (" + b"|".join(map(str.encode, RANK_PATHS)) + rb") HTTP/1\.1\r\n")
 UNUSUAL = (b"transfer-encoding", b"expect", b"origin", b"upgrade", b"content-encoding")
 """Headers whose requests go the usual way."""
 
-log = logging.getLogger("diffgr2.serve")
+access = logging.getLogger(ACCESS)
 
 
 def turned_away(state: State, data: bytes) -> bytes | None:
@@ -50,10 +50,9 @@ def _answer(state: State, path: str, request_id: str, key: str, connection: byte
     state.metrics.requests.labels("rejected").inc()
     if key:
         state.metrics.key_requests.labels(key).inc()
-    if log.isEnabledFor(logging.INFO):
-        named = {"key": key} if key else {}
-        line = {"time": round(time.time(), 3), "id": request_id, "method": "POST", "path": path}
-        log.info("%s", json.dumps({**line, "status": 429, "ms": 0.0, **named}))
+    if access.isEnabledFor(logging.INFO):
+        line = access_line(request_id, "POST", path, 429, 0.0, Facts(key))
+        access.info("%s", json.dumps(line))
     problem = state.busy(f"{state.limits.in_flight} requests are in flight already")
     body = json.dumps(problem.body(request_id))
     close = "connection: close\r\n" if (connection or b"").lower() == b"close" else ""
