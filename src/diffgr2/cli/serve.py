@@ -7,9 +7,11 @@ others without keys. Not here: HTTP (`serve`).
 """
 
 import logging
+import math
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -17,12 +19,31 @@ from diffgr2.errors import ArtifactError, ConfigError, MissingExtraError
 from diffgr2.recipe import parse_yaml
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+DAY_S = 86_400.0
+KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
+    str: ("text", (str,)),
+    Path: ("a path", (str,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    bool: ("true or false", (bool,)),
+}
+"""What YAML may hold for an option of a type; nothing is turned into another type."""
 
 
 def option(*names: str, help: str, **more: Any) -> Any:
     """An option that the environment may set too."""
-    word = names[0].lstrip("-").replace("-", "_").upper()
-    return typer.Option(*names, help=help, envvar=f"DIFFGR2_{word}", show_envvar=False, **more)
+    word = names[0].partition("/")[0].lstrip("-").replace("-", "_").upper()
+    return typer.Option(*names, help=help, envvar=f"DIFFGR2_{word}", show_envvar=True, **more)
+
+
+def finite(value: float) -> float:
+    """Comparisons with a range let `nan` through."""
+    if math.isnan(value):
+        raise typer.BadParameter("expected a number")
+    return value
+
+
+# ------------------------------------------------------------------------------ settings file
 
 
 def from_file(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -33,91 +54,155 @@ def from_file(ctx: typer.Context, path: Path | None) -> Path | None:
         values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    known = {name.lstrip("-"): p.name for p in ctx.command.params for name in p.opts}
-    for name in values:
-        if name.replace("_", "-") not in known or name == "config":
+    known = {name[2:]: p for p in ctx.command.params for name in p.opts if name.startswith("--")}
+    del known["config"]
+    defaults: dict[str, Any] = {}
+    for name, value in values.items():
+        parameter = known.get(str(name).replace("_", "-"))
+        if parameter is None:
             raise ConfigError(f"{path}: {name}: no such option of serve")
-    ctx.default_map = {known[name.replace("_", "-")]: value for name, value in values.items()}
+        if parameter.name in defaults:
+            raise ConfigError(f"{path}: {name}: stands twice")
+        defaults[str(parameter.name)] = read_value(parameter, value, f"{path}: {name}")
+    ctx.default_map = defaults
     return path
 
 
-def bundles_of(models: list[str]) -> dict[str, Path]:
-    """`[NAME=]DIR` -> directory by name; the first is the one that answers by default."""
-    found: dict[str, Path] = {}
+def read_value(parameter: Any, value: Any, where: str) -> Any:
+    """A value of the file for its option; a list only where an option may be repeated."""
+    kind: Any = get_type_hints(serve)[parameter.name]
+    while get_args(kind):  # list[str] | None
+        kind = get_args(kind)[0]
+    told, types = KINDS[kind]
+    for one in value if parameter.multiple and isinstance(value, list) else [value]:
+        # In Python true is a number; here it is not.
+        if not isinstance(one, types) or (isinstance(one, bool) and kind is not bool):
+            raise ConfigError(f"{where}: expected {told}, not {one!r:.80}")
+    return [value] if parameter.multiple and not isinstance(value, list) else value
+
+
+# ------------------------------------------------------------------------------------ bundles
+
+
+def bundles_of(models: list[str]) -> list[tuple[str, Path]]:
+    """`[NAME=]DIR` -> (name, directory), the name empty where none is given."""
+    found: list[tuple[str, Path]] = []
     for text in models:
-        name, equals, path = text.rpartition("=")
-        directory = Path(path if equals else text)
-        if not (directory / "diffgr2.json").is_file():
+        name, equals, path = text.partition("=")
+        if not equals or is_bundle(Path(text)):  # a directory may have an = in its name
+            name, path = "", text
+        directory = Path(path)
+        if not is_bundle(directory):
             raise ArtifactError(f"{directory}: no bundle stands there (diffgr2.json is missing)")
-        if (name or str(directory)) in found:
+        if (name and name in dict(found)) or directory in [place for _, place in found]:
             raise ConfigError(f"--model {text}: stands twice")
-        found[name or str(directory)] = directory
+        found.append((name, directory))
     return found
 
 
+def is_bundle(directory: Path) -> bool:
+    return (directory / "diffgr2.json").is_file()
+
+
+def opened(bundles: list[tuple[str, Path]], names: tuple[str, ...]) -> dict[str, Any]:
+    """The bundles by name: the one given, else the first of `--name`, else their run's."""
+    from diffgr2.rerank.reranker import Reranker
+    from diffgr2.serve.state import ALIASES
+
+    rerankers: dict[str, Any] = {}
+    for given, directory in bundles:
+        reranker = Reranker.from_pretrained(directory)
+        first = names[0] if names and not rerankers else ""
+        name = given or first or reranker.name
+        if name in rerankers or (rerankers and name in (*names, *ALIASES)):
+            raise ConfigError(f"--model {directory}: the name {name} is taken (give NAME=DIR)")
+        rerankers[name] = reranker
+    return rerankers
+
+
+# ------------------------------------------------------------------------------- the options
+
+Models = Annotated[
+    list[str],
+    option("--model", "-m", metavar="[NAME=]DIR", help="A bundle; repeat for more, by name."),
+]
+Config = Annotated[
+    Path | None,
+    option("--config", is_eager=True, callback=from_file, help="These options as YAML."),
+]
+Host = Annotated[str, option("--host", help="Address to listen on.")]
+Port = Annotated[int, option("--port", min=0, max=65535, help="0 = any free port.")]
+KeysFile = Annotated[Path | None, option("--keys", help="File of API keys (or DIFFGR2_API_KEYS).")]
+Insecure = Annotated[bool, option("--no-keys", help="Serve beyond this machine without keys.")]
+Names = Annotated[list[str] | None, option("--name", help="Another name of the first model.")]
+Hosts = Annotated[
+    list[str] | None,
+    option("--allow-host", help="Host that is answered, besides this machine; repeat; * = all"),
+]
+Cors = Annotated[list[str] | None, option("--cors", help="Origin whose pages may ask; repeat.")]
+Page = Annotated[bool, option("--page/--no-page", help="The page at /.")]
+Docs = Annotated[bool, option("--docs/--no-docs", help="/docs, /openapi.json.")]
+Documents = Annotated[
+    int, option("--documents", min=1, max=10_000, help="Documents in one list, at most.")
+]
+Batch = Annotated[int, option("--batch", min=1, max=10_000, help="Lists in one batch, at most.")]
+Waiting = Annotated[int, option("--waiting", min=0, help="Requests that may wait.")]
+Running = Annotated[int, option("--running", min=1, help="Lists decoded at once.")]
+Tokens = Annotated[int, option("--tokens", min=1, help="Cache slots of all lists.")]
+Timeout = Annotated[
+    float, option("--timeout", min=0.001, max=DAY_S, callback=finite, help="Default deadline, s.")
+]
+Drain = Annotated[
+    float, option("--drain", min=0.0, max=DAY_S, callback=finite, help="Seconds after SIGTERM.")
+]
+Threads = Annotated[int, option("--threads", min=0, help="Torch threads; 0 = torch's choice.")]
+Log = Annotated[bool, option("--log", help="One JSON line per request on stderr.")]
+TracesTo = Annotated[
+    str | None, option("--traces", metavar="URL", help="Send OpenTelemetry traces there.")
+]
+
+# ----------------------------------------------------------------------------------- the verb
+
+
 def serve(
-    models: Annotated[
-        list[str],
-        option("--model", "-m", metavar="[NAME=]DIR", help="A bundle; repeat for more, by name."),
-    ],
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", is_eager=True, callback=from_file, help="Options as YAML."),
-    ] = None,
-    host: Annotated[str, option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, option("--port", min=0, max=65535, help="0 = any free port.")] = 8000,
-    keys_file: Annotated[
-        Path | None, option("--keys", help="File of API keys (or DIFFGR2_API_KEYS).")
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--no-keys", help="Serve beyond this machine without keys.")
-    ] = False,
-    names: Annotated[
-        list[str] | None, option("--name", help="Further name of the first model; repeat.")
-    ] = None,
-    hosts: Annotated[
-        list[str] | None,
-        option("--allow-host", help="Host that is answered, besides this machine; repeat; * = all"),
-    ] = None,
-    cors: Annotated[
-        list[str] | None, option("--cors", help="Origin whose pages may ask; repeat.")
-    ] = None,
-    page: Annotated[bool, typer.Option("--page/--no-page", help="The page at /.")] = True,
-    docs: Annotated[bool, typer.Option("--docs/--no-docs", help="/docs, /openapi.json.")] = True,
-    waiting: Annotated[int, option("--waiting", min=0, help="Requests that may wait.")] = 128,
-    running: Annotated[int, option("--running", min=1, help="Lists decoded at once.")] = 32,
-    tokens: Annotated[int, option("--tokens", min=1, help="Cache slots of all lists.")] = 32_768,
-    timeout: Annotated[
-        float, option("--timeout", min=0.001, help="Default deadline, seconds.")
-    ] = 30.0,
-    drain: Annotated[
-        float, option("--drain", min=0.0, help="Seconds to finish on SIGTERM.")
-    ] = 30.0,
-    threads: Annotated[
-        int, option("--threads", min=0, help="Torch threads; 0 = torch's choice.")
-    ] = 0,
-    log: Annotated[bool, option("--log", help="One JSON line per request on stderr.")] = False,
+    models: Models,
+    config: Config = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    keys_file: KeysFile = None,
+    insecure: Insecure = False,
+    names: Names = None,
+    hosts: Hosts = None,
+    cors: Cors = None,
+    page: Page = True,
+    docs: Docs = True,
+    documents: Documents = 100,
+    batch: Batch = 100,
+    waiting: Waiting = 128,
+    running: Running = 32,
+    tokens: Tokens = 32_768,
+    timeout: Timeout = 30.0,
+    drain: Drain = 30.0,
+    threads: Threads = 0,
+    log: Log = False,
+    traces: TracesTo = None,
 ) -> None:
     """Serve models over HTTP: Cohere, Jina, vLLM and TEI shapes, and a page to try it."""
-    directories = bundles_of(models)
+    bundles = bundles_of(models)
     try:
         from diffgr2.serve.app import Shown, make_app
         from diffgr2.serve.keys import read_keys
         from diffgr2.serve.limits import Limits
-        from diffgr2.serve.logs import QueuedLines
-        from diffgr2.serve.wire import serve as run_server
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'diffgr2[serve]'") from None
-    from diffgr2.rerank.reranker import Reranker
-
     keys = read_keys(keys_file)
     if not keys and host not in LOOPBACK and not insecure:
         raise ConfigError(f"--host {host}: needs --keys (or --no-keys if you mean it)")
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
+    tracing = tracing_of(traces)
+    use_threads(threads)
     limits = Limits(
+        candidates=documents,
+        batch=batch,
         waiting=waiting,
         running=running,
         tokens=tokens,
@@ -126,20 +211,58 @@ def serve(
         drain_s=drain,
         hosts=answered(host, tuple(hosts or ()), keyed=bool(keys)),
     )
-    rerankers = {name: Reranker.from_pretrained(path) for name, path in directories.items()}
-    if len(rerankers) == 1 and "=" not in models[0]:
-        only = next(iter(rerankers.values()))
-        rerankers = {names[0] if names else only.name: only}
+    further = tuple(names or ())
     shown = Shown(page=page, docs=docs, cors=tuple(cors or ()))
-    app = make_app(rerankers, limits=limits, keys=keys, names=tuple(names or ()), shown=shown)
-    lines = QueuedLines(sys.stderr, app.state.shared.metrics.log_dropped.inc)
+    app = make_app(opened(bundles, further), limits=limits, keys=keys, names=further, shown=shown)
+    app.state.shared.traces = tracing
+    if not run(app, limits, host=host, port=port, log=log):
+        raise typer.Exit(1)
+
+
+def use_threads(threads: int) -> None:
+    """So many of torch's; 0 leaves the choice to it."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def run(app: Any, limits: Any, *, host: str, port: int, log: bool) -> bool:
+    """Log through a queue and serve until a signal; False if the drain was cut short."""
+    from diffgr2.serve.logs import QueuedLines
+    from diffgr2.serve.telemetry import JsonLines
+    from diffgr2.serve.wire import serve as run_server
+
+    state = app.state.shared
+    lines = QueuedLines(sys.stderr, state.metrics.log_dropped.inc)
+    if log:
+        lines.setFormatter(JsonLines())
     logging.getLogger().addHandler(lines)
     logging.getLogger("diffgr2.serve").setLevel(logging.INFO if log else logging.WARNING)
     try:
-        if not run_server(app, limits, host=host, port=port):
-            raise typer.Exit(1)
+        return run_server(app, limits, host=host, port=port)
     finally:
+        if state.traces is not None:
+            state.traces.close()
+        logging.getLogger().removeHandler(lines)
         lines.close()
+
+
+def tracing_of(url: str | None) -> Any:
+    """Traces to the collector that the option or OpenTelemetry's own variables name, or None."""
+    from diffgr2.serve import tracing
+
+    if url is None and not tracing.wanted(os.environ):
+        return None
+    try:
+        return tracing.start(url)
+    except ImportError as error:
+        told = f"traces need OpenTelemetry ({error.name}): pip install 'diffgr2[otel]'"
+        if url is not None:
+            raise MissingExtraError(told) from None
+        # The variables may be there for every program of a machine: no reason not to serve.
+        print(f"warning: {told}; serving without traces", file=sys.stderr)
+        return None
 
 
 def answered(host: str, allowed: tuple[str, ...], *, keyed: bool) -> tuple[str, ...]:

@@ -162,10 +162,11 @@ class LeanQwen3:
 
     @property
     def finite(self) -> bool:
-        """Whether all weights are numbers."""
+        """Whether all weights, and the tables of positions, are numbers."""
         matrices = [w.plain for y in self.layers for w in (y.qkv, y.out, y.gate_up, y.down)]
         norms = [n for y in self.layers for n in (y.attention_norm, y.query_norm, y.key_norm)]
         every = [self.embedding, self.norm, self.head.plain, *matrices, *norms]
+        every += [self._cos, self._sin]
         every += [layer.ffn_norm for layer in self.layers]
         return all(bool(torch.isfinite(tensor).all()) for tensor in every)
 

@@ -3,21 +3,27 @@
 Contract: config.json, weights and the vocabulary at top level, so that any tool for Qwen3-family
 directories opens it; the parts below in directories of their own; `diffgr2.json` with the recipe's
 sections that a request depends on; a manifest with every file's size and sha256. `check` refuses
-anything else. Not here: writing one (`stages.pack`).
+anything else, and `opened` is the one way in: whatever is wrong is one line and exit code 3. Not
+here: whether the parts fit together (`parts`), writing a bundle (`stages.pack`).
 """
 
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from diffgr2 import strict_json
-from diffgr2.artifacts import MANIFEST, read_manifest
+from diffgr2.artifacts import MANIFEST, sealed, sha256_of
 from diffgr2.config import Recipe
-from diffgr2.errors import ArtifactError, DataError
+from diffgr2.errors import ArtifactError, DataError, Diffgr2Error, first_line
 from diffgr2.model.contract import VOCABULARY_FILES
 from diffgr2.recipe import validate
 
+T = TypeVar("T")
+
 FORMAT = 1
+LONGEST = 200  # characters of a file's name
 NOTE = "diffgr2.json"
 SECTIONS = ("name", "seed", "items", "candidates", "evidence", "prompt", "decode")
 """What of the recipe a request depends on."""
@@ -52,48 +58,135 @@ def read_note(directory: Path) -> Note:
     """The recipe's sections that came with the bundle, and whose shoppers it holds."""
     path = directory / NOTE
     note = read_strict(path)
-    if not isinstance(note, dict) or note.get("format") != FORMAT:
+    if (
+        not isinstance(note, dict)
+        or type(note.get("format")) is not int
+        or note["format"] != FORMAT
+    ):
         raise ArtifactError(f"{path}: not a bundle of format {FORMAT}")
-    recipe = validate(note.get("recipe", {}), str(path))
-    return Note(recipe, note.get("shoppers") == "simulated")
+    if note.keys() - {"format", "model", "recipe", "shoppers"}:
+        raise ArtifactError(f"{path}: expected format, model, recipe and shoppers")
+    sections, whose = note.get("recipe"), note.get("shoppers")
+    if not isinstance(sections, dict) or sections.keys() != set(SECTIONS):
+        raise ArtifactError(f"{path}: recipe: expected {', '.join(SECTIONS)}")
+    if whose not in (None, "simulated"):  # real shoppers are never said to be
+        raise ArtifactError(f"{path}: shoppers: expected simulated or nothing")
+    return Note(validate(sections, str(path)), whose == "simulated")
 
 
-def check(directory: Path) -> None:
+State = dict[str, tuple[int, ...]]
+"""What the file system says of each file: it differs once a file was replaced or written to."""
+
+
+def check(directory: Path) -> State:
     """Refuse what is no whole, unchanged bundle, in one line, before anything of it is used.
 
-    Every required file is listed once and every listed one is as it was when it was sealed; no name
-    leads out of the directory, and nothing in it is a link.
+    Every file is listed once and is as it was when it was sealed; no name leads out of the
+    directory, and nothing in it is a link. Names that begin with a dot are other tools' business.
     """
     if not directory.is_dir():
         raise ArtifactError(f"{directory}: no such directory")
-    manifest = read_strict(directory / MANIFEST)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict):
-        raise ArtifactError(f"{directory / MANIFEST}: not a manifest")
-    for name, entry in files.items():
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or "\\" in name or {"..", "."} & {*name.split("/")}:
-            raise ArtifactError(f"{directory / MANIFEST}: {name[:80]!r} leads out of the bundle")
-        if not isinstance(entry, dict) or {"sha256", "size"} - entry.keys():
-            raise ArtifactError(f"{directory / MANIFEST}: {name[:80]!r} lacks size or sha256")
     for path in directory.rglob("*"):
         if path.is_symlink():
             raise ArtifactError(f"{path}: a link has no place in a bundle")
+    files = listed(directory)
+    there = {
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if not path.is_dir() and not path.relative_to(directory).as_posix().startswith(".")
+    }
+    for name in sorted(there - files.keys() - {MANIFEST}):
+        raise ArtifactError(f"{directory / name}: is not listed in the manifest")
+    for name in files:
+        if not (directory / name).is_file():
+            raise ArtifactError(f"{directory / name}: listed in the manifest but missing")
+    before = state_of(directory, files)
+    for name, entry in files.items():
+        path = directory / name
+        if path.stat().st_size != entry["size"]:
+            raise ArtifactError(f"{path}: size differs from the manifest")
+        if sha256_of(path) != entry["sha256"]:  # always from the disk: a time can be set back
+            raise ArtifactError(f"{path}: content differs from the manifest")
+    return before
+
+
+def listed(directory: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's files: every name is plain, every entry whole, nothing required is missing."""
+    path = directory / MANIFEST
+    manifest = read_strict(path)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise ArtifactError(f"{path}: not a manifest")
+    if manifest != sealed({key: value for key, value in manifest.items() if key != "seal"}):
+        raise ArtifactError(f"{path}: was changed after it was written")
+    for name, entry in files.items():
+        plain = PurePosixPath(name).as_posix() == name and len(name) <= LONGEST
+        if not plain or not name.isprintable() or name[:1] == "/" or "\\" in name:
+            raise ArtifactError(f"{path}: {name[:80]!r} is no plain name within the bundle")
+        if ".." in name.split("/"):
+            raise ArtifactError(f"{path}: {name[:80]!r} leads out of the bundle")
+        whole = isinstance(entry, dict) and entry.keys() == {"sha256", "size"}
+        if not whole or type(entry["size"]) is not int or not _is_hash(entry["sha256"]):
+            raise ArtifactError(f"{path}: {name[:80]!r}: expected size and sha256")
     wanted = [*REQUIRED, *(f"{part}/{name}" for part, names in PARTS.items() for name in names)]
     for name in wanted:
         if name not in files:
-            raise ArtifactError(f"{directory / MANIFEST}: {name} is not listed")
+            raise ArtifactError(f"{path}: {name} is not listed")
     if not any(name.endswith(".safetensors") and "/" not in name for name in files):
-        raise ArtifactError(f"{directory / MANIFEST}: no weights are listed")
-    for path in (*directory.glob("*.safetensors*"), *directory.glob("*.json")):
-        if path.name != MANIFEST and path.name not in files:
-            raise ArtifactError(f"{path}: is not listed in the manifest")
-    read_manifest(directory, verify=True)
+        raise ArtifactError(f"{path}: no weights are listed")
+    return files
+
+
+def _is_hash(text: Any) -> bool:
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def state_of(directory: Path, names: Iterable[str]) -> State:
+    """Where these files stand on the disk and when they last changed."""
+    state: State = {}
+    for name in (*names, MANIFEST):
+        try:
+            facts = (directory / name).stat()
+        except OSError as error:
+            raise ArtifactError(f"{directory / name}: {error.strerror}") from None
+        state[name] = (
+            facts.st_dev,
+            facts.st_ino,
+            facts.st_size,
+            facts.st_mtime_ns,
+            facts.st_ctime_ns,
+        )
+    return state
+
+
+def opened(directory: Path, opening: Callable[[Path], T]) -> T:
+    """What `opening` makes of a checked bundle; whatever is wrong with it is one kind of error.
+
+    Files that are exchanged while they are read would make a bundle of two halves.
+    """
+    try:
+        before = check(directory)
+        made = opening(directory)
+        if state_of(directory, before.keys() - {MANIFEST}) != before:
+            raise ArtifactError(f"{directory}: was changed while it was being opened")
+        return made
+    except ImportError:  # something is missing here, not in the bundle
+        raise
+    except Diffgr2Error as error:
+        told, kind = str(error), type(error)
+        told = told if told.startswith(str(directory)) else f"{directory}: {told}"
+        raise (kind if kind.exit_code == ArtifactError.exit_code else ArtifactError)(told) from None
+    except Exception as error:  # a library's own words about files that it cannot use
+        raise ArtifactError(f"{directory}: cannot be used ({first_line(error)})") from error
 
 
 def read_strict(path: Path) -> Any:
     """A JSON file without duplicate keys or numbers that are none."""
     try:
+        if not path.is_file():
+            raise ArtifactError(
+                f"{path}: no file stands there"
+            )  # reading a pipe would wait for ever
         return strict_json.loads(path.read_bytes())
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None

@@ -23,7 +23,7 @@ import numpy as np
 
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.errors import CheckpointError, ConfigError, DataError
-from diffgr2.rerank.bundle import check
+from diffgr2.rerank.bundle import opened
 from diffgr2.rerank.names import Item, ListProblem
 from diffgr2.rerank.task import Query, RankResult, RankTask
 from diffgr2.rerank.world import SEATS, World
@@ -37,15 +37,36 @@ class Reranker(World):
         from diffgr2.model.load import open_model
 
         super().__init__(directory)
-        self.model = LeanQwen3(open_model(directory))
-        if self.model.vocab_size < self.vocab.spec.size or not self.model.finite:
-            raise CheckpointError(f"{directory}: weights are not finite, or of another vocabulary")
+        module = open_model(directory)
+        for parameter in module.parameters():
+            # Weights come mapped from their file: who writes to it would write into this model.
+            parameter.data = parameter.data.clone()
+        self.model = LeanQwen3(module)
+        for parameter in module.parameters():
+            parameter.data = parameter.data.new_empty(0)  # the module lingers, what it held not
+        if self.model.vocab_size < self.vocab.spec.size:
+            raise CheckpointError(f"{directory}: weights are of another vocabulary")
+        if not self.model.finite:
+            raise CheckpointError(f"{directory}: weights are not finite")
+        self._try_out()
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Reranker:
         """Open a bundle after checking every file against its manifest."""
-        check(Path(directory))
-        return cls(Path(directory))
+        return opened(Path(directory), cls)
+
+    def _try_out(self) -> None:
+        """A list goes through every part once: what does not fit fails here, not at a request."""
+        from diffgr2.decode.batch import make_writer
+
+        raw = self.catalogue.raw_ids
+        shown = raw[: self.k] if len(raw) > 1 else raw * 2
+        task = self.prepare(raw[-1:], shown)
+        wanted = task.window()
+        assert wanted is not None
+        needed, most = make_writer(0, wanted, task.settings).slots + 1, self.model.max_positions
+        if needed > most:
+            raise CheckpointError(f"{self.directory}: a list needs {needed} positions of {most}")
 
     def prepare(
         self,

@@ -20,7 +20,7 @@ from diffgr2.candidates.retrieval import ragged, score
 from diffgr2.config import DECODERS, DecodeConfig
 from diffgr2.data.store import read_dataset
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
-from diffgr2.errors import ArtifactError, ConfigError, DataError, first_problem
+from diffgr2.errors import ConfigError, DataError, first_problem
 from diffgr2.items.quantize import Encoder
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import contract_of
@@ -29,6 +29,7 @@ from diffgr2.prompts.template import frame_of, make_template
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.rerank.bundle import read_note
 from diffgr2.rerank.names import Item, Names, Seats
+from diffgr2.rerank.parts import check_arrays, check_config, check_shop, check_vocabulary
 from diffgr2.types import Catalogue
 
 SEATS = 512
@@ -46,6 +47,8 @@ class World:
         note = read_note(directory)
         self.recipe, self.simulated = note.recipe, note.simulated
         self.name, self.k = self.recipe.name, self.recipe.candidates.k
+        check_config(directory)
+        check_arrays(directory)
         self.contract = contract_of(directory)
         self.decoders = tuple(DECODERS) if self.contract else ("ar",)
         dataset = read_dataset(directory / "data")
@@ -55,28 +58,13 @@ class World:
         self.sids = SemanticIds.load(directory / "items")
         self.names = Names(self.catalogue, self.sids, Encoder.load(directory / "items"))
         self.vocab = Vocabulary.load(directory)
+        check_vocabulary(directory, self.vocab)
         self.template = make_template(self.vocab, self.recipe.prompt)
         self.frame = frame_of(self.template)
         self.retriever = kinds.load(directory / "retriever")
         self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue)
+        check_shop(self)
         self.group_labels = group_labels(self.sids, self.catalogue)
-        self._check_sizes()
-
-    def _check_sizes(self) -> None:
-        """The parts must be of one shop and one vocabulary."""
-        n = len(self.catalogue)
-        sizes = {
-            "items": len(self.sids),
-            "evidence": self.seats.n_items,
-            "retriever": self.retriever.n_items,
-            "data": self.histories.n_items,
-        }
-        for part, size in sizes.items():
-            if size != n:
-                raise ArtifactError(f"{self.directory / part}: {size} items, the catalogue has {n}")
-        spec = self.vocab.spec
-        if (spec.levels, spec.codes) != (self.sids.levels, self.sids.n_codes) or spec.k != self.k:
-            raise ArtifactError(f"{self.directory}: vocabulary and semantic IDs do not fit")
 
     def settings(self, given: Mapping[str, Any] | None = None) -> DecodeSettings:
         """Decode settings: the recipe's recommendation, changed by `given`."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from diffgr2 import __version__
 from diffgr2.errors import Diffgr2Error
 from diffgr2.rerank.reranker import Reranker
-from diffgr2.serve import batch, docs, page
+from diffgr2.serve import docs, many, page
 from diffgr2.serve.door import Door
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.limits import Limits
@@ -39,7 +39,7 @@ from diffgr2.serve.ranking import (
     whole,
 )
 from diffgr2.serve.reading import deadline_of, parse_body, read_body
-from diffgr2.serve.schema import Problem, parse_request
+from diffgr2.serve.schema import Ask, Problem, parse_request
 from diffgr2.serve.state import Served, State
 
 RANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
@@ -54,21 +54,30 @@ class Shown:
     cors: tuple[str, ...] = ()  # origins whose pages may ask
 
 
+T = TypeVar("T")
+
+
 async def visited(
-    request: Request, work: Callable[[State, dict[str, Any], float, Visit], Awaitable[Response]]
+    request: Request,
+    read: Callable[[bytes, Limits], T],
+    work: Callable[[State, T, float, Visit], Awaitable[Response]],
 ) -> Response:
-    """A request's way in: deadline, body, slot, parsing; and its way out, whatever happened."""
+    """A request's way in: deadline, body, slot, parsing; and its way out, whatever happened.
+
+    What `read` makes of the body is all that is kept of it.
+    """
     state: State = request.app.state.shared
     request_id: str = request.scope["state"]["request_id"]
-    visit, outcome, value = None, "failed", {}
+    visit, outcome, asked = None, "failed", None
     try:
         deadline = deadline_of(request, state.limits, time.monotonic())
         if state.draining:
             raise Problem(503, "the server is shutting down", headers={"retry-after": "1"})
-        async with read_body(request, state) as body:
+        async with read_body(request, state, deadline) as body:
             visit = Visit(state, request.scope["state"]["facts"])
-            value = await state.aside(deadline, parse_body, body, state.limits)
-        answer = await work(state, value, deadline, visit)
+            asked = await state.aside(deadline, read, body, state.limits)
+        del body
+        answer = await work(state, asked, deadline, visit)
         outcome = "" if isinstance(answer, Stream) else "ok"  # a stream closes its visit itself
         return answer
     except (Gone, ClientDisconnect):
@@ -76,7 +85,7 @@ async def visited(
         return Response(status_code=499)
     except Exception as error:
         problem = problem_of(error, request_id)
-        problem.tei = problem.tei or ("texts" in value and value.get("documents") is None)
+        problem.tei = problem.tei or (isinstance(asked, Ask) and asked.tei)
         outcome = outcome_of(problem)
         if problem is error:
             raise
@@ -92,8 +101,10 @@ async def rank(request: Request) -> Response:
     """Rank documents for a shopper (see the OpenAPI description)."""
     scope, arrived = request.scope["state"], time.monotonic()
 
-    async def work(state: State, value: dict, deadline: float, visit: Visit) -> Response:
-        ask = await state.aside(deadline, parse_request, value, state.limits)
+    def read(body: bytes, limits: Limits) -> Ask:
+        return parse_request(parse_body(body, limits), limits)
+
+    async def work(state: State, ask: Ask, deadline: float, visit: Visit) -> Response:
         ranking = Ranking(state, scope["request_id"], arrived, deadline)
         streams = False
         try:
@@ -106,20 +117,25 @@ async def rank(request: Request) -> Response:
             if not streams:
                 visit.note(ranking)
 
-    return await visited(request, work)
+    return await visited(request, read, work)
 
 
 async def rank_batch(request: Request) -> Response:
     """Rank many lists of one body; answers come as JSON lines, in the order in which they end."""
     scope, arrived = request.scope["state"], time.monotonic()
 
-    async def work(state: State, value: dict, deadline: float, visit: Visit) -> Response:
-        asks = await state.aside(deadline, batch.asks_of, value, state.limits)
-        rankings = [Ranking(state, scope["request_id"], arrived, deadline) for _ in asks]
-        lines = batch.lines_of(asks, rankings, scope["caller"], request.receive)
-        return Stream(visit, lines, deadline, rankings, "application/x-ndjson")
+    def read(body: bytes, limits: Limits) -> many.Asks:
+        return many.asks_of(parse_body(body, limits), limits)
 
-    return await visited(request, work)
+    async def work(state: State, asks: many.Asks, deadline: float, visit: Visit) -> Response:
+        bucket = scope["caller"].bucket
+        if bucket is not None:
+            bucket.charge(len(asks) - 1)  # the door took one
+        rankings = [Ranking(state, scope["request_id"], arrived, deadline) for _ in asks]
+        lines = many.lines_of(asks, rankings, scope["caller"], request.receive)
+        return Stream(visit, lines, deadline, rankings, many.error_line, "application/x-ndjson")
+
+    return await visited(request, read, work)
 
 
 # --------------------------------------------------------------------------------- other routes

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 from diffgr2.serve.limits import PUBLIC
 from diffgr2.serve.schema import Problem
+from diffgr2.serve.telemetry import ACCESS, Facts, access_line, route_of
 
 if TYPE_CHECKING:
     from diffgr2.serve.state import State
@@ -34,10 +35,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 RANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank", "/v1/rerank/batch")
 ADMIN = "/admin/"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?")
 ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^?#]*)", re.IGNORECASE)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 log = logging.getLogger("diffgr2.serve")
+access = logging.getLogger(ACCESS)
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
@@ -79,7 +82,7 @@ class Door:
         begun, started, status = time.monotonic(), False, 0
         given = header(scope, b"x-request-id") or b""
         request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        facts: dict[str, Any] = {}
+        facts = Facts()
         scope.setdefault("state", {}).update(request_id=request_id, facts=facts)
         method = scope["method"]
         if method == "HEAD":
@@ -109,43 +112,50 @@ class Door:
             if not started:
                 await send_problem(named, Problem(500, "internal error"), request_id)
         finally:
-            line = {
-                "time": round(time.time(), 3),
-                "id": request_id,
-                "method": method,
-                "path": scope["path"],
-                "status": status,
-                "ms": round((time.monotonic() - begun) * 1e3, 1),
-                **facts,
-            }
-            log.info("%s", json.dumps(line))
+            self._told(scope, method, status, begun, facts)
 
-    def _refusal(self, scope: Scope, facts: dict[str, Any]) -> Problem | None:
+    def _told(self, scope: Scope, method: str, status: int, begun: float, facts: Facts) -> None:
+        """The access line and, where they are wanted, the spans."""
+        traces, route = self.state.traces, route_of(scope)
+        if traces is None and not access.isEnabledFor(logging.INFO):
+            return
+        took_s, request_id = time.monotonic() - begun, scope["state"]["request_id"]
+        line = access_line(request_id, method, route, status, took_s, facts)
+        access.info("%s", json.dumps(line))
+        if traces is not None and route in RANK_PATHS:
+            parent = header(scope, b"traceparent") or b""
+            traces.request(line, facts, begun, parent.decode("latin-1"))
+
+    def _refusal(self, scope: Scope, facts: Facts) -> Problem | None:
         """Why this request goes no further, if it does not."""
         limits = self.state.limits
         close = {"connection": "close"}
-        if scope["http_version"] not in ("1.0", "1.1"):
+        if not scope["http_version"].startswith("1."):
             return Problem(505, "expected HTTP/1.1", headers=close)
         names = [key for key, _ in scope["headers"]]
-        if b"content-length" in names and b"transfer-encoding" in names:
-            return Problem(400, "Content-Length and Transfer-Encoding contradict", headers=close)
         if len(names) > limits.headers:
             return Problem(431, f"more than {limits.headers} headers", headers=close)
-        host = self._target(scope)
-        if limits.hosts and host not in limits.hosts:
+        if b"transfer-encoding" in names and b"content-length" in names:
+            return Problem(400, "Content-Length and Transfer-Encoding contradict", headers=close)
+        if b"transfer-encoding" in names and scope["http_version"] == "1.0":
+            return Problem(400, "HTTP/1.0 knows no Transfer-Encoding", headers=close)
+        asked = self._target(scope)
+        if not HOST.fullmatch(header(scope, b"host") or b"") or not HOST.fullmatch(asked):
+            return Problem(400, "Host: expected a name or address and a port", headers=close)
+        if limits.hosts and host_of(asked) not in limits.hosts:
             return Problem(421, "this server does not answer for that host")
         return self._who(scope, facts)
 
-    def _target(self, scope: Scope) -> str:
+    def _target(self, scope: Scope) -> bytes:
         """The host that is asked; a target in absolute form becomes a path, and its host counts."""
         absolute = ABSOLUTE.match(scope.get("raw_path") or b"")
         if absolute is None:
-            return host_of(header(scope, b"host") or b"")
+            return header(scope, b"host") or b""
         scope["raw_path"] = absolute[2] or b"/"
         scope["path"] = unquote(scope["raw_path"].decode("latin-1"))
-        return host_of(absolute[1])
+        return absolute[1] or b"/"  # a target without a host asks for none
 
-    def _who(self, scope: Scope, facts: dict[str, Any]) -> Problem | None:
+    def _who(self, scope: Scope, facts: Facts) -> Problem | None:
         """The caller, its rights and its rate; and whether there is room for a ranking."""
         state, path = self.state, scope["path"]
         if path in PUBLIC and scope["method"] == "GET":
@@ -157,7 +167,7 @@ class Door:
             return Problem(401, told, headers={"www-authenticate": "Bearer"})
         scope["state"]["caller"] = caller
         if caller.name:
-            facts["key"] = caller.name
+            facts.key = caller.name
             state.metrics.key_requests.labels(caller.name).inc()
         ranks = path in RANK_PATHS and scope["method"] == "POST"
         role = "admin" if path.startswith(ADMIN) else "rank"

@@ -6,12 +6,14 @@ Contract: a keys file holds one key a line, followed by options:
     another-key-of-16-or-more   name=ops     roles=rank,shoppers,admin  rate=600/m
 
 `rank` (the default) may rank; `shoppers` may name a shopper of the bundle and see histories;
-`admin` may reload. Keys are kept as digests and compared in constant time. Without keys everybody
-may rank and nobody has another right. The file may be read again at any time (`reload`); a broken
-one is an error that leaves the old keys in place. Not here: where rights are asked for (`door`,
-`ranking`, `page`).
+`admin` may reload. A rate is a number of requests per s, m or h, of which all may come at once.
+Keys are kept as digests and compared in constant time. Without keys everybody may rank and nobody
+has another right. The file may be read again at any time (`reread`, then `replace`); a broken or
+emptied one is an error that leaves the old keys in place, and no message holds a key. Not here:
+where rights are asked for (`door`, `ranking`, `page`).
 """
 
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -56,6 +58,15 @@ class Bucket:
             return 0.0
         return (1.0 - self.left) / self.rate
 
+    def charge(self, more: int) -> None:
+        """Take tokens that are not there yet: who comes next waits until they are."""
+        self.left -= more
+
+    def go_on_from(self, other: "Bucket") -> None:
+        """Reading the same rate again must not fill it."""
+        if (self.rate, self.burst) == (other.rate, other.burst):
+            self.left, self.at = other.left, other.at
+
 
 @dataclass(frozen=True, eq=False)
 class Caller:
@@ -88,32 +99,55 @@ class Keys:
         if not self._callers:
             return ANYBODY
         scheme, _, given = (header or b"").strip().partition(b" ")
-        digest = hashlib.sha256(given.strip()).digest()
+        digest = _digest(given.strip())
         # Every key is compared, so that time tells neither which one matched nor how far.
         found = [c for known, c in self._callers.items() if hmac.compare_digest(digest, known)]
         return found[0] if found and scheme.lower() == b"bearer" else None
 
-    def reload(self) -> None:
-        """Read the file again; an error leaves the old keys."""
-        if self.path is not None:
-            self._callers = callers_of(lines_of(self.path), str(self.path))
+    def reread(self) -> "Keys":
+        """The keys that now stand in the file; nothing is replaced yet."""
+        return self if self.path is None else read_keys(self.path)
+
+    def replace(self, fresh: "Keys") -> None:
+        """Put these keys in place; a rate that is the same goes on where it stood."""
+        for digest, caller in fresh._callers.items():
+            old = self._callers.get(digest)
+            if caller.bucket is not None and old is not None and old.bucket is not None:
+                caller.bucket.go_on_from(old.bucket)
+        self._callers = fresh._callers
 
 
 def callers_of(lines: Iterable[str], source: str) -> dict[bytes, Caller]:
     """Digest of each key -> its caller."""
     callers: dict[bytes, Caller] = {}
+    count = 0
     for number, line in enumerate(lines, 1):
-        words = line.split()
+        words, where = line.split(), f"{source}: line {number}"
         if not words or words[0].startswith("#"):
             continue
         key, options = words[0], words[1:]
         if len(key) < SHORTEST:
-            raise ConfigError(f"{source}: line {number}: an API key has at least 16 characters")
-        digest = hashlib.sha256(key.encode()).digest()
-        if digest in callers:
-            raise ConfigError(f"{source}: line {number}: a key stands twice")
-        callers[digest] = _caller(options, len(callers) + 1, f"{source}: line {number}")
+            raise ConfigError(f"{where}: an API key has at least {SHORTEST} characters")
+        if not key.isprintable() or key.lower() == "bearer":
+            raise ConfigError(f"{where}: not an API key")
+        count += 1
+        caller = _caller(options, count, where)
+        for digest in _digests(key):
+            if callers.setdefault(digest, caller) is not caller:
+                raise ConfigError(f"{where}: a key stands twice")
     return callers
+
+
+def _digests(key: str) -> set[bytes]:
+    """Clients write characters beyond ASCII into a header in either of two encodings."""
+    spelled = [key.encode()]
+    with contextlib.suppress(UnicodeEncodeError):
+        spelled.append(key.encode("latin-1"))
+    return {_digest(one) for one in spelled}
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 def _caller(options: list[str], number: int, where: str) -> Caller:
@@ -127,7 +161,8 @@ def _caller(options: list[str], number: int, where: str) -> Caller:
             raise ConfigError(f"{where}: expected name=…, roles=… or rate=…, each once")
         given[word] = value
     name = given.get("name", f"key{number}")
-    roles = frozenset(given.get("roles", "rank").split(","))
+    # A comma ends a key where keys stand in the environment, so a plus sign may stand for it.
+    roles = frozenset(re.split("[,+]", given.get("roles", "rank")))
     rate = RATE.fullmatch(given["rate"]) if "rate" in given else None
     if not NAME.fullmatch(name):
         raise ConfigError(f"{where}: name: letters, digits, dots and dashes, at most 64")
@@ -137,8 +172,7 @@ def _caller(options: list[str], number: int, where: str) -> Caller:
         raise ConfigError(f"{where}: rate: expected a number per s, m or h, such as 600/m")
     bucket = None
     if rate is not None:
-        per_s = int(rate[1]) / SECONDS[rate[2]]
-        bucket = Bucket(per_s, max(1.0, min(float(rate[1]), per_s * 10)))
+        bucket = Bucket(int(rate[1]) / SECONDS[rate[2]], float(rate[1]))
     return Caller(name, roles, bucket)
 
 
@@ -153,14 +187,16 @@ def lines_of(path: Path) -> list[str]:
         raise ConfigError(f"{path}: not UTF-8") from None
     if shared:
         log.warning("%s: others on this machine may read the keys (chmod 600)", path)
-    return text.splitlines()
+    # Not `splitlines`, which ends lines at characters at which no editor does.
+    return re.split("\r\n|\n|\r", text)
 
 
 def read_keys(path: Path | None) -> Keys:
     """Keys from a file or, comma-separated, from the environment."""
-    if path is None:
-        return Keys(os.environ.get(VARIABLE, "").split(","))
-    keys = Keys(lines_of(path), path)
-    if not keys:
-        raise ConfigError(f"{path}: holds no key")
+    given = os.environ.get(VARIABLE, "").strip()
+    if path is None and not given:
+        return Keys()
+    keys = Keys(given.split(","), None) if path is None else Keys(lines_of(path), path)
+    if not keys:  # to go on without would open to everybody what was meant to be closed
+        raise ConfigError(f"{path or VARIABLE}: holds no key")
     return keys

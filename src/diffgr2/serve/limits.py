@@ -2,12 +2,12 @@
 
 Contract: `Limits` is every bound of the server; `Slots` is the one admission authority, taken
 before any work on a request and given back exactly once; `Budget` bounds the bytes of all bodies
-that are held at once. Not here: where they are enforced (`door`, `ranking`, `wire`), and keys.
+that are held at once, and large bodies leave room for small ones. Not here: where they are enforced
+(`door`, `ranking`, `wire`), and keys.
 """
 
 import math
 import time
-from collections import deque
 from dataclasses import dataclass
 
 PUBLIC = ("/", "/health/live", "/health/ready")
@@ -51,11 +51,10 @@ class Limits:
 class Slots:
     """A counter with a limit; used on the event loop only, so taking is atomic."""
 
-    RECENT_S = 10.0
-
     def __init__(self, limit: int) -> None:
         self.limit, self.taken = limit, 0
-        self._ended: deque[float] = deque(maxlen=1024)  # when slots were given back, lately
+        self._pace_s = 0.0  # seconds from one end to the next while there is work
+        self._since = 0.0  # of the last end, or of the first work after a rest
 
     @property
     def full(self) -> bool:
@@ -65,29 +64,43 @@ class Slots:
         """One slot, or False if none is free."""
         if self.full:
             return False
+        if not self.taken:
+            self._since = time.monotonic()
         self.taken += 1
         return True
 
     def give_back(self) -> None:
         assert self.taken > 0, "a slot was given back twice"
         self.taken -= 1
-        self._ended.append(time.monotonic())
+        now = time.monotonic()
+        took_s, self._since = now - self._since, now
+        self._pace_s += (took_s - self._pace_s) / 16 if self._pace_s else took_s
 
     def retry_after_s(self) -> int:
-        """Whole seconds until the present queue is gone, at the pace of the last seconds."""
-        since = time.monotonic() - self.RECENT_S
-        ended = sum(at > since for at in self._ended)
-        return min(60, max(1, math.ceil(self.taken * self.RECENT_S / ended))) if ended else 1
+        """Whole seconds until the present queue is gone, at the pace of the last ends.
+
+        Where nothing ends, the pace is what has passed since the last end.
+        """
+        pace_s = max(self._pace_s, time.monotonic() - self._since if self.taken else 0.0)
+        return min(60, max(1, math.ceil(self.taken * pace_s)))
 
 
 class Budget:
-    """Bytes of bodies that are held now; used on the event loop only."""
+    """Bytes of bodies that are held now; used on the event loop only.
+
+    Clients that send large bodies slowly may fill three quarters; the rest is for small ones.
+    """
+
+    SMALL = 65_536
 
     def __init__(self, limit: int) -> None:
         self.limit, self.held = limit, 0
+        self.untidy = False  # a large body has left memory that the allocator still keeps
 
-    def take(self, size: int) -> bool:
-        if self.held + size > self.limit:
+    def take(self, size: int, body: int) -> bool:
+        """`size` more bytes of a body that then has `body`."""
+        limit = self.limit if body <= self.SMALL else self.limit * 3 // 4
+        if self.held + size > limit:
             return False
         self.held += size
         return True

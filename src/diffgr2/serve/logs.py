@@ -5,6 +5,7 @@ Contract: `QueuedLines(stream, dropped)` is a logging handler; a full queue drop
 logged (`door`).
 """
 
+import contextlib
 import logging
 import queue
 import threading
@@ -39,10 +40,8 @@ class QueuedLines(logging.Handler):
                 self.dropped()
 
     def close(self) -> None:
-        """Write what is there, for a second at most."""
-        try:
-            self._lines.put_nowait(None)
+        """Write what is there, for a second or two at most."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=1.0)
             self._thread.join(timeout=1.0)
-        except queue.Full:
-            pass
         super().close()

@@ -1,8 +1,9 @@
 """The OpenAPI description: bodies, errors, and examples that work on the served catalogue.
 
-Contract: `describe(app, reranker)` replaces the app's generated description by one that says what
-the ranking routes take and give. Bodies are read by `schema.parse_request`, not by the framework,
-so they are described here. Not here: any behaviour.
+Contract: `describe(app, state)` replaces the app's generated description by one that says what the
+ranking routes take and give, with examples from the first bundle as it is served now. Bodies are
+read by `schema.parse_request`, not by the framework, so they are described here. Not here: any
+behaviour.
 """
 
 from typing import Any
@@ -120,48 +121,61 @@ def described(value: Any) -> dict[str, Any]:
 
 def describe(app: FastAPI, state: State) -> None:
     """See the module's docstring."""
-    body = RerankRequest.model_json_schema(ref_template=REFERENCE)
-    parts = body.pop("$defs", {})
-    shown = examples(state.first)
-    made: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:
-        if made:
-            return made
-        made.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
-        schemas = made.setdefault("components", {}).setdefault("schemas", {})
-        schemas.clear()
-        schemas.update(parts)
-        schemas.update({"RerankRequest": body, "RerankBatch": BATCH, "Error": ERROR})
-        error = {"$ref": REFERENCE.format(model="Error")}
-        for path, methods in made["paths"].items():
-            for method, route in methods.items():
-                route["responses"].pop("422", None)
-                for status in FAILURES if "rerank" in path else (400, 401, 404, 422, 503):
-                    kind = TYPES[status].replace("_", " ")
-                    route["responses"][str(status)] = {"description": kind, **described(error)}
-                if path.endswith("rerank") and method == "post":
-                    schema = {"$ref": REFERENCE.format(model="RerankRequest")}
-                    content = {"application/json": {"schema": schema, "examples": shown}}
-                    route["requestBody"] = {"required": True, "content": content}
-                    answers = {"oneOf": [ANSWER, TEI_ANSWER]}
-                    route["responses"]["200"] = {
-                        "description": "A ranking, best first (or server-sent events)",
-                        "content": {
-                            "application/json": {"schema": answers},
-                            "text/event-stream": {"schema": {"type": "string"}},
-                        },
-                    }
-                elif path.endswith("batch"):
-                    both = {"requests": [shown["ids"]["value"], shown["query"]["value"]]}
-                    schema = {"$ref": REFERENCE.format(model="RerankBatch")}
-                    example = {"lists": {"summary": "Two lists", "value": both}}
-                    content = {"application/json": {"schema": schema, "examples": example}}
-                    route["requestBody"] = {"required": True, "content": content}
-                    route["responses"]["200"] = {
-                        "description": "A JSON line per list, as they end: index and answer",
-                        "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
-                    }
-        return made
+        served = state.first  # a reload puts another one in its place
+        if not served.description:
+            served.description = description_of(app, examples(served))
+        return served.description
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def description_of(app: FastAPI, shown: dict[str, Any]) -> dict[str, Any]:
+    """The whole description, with these bodies as examples."""
+    body = RerankRequest.model_json_schema(ref_template=REFERENCE)
+    parts = body.pop("$defs", {})
+    made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    schemas = made.setdefault("components", {}).setdefault("schemas", {})
+    schemas.clear()
+    schemas.update(parts)
+    schemas.update({"RerankRequest": body, "RerankBatch": BATCH, "Error": ERROR})
+    error = {"$ref": REFERENCE.format(model="Error")}
+    for path, methods in made["paths"].items():
+        for method, route in methods.items():
+            route["responses"].pop("422", None)
+            for status in FAILURES if "rerank" in path else (400, 401, 404, 422, 503):
+                kind = TYPES[status].replace("_", " ")
+                route["responses"][str(status)] = {"description": kind, **described(error)}
+            if path.endswith("rerank") and method == "post":
+                describe_one(route, shown)
+            elif path.endswith("batch"):
+                describe_batch(route, shown)
+    return made
+
+
+def describe_one(route: dict[str, Any], shown: dict[str, Any]) -> None:
+    """A ranking."""
+    schema = {"$ref": REFERENCE.format(model="RerankRequest")}
+    content = {"application/json": {"schema": schema, "examples": shown}}
+    route["requestBody"] = {"required": True, "content": content}
+    route["responses"]["200"] = {
+        "description": "A ranking, best first (or server-sent events)",
+        "content": {
+            "application/json": {"schema": {"oneOf": [ANSWER, TEI_ANSWER]}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+
+
+def describe_batch(route: dict[str, Any], shown: dict[str, Any]) -> None:
+    """Many rankings."""
+    both = {"requests": [shown["ids"]["value"], shown["query"]["value"]]}
+    schema = {"$ref": REFERENCE.format(model="RerankBatch")}
+    example = {"lists": {"summary": "Two lists", "value": both}}
+    content = {"application/json": {"schema": schema, "examples": example}}
+    route["requestBody"] = {"required": True, "content": content}
+    route["responses"]["200"] = {
+        "description": "A JSON line per list, as it ends: its index and its answer",
+        "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+    }

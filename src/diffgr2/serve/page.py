@@ -50,6 +50,8 @@ def shoppers(reranker: Reranker) -> list[dict[str, Any]]:
     rows = []
     for user in np.unique(chosen):
         items = reranker.histories.of(int(user))
+        if not len(items):
+            continue
         rows.append(
             {
                 "user": reranker.raw_users[user],

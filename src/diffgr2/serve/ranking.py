@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
@@ -28,6 +28,7 @@ from diffgr2.serve.engine import Committed, Event, Failed, Job
 from diffgr2.serve.keys import Caller
 from diffgr2.serve.schema import Ask, Problem, answer, event, tei_answer
 from diffgr2.serve.state import Served, State
+from diffgr2.serve.telemetry import Facts, Spent
 
 log = logging.getLogger("diffgr2.serve")
 
@@ -132,9 +133,12 @@ class Ranking:
         self.served: Served | None = None
         self.jobs: list[Job] = []  # one a window
         self.listener: Listener | None = None
+        self.key = ""  # the caller's name
+        self.ended: float | None = None
 
     def close(self) -> None:
         """Give everything back; may be called again."""
+        self.ended = self.ended or time.monotonic()
         if self.jobs and not self.jobs[-1].ended:
             self.engine.cancel(self.jobs[-1])
         if self.listener is not None:
@@ -145,7 +149,7 @@ class Ranking:
 
     async def begin(self, ask: Ask, caller: Caller, receive: Receive) -> None:
         """Resolve, then hand the first window over to the engine."""
-        self.ask = ask
+        self.ask, self.key = ask, caller.name
         served = self.state.find(ask.model)
         if served is None:
             raise Problem(404, f"model {(ask.model or '')[:80]!r} is not served here", "model")
@@ -194,6 +198,10 @@ class Ranking:
         metrics.repaired.inc(result.repaired)
         metrics.fallback.inc(result.fallback)
         metrics.prompt_tokens.inc(result.decode["prompt_tokens"])
+        if self.key:
+            metrics.key_lists.labels(self.key).inc()
+            metrics.key_tokens.labels(self.key, "read").inc(result.decode["prompt_tokens"])
+            metrics.key_tokens.labels(self.key, "written").inc(result.decode["tokens"])
         metrics.seconds.labels(result.decode["decoder"]).observe(time.monotonic() - self.arrived)
         if self.ask.tei:
             return tei_answer(self.ask, result)
@@ -207,14 +215,20 @@ class Ranking:
             created=int(time.time()),
         )
 
-    def facts(self) -> dict[str, Any]:
-        """For the access log."""
+    def spent(self) -> Spent | None:
+        """For the access log and traces, once it is closed; None where nothing was decoded."""
         if not self.jobs:
-            return {}
-        queue_s, compute_s = self._spent()
-        tokens = sum(job.tokens for job in self.jobs)
-        ms = {"queue_ms": round(queue_s * 1e3, 1), "inference_ms": round(compute_s * 1e3, 1)}
-        return {"decoder": self.task.settings.decoder, "tokens": tokens, **ms}
+            return None
+        writers = [job.writer for job in self.jobs if job.writer is not None]
+        return Spent(
+            decoder=self.task.settings.decoder,
+            tokens=sum(job.tokens for job in self.jobs),
+            forwards=sum(writer.nfe for writer in writers),
+            queued=self.jobs[0].queued_at,
+            started=self.jobs[0].started_at,
+            ended=self.ended or time.monotonic(),
+            compute_s=sum(job.compute_s for job in self.jobs),
+        )
 
     def _spent(self) -> tuple[float, float]:
         """(seconds in the queue, seconds of forwards)."""
@@ -236,7 +250,7 @@ class Ranking:
 class Visit:
     """A request's slot and outcome: taken before any work, given back once, counted once."""
 
-    def __init__(self, state: State, facts: dict[str, Any]) -> None:
+    def __init__(self, state: State, facts: Facts) -> None:
         if not state.slots.take():
             raise state.busy(f"{state.limits.in_flight} requests are in flight already")
         self.state, self.facts, self._open = state, facts, True
@@ -244,8 +258,10 @@ class Visit:
 
     def note(self, ranking: Ranking) -> None:
         """End a ranking, and keep its figures for the log."""
-        self.facts.update(ranking.facts())
         ranking.close()
+        spent = ranking.spent()
+        if spent is not None:
+            self.facts.lists.append(spent)
 
     def close(self, outcome: str, rankings: Sequence[Ranking] = ()) -> None:
         """Exactly once, whatever happened."""
@@ -265,6 +281,11 @@ async def whole(ranking: Ranking) -> Response:
     return JSONResponse(ranking.answer(), headers=ranking.timing())
 
 
+def error_event(body: dict[str, Any]) -> bytes:
+    """The last event of a stream that failed."""
+    return event("error", body) + b"data: [DONE]\n\n"
+
+
 class Stream(Response):
     """Parts of an answer as they come; the visit ends with the stream.
 
@@ -274,16 +295,17 @@ class Stream(Response):
     def __init__(
         self,
         visit: Visit,
-        parts: AsyncIterator[bytes],
+        parts: AsyncGenerator[bytes],
         deadline: float,
         rankings: list[Ranking],
+        told: Callable[[dict[str, Any]], bytes] = error_event,
         media_type: str = "text/event-stream",
     ) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(headers=headers, media_type=media_type)
         del self.headers["content-length"]
         self.visit, self.parts = visit, parts
-        self.deadline, self.rankings = deadline, rankings
+        self.deadline, self.rankings, self.told = deadline, rankings, told
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         outcome, request_id = "failed", scope["state"]["request_id"]
@@ -299,21 +321,20 @@ class Stream(Response):
             await give(b"", more=False)
             outcome = "ok"
         except TimeoutError:
-            outcome = "timeout"
-            raise  # the connection is of no use any more: the server closes it
+            outcome = "timeout"  # unread to the end: the server cuts the connection
         except (Gone, OSError):
             outcome = "gone"
         except Exception as error:
             problem = problem_of(error, request_id)
             outcome = outcome_of(problem)
             with contextlib.suppress(TimeoutError):
-                body = event("error", problem.body(request_id)) + b"data: [DONE]\n\n"
-                await give(body, more=False)
+                await give(self.told(problem.body(request_id)), more=False)
         finally:
+            await self.parts.aclose()  # its tasks end before the slot is free
             self.visit.close(outcome, self.rankings)
 
 
-async def events_of(ranking: Ranking) -> AsyncIterator[bytes]:
+async def events_of(ranking: Ranking) -> AsyncGenerator[bytes]:
     """Server-sent events: what each step committed, then the results."""
     names, before_s, window = ranking.task.world.vocab.names, 0.0, 0
     async for step in ranking.steps():

@@ -7,6 +7,8 @@ items (`rerank.names`).
 """
 
 import asyncio
+import ctypes
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,13 +24,30 @@ from diffgr2.serve.state import State
 CLOSE = {"connection": "close"}
 """Where the rest of a body is not read."""
 
+TIDY_S = 1.0
+LIBC = ctypes.CDLL(None)
+
+
+def tidy(state: State) -> None:
+    """Soon give back to the system what large bodies took: the allocator would keep it."""
+    loop, trim = asyncio.get_running_loop(), getattr(LIBC, "malloc_trim", None)
+
+    def work() -> None:
+        state.bodies.untidy = False
+        if trim is not None and not state.draining:
+            state.readers.submit(trim, 0)
+
+    if not state.bodies.untidy:
+        state.bodies.untidy = True
+        loop.call_later(TIDY_S, work)
+
 
 def deadline_of(request: Request, limits: Limits, arrived: float) -> float:
     """When the answer must be there, as monotonic time."""
-    given = request.headers.get("x-request-timeout-ms")
+    given, *more = request.headers.getlist("x-request-timeout-ms") or [None]
     if given is None:
         return arrived + limits.timeout_s
-    whole = given.isascii() and given.isdigit() and len(given) <= 9
+    whole = not more and given.isascii() and given.isdigit() and len(given) <= 9
     if not whole or not 1 <= int(given) <= limits.max_timeout_s * 1e3:
         name, most = "x-request-timeout-ms", f"{limits.max_timeout_s * 1e3:.0f}"
         raise Problem(400, f"{name}: expected a whole number from 1 to {most}", name)
@@ -36,7 +55,7 @@ def deadline_of(request: Request, limits: Limits, arrived: float) -> float:
 
 
 @asynccontextmanager
-async def read_body(request: Request, state: State) -> AsyncIterator[bytes]:
+async def read_body(request: Request, state: State, deadline: float) -> AsyncIterator[bytes]:
     """The body, counted against the budget for as long as the context lasts."""
     limits, budget = state.limits, state.bodies
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -51,25 +70,32 @@ async def read_body(request: Request, state: State) -> AsyncIterator[bytes]:
     parts, size = [], 0
     try:
         try:
-            async with asyncio.timeout(limits.body_s):
+            left_s = max(0.0, deadline - time.monotonic())
+            async with asyncio.timeout(min(limits.body_s, left_s)):
                 async for part in request.stream():
                     if size + len(part) > limits.body_bytes:
                         raise too_large
-                    if not budget.take(len(part)):
+                    if not budget.take(len(part), size + len(part)):
                         raise state.busy("too many bodies are being read")
                     size += len(part)
                     parts.append(part)
         except TimeoutError:
+            if time.monotonic() >= deadline:
+                raise Problem(504, "the deadline has passed", headers=CLOSE) from None
             told = f"the body took longer than {limits.body_s:g} s"
             raise Problem(408, told, headers=CLOSE) from None
         yield b"".join(parts)
     finally:
         budget.give_back(size)
+        if size > budget.SMALL:
+            tidy(state)
 
 
 def parse_body(body: bytes, limits: Limits) -> dict[str, Any]:
     """The JSON object in a body; runs off the event loop."""
-    values = strict_json.weigh(body)
+    values, depth = strict_json.weigh(body)
+    if depth > strict_json.MAX_DEPTH:
+        raise Problem(400, f"not valid JSON: more than {strict_json.MAX_DEPTH} levels")
     if values > limits.body_values:
         raise Problem(413, f"body of more than {limits.body_values} values")
     try:

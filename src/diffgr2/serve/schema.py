@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Optional
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
+from diffgr2 import strict_json
 from diffgr2.config import DecodeConfig
 from diffgr2.errors import DataError, first_problem
 from diffgr2.rerank.names import KEYS
@@ -165,6 +166,12 @@ def parse_request(value: dict[str, Any], limits: Limits) -> Ask:
 def _check_lengths(value: dict[str, Any], limits: Limits) -> None:
     """Lists and objects that are too long are refused before any of their entries is looked at."""
     query = value.get("query")
+    if isinstance(query, str) and len(query) > limits.text:  # more than words: may be JSON
+        values, depth = strict_json.weigh(query.encode("utf-8", "replace"))
+        if values > limits.body_values or depth > strict_json.MAX_DEPTH:
+            raise Problem(
+                422, f"query: more than {limits.body_values} values, or too deep", "query"
+            )
     inner = query.get("history") if isinstance(query, dict) else query
     lists = {
         "documents": (value.get("documents"), limits.candidates),
@@ -174,14 +181,19 @@ def _check_lengths(value: dict[str, Any], limits: Limits) -> None:
         "query": (inner, limits.history),
     }
     for name, (entries, most) in lists.items():
-        if not isinstance(entries, list):
-            continue
-        if len(entries) > most:
-            raise Problem(422, f"{name}: {len(entries)} given, at most {most}", name)
-        for index, entry in enumerate(entries):
-            _check_small(entry, f"{name}[{index}]", name)
+        _check_list(entries, name, most)
     for name in ("decode", "query"):
         _check_small(value.get(name), name, name)
+
+
+def _check_list(entries: Any, name: str, most: int) -> None:
+    """A list has at most so many entries, each of them small."""
+    if not isinstance(entries, list):
+        return
+    if len(entries) > most:
+        raise Problem(422, f"{name}: {len(entries)} given, at most {most}", name)
+    for index, entry in enumerate(entries):
+        _check_small(entry, f"{name}[{index}]", name)
 
 
 def _check_small(entry: Any, where: str, name: str) -> None:
@@ -273,6 +285,7 @@ def _who(
         asker = read_query(request.query)
     except DataError as error:
         raise Problem(422, str(error), "query") from None
+    _check_list(asker.history, "query", limits.history)
     inner = _inner(asker)
     history: list[Any] | None = inner.history if request.history is None else request.history  # type: ignore[assignment]
     user = inner.user_id if request.user_id is None else request.user_id

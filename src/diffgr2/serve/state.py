@@ -1,9 +1,10 @@
 """What the routes share: the served bundles, slots, budget, keys, metrics; and their exchange.
 
 Contract: a `Served` is one opened bundle with its engine; requests hold it from their first step to
-their last, so each is answered by one bundle. `State.reload` opens every bundle anew beside the old
-ones and puts them in their place only when they answer; the old ones end with their last request.
-A bundle that is refused leaves everything as it was. Not here: routes (`app`), decoding (`engine`).
+their last, so each is answered by one bundle. `State.reload` opens keys and every bundle anew
+beside the old ones and puts them in their place, all at once, only when all answer; the old ones
+end with their last request. Whatever is refused leaves everything as it was. Not here: routes
+(`app`), decoding (`engine`).
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from diffgr2.decode.settings import DecodeRequest
-from diffgr2.errors import DecodeError, Diffgr2Error
+from diffgr2.errors import ArtifactError, DecodeError, Diffgr2Error
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.engine import Engine
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.limits import Budget, Limits, Slots
 from diffgr2.serve.schema import Problem
 from diffgr2.serve.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from diffgr2.serve.tracing import Traces
 
 T = TypeVar("T")
 
@@ -41,10 +46,11 @@ class Served:
 
     def __init__(self, name: str, reranker: Reranker, limits: Limits, metrics: Metrics) -> None:
         self.name, self.reranker, self.created = name, reranker, int(time.time())
+        self.description: dict[str, Any] = {}  # OpenAPI's, once it was asked for
         probe = DecodeRequest([reranker.vocab.end_id])
         tiny = reranker.settings({"decoder": "ar", "max_tokens": 1})
         self.engine = Engine(reranker.model, (probe, tiny), limits, metrics)
-        self.holders, self.retired = 0, False
+        self.holders, self.retired, self.ended = 0, False, False
 
     @property
     def simulated(self) -> bool:
@@ -66,6 +72,7 @@ class Served:
 
     def _end(self) -> None:
         if self.retired and self.holders == 0:
+            self.ended = True
             self.engine.end()
 
 
@@ -84,20 +91,29 @@ class State:
             for name, reranker in rerankers.items()
         }
         self.draining = self.started = False
+        self.traces: Traces | None = None
         self.readers = ThreadPoolExecutor(READERS, "diffgr2-reader")
         self._probing: asyncio.Task[bool] | None = None
         self._exchange = asyncio.Lock()
+        self._reloading: set[asyncio.Task[None]] = set()  # asked for by signals
+        self._retired = WeakSet[Served]()  # requests that began before an exchange hold them
         metrics = self.metrics
         # Asked when the metrics are read, so that they never lag behind the last answer.
-        metrics.running.set_function(lambda: sum(e.running for e in self.engines))
-        metrics.waiting.set_function(lambda: sum(e.waiting for e in self.engines))
-        metrics.slots_used.set_function(lambda: sum(e.slots_used for e in self.engines))
+        metrics.running.set_function(lambda: sum(e.running for e in self.every_engine))
+        metrics.waiting.set_function(lambda: sum(e.waiting for e in self.every_engine))
+        metrics.slots_used.set_function(lambda: sum(e.slots_used for e in self.every_engine))
 
     # ------------------------------------------------------------------------------ bundles
 
     @property
     def engines(self) -> list[Engine]:
         return [served.engine for served in self.served.values()]
+
+    @property
+    def every_engine(self) -> list[Engine]:
+        """Those of old bundles that still answer too."""
+        old = [served.engine for served in self._retired if not served.ended]
+        return [*self.engines, *old]
 
     @property
     def first(self) -> Served:
@@ -116,25 +132,31 @@ class State:
 
     def find(self, name: str | None) -> Served | None:
         """The bundle of a model name; every name of old for the first one."""
-        if name is None or name in (*self.names, *ALIASES):
+        if name is None:
             return self.first
-        return self.served.get(name)
+        other = self.first if name in (*self.names, *ALIASES) else None
+        return self.served.get(name, other)
 
     async def reload(self) -> list[str]:
         """Open keys and bundles anew and put them in place; returns the bundles' names."""
         async with self._exchange:
-            self.keys.reload()
+            keys = await asyncio.to_thread(self.keys.reread)
             fresh: dict[str, Served] = {}
             try:
                 for name, old in self.served.items():
                     path = old.reranker.directory
                     fresh[name] = await asyncio.to_thread(self._open, name, path)
-            except Exception:
+                if self.draining:
+                    raise ArtifactError("the server is shutting down")
+            except BaseException:
                 for served in fresh.values():
                     served.retire()
                 raise
+            # From here on nothing waits and nothing fails.
             old = list(self.served.values())
             self.served = fresh
+            self.keys.replace(keys)
+            self._retired.update(old)
             for served in old:
                 served.retire()
             self.metrics.reloads.inc()
@@ -151,14 +173,20 @@ class State:
 
     def reload_soon(self) -> None:
         """For a signal: reload in the background, say how it went."""
+        if len(self._reloading) > 1:
+            return  # one reads the disk now, the other will: that is as new as it gets
 
         async def work() -> None:
             try:
                 log.warning("reloaded %s", ", ".join(await self.reload()))
             except Diffgr2Error as error:
                 log.warning("not reloaded: %s", " ".join(str(error).split()))
+            except Exception:
+                log.exception("not reloaded")
 
-        self._reloading = asyncio.ensure_future(work())
+        task = asyncio.ensure_future(work())
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
 
     # ------------------------------------------------------------------------------ service
 
@@ -169,7 +197,7 @@ class State:
 
     def stop(self) -> None:
         """End all engines; open requests fail."""
-        for engine in self.engines:
+        for engine in self.every_engine:
             engine.stop()
         self.readers.shutdown(wait=False, cancel_futures=True)
 

@@ -1,8 +1,17 @@
-"""Prometheus metrics of one server, in a registry of its own.
+"""What is told of requests: Prometheus metrics, the access log's fields, lines of the log.
 
-Contract: names begin with `diffgr2_`; counters move exactly once per event, gauges return to 0 when
-the server is idle. Not here: when things happen (`engine`, `app`).
+Contract: metrics stand in a registry of their own and begin with `diffgr2_`; counters move exactly
+once per event, gauges return to 0 when the server is idle. `Facts` gathers what one request was and
+holds names, numbers and times, never keys, bodies or ids. `JsonLines` makes every record one line
+of JSON, whatever its text holds. Not here: when things happen (`engine`, `door`, `ranking`), and
+who carries the lines away (`logs`, `tracing`).
 """
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -19,6 +28,91 @@ OUTCOMES = (
     "failed",
     "draining",
 )
+
+
+LONGEST = 80  # characters of a path that is no route
+
+ACCESS = "diffgr2.serve.access"
+"""The logger of the access lines, which are JSON already."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one list took; moments are of the monotonic clock."""
+
+    decoder: str
+    tokens: int
+    forwards: int
+    queued: float
+    started: float | None  # its first forward, if there was one
+    ended: float
+    compute_s: float
+
+
+@dataclass
+class Facts:
+    """What a request was, gathered on its way."""
+
+    key: str = ""
+    lists: list[Spent] = field(default_factory=list)
+
+    def shown(self) -> dict[str, Any]:
+        """The fields of the access log that only some requests have."""
+        fields: dict[str, Any] = {"key": self.key} if self.key else {}
+        if self.lists:
+            waits = [(one.started or one.ended) - one.queued for one in self.lists]
+            fields |= {
+                "lists": len(self.lists),
+                "decoder": "+".join(sorted({one.decoder for one in self.lists})),
+                "tokens": sum(one.tokens for one in self.lists),
+                "forwards": sum(one.forwards for one in self.lists),
+                "queue_ms": round(max(waits) * 1e3, 1),
+                "inference_ms": round(sum(one.compute_s for one in self.lists) * 1e3, 1),
+            }
+        return fields
+
+
+def route_of(scope: Any) -> str:
+    """The route that took a request; else its path, cut short."""
+    route = scope.get("route")
+    return route.path if route is not None else scope["path"][:LONGEST]
+
+
+def clock(seconds: float) -> str:
+    """A time of day as people and collectors read it: UTC, to the millisecond."""
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{whole}.{int(seconds * 1e3) % 1000:03d}Z"
+
+
+def access_line(
+    request_id: str, method: str, route: str, status: int, took_s: float, facts: Facts
+) -> dict[str, Any]:
+    """A request's line in the access log."""
+    return {
+        "time": clock(time.time()),
+        "id": request_id,
+        "method": method,
+        "route": route,
+        "status": status,
+        "ms": round(took_s * 1e3, 1),
+        **facts.shown(),
+    }
+
+
+class JsonLines(logging.Formatter):
+    """See the module's docstring."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == ACCESS:
+            return record.getMessage()
+        line = {
+            "time": clock(record.created),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
 
 
 class Metrics:
@@ -59,7 +153,9 @@ class Metrics:
         self.invalid = counter("invalid_outputs", "Raw answers that are no permutation", "reason")
         self.repaired = counter("repaired", "Rankings completed by the policy")
         self.fallback = counter("fallback", "Rankings that kept a floor order")
-        self.key_requests = counter("key_requests", "Requests by key", "key")
+        self.key_requests = counter("key_requests", "Requests by key, of any kind", "key")
+        self.key_lists = counter("key_lists", "Lists that were ranked for a key", "key")
+        self.key_tokens = counter("key_tokens", "Tokens read and written for a key", "key", "kind")
         self.reloads = counter("reloads", "Times that bundles were exchanged")
         self.log_dropped = counter("log_dropped", "Log lines dropped: nobody read them")
         self.engine_errors = counter("engine_errors", "Forwards that failed", "kind")

@@ -1,0 +1,187 @@
+"""docs/serving.md does what it says: requests are sent; options, fields, names are real."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from diffgr2.cli.serve import serve
+from diffgr2.rerank.reranker import Reranker
+from diffgr2.serve.app import card
+from diffgr2.serve.keys import Keys
+from diffgr2.serve.schema import TYPES
+from support.live import Live
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Every command line of the page, as words."""
+    found = []
+    for block in blocks("sh"):
+        words = shlex.split(block.replace("\\\n", ""), comments=True)
+        for word in words:
+            if word in ("curl", "diffgr2"):
+                found.append([])
+            found[-1].append(word)
+    return found
+
+
+CURLS = [line for line in commands() if line[0] == "curl"]
+SERVES = [line[2:] for line in commands() if line[:2] == ["diffgr2", "serve"]]
+
+
+def request_of(line: list[str]) -> tuple[str, dict[str, str], str | None]:
+    """(path, headers, body) of a curl command of the few forms that the page uses."""
+    path, headers, body, words = "", {}, None, iter(line[1:])
+    for word in words:
+        if word in ("-s", "-sN"):
+            continue
+        if word == "-H":
+            name, _, value = next(words).partition(": ")
+            headers[name] = value
+        elif word == "-d":
+            body = next(words)
+        else:
+            path = word.removeprefix("http://127.0.0.1:8000")
+            assert path.startswith("/"), line
+    return path, headers, body
+
+
+def command() -> Any:
+    app = typer.Typer(add_completion=False)
+    app.command()(serve)
+    return typer.main.get_command(app)
+
+
+def test_there_is_something_to_send() -> None:
+    assert len(CURLS) >= 4
+    assert len(SERVES) >= 3
+
+
+@pytest.mark.parametrize("line", CURLS, ids=lambda line: request_of(line)[0])
+def test_every_request_of_the_page_is_answered_as_it_says(live: Live, line: list[str]) -> None:
+    path, headers, body = request_of(line)
+    with live.client() as client:
+        if body is None:
+            answer = client.get(path)
+        else:
+            answer = client.post(path, content=body.encode(), headers=headers)
+    assert answer.status_code == 200, answer.text
+    if path.endswith("batch"):
+        lines = [json.loads(text) for text in answer.text.splitlines()]
+        assert sorted(one["index"] for one in lines) == [0, 1, 2]
+        assert [one["index"] for one in lines if "error" in one] == [1]
+    elif body is not None and json.loads(body).get("stream"):
+        names = re.findall(r"^event: (\S+)$", answer.text, re.MULTILINE)
+        assert set(names) == {"reasoning.delta", "results"}
+        assert answer.text.endswith("data: [DONE]\n\n")
+    elif body is not None:
+        assert len(answer.json()["results"]) == 2
+        assert answer.json()["reasoning"]
+
+
+def test_its_command_lines_are_taken(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "serve.yaml").write_text(blocks("yaml")[0])
+    parsed = [command().make_context("serve", list(line)).params for line in SERVES]
+    assert parsed[0]["models"] == ["runs/demo/bundle"]
+    assert parsed[1]["documents"] == yaml.safe_load(blocks("yaml")[0])["documents"]
+    assert parsed[1]["models"] == parsed[2]["models"]
+    assert parsed[2]["log"] is True
+
+
+def test_its_table_of_options_is_the_real_one() -> None:
+    said = {
+        name: (variable, default.strip("` "))
+        for name, variable, default in re.findall(
+            r"^\| `--([a-z-]+)` \| `(\w+)` \|([^|]*)\|", PAGE, re.MULTILINE
+        )
+    }
+    real = {}
+    for parameter in command().params:
+        if parameter.envvar is None:
+            continue
+        default = parameter.default
+        empty = default is None or parameter.multiple or type(default).__name__ == "Sentinel"
+        shown = "" if empty else f"{default:g}" if type(default) is float else str(default)
+        shown = shown.lower() if isinstance(default, bool) else shown
+        long = next(name for name in parameter.opts if name.startswith("--"))
+        real[long[2:]] = (parameter.envvar, shown)
+    assert said == real
+
+
+def test_its_keys_are_keys() -> None:
+    keys = Keys(blocks("text")[0].splitlines())
+    found = {
+        line.split()[0]: keys.find(f"Bearer {line.split()[0]}".encode())
+        for line in blocks("text")[0].splitlines()[1:]
+    }
+    callers = {caller.name: caller for caller in found.values() if caller is not None}
+    assert set(callers) == {"search", "nightly", "ops"}
+    assert callers["nightly"].bucket is not None
+    assert callers["ops"].may("admin")
+    assert callers["ops"].may("shoppers")
+    assert not callers["search"].may("shoppers")
+
+
+def test_its_limits_and_its_line_of_the_log_have_the_real_fields(live: Live) -> None:
+    limits, line = (json.loads(text.replace("…", "")) for text in blocks("json"))
+    assert limits == card(live.state, "default", live.state.first)["limits"]
+    always = ["time", "id", "method", "route", "status", "ms"]
+    ranked = ["key", "lists", "decoder", "tokens", "forwards", "queue_ms", "inference_ms"]
+    assert list(line) == always + ranked  # test_access_log holds that these are the real ones
+
+
+def test_its_metrics_are_all_there_and_no_others(live: Live) -> None:
+    with live.client() as client:
+        text = client.get("/metrics").text
+    real = set(re.findall(r"^# TYPE (diffgr2_\w+) ", text, re.MULTILINE))
+    real -= {name for name in real if name.endswith("_created")}
+    table = PAGE.split("**Metrics**")[1].split("**Traces.**")[0]
+    assert set(re.findall(r"`(diffgr2_\w+)`", table)) == real
+
+
+def test_its_statuses_are_those_that_there_are() -> None:
+    rows = re.findall(r"^\| ([\d, ]+) \|", PAGE, re.MULTILINE)
+    said = [int(word) for row in rows for word in row.split(", ")]
+    assert sorted(said) == sorted(TYPES)
+
+
+def test_its_python_runs(reranker: Reranker, monkeypatch, run_dir: Path) -> None:
+    (code,) = blocks("python")
+    names: dict[str, Any] = {}
+    exec(code.replace("runs/demo/bundle", str(run_dir / "bundle")), names)
+    assert names["result"].items == tuple(
+        reranker.rank(["P0000170"], ["P0000046", "P0000186"]).items
+    )
+
+
+@pytest.mark.parametrize("text", [PAGE, SECURITY], ids=["serving", "security"])
+def test_its_links_lead_somewhere(text: str) -> None:
+    base = ROOT / "docs" if text is PAGE else ROOT
+    targets = re.findall(r"\]\(([^)#]+)\)", text)
+    for target in targets:
+        assert (base / target).exists(), target
+
+
+def test_security_names_tests_that_exist() -> None:
+    table = SECURITY.split("## What is protected")[1].split("## What is not")[0]
+    named = set(re.findall(r"`(test_\w+\.py)`", table))
+    assert len(named) >= 15
+    assert [name for name in sorted(named) if not (ROOT / "tests" / "serve" / name).is_file()] == []
+    rows = [row for row in table.splitlines() if row.startswith("| ") and "held by" not in row]
+    assert all(re.search(r"`tests?[_/][\w./]*` \|$", row) for row in rows), "a row without a test"
