@@ -124,7 +124,6 @@ def test_a_long_answer_to_a_half_closed_client_is_announced(live: Live) -> None:
     """HTTP/1.1 clients get interim answers, which those of HTTP/1.0 do not know."""
     body = {"history": [], "documents": ids(live.reranker, *range(100, 190))}
     message = request({**body, "decode": {"decoder": "ar"}}, close=False)
-    live.state.readers.submit(time.sleep, 0)
     slow = [live.state.readers.submit(time.sleep, GONE_S + 0.6) for _ in range(4)]
     answer = talk(live.port, message, eof=True)
     assert answer.startswith(b"HTTP/1.1 102 Processing\r\n\r\n")
