@@ -17,6 +17,7 @@ from diffgr2.cli import about
 from diffgr2.cli.runs import NOTE
 from diffgr2.recipe import RECIPES
 from diffgr2.stages.plan import STAGES
+from diffgr2.stages.rows import ROWS
 
 
 def say(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -51,7 +52,7 @@ ERRORS = [
     (
         ["score", "micro", "--row", "best"],
         2,
-        "error: score_best: no such stage (known: " + ", ".join(STAGES) + ")",
+        "error: --row best: no such row (known: " + ", ".join(spec.name for spec in ROWS) + ")",
     ),
     (
         ["report", "micro", "--runs", "nowhere"],

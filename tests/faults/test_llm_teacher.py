@@ -1,24 +1,15 @@
-"""The llm teacher against a real HTTP server that fails, and against its own death.
-
-`Endpoint` is a small HTTP/1.1 server on 127.0.0.1 in a thread of its own. It counts what it
-answered in full, so that the tests can tell what was paid for from what was kept.
-"""
+"""The llm teacher against a real HTTP server that fails, and against its own death."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import io
-import json
 import multiprocessing
 import resource
-import sqlite3
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -26,185 +17,31 @@ from typing import Any
 
 import pytest
 
-from diffgr2.config import LlmConfig
 from diffgr2.errors import ArtifactError, ConfigError, MissingExtraError, RemoteError
 from diffgr2.progress import Progress
 from diffgr2.traces.journal import open_journal
-from diffgr2.traces.llm import TracePrompt, TraceReport, generate
-from diffgr2.types import Answer
+from diffgr2.traces.llm import generate
+from support.endpoint import (
+    DRIP,
+    HANG,
+    RESET,
+    SECRET,
+    Endpoint,
+    K,
+    chat_body,
+    error,
+    figures,
+    http,
+    ordered,
+    prompt,
+    quiet,
+    records_of,
+    run,
+    samples,
+    settings,
+)
 
 pytest.importorskip("openai")
-
-K = 4
-SECRET = "sk-very-secret-key-123"
-
-
-# ------------------------------------------------------------------------------------ the endpoint
-
-
-def chat_body(texts: list[str], finish: str = "stop", usage: bool = True) -> bytes:
-    choices = [
-        {
-            "index": i,
-            "finish_reason": finish,
-            "message": {"role": "assistant", "content": text},
-        }
-        for i, text in enumerate(texts)
-    ]
-    body: dict[str, Any] = {
-        "id": "c",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": choices,
-    }
-    if usage:
-        body["usage"] = {
-            "prompt_tokens": 10,
-            "completion_tokens": 3 * len(texts),
-            "total_tokens": 10 + 3 * len(texts),
-        }
-    return json.dumps(body).encode()
-
-
-def http(status: int, body: bytes, *headers: str, length: int | None = None) -> bytes:
-    lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json", *headers]
-    lines.append(f"Content-Length: {len(body) if length is None else length}")
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-def error(status: int, message: str, *headers: str, code: str | None = None) -> bytes:
-    body = json.dumps({"error": {"message": message, "code": code}}).encode()
-    return http(status, body, *headers)
-
-
-RESET, HANG, DRIP = b"reset", b"hang", b"drip"
-
-
-class Endpoint:
-    """Serves `answer(question, request, tries)`; `question` is the last message's text."""
-
-    def __init__(self, answer: Callable[[str, dict[str, Any], int], bytes]) -> None:
-        self.answer = answer
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[str] = []
-        self.tries: Counter[str] = Counter()
-        self.paid: Counter[str] = Counter()  # full 200 answers by question
-        self.faults: Counter[str] = Counter()
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Endpoint:
-        self._thread.start()
-        assert self._ready.wait(30)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(30)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    def _run(self) -> None:
-        self._loop.run_until_complete(self._serve())
-        self._loop.close()
-
-    async def _serve(self) -> None:
-        self._stop = asyncio.Event()
-        server = await asyncio.start_server(self._talk, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-        await self._stop.wait()
-        server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                length = next(
-                    int(line.split(":")[1])
-                    for line in head.split("\r\n")
-                    if line.lower().startswith("content-length:")
-                )
-                request = json.loads(await reader.readexactly(length))
-                question = request["messages"][-1]["content"]
-                self.requests.append(request)
-                self.headers.append(head)
-                self.tries[question] += 1
-                data = self.answer(question, request, self.tries[question])
-                if data == RESET:
-                    writer.transport.abort()
-                    return
-                if data == HANG:
-                    await reader.read()  # until the client has had enough
-                    return
-                if data == DRIP:
-                    writer.write(http(200, b"", length=10_000))
-                    while not reader.at_eof():
-                        writer.write(b" ")
-                        await writer.drain()
-                        await asyncio.sleep(0.05)
-                    return
-                writer.write(data)
-                await writer.drain()
-                if b"cut short" in data:
-                    return
-                if data.startswith(b"HTTP/1.1 200") and data.endswith(b"}"):
-                    self.paid[question] += 1
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-
-def parse(text: str) -> Answer:
-    """`order: 2 0 1 3`, anything else is unparseable."""
-    head, _, tail = text.partition(": ")
-    if head != "order":
-        return Answer((), ("unparseable",))
-    order = tuple(int(word) for word in tail.split())
-    failures = [] if sorted(order) == list(range(K)) else ["missing"]
-    return Answer(order, tuple(failures), reasoning="Because.")
-
-
-def ordered(first: int) -> str:
-    return "order: " + " ".join(str(i) for i in [first, *(i for i in range(K) if i != first)])
-
-
-def prompt(number: int | str, target: int | None = None) -> TracePrompt:
-    text = f"question {number}"
-    messages = ({"role": "system", "content": "expert"}, {"role": "user", "content": text})
-    return TracePrompt(f"p{number}", messages, parse, target)
-
-
-def settings(url: str, **changes: Any) -> LlmConfig:
-    values: dict[str, Any] = {
-        "base_url": url,
-        "api_key_env": "DIFFGR2_TEST_KEY",
-        "timeout_s": 20.0,
-    }
-    return LlmConfig(**{**values, **changes})
-
-
-def quiet() -> Progress:
-    return Progress(io.StringIO())
-
-
-def figures(report: TraceReport, *names: str) -> tuple[int | float, ...]:
-    return tuple(report.metrics[name] for name in names)
-
-
-def records_of(path: Path) -> list[dict[str, Any]]:
-    """Every record of a journal that is not open."""
-    with closing(sqlite3.connect(path)) as db:
-        return [json.loads(text) for (text,) in db.execute("SELECT record FROM records")]
 
 
 # -------------------------------------------------------------------- 20 % faults and ten deaths
@@ -296,129 +133,6 @@ def test_300_prompts_with_faults_and_4_kills_lose_and_repeat_nothing(tmp_path):
 @pytest.mark.slow
 def test_2000_prompts_with_faults_and_10_kills_lose_and_repeat_nothing(tmp_path):
     battery(tmp_path, count=2000, kills=10)
-
-
-# ------------------------------------------------------------------------------------- the modes
-
-
-def samples(*texts: str) -> Callable[[str, dict[str, Any], int], bytes]:
-    """Answers a question's tries with these texts in turn."""
-    return lambda question, request, tries: http(200, chat_body([texts[(tries - 1) % len(texts)]]))
-
-
-def run(endpoint: Endpoint, tmp_path: Path, prompts: list[TracePrompt], **changes: Any):
-    config = settings(endpoint.url, **changes)
-    return generate(prompts, config, tmp_path / "j.sqlite", quiet())
-
-
-def test_rejection_keeps_the_first_sample_that_ranks_the_target_first_and_pays_no_more(tmp_path):
-    answers = samples(ordered(1), "nonsense", "order: 2 2 0 1", ordered(2), ordered(3))
-    with Endpoint(answers) as endpoint:
-        prompts = [prompt(i, target) for i, target in enumerate([1, 2, 3, 0])]
-        report = run(endpoint, tmp_path, prompts, n=4, price_in=2.0, price_out=10.0)
-    assert [(t.id, t.sample, t.answer.order[0]) for t in report.accepted] == [
-        ("p0", 0, 1),
-        ("p1", 3, 2),
-    ]
-    assert endpoint.tries == {f"question {i}": n for i, n in enumerate([1, 4, 4, 4])}
-    assert figures(report, "samples", "calls") == (13, 13)
-    assert report.rejected == {"not_accepted": 3 + 2, "unparseable": 3, "missing": 3}
-    assert report.metrics["cost"] == pytest.approx((13 * 10 * 2.0 + 13 * 3 * 10.0) / 1e6)
-    assert figures(report, "rejected/missing", "accepted", "acceptance_rate") == (3, 2, 0.5)
-    json.dumps(report.metrics, allow_nan=False)
-
-
-@pytest.mark.parametrize("honours_n", [True, False])
-@pytest.mark.parametrize("wave", [1, 2, 3, 5])
-def test_the_accepted_sample_does_not_depend_on_waves_or_on_servers_that_ignore_n(
-    tmp_path, wave, honours_n
-):
-    texts = [ordered(i) for i in (1, 2, 3, 0, 1)]
-    given = Counter()
-
-    def answer(question: str, request: dict[str, Any], tries: int) -> bytes:
-        n = request["n"] if honours_n else 1
-        given[question] += n
-        return http(200, chat_body(texts[given[question] - n : given[question]]))
-
-    with Endpoint(answer) as endpoint:
-        prompts = [prompt(i, i) for i in range(K)]
-        report = run(endpoint, tmp_path, prompts, n=5, wave=wave)
-    assert [t.sample for t in report.accepted] == [3, 0, 1, 2]
-    step = wave if honours_n else 1
-    assert given == {
-        f"question {i}": min(-(-need // step) * step, 5) for i, need in enumerate([4, 1, 2, 3])
-    }
-    assert report.metrics["samples"] == given.total()
-    assert report.metrics["completion_tokens"] == 3 * given.total()
-    assert report.metrics["prompt_tokens"] == 10 * len(endpoint.requests)
-
-
-def test_without_a_target_any_permutation_will_do_and_with_one_only_its_own(tmp_path):
-    with Endpoint(samples("nonsense", ordered(1))) as endpoint:
-        plain = run(endpoint, tmp_path, [prompt(0)], n=2)
-        targeted = run(endpoint, tmp_path, [prompt(0, 2)], n=2)
-        assert len(endpoint.requests) == 2  # the same question: nothing is asked again
-    assert [t.sample for t in plain.accepted] == [1]
-    assert targeted.accepted == []
-    assert targeted.rejected == {"unparseable": 1, "not_accepted": 1}
-
-
-def test_equal_questions_share_their_answers(tmp_path):
-    with Endpoint(samples(ordered(1), ordered(2))) as endpoint:
-        twins = [
-            TracePrompt(f"twin{i}", prompt(0).messages, parse, target)
-            for i, target in enumerate([1, 2, 1, 2])
-        ]
-        report = run(endpoint, tmp_path, twins, concurrency=4)
-    assert [(t.id, t.sample) for t in report.accepted] == [
-        ("twin0", 0),
-        ("twin1", 1),
-        ("twin2", 0),
-        ("twin3", 1),
-    ]
-    assert len(endpoint.requests) == report.metrics["samples"] == 2
-
-
-def test_a_larger_n_continues_where_the_smaller_one_ended(tmp_path):
-    with Endpoint(samples(ordered(1), ordered(2), ordered(3))) as endpoint:
-        assert run(endpoint, tmp_path, [prompt(0, 3)], n=2).accepted == []
-        report = run(endpoint, tmp_path, [prompt(0, 3)], n=3)
-        assert len(endpoint.requests) == 3
-    assert [t.sample for t in report.accepted] == [2]
-
-
-def test_without_temperature_a_prompt_is_asked_once(tmp_path):
-    with Endpoint(samples("nonsense")) as endpoint:
-        report = run(endpoint, tmp_path, [prompt(0)], temperature=0.0)
-        assert len(endpoint.requests) == 1
-    assert report.rejected == {"unparseable": 1}
-
-
-def test_cut_off_answers_are_paid_but_never_accepted(tmp_path):
-    def answer(question: str, request: dict[str, Any], tries: int) -> bytes:
-        return http(200, chat_body([ordered(0)], "length" if tries == 1 else "stop", usage=False))
-
-    with Endpoint(answer) as endpoint:
-        report = run(endpoint, tmp_path, [prompt(0)])
-    assert [t.sample for t in report.accepted] == [1]
-    assert report.rejected == {"finish_length": 1}
-    assert figures(report, "unmetered", "prompt_tokens", "calls") == (2, 0, 2)
-
-
-def test_a_null_text_is_a_sample_that_does_not_parse(tmp_path):
-    body = json.loads(chat_body([""]))
-    body["choices"][0]["message"]["content"] = None
-    with Endpoint(lambda *_: http(200, json.dumps(body).encode())) as endpoint:
-        report = run(endpoint, tmp_path, [prompt(0)], n=2)
-    assert (report.metrics["samples"], report.rejected) == (2, {"unparseable": 2})
-
-
-def test_an_answer_without_reasoning_teaches_nothing(tmp_path):
-    silent = replace(prompt(0), parse=lambda text: replace(parse(text), reasoning=""))
-    with Endpoint(samples(ordered(0))) as endpoint:
-        report = run(endpoint, tmp_path, [silent], n=2)
-    assert (report.accepted, report.rejected) == ([], {"not_accepted": 2})
 
 
 # ------------------------------------------------------------------------- faults, one at a time

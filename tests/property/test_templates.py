@@ -290,7 +290,7 @@ def test_every_bucket_has_its_own_words(name: str, buckets: int) -> None:
     words = wording(name)
     phrases = Phrases(words["fields"], words["scales"], NAMES, buckets)
     assert tuple(words["fields"]) == NAMES
-    assert {entry["scale"] for entry in words["fields"].values()} == set(words["scales"])
+    assert {entry["scale"] for entry in words["fields"].values()} <= set(words["scales"])
     # YAML reads some bare words as truth values.
     assert all(isinstance(word, str) for scale in words["scales"].values() for word in scale)
     assert len(phrases.all()) == len(NAMES) * buckets

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from test_house import GROUND, arrows, house_of, room_of
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "diffgr2"
@@ -48,3 +49,17 @@ def test_one_paragraph_of_at_most_three_files_says_where_to_add_it(thing):
     (answer,) = [p for p in PAGE.split("\n\n") if re.match(rf"\*\*An? {thing}\?\*\*", p)]
     files = set(re.findall(r"`((?:[\w<>]+/)*[\w<>]+\.(?:py|yaml))`", answer))
     assert 2 <= len(files) <= 3
+
+
+def test_every_arrow_of_the_picture_is_an_import():
+    ground = {*GROUND.split()}
+    found = set()
+    for arrow in arrows(house_of(ROOT / "src")):
+        here, there = (room_of(name) for name in (arrow.source, arrow.target))
+        found |= {(here, there), (here, "ground" if there in ground else there)}
+    drawn = set()
+    for sides in re.findall(r"^  ([\w &]+) --> ([\w &]+)$", section("The rooms"), re.MULTILINE):
+        sources, targets = (side.split(" & ") for side in sides)
+        drawn |= {(source, target) for source in sources for target in targets}
+    assert len(drawn) > 20
+    assert not drawn - found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from diffgr2.candidates.index import NAMES
 from diffgr2.config import PromptConfig
-from diffgr2.prompts.chat import Chat
+from diffgr2.prompts.chat import Chat, UserText
 from diffgr2.prompts.gr2 import Gr2
 from diffgr2.prompts.request import Request, Trace
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
@@ -108,3 +110,12 @@ def test_an_item_before_the_cut_is_written_and_one_behind_it_is_not(
     assert said == made.vocab.sid_ids(request_K.codes_KL[1]).tolist()
     assert thought <= limit(made)
     assert read.startswith("see item 1 and then then"), "the piece that is cut keeps its blank"
+
+
+def test_no_escape_of_an_items_kind_is_cut(made: Gr2) -> None:
+    cap = int(made.chat.words["kind_tokens"])
+    for lead in range(2 * cap):
+        kind = " ".join(["a"] * lead + ['"', "\\", '"\\"'] * cap)
+        ids = made._tokens([UserText(kind)], quoted=True)
+        assert len(ids) <= cap
+        assert kind.startswith(json.loads(f'"{made.vocab.tokenizer.decode(ids)}"'))

@@ -63,8 +63,7 @@ class PairCounts:
         user_M = key_M // n
         order_M = np.lexsort((position_M, user_M))
         user, item, day = user_M[order_M], item_M[order_M].astype(np.int64), day_M[order_M]
-        # No pair at all is a count too.
-        keys, values = [np.zeros(0, np.int64)], [np.zeros((0, len(KINDS)), np.float32)]
+        keys, values = [], []
         for distance in range(1, window + 1):
             inside = user[distance:] == user[:-distance]
             early, late = item[:-distance][inside], item[distance:][inside]

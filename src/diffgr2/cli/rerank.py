@@ -20,6 +20,7 @@ import typer
 
 from diffgr2 import strict_json
 from diffgr2.cli.serve import serve
+from diffgr2.config import DECODERS
 from diffgr2.errors import ConfigError, DataError, Diffgr2Error
 from diffgr2.progress import Progress
 
@@ -185,7 +186,7 @@ def rerank(
         Path | None, typer.Option("--input", "-i", help="JSONL, one request a line.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSONL.")] = None,
-    decoder: Annotated[str | None, typer.Option(help="ar, block or verify.")] = None,
+    decoder: Annotated[str | None, typer.Option(help=f"{', '.join(DECODERS)}.")] = None,
     threshold: Annotated[float | None, typer.Option(help="τ of block.")] = None,
     rule: Annotated[str | None, typer.Option(help="raw or permutation.")] = None,
     direct: Annotated[bool, typer.Option("--direct", help="Answer without reasoning.")] = False,

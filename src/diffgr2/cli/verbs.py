@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from diffgr2.cli import runs
+from diffgr2.errors import ConfigError
 from diffgr2.pipeline import STANDS
 from diffgr2.stages.plan import STAGES
 from diffgr2.stages.rows import ROWS
@@ -69,7 +70,11 @@ def score(
 ) -> None:
     """Decode the test lists: all rows of the results table, or some."""
     run = runs.open_run(recipe, directory, overrides)
-    names = [f"score_{name}" for name in rows or [spec.name for spec in ROWS]]
+    known = [spec.name for spec in ROWS]
+    for name in rows or ():
+        if name not in known:
+            raise ConfigError(f"--row {name}: no such row (known: {', '.join(known)})")
+    names = [f"score_{name}" for name in rows or known]
     manifests = runs.work(run, names, force=force)
     for name in names:
         show(name, manifests[name]["metrics"])

@@ -1,12 +1,12 @@
 """The permutation rule: inside the answer, a candidate can be committed once.
 
-Contract: given where the answer's entries lie, `restrict` says which tokens each masked entry
-position may still take, and `settle` removes, from the positions about to commit, those that would
-leave no permutation: of positions that want the same candidate in one step only the surest commits,
-the others look again in the next step. No forward is added and no sequence is searched; with
-entries of several tokens (semantic IDs) the same rule works on the prefixes of the remaining
-candidates, and a bipartite matching keeps every entry completable. Not here: where the marker is
-(`grammar`), which positions are sure enough (`accept`).
+Contract: given where the answer's entries lie, `allowed_choices` and `allowed_tokens` say what each
+masked entry position may still take, and `settle` removes, from the positions about to commit,
+those that would leave no permutation: of positions that want the same candidate in one step only
+the surest commits, the others look again in the next step. No forward is added and no sequence is
+searched; with entries of several tokens (semantic IDs) the same rule works on the prefixes of the
+remaining candidates, and a bipartite matching keeps every entry completable. Not here: where the
+marker is (`grammar`), which positions are sure enough (`accept`).
 """
 
 from dataclasses import dataclass

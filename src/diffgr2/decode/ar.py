@@ -9,15 +9,15 @@ import torch
 
 from diffgr2.decode.answer_rule import allowed_choices, allowed_tokens, answer_state
 from diffgr2.decode.draw import among
-from diffgr2.decode.writer import View, Window, Writer
+from diffgr2.decode.writer import Span, View, Writer
 
 
 class ArWriter(Writer):
     _answer_at: int | None = None
 
-    def plan(self) -> Window:
+    def plan(self) -> Span:
         position = len(self.prompt) - 1 + self.length
-        return Window([self.token(self.length - 1)], position, [position + 1], 0)
+        return Span([self.token(self.length - 1)], position, [position + 1], 0)
 
     def update(self, view: View) -> None:
         view = self._restricted(view)

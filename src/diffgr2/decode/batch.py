@@ -18,7 +18,7 @@ from diffgr2.decode.block import BlockWriter
 from diffgr2.decode.draw import prepare
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.verify import VerifyWriter
-from diffgr2.decode.writer import View, Window, Writer
+from diffgr2.decode.writer import Span, View, Writer
 from diffgr2.errors import DecodeError
 from diffgr2.model.forward import KVCache, LeanQwen3
 from diffgr2.types import Trajectory
@@ -52,7 +52,7 @@ class Batch:
             raise DecodeError(f"prompt and output need {slots} positions, the model has {room}")
         cache = KVCache(self.model, len(writers), slots)
         if max(w.prefill for w in writers) > 0:
-            windows = [Window(w.prompt[: w.prefill], 0, w.prefill_hi(), 0) for w in writers]
+            windows = [Span(w.prompt[: w.prefill], 0, w.prefill_hi(), 0) for w in writers]
             self.model.fill(*_inputs(windows, cache, self.model))
         if self._cache is None or not self.writers:
             self._cache = cache
@@ -89,7 +89,7 @@ class Batch:
 
 
 def _inputs(
-    windows: list[Window], cache: KVCache, model: LeanQwen3
+    windows: list[Span], cache: KVCache, model: LeanQwen3
 ) -> tuple[Tensor, Tensor, KVCache, int | Tensor, Tensor | None, int]:
     """Arguments of one forward; a single row takes no padding (the latency path)."""
     device = model.device

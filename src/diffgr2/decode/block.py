@@ -17,7 +17,7 @@ from diffgr2.decode import accept, answer_rule
 from diffgr2.decode.answer_rule import UNKNOWN, AnswerState
 from diffgr2.decode.draw import among, draw, entropy, tempered
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
-from diffgr2.decode.writer import View, Window, Writer
+from diffgr2.decode.writer import Span, View, Writer
 from diffgr2.model.layout import block_bounds, response_shift
 from diffgr2.types import Trajectory
 
@@ -47,7 +47,7 @@ class BlockWriter(Writer):
         size = self.settings.block_size
         return [min(block_bounds(p, size, self._shift)[1], prompt) for p in range(prompt)]
 
-    def plan(self) -> Window:
+    def plan(self) -> Span:
         prompt, clean = len(self.prompt), self._clean
         if clean[0] == clean[1] and self.settings.alignment == "shifted":
             clean = (self.start - 1, self.start)  # its hidden state predicts the block's first
@@ -64,7 +64,7 @@ class BlockWriter(Writer):
         logits_from = len(ids) - 1 if self._saving else max(self._canvas_row, 0)
         self._canvas_row -= logits_from
         start = prompt + (clean[0] if clean[0] != clean[1] else self.start)
-        return Window(ids, start, hi, logits_from)
+        return Span(ids, start, hi, logits_from)
 
     def update(self, view: View) -> None:
         step, self.nfe = self.nfe, self.nfe + 1

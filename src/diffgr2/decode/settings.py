@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from diffgr2.config import DECODERS, DecodeConfig, Decoder
 from diffgr2.decode.grammar import AnswerGrammar
-from diffgr2.errors import CheckpointError, ConfigError
+from diffgr2.errors import ConfigError
 from diffgr2.model.contract import BlockContract
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -91,7 +91,7 @@ def settings_of(
     values = {key: getattr(config, key) for key in DECODERS[decoder]}
     if decoder != "ar":
         if contract is None:
-            raise CheckpointError(f"decode.decoder: this model is autoregressive, not {decoder}")
+            raise ConfigError(f"decode.decoder: this model is autoregressive, not {decoder}")
         values |= contract.decoding(config.clean_kv)
     return DecodeSettings(
         mask_id=frame.mask_id,

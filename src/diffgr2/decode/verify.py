@@ -13,7 +13,7 @@ import torch
 
 from diffgr2.decode.draw import draw, tempered
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
-from diffgr2.decode.writer import View, Window, Writer
+from diffgr2.decode.writer import Span, View, Writer
 
 
 def speculative(
@@ -44,13 +44,13 @@ class VerifyWriter(Writer):
         self._draft: list[int] = []  # tokens proposed for the positions after the committed ones
         self._draft_logq_TV: torch.Tensor | None = None  # their distributions, when sampling
 
-    def plan(self) -> Window:
+    def plan(self) -> Span:
         start = len(self.prompt) + self.length - 1  # of the newest token, which has no keys yet
         canvas = min(self.settings.canvas, self.settings.max_tokens - self.length)
         masks = canvas - len(self._draft)
         ids = [self.token(self.length - 1), *self._draft, *[self.settings.mask_id] * masks]
         hi = [start + i + 1 for i in range(len(ids) - masks)]
-        return Window(ids, start, hi + [start + 1 + canvas] * masks, 0)
+        return Span(ids, start, hi + [start + 1 + canvas] * masks, 0)
 
     def update(self, view: View) -> None:
         """View row i is the AR head's word on position i ahead, as long as the draft has held."""

@@ -1,6 +1,6 @@
 """What the batching engine and a decoder say to each other: windows, views, writers.
 
-Contract: a writer plans a `Window` (the tokens that the next forward computes for it, and how far
+Contract: a writer plans a `Span` (the tokens that the next forward computes for it, and how far
 each of them sees), and updates itself from the `View` of the resulting distributions. Slots of the
 cache are document positions, and every pattern of attention is "all slots below a bound": causal
 tokens see up to themselves, a canvas up to its end. Not here: batching (`batch`).
@@ -20,7 +20,7 @@ from diffgr2.types import Trajectory
 
 
 @dataclass(frozen=True)
-class Window:
+class Span:
     """New tokens of one row: `ids` at positions `start` …, token t sees slots below `hi[t]`."""
 
     ids: list[int]
@@ -81,7 +81,7 @@ class Writer(ABC):
         return list(range(1, self.prefill + 1))
 
     @abstractmethod
-    def plan(self) -> Window:
+    def plan(self) -> Span:
         """What the next forward computes for this output."""
 
     @abstractmethod

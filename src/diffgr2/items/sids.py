@@ -20,7 +20,7 @@ from diffgr2.artifacts import load_arrays, save_arrays, write_json
 from diffgr2.errors import ArtifactError, DataError
 
 LETTERS = "abcdefgh"  # names of the levels
-SID_TOKEN = re.compile(r"<s_[a-h]_(0|[1-9][0-9]{0,8})>")
+SID_TOKEN = r"<s_[a-h]_[0-9]{1,9}>"
 
 
 def sid_token(level: int, code: int) -> str:
@@ -35,7 +35,8 @@ def sid_text(codes: Sequence[int] | np.ndarray) -> str:
 
 def parse_sid(text: str) -> tuple[int, ...] | None:
     """The codes of `sid_text`; None if the text is anything else."""
-    codes = tuple(int(code) for code in SID_TOKEN.findall(text)[: len(LETTERS)])
+    tokens = re.findall(SID_TOKEN, text)[: len(LETTERS)]
+    codes = tuple(int(token[len("<s_a_") : -1]) for token in tokens)
     return codes if codes and sid_text(codes) == text else None
 
 

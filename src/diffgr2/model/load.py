@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from diffgr2.artifacts import write_json
 from diffgr2.config import ModelConfig
-from diffgr2.errors import CheckpointError
+from diffgr2.errors import CheckpointError, first_line
 from diffgr2.model.contract import read_config
 from diffgr2.streams import key_of
 
@@ -73,8 +73,7 @@ def load(directory: Path) -> Qwen3ForCausalLM:
             output_loading_info=True,
         )
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{directory}: cannot be loaded ({reason})") from None
+        raise CheckpointError(f"{directory}: cannot be loaded ({first_line(error)})") from None
     if info["missing_keys"] or info["mismatched_keys"]:
         name = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))[0]
         raise CheckpointError(f"{directory}: tensor {name} is missing or has another shape")

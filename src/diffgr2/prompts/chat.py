@@ -16,16 +16,14 @@ from typing import Any
 import numpy as np
 
 from diffgr2.candidates.index import FIELDS
-from diffgr2.items.sids import parse_sid, sid_text
+from diffgr2.items.sids import SID_TOKEN, parse_sid, sid_text
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.english import Phrases, listed, wording
 from diffgr2.prompts.request import Request, Trace
 from diffgr2.prompts.vocab import BEGIN, FINISH
 from diffgr2.types import Answer
 
-MENTION = re.compile(
-    rf"(?:{re.escape(BEGIN)})?((?:<s_[a-h]_[0-9]{{1,6}}>)+)(?:{re.escape(FINISH)})?"
-)
+MENTION = re.compile(rf"(?:{re.escape(BEGIN)})?((?:{SID_TOKEN})+)(?:{re.escape(FINISH)})?")
 NUMBER = re.compile(r"\[\s*(\d{1,4})\s*\]")
 ITEM = re.compile(f"(?:{NUMBER.pattern}|{MENTION.pattern})")
 CHAIN = re.compile(rf"(?:{ITEM.pattern}\s*>\s*)+{ITEM.pattern}")
@@ -103,11 +101,9 @@ def places_of(request: Request) -> dict[Sid, int]:
 
 class Chat:
     def __init__(self, fields: Sequence[str], buckets: int) -> None:
-        self.words, shared = wording("gr2"), wording("compact")
+        self.words = wording("gr2")
         self.fields = tuple(fields)
-        # A field without words of its own here is worded as in the compact template.
-        said, scales = ({**shared[part], **self.words[part]} for part in ("fields", "scales"))
-        self.phrases = Phrases(said, scales, fields, buckets)
+        self.phrases = Phrases(self.words["fields"], self.words["scales"], fields, buckets)
 
     def user(self, request: Request, *, reasoning: bool) -> list[Piece]:
         """The user's turn."""

@@ -3,7 +3,8 @@
 Contract: `Phrases` says what a bucket of a field means in a few words; phrases of different fields
 never coincide, so `find` reads them back out of a text. With up to eight buckets every bucket has
 words of its own; above that, neighbours share them. Bucket 0 of `rank` and `gap` is the best one.
-Not here: sentences around the phrases (`compact`, `gr2`), and what the buckets count (`evidence`).
+Not here: sentences around the phrases (`compact`, `gr2`), and what the buckets count
+(`candidates.index`).
 """
 
 import re
@@ -15,9 +16,13 @@ from diffgr2.recipe import parse_yaml
 
 
 def wording(name: str) -> dict[str, Any]:
-    """The wording file of a template that ships with the package."""
+    """A template's words; fields and scales that it does not word are those of `compact`."""
     path = Path(__file__).parent / f"{name}.yaml"
-    return parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    words = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    if name != "compact":
+        shared = wording("compact")
+        words |= {part: {**shared[part], **words[part]} for part in ("fields", "scales")}
+    return words
 
 
 def listed(words: Sequence[str]) -> str:

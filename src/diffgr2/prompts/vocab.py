@@ -4,7 +4,7 @@ Contract: the mask id is reserved first, before any token of ours (151669 on a Q
 then come semantic IDs, candidate indices, evidence, strengths and control tokens, each
 kind a contiguous range. `text_ids` encodes user text with a tokenizer that has no added tokens at
 all, so a reserved token spelled in an item title is plain text, never a control token. Not here:
-prompts (`compact`, `gr2`) and embeddings (`model.load.resize`).
+prompts (`compact`, `gr2`) and embeddings (`model.load`).
 """
 
 from __future__ import annotations

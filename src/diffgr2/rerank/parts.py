@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import safe_open
 
 from diffgr2.artifacts import load_arrays
-from diffgr2.candidates.fields import NAMES
+from diffgr2.candidates.index import NAMES
 from diffgr2.candidates.pairs import KINDS
 from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError, CheckpointError, first_line
@@ -25,8 +25,7 @@ from diffgr2.items.sids import SemanticIds, sid_token
 from diffgr2.model.contract import BlockContract
 from diffgr2.prompts.vocab import CONTROL, Vocabulary
 from diffgr2.rerank.bundle import PARTS, read_strict
-from diffgr2.rerank.names import Names
-from diffgr2.rerank.strangers import Seats
+from diffgr2.rerank.names import Names, Seats
 from diffgr2.types import Catalogue, Histories
 
 

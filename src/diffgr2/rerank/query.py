@@ -14,7 +14,7 @@ from diffgr2.errors import DataError
 from diffgr2.rerank.names import Names, UnresolvedError
 
 USER = ("user_id", "user")
-"""Names of the shopper's id; the first is HTTP's, the second Python's."""
+"""Names of the shopper's id: as in HTTP, and as the option of the command line is called."""
 
 KEYS = ("history", "candidates", "scores", *USER, "decode", "reasoning")
 
@@ -48,8 +48,11 @@ def read_query(query: Any) -> Asker:
 
 
 def user_of(value: dict[str, Any]) -> Any:
-    """The shopper's id under either name."""
-    return next((value[key] for key in USER if value.get(key) is not None), None)
+    """The shopper's id under either name, but not under both."""
+    found = [value[key] for key in USER if value.get(key) is not None]
+    if len(found) == len(USER):
+        raise DataError("user: is also given as user_id")
+    return found[0] if found else None
 
 
 def wished(names: Names, words: str) -> list[str] | None:

@@ -79,8 +79,6 @@ class World:
             where, message, _ = first_problem(error)
             raise ConfigError(f"decode.{where[0]}: {message}") from None
         decoder = given.get("decoder") or (config.decoder if self.contract else "ar")
-        if decoder not in self.decoders:
-            raise ConfigError(f"decode.decoder: this model is autoregressive, not {decoder}")
         how = decoder if decoder in PRESETS else "recommended"
         return settings_of(config, self.contract, self.frame, how, **{**given, "decoder": decoder})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffgr2.artifacts import read_manifest, write_json
-from diffgr2.config import Recipe
+from diffgr2.config import DECODERS, Recipe
 from diffgr2.data.store import read_catalogue
 from diffgr2.model.contract import VOCABULARY_FILES, contract_of
 from diffgr2.pipeline import StageContext
@@ -27,7 +27,7 @@ def card(recipe: Recipe, model: str, n_items: int, *, diffusion: bool) -> str:
     setting = ""
     if decoder == "block":
         setting = f" with accept rule `{decode.accept}`, τ = {decode.threshold:g}, `{decode.rule}`"
-    decoders = "`ar`, `block`, `verify`" if diffusion else "`ar`"
+    decoders = ", ".join(f"`{name}`" for name in DECODERS if diffusion or name == "ar")
     facts = {"recipe": recipe, "model": model, "n_items": n_items, "decoders": decoders}
     return CARD.read_text(encoding="utf-8").format(**facts, decoder=decoder, setting=setting)
 
