@@ -1,7 +1,7 @@
 """More than the server can do: refusals are cheap, and what it can do it still does.
 
-The slow test measures goodput (answers a second) at twelve times the load that the server can take,
-against its best; the short ones hold that a refusal is the same by whichever way it comes.
+A refusal is the same by whichever way it comes, and at twelve times the load every request ends in
+one way. How much of the best rate of answers is left then is timed by `benchmarks/serving.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-import statistics
 import threading
 import time
 from collections import Counter
@@ -207,9 +206,4 @@ def goodput(run_dir: Path, reranker: Reranker, seconds: float, rounds: int) -> l
 
 
 def test_overload_ends_every_request_in_one_way(run_dir: Path, reranker: Reranker) -> None:
-    assert goodput(run_dir, reranker, 0.5, 1)[0] > 0  # how much is for the slow test
-
-
-@pytest.mark.slow
-def test_goodput_at_twelve_times_the_load(run_dir: Path, reranker: Reranker) -> None:
-    assert statistics.median(goodput(run_dir, reranker, 6.0, 5)) >= 0.9
+    assert goodput(run_dir, reranker, 0.5, 1)[0] > 0  # how much: benchmarks/serving.py
