@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.page import STATIC
+from support import bundles
 from support.live import Live
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -135,6 +137,24 @@ def test_a_pasted_history_and_what_cannot_be_read(live: Live, browser) -> None:
     page.wait_for_selector("#say.bad")
     assert "none of its words is known" in page.inner_text("#say")
     page.close()
+
+
+def test_where_shoppers_are_private_a_history_is_written(
+    run_dir: Path, tmp_path: Path, browser
+) -> None:
+    closed = Reranker.from_pretrained(bundles.private(run_dir / "bundle", tmp_path / "bundle"))
+    with Live(closed) as server:
+        page = browser.new_page()
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(server.url)
+        page.wait_for_selector("text=Ready: write a history")
+        assert not page.is_visible("#shopper")
+        page.fill("#history", closed.catalogue.raw_ids[5])
+        page.click("#run")
+        page.wait_for_selector("#lane-right[data-state=done]", timeout=60_000)
+        assert not problems
+        page.close()
 
 
 def test_the_api_page_sends_its_examples(live: Live, browser) -> None:
