@@ -263,7 +263,7 @@ def test_usage_is_counted_by_key(served, reranker: Reranker) -> None:
 
 
 def test_without_the_option_no_line_is_made(reranker: Reranker, caplog) -> None:
-    logging.getLogger("diffgr2.serve").setLevel(logging.WARNING)
+    caplog.set_level(logging.WARNING, logger="diffgr2.serve")
     with Live(reranker) as server, server.client() as client:
         client.post("/rerank", json=body_of(reranker, 1))
     assert [r for r in caplog.records if r.name.startswith("diffgr2.serve")] == []

@@ -6,11 +6,13 @@ import asyncio
 import json
 import socket
 import time
+from socket import gethostname
 from typing import Any
 
 import httpx
 import pytest
 
+from diffgr2.cli.serve import answered
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.connection import GONE_S
 from diffgr2.serve.limits import Limits, Slots
@@ -83,6 +85,21 @@ def test_hosts_and_absolute_targets(reranker: Reranker) -> None:
             assert ask("/health/live", host) == 421, host
             if host:
                 assert ask(f"http://{host}/health/live", "localhost") == 421, host
+
+
+def test_a_server_for_others_is_asked_by_address_too(reranker: Reranker) -> None:
+    """As probes and containers do; a foreign page cannot, it has nothing but a name."""
+    hosts = answered("0.0.0.0", (), keyed=False)
+    with Live(reranker, limits=Limits(hosts=hosts)) as server:
+        for host, status in (
+            ("10.1.2.3:8000", 200),
+            ("[fe80::1]", 200),
+            (gethostname(), 200),
+            ("evil.example", 421),
+            ("2130706433", 421),
+        ):
+            message = request(method="GET", target="/health/ready", host=host)
+            assert head_of(talk(server.port, message))[0] == status, host
 
 
 def test_a_doubtful_frame_ends_the_connection(live: Live) -> None:

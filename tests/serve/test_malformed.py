@@ -314,7 +314,7 @@ def test_every_malformed_request_gets_its_exact_status(live: Live) -> None:
         ("POST", "/", 405),
         ("POST", "/health/ready", 405),
         ("GET", "/v3/rerank", 404),
-        ("GET", "/rerank/", 404),
+        ("GET", "/rerank/", 405),
         ("GET", "/v1/models/%00", 404),
         ("GET", "/../../etc/passwd", 404),
         ("GET", "/static/index.html", 404),

@@ -261,7 +261,7 @@ def test_nothing_may_be_stored_on_the_way(server: Live, closed: Reranker) -> Non
 
 
 def test_no_log_line_and_no_metric_names_a_shopper(server: Live, closed: Reranker, caplog) -> None:
-    caplog.set_level(logging.DEBUG, logger="diffgr2")
+    caplog.set_level(logging.DEBUG, logger="diffgr2.serve")
     known = closed.raw_users[7]
     for key in (RANK, SHOPPERS, None):
         with client_of(server, key) as client:

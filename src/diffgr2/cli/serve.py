@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from socket import gethostname
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -266,8 +267,13 @@ def tracing_of(url: str | None) -> Any:
 
 
 def answered(host: str, allowed: tuple[str, ...], *, keyed: bool) -> tuple[str, ...]:
-    """Names in Host that are answered; () = all. Keys guard against foreign pages by themselves."""
+    """Names in Host that are answered; () = all. Keys guard against foreign pages by themselves.
+
+    Who listens beyond this machine is asked by its addresses too (probes do) and by its name.
+    """
+    from diffgr2.serve.limits import ANY_ADDRESS
+
     if "*" in allowed or (keyed and not allowed):
         return ()
-    own = () if host in ("0.0.0.0", "::") else (host.lower(),)
+    own = (ANY_ADDRESS, gethostname().lower()) if host in ("0.0.0.0", "::") else (host.lower(),)
     return (*LOOPBACK, *own, *(name.lower() for name in allowed))

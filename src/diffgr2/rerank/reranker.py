@@ -59,6 +59,7 @@ class Reranker(World):
         """A list goes through every part once: what does not fit fails here, not at a request."""
         from diffgr2.decode.batch import make_writer
 
+        self.names.encoder.encode([self.catalogue.titles[0]])  # as for an item that is new to it
         raw = self.catalogue.raw_ids
         shown = raw[: self.k] if len(raw) > 1 else raw * 2
         task = self.prepare(raw[-1:], shown)

@@ -16,10 +16,11 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from diffgr2.serve.limits import PUBLIC
+from diffgr2.serve.limits import ANY_ADDRESS, PUBLIC, Limits
 from diffgr2.serve.schema import Problem
 from diffgr2.serve.telemetry import ACCESS, Facts, access_line, route_of
 
@@ -37,7 +38,6 @@ ADMIN = "/admin/"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?")
 ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^?#]*)", re.IGNORECASE)
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 log = logging.getLogger("diffgr2.serve")
 access = logging.getLogger(ACCESS)
@@ -54,6 +54,19 @@ def host_of(value: bytes) -> str:
     if text.startswith("["):
         return text[1:].partition("]")[0]
     return text.rpartition(":")[0] if text.count(":") == 1 else text
+
+
+def answers_for(limits: Limits, value: bytes) -> bool:
+    """Whether a Host header names this server."""
+    host = host_of(value)
+    if not limits.hosts or host in limits.hosts:
+        return True
+    if ANY_ADDRESS not in limits.hosts:
+        return False
+    try:
+        return bool(ip_address(host))
+    except ValueError:
+        return False
 
 
 async def send_problem(send: Send, problem: Problem, request_id: str) -> None:
@@ -85,6 +98,8 @@ class Door:
         facts = Facts()
         scope.setdefault("state", {}).update(request_id=request_id, facts=facts)
         method = scope["method"]
+        if scope["path"].removesuffix("/") in RANK_PATHS:  # as some clients spell it
+            scope["path"] = scope["path"].removesuffix("/")
         if method == "HEAD":
             scope["method"] = "GET"
 
@@ -142,8 +157,8 @@ class Door:
         asked = self._target(scope)
         if not HOST.fullmatch(header(scope, b"host") or b"") or not HOST.fullmatch(asked):
             return Problem(400, "Host: expected a name or address and a port", headers=close)
-        if limits.hosts and host_of(asked) not in limits.hosts:
-            return Problem(421, "this server does not answer for that host")
+        if not answers_for(limits, asked):
+            return Problem(421, "this server does not answer for that host (see --allow-host)")
         return self._who(scope, facts)
 
     def _target(self, scope: Scope) -> bytes:
@@ -172,7 +187,8 @@ class Door:
         ranks = path in RANK_PATHS and scope["method"] == "POST"
         role = "admin" if path.startswith(ADMIN) else "rank"
         if not caller.may(role):
-            return Problem(403, f"this key lacks the role {role}")
+            lacks = "this key lacks" if caller.name else "this needs a key with"
+            return Problem(403, f"{lacks} the role {role}")
         wait_s = caller.bucket.wait_s() if caller.bucket is not None and ranks else 0.0
         if wait_s:
             state.metrics.requests.labels("rejected").inc()

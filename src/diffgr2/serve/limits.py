@@ -10,6 +10,9 @@ import math
 import time
 from dataclasses import dataclass
 
+ANY_ADDRESS = "<address>"
+"""Among the hosts: any address. A foreign page can point a name of its own at us, no address."""
+
 PUBLIC = ("/", "/health/live", "/health/ready")
 """What answers without a key: the page (it holds no data) and the two health routes."""
 

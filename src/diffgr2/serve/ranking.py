@@ -152,10 +152,19 @@ class Ranking:
         self.ask, self.key = ask, caller.name
         served = self.state.find(ask.model)
         if served is None:
-            raise Problem(404, f"model {(ask.model or '')[:80]!r} is not served here", "model")
+            named = ", ".join(list(self.state.served)[:8])
+            told = (
+                f"model {(ask.model or '')[:80]!r} is not served here (served: {named}; see --name)"
+            )
+            raise Problem(404, told, "model")
         # Before any look-up, so that the answer says nothing about who exists.
         if ask.user is not None and not (caller.may("shoppers") or served.simulated):
-            raise Problem(403, "user_id: looking up shoppers needs the role shoppers", "user_id")
+            raise Problem(
+                403,
+                "user_id: looking up shoppers needs the role shoppers"
+                " (or a bundle of simulated shoppers)",
+                "user_id",
+            )
         self.served, self.engine = served.hold(), served.engine
         self.task = await self.state.aside(self.deadline, prepare, served.reranker, ask)
         self.listener = Listener(self.deadline, receive)

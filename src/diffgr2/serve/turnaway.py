@@ -11,7 +11,7 @@ import logging
 import re
 import uuid
 
-from diffgr2.serve.door import HOST, RANK_PATHS, REQUEST_ID, host_of
+from diffgr2.serve.door import HOST, RANK_PATHS, REQUEST_ID, answers_for
 from diffgr2.serve.state import State
 from diffgr2.serve.telemetry import ACCESS, Facts, access_line
 
@@ -35,7 +35,7 @@ def turned_away(state: State, data: bytes) -> bytes | None:
     if not whole or len(headers) != len(lines) or any(name in headers for name in UNUSUAL):
         return None
     host = headers.get(b"host", b"/")
-    if not HOST.fullmatch(host) or (state.limits.hosts and host_of(host) not in state.limits.hosts):
+    if not HOST.fullmatch(host) or not answers_for(state.limits, host):
         return None
     caller = state.keys.find(headers.get(b"authorization"))
     if caller is None or not caller.may("rank") or caller.bucket is not None:

@@ -80,9 +80,9 @@ _TABLE = (
     _stage("cft_rl", "corpus cft", "cft_rl prompt candidates decode.clean_kv",
            "the same without OPD", "rl"),
     _stage("bundle", "data items evidence retriever block_rl", _BUNDLED,
-           "one model directory to serve: the diffusion model", "pack", "block_rl"),
+           "one model directory to serve: the diffusion model", "pack", "block_rl", version=2),
     _stage("bundle_ar", "data items evidence retriever rl", _BUNDLED,
-           "the same of the AR teacher", "pack", "rl"),
+           "the same of the AR teacher", "pack", "rl", version=2),
     *(
         _stage(f"score_{row.name}", f"corpus {row.model}", f"{_SCORED} {READ_BY[row.how]}",
                f"decode the test lists: {row.name}", "score:run_row", row)
