@@ -87,6 +87,11 @@ def test_hosts_and_absolute_targets(reranker: Reranker) -> None:
                 assert ask(f"http://{host}/health/live", "localhost") == 421, host
 
 
+def test_an_empty_line_before_a_request_is_passed_over(live: Live) -> None:
+    message = request(method="GET", target="/health/live", close=True)
+    assert head_of(talk(live.port, b"\r\n" + message))[0] == 200
+
+
 def test_a_server_for_others_is_asked_by_address_too(reranker: Reranker) -> None:
     """As probes and containers do; a foreign page cannot, it has nothing but a name."""
     hosts = answered("0.0.0.0", (), keyed=False)

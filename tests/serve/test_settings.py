@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from diffgr2.cli.serve import answered, serve
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve import wire
 from diffgr2.serve.app import make_app
-from diffgr2.serve.limits import Limits
+from diffgr2.serve.limits import ANY_ADDRESS, Limits
 
 KEY = "0123456789abcdef-of-settings"
 
@@ -298,8 +299,9 @@ def test_who_may_be_named_in_host() -> None:
     own = ("127.0.0.1", "::1", "localhost")
     assert answered("127.0.0.1", (), keyed=False) == (*own, "127.0.0.1")
     assert answered("0.0.0.0", (), keyed=True) == ()
-    assert answered("0.0.0.0", ("Shop.Example",), keyed=True) == (*own, "shop.example")
-    assert answered("0.0.0.0", (), keyed=False) == own
+    others = (*own, ANY_ADDRESS, gethostname().lower())
+    assert answered("0.0.0.0", ("Shop.Example",), keyed=True) == (*others, "shop.example")
+    assert answered("0.0.0.0", (), keyed=False) == others
     assert answered("box", ("*",), keyed=False) == ()
 
 

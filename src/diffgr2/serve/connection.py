@@ -95,6 +95,10 @@ class Bounded(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         fresh = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        if fresh and data.startswith(b"\r\n"):  # an empty line before a request is none of it
+            data = data[2:]
+            if not data:
+                return
         refusal = turned_away(self.state, data) if fresh else None
         if refusal is not None:
             self._turn_away(refusal)
