@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from diffgr2.decode import reference
 from diffgr2.decode.batch import Batch, DecodeRequest, decode, make_writer
@@ -21,32 +21,11 @@ from diffgr2.decode.settings import DecodeSettings
 from diffgr2.errors import DecodeError
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.types import Trajectory
+from support.tiny_qwen import VOCAB, tiny
 
-VOCAB, MASK, END = 29, 28, 0
+MASK, END = VOCAB - 1, 0
 MAX_TOKENS = 21
 PROMPTS = (1, 7, 8, 9, 16)  # lengths around multiples of the block size
-
-
-def tiny(seed: int) -> Qwen3ForCausalLM:
-    """A random model with peaked distributions."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = Qwen3Config(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            intermediate_size=48,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            initializer_range=0.25,
-            bos_token_id=None,
-            eos_token_id=None,
-            attn_implementation="sdpa",
-        )
-        return Qwen3ForCausalLM(config).eval()
 
 
 def prompts(seed: int = 0) -> list[list[int]]:

@@ -8,7 +8,6 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from diffgr2.decode.batch import decode
 from diffgr2.decode.grammar import AnswerGrammar
@@ -16,8 +15,9 @@ from diffgr2.decode.reference import SlowModel, ar, block, verify
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.streams import generator
+from support.tiny_qwen import VOCAB, tiny
 
-VOCAB, MASK, END, MARKER = 29, 28, 0, 1
+MASK, END, MARKER = VOCAB - 1, 0, 1
 BLOCK = 8
 PROMPTS = (1, 4, 7, 8, 9, 15, 16)  # 0, 1, B - 1 and another modulo the block size
 
@@ -31,32 +31,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def tiny(seed: int, *, kv_heads: int = 2, tied: bool = True, marker: float = 0.0):
-    """A random model with peaked distributions; `marker` makes answers likelier."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = Qwen3Config(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=kv_heads,
-            head_dim=8,
-            intermediate_size=48,
-            max_position_embeddings=256,
-            tie_word_embeddings=tied,
-            initializer_range=0.25,
-            bos_token_id=None,
-            eos_token_id=None,
-            attn_implementation="sdpa",
-        )
-        module = Qwen3ForCausalLM(config).eval()
-    if marker:  # marker and choices get longer output vectors, hence more extreme logits
-        with torch.no_grad():
-            module.lm_head.weight[1:8] *= marker
-    return module
 
 
 def prompts(seed: int, lengths=PROMPTS) -> list[list[int]]:

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from diffgr2.rerank.reranker import Reranker
-from diffgr2.serve.app import RANK_PATHS
+from diffgr2.serve.door import LIST_PATHS
 from diffgr2.serve.keys import Keys, read_keys
 from diffgr2.serve.limits import PUBLIC, Limits
 from support.live import Live, body_of, idle, ids
@@ -40,7 +40,7 @@ def counters(client: httpx.Client, **headers: str) -> Counter:
     return values
 
 
-@pytest.mark.parametrize("path", RANK_PATHS)
+@pytest.mark.parametrize("path", LIST_PATHS)
 @pytest.mark.parametrize("decoder", ["ar", "block", "verify"])
 def test_three_paths_give_what_the_python_api_gives(
     live: Live, reranker: Reranker, path: str, decoder: str
@@ -190,7 +190,7 @@ def test_models_and_openapi_examples_work(live: Live, reranker: Reranker) -> Non
         assert client.get("/v1/models/other").status_code == 404
         spec = client.get("/openapi.json").json()
         assert client.get("/docs").status_code == 200
-        for path in RANK_PATHS:
+        for path in LIST_PATHS:
             content = spec["paths"][path]["post"]["requestBody"]["content"]["application/json"]
             assert len(content["examples"]) >= 5
             for name, example in content["examples"].items():

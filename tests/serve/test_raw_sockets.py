@@ -16,6 +16,7 @@ import pytest
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.limits import Limits
 from support.live import Live, body_of, idle
+from support.raw import talk
 
 LIMITS = Limits(header_s=1.0, body_s=1.0, body_bytes=20_000)
 
@@ -147,26 +148,6 @@ def test_broken_messages_crash_nothing_and_leak_nothing(reranker: Reranker) -> N
 @pytest.mark.slow
 def test_5000_broken_messages(reranker: Reranker) -> None:
     run_fuzz(reranker, 5000)
-
-
-def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
-    """Everything the server says to these parts, until it closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-        for part in parts:
-            try:
-                connection.sendall(part)
-            except OSError:
-                break
-            time.sleep(pause)
-        answer = b""
-        while True:
-            try:
-                part = connection.recv(65536)
-            except OSError:
-                return answer
-            if not part:
-                return answer
-            answer += part
 
 
 def test_bounds_on_connections_are_kept(reranker: Reranker) -> None:

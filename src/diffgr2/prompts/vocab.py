@@ -10,7 +10,7 @@ prompts (`compact`, `gr2`) and embeddings (`model.load`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +65,19 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     return tokenizer
 
 
+def own_tokens(
+    levels: int, codes: int, k: int, fields: Sequence[str], buckets: int, strengths: int
+) -> dict[str, list[str]]:
+    """Our tokens by kind, kinds and tokens in the order of their ids."""
+    return {
+        "sid": [sid_token(level, code) for level in range(levels) for code in range(codes)],
+        "index": [f"<c_{i + 1}>" for i in range(k)],
+        "evidence": [f"<e_{name}_{b}>" for name in fields for b in range(buckets)],
+        "strength": [f"<v_{s}>" for s in range(strengths)],
+        "control": list(CONTROL),
+    }
+
+
 class Vocabulary:
     """A tokenizer plus the ids of everything that is not text."""
 
@@ -105,11 +118,8 @@ class Vocabulary:
             if tokenizer.token_to_id(names[-1]) != bases[kind] + len(names) - 1:
                 raise ArtifactError(f"tokenizer already knows some of the {kind} tokens")
 
-        add("sid", [sid_token(level, code) for level in range(levels) for code in range(codes)])
-        add("index", [f"<c_{i + 1}>" for i in range(k)])
-        add("evidence", [f"<e_{name}_{b}>" for name in fields for b in range(buckets)])
-        add("strength", [f"<v_{s}>" for s in range(strengths)])
-        add("control", list(CONTROL))
+        for kind, names in own_tokens(levels, codes, k, fields, buckets, strengths).items():
+            add(kind, names)
         mask_id, size = tokenizer.token_to_id(MASK), tokenizer.get_vocab_size()
         assert mask_id is not None
         spec = VocabularySpec(levels, codes, k, fields, buckets, strengths, mask_id, size, bases)

@@ -184,9 +184,8 @@ def read_strict(path: Path) -> Any:
     """A JSON file without duplicate keys or numbers that are none."""
     try:
         if not path.is_file():
-            raise ArtifactError(
-                f"{path}: no file stands there"
-            )  # reading a pipe would wait for ever
+            # Anything else there may be a pipe, and reading that would wait for ever.
+            raise ArtifactError(f"{path}: no file stands there")
         return strict_json.loads(path.read_bytes())
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None

@@ -21,9 +21,9 @@ from diffgr2.candidates.index import NAMES
 from diffgr2.candidates.pairs import KINDS
 from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError, CheckpointError, first_line
-from diffgr2.items.sids import SemanticIds, sid_token
+from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import BlockContract
-from diffgr2.prompts.vocab import CONTROL, Vocabulary
+from diffgr2.prompts.vocab import Vocabulary, own_tokens
 from diffgr2.rerank.bundle import PARTS, read_strict
 from diffgr2.rerank.names import Names, Seats
 from diffgr2.types import Catalogue, Histories
@@ -191,13 +191,7 @@ def check_vocabulary(directory: Path, vocab: Vocabulary) -> None:
         raise ArtifactError(f"{path}: expected whole numbers above 0")
     if vocab.mask_id != spec.mask_id or vocab.tokenizer.get_vocab_size() != spec.size:
         raise ArtifactError(f"{path}: of another tokenizer")
-    wanted = {
-        "sid": [sid_token(level, c) for level in range(spec.levels) for c in range(spec.codes)],
-        "index": [f"<c_{place + 1}>" for place in range(spec.k)],
-        "evidence": [f"<e_{name}_{b}>" for name in spec.fields for b in range(spec.buckets)],
-        "strength": [f"<v_{level}>" for level in range(spec.strengths)],
-        "control": list(CONTROL),
-    }
+    wanted = own_tokens(spec.levels, spec.codes, spec.k, spec.fields, spec.buckets, spec.strengths)
     for kind, names in wanted.items():
         base = spec.bases.get(kind) if isinstance(spec.bases, dict) else None
         if type(base) is not int or not 0 <= base <= spec.size - len(names):

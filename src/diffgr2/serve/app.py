@@ -24,7 +24,7 @@ from diffgr2 import __version__
 from diffgr2.errors import Diffgr2Error
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve import docs, many, page
-from diffgr2.serve.door import Door
+from diffgr2.serve.door import BATCH_PATH, LIST_PATHS, Door
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.limits import Limits
 from diffgr2.serve.openapi import describe
@@ -41,8 +41,6 @@ from diffgr2.serve.ranking import (
 from diffgr2.serve.reading import deadline_of, parse_body, read_body
 from diffgr2.serve.schema import Ask, Problem, parse_request
 from diffgr2.serve.state import Served, State
-
-RANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 
 
 @dataclass(frozen=True)
@@ -267,9 +265,9 @@ def make_app(
         openapi_url="/openapi.json" if shown.docs else None,
     )
     app.state.shared = state
-    for path in RANK_PATHS:
+    for path in LIST_PATHS:
         app.post(path, summary="Rank documents for a shopper", name=path)(rank)
-    app.post("/v1/rerank/batch", summary="Rank many lists of one body")(rank_batch)
+    app.post(BATCH_PATH, summary="Rank many lists of one body")(rank_batch)
     add_health(app, state)
     if shown.page:
         page.add(app, state)

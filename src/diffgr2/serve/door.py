@@ -5,7 +5,7 @@ proper HTTP/1 request (two framings, another version, too many headers), hosts t
 callers without a key or above their rate, and ranking requests while no slot is free, all before a
 byte of the body is read. HEAD is GET without its body. Whatever escapes a route becomes the one
 error shape with the id. Nothing it answers may be stored. One access line a request goes to the
-log; keys and bodies never do. Not here: bodies (`reading`) and connections (`wire`).
+log; keys and bodies never do. Not here: bodies (`reading`) and connections (`connection`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-RANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank", "/v1/rerank/batch")
+LIST_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
+BATCH_PATH = "/v1/rerank/batch"
+RANK_PATHS = (*LIST_PATHS, BATCH_PATH)
 ADMIN = "/admin/"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?")
@@ -195,5 +197,5 @@ class Door:
             return state.busy("this key's rate is used up", after_s=int(wait_s) + 1)
         if ranks and state.slots.full:
             state.metrics.requests.labels("rejected").inc()
-            return state.busy(f"{state.limits.in_flight} requests are in flight already")
+            return state.full()
         return None

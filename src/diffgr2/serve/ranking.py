@@ -261,7 +261,7 @@ class Visit:
 
     def __init__(self, state: State, facts: Facts) -> None:
         if not state.slots.take():
-            raise state.busy(f"{state.limits.in_flight} requests are in flight already")
+            raise state.full()
         self.state, self.facts, self._open = state, facts, True
         state.metrics.in_flight.set(state.slots.taken)
 

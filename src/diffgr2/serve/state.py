@@ -231,3 +231,7 @@ class State:
         """A 429 that says when to come again."""
         wait = self.slots.retry_after_s() if after_s is None else after_s
         return Problem(429, told, headers={"retry-after": str(wait)})
+
+    def full(self) -> Problem:
+        """What is told while no slot is free."""
+        return self.busy(f"{self.limits.in_flight} requests are in flight already")

@@ -3,7 +3,7 @@
 Contract: `turned_away(state, data)` is the whole answer to a request that the door would refuse
 because no slot is free, and None for everything else, which then goes its usual way. Refusing must
 cost little beside ranking, or refusals eat what the server could have answered. Not here: why else
-a request is refused (`door`), sockets (`wire`).
+a request is refused (`door`), sockets (`connection`).
 """
 
 import json
@@ -53,7 +53,7 @@ def _answer(state: State, path: str, request_id: str, key: str, connection: byte
     if access.isEnabledFor(logging.INFO):
         line = access_line(request_id, "POST", path, 429, 0.0, Facts(key))
         access.info("%s", json.dumps(line))
-    problem = state.busy(f"{state.limits.in_flight} requests are in flight already")
+    problem = state.full()
     body = json.dumps(problem.body(request_id))
     close = "connection: close\r\n" if (connection or b"").lower() == b"close" else ""
     return (
