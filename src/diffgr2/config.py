@@ -18,11 +18,17 @@ Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0)]
 Amount = Annotated[float, Field(ge=0.0)]
 
+Answering = Literal["said", "written"]
+"""Read from the strengths that a response states, or the permutation written at its end."""
+
+Rule = Literal["raw", "grammar"]
+"""Whether a response is held to its template's grammar."""
+
 Decoder = Literal["ar", "block", "verify"]
 DECODERS: dict[Decoder, tuple[str, ...]] = {
-    "ar": ("temperature",),
+    "ar": ("temperature", "rule"),
     "block": ("temperature", "accept", "threshold", "per_step", "entropy_bound", "rule"),
-    "verify": ("temperature", "canvas"),
+    "verify": ("temperature", "canvas", "rule"),
 }
 """What each decoder reads of a recipe's `decode` section."""
 
@@ -142,10 +148,17 @@ class RetrieverConfig(Section):
 class CandidatesConfig(Section):
     """Candidate lists (candidates.*)."""
 
-    k: Annotated[int, Field(ge=2, le=100)] = 10
+    k: Annotated[int, Field(ge=2, le=100)] = 10  # length of the lists that results are about
+    k_max: Annotated[int, Field(ge=2, le=100)] = 20  # longest list that one prompt can hold
     folds: Annotated[int, Field(ge=2, le=20)] = 2  # cross-fitting by user
     prefixes: Positive = 4  # training lists per user: its last `prefixes` train positions
     inject_target: bool = False  # puts missed targets into training lists: a trap
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CandidatesConfig:
+        if self.k > self.k_max:
+            raise ValueError(f"k: at most candidates.k_max ({self.k_max}) (got {self.k})")
+        return self
 
 
 class EvidenceConfig(Section):
@@ -168,8 +181,9 @@ class PromptConfig(Section):
     template: Literal["compact", "gr2"] = "compact"
     history: Positive = 8  # most recent items shown
     text_vocab: Annotated[int, Field(ge=256, le=65_536)] = 512  # BPE size when trained here
-    cites: Annotated[int, Field(ge=1, le=8)] = 3  # pieces of evidence cited per candidate
-    strengths: Annotated[int, Field(ge=2, le=64)] = 64  # levels of the verdict on a candidate
+    cites: Annotated[int, Field(ge=1, le=8)] = 3  # pieces of evidence cited per candidate, at most
+    strengths: Annotated[int, Field(ge=2, le=64)] = 16  # levels of the verdict on a candidate
+    answer: Answering = "written"  # what is trained: strengths, or the permutation after them too
 
 
 class LlmConfig(Section):
@@ -231,6 +245,14 @@ class TrainConfig(Section):
     keep: Positive = 2  # checkpoints kept
 
 
+class ShowConfig(Section):
+    """How a stage shows the lists that it learns from."""
+
+    shuffle: Share = 0.3  # share of lists whose candidates are shuffled (position bias)
+    vary: Share = 0.7  # share of lists of another length, from 2 to candidates.k_max
+    hide: Share = 0.15  # share of lists that lack some of their evidence
+
+
 class MidtrainConfig(TrainConfig):
     """Item alignment (midtrain.*)."""
 
@@ -240,21 +262,21 @@ class MidtrainConfig(TrainConfig):
     general: Share = 0.05
 
 
-class SftConfig(TrainConfig):
+class SftConfig(TrainConfig, ShowConfig):
     """Supervised fine-tuning on traces (sft.*)."""
 
     reasoning_weight: Amount = 0.5  # lambda_r, below the answer's
     answer_weight: Rate = 1.0  # lambda_o
-    shuffle: Share = 0.3  # share of rows whose candidates are shuffled (position bias)
     direct: Share = 0.15  # share of rows that answer without reasoning
 
 
-class RlConfig(TrainConfig):
+class RlConfig(TrainConfig, ShowConfig):
     """DAPO on the re-ranking reward (rl.*, direct_rl.*); the diffusion policy extends it."""
 
     group: Annotated[int, Field(ge=2)] = 8  # G
     prompts: Positive = 8  # groups per step
-    shuffle: Share = 0.3  # share of prompts whose candidates are shuffled
+    answer: Answering = "said"  # the read-out that is rewarded
+    rule: Rule = "grammar"
     temperature: Rate = 1.0
     clip_low: Rate = 0.2
     clip_high: Rate = 0.28
@@ -276,11 +298,10 @@ class ConvertConfig(Section):
     origin: Literal["document", "response"] = "document"
 
 
-class DistillConfig(Section):
+class DistillConfig(ShowConfig):
     """The AR teacher's own outputs for conversion fine-tuning (distill.*)."""
 
     lists: Count = 8_000  # training and validation lists decoded; 0 = all
-    shuffle: Share = 0.3  # share shown with shuffled candidates
     direct: Share = 0.15  # share answered without reasoning
     keep: Literal["valid", "all"] = "valid"  # outputs that train; all only for dry runs
     batch: Positive = 64
@@ -297,6 +318,7 @@ class CftConfig(TrainConfig):
     complementary: bool = True  # each draw twice, masks m and 1-m
     causal_share: Share = 0.5  # share of rows with causal clean attention, if the contract has both
     random_origin: bool = True  # block boundaries drawn per row
+    free: Share = 0.3  # share of rows as `rule: raw` meets them: nothing given, padding to the end
     loss_scale: Literal["uniform", "inverse_t"] = "uniform"
     sharpen: Amount = 0.0  # entropy term on correct predictions
 
@@ -310,16 +332,16 @@ class OpdConfig(TrainConfig):
     rollouts: Positive = 4  # per prompt
     temperature: Amount = 1.0  # of the student's rollouts
     teacher_temperature: Rate = 1.0  # below 1: nearer to what the teacher would choose greedily
-    threshold: Share = 0.9
-    rule: Literal["raw", "permutation"] = "raw"
+    threshold: Share = 0.5
+    rule: Rule = "grammar"
+    answer: Answering = "said"  # what is rolled out: to the last strength, or the permutation too
     ar_weight: Amount = 0.2  # keeps the AR head
 
 
 class BlockRlConfig(RlConfig):
     """RL on the diffusion policy (block_rl.*)."""
 
-    threshold: Share = 0.9
-    rule: Literal["raw", "permutation"] = "raw"
+    threshold: Share = 0.5
     clip_high: Rate = 0.2  # symmetric, as in the paper
 
 
@@ -334,9 +356,11 @@ class DecodeConfig(Section):
     threshold: Share = 0.5  # tau
     per_step: Annotated[int, Field(ge=1, le=256)] = 8  # static accept
     entropy_bound: Annotated[float, Field(gt=0.0, le=100.0)] = 0.3
-    rule: Literal["raw", "permutation"] = "permutation"
+    rule: Rule = "grammar"
+    answer: Answering = "said"
+    views: Annotated[int, Field(ge=1, le=16)] = 1  # shuffled presentations, strengths averaged
     clean_kv: Literal["causal", "block_causal"] = "causal"
-    canvas: Annotated[int, Field(ge=1, le=256)] = 32  # verify: positions looked ahead
+    canvas: Annotated[int, Field(ge=1, le=256)] = 64  # verify: positions looked ahead
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0  # 0 = greedy
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None  # null = the template's most
     repair: Literal["repair", "floor"] = "repair"

@@ -116,20 +116,27 @@ class CandidateLists:
 class Trajectory:
     """One decoded output: tokens, when each was committed, and at which log-probability.
 
-    `step_of_T[i]` is the number of the forward (0-based, counted per output) whose logits committed
-    position i; for AR it is 0, 1, 2, ... . `logprob_T` is taken from the full softmax at the
-    sampling temperature, over the tokens the accept rule allowed. `canvas_T`/`canvas_step_T` hold
-    the terminal block in full (tokens after the end token included), which exact replay needs.
-    `nfe` counts the forwards of this output without the prompt's prefill.
+    `step_of_T[i]` is the number of the forward (0-based, counted per output) after which position i
+    was committed; for AR it rises by one a decision. What the grammar left no choice about has the
+    step of the commit that settled it (−1: settled before the first forward), log-probability 0 and
+    `forced_T`. `logprob_T` is taken at the sampling temperature, over the tokens that were allowed.
+    `level_T` is the expected level wherever a strength stands, NaN elsewhere. `canvas_T` and
+    `canvas_step_T` hold the terminal block in full (tokens after the end token included, −1 where
+    nothing was committed), which exact replay needs. `nfe` counts the forwards of this output
+    without the prompt's prefill.
     """
 
-    tokens_T: np.ndarray  # int64, up to and including the end token (or the length limit)
+    tokens_T: np.ndarray  # int64, up to and including the end (or the length limit)
     step_of_T: np.ndarray  # int32
     logprob_T: np.ndarray  # float32
     nfe: int
-    finished: bool  # an end token was committed
+    finished: bool  # an end token was committed, or all that the grammar asks for
     canvas_T: np.ndarray | None = None
     canvas_step_T: np.ndarray | None = None
+    forced_T: np.ndarray | None = None  # bool
+    level_T: np.ndarray | None = None  # float32
+    chances: dict[int, tuple[np.ndarray, np.ndarray]] | None = None
+    """Where details were asked for: position -> (allowed tokens, their probabilities)."""
 
     @property
     def tpf(self) -> float:

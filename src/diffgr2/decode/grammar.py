@@ -1,44 +1,293 @@
-"""What the permutation rule knows of an answer: where it starts and how a candidate is spelled.
+"""What may stand where in a response: the grammar that a template gives with every request.
 
-Contract: after the first `marker` and `offset` tokens more, K entries follow, `stride` tokens
-apart; entry j spells one candidate in its first N tokens, as given by `choices_KN`. A plain
-dataclass, so that `decode` can use it without knowing any template. Not here: the rule itself
-(`decode.answer_rule`).
+Contract: a `Grammar` is a row of places from the response's start (`head`) and, where the template
+has free text, that text up to the one token that ends it (`free`), then a second row (`tail`). A
+place allows a set of tokens: one (forced: it costs no forward), some, or those that its `Group`
+leaves. A `Guide` follows one response: `commit` writes a token, narrows what the other places may
+still take and fills in what that settles, so whoever commits only what `may` allows, in any order,
+ends with a text of the grammar. No search, no tensors, no knowledge of any template. Not here:
+which token a decoder wants (`choice`), entries of several tokens (`spelling`).
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from diffgr2.decode.spelling import UNKNOWN, spellings
+from diffgr2.errors import DecodeError
+
+NOTHING = -1
+"""Fills rows of allowed tokens that are shorter than others."""
+
 
 @dataclass(frozen=True)
-class AnswerGrammar:
-    """Geometry and spelling of an answer."""
+class Group:
+    """Entries that must differ: entry j stands at places `at_JN[j]`, spells a row of `choices_CN`.
 
-    marker: tuple[int, ...]
-    offset: int
-    stride: int
-    choices_KN: np.ndarray  # int64 token ids
+    With a `filler` (entries of one token only) an entry may be that instead, and then all entries
+    after it are. Without one there must be at least as many choices as entries.
+    """
+
+    at_JN: np.ndarray
+    choices_CN: np.ndarray
+    filler: int | None = None
+
+    def __post_init__(self) -> None:
+        (entries, width), (choices, spelled) = self.at_JN.shape, self.choices_CN.shape
+        if width != spelled or (self.filler is not None and width != 1):
+            raise DecodeError("grammar: a group's entries and choices differ in length")
+        if self.filler is None and choices < entries:
+            raise DecodeError(f"grammar: {choices} choices for {entries} entries that differ")
+
+
+@dataclass(frozen=True)
+class Places:
+    """A row of T places: `allowed_TA` holds the tokens of each, padded with NOTHING.
+
+    At a place of `scale_T` the tokens are the levels of a strength, in order.
+    """
+
+    allowed_TA: np.ndarray
+    groups: tuple[Group, ...] = ()
+    scale_T: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.allowed_TA)
+
+    def __post_init__(self) -> None:
+        if len(self.allowed_TA) and not (self.allowed_TA != NOTHING).any(1).all():
+            raise DecodeError("grammar: a place allows no token")
+
+    @cached_property
+    def owner(self) -> dict[int, tuple[Group, int, int]]:
+        """Place -> (group, entry, index in the entry)."""
+        return {
+            int(at): (group, int(j), int(n))
+            for group in self.groups
+            for (j, n), at in np.ndenumerate(group.at_JN)
+        }
+
+
+def row_of_places(sets: Sequence[Sequence[int]]) -> np.ndarray:
+    """Allowed tokens [T, A] of these sets."""
+    out_TA = np.full((len(sets), max(map(len, sets), default=1)), NOTHING, dtype=np.int64)
+    for at, tokens in enumerate(sets):
+        out_TA[at, : len(tokens)] = tokens
+    return out_TA
+
+
+NO_PLACES = Places(np.empty((0, 1), dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Free:
+    """Free text: any token but the banned, `room` of them at most; the last one is `closer`."""
+
+    closer: int
+    room: int
+    banned: np.ndarray  # token ids
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """See the module's docstring."""
+
+    head: Places
+    free: Free | None = None
+    tail: Places = NO_PLACES
 
     @property
-    def k(self) -> int:
-        return len(self.choices_KN)
+    def longest(self) -> int:
+        return len(self.head) + (self.free.room if self.free else 0) + len(self.tail)
 
-    def slots(self, start: int) -> np.ndarray:
-        """Positions [K, N] of the entries' tokens, for a marker that ends before `start`."""
-        first_K = start + self.offset + self.stride * np.arange(self.k)
-        return first_K[:, None] + np.arange(self.choices_KN.shape[1])[None]
 
-    def find(self, tokens_T: np.ndarray) -> int | None:
-        """Index after the first complete marker in these tokens, else None.
+@dataclass
+class _Section:
+    """A row of places at work: where it begins, and what each place may still take."""
 
-        The first, because parsers and AR decoding, which meets it first, take that one too.
+    places: Places
+    start: int
+    may_TA: np.ndarray = field(init=False)
 
-        >>> AnswerGrammar((7, 8), 0, 1, np.array([[1], [2]])).find(np.array([5, 7, 8, 7, 8]))
-        3
+    def __post_init__(self) -> None:
+        self.may_TA = self.places.allowed_TA != NOTHING
+        for group in self.places.groups:
+            if group.filler is not None:  # entry j needs j + 1 different choices
+                for j in range(len(group.choices_CN), len(group.at_JN)):
+                    at = int(group.at_JN[j, 0])
+                    self.may_TA[at] &= self.places.allowed_TA[at] == group.filler
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.places)
+
+    def narrow(self, tokens_T: np.ndarray, at: int) -> list[int]:
+        """Places whose options fell to one by the commit at place `at`; raises where none is left.
+
+        `tokens_T` are this section's tokens.
         """
-        width = len(self.marker)
-        for start in (tokens_T == self.marker[0]).nonzero()[0].tolist():
-            if tuple(tokens_T[start : start + width].tolist()) == self.marker:
-                return start + width
+        self.may_TA[at] = self.places.allowed_TA[at] == tokens_T[at]
+        owned = self.places.owner.get(at)
+        if owned is None:
+            return []
+        group, j, _ = owned
+        if group.at_JN.shape[1] > 1:
+            self._spell(group, tokens_T)
+        else:
+            self._differ(group, j, int(tokens_T[at]))
+        open_ = [int(a) for a in group.at_JN.ravel() if tokens_T[a] == UNKNOWN]
+        left = self.may_TA[open_].sum(1) if open_ else np.ones(0)
+        if (left == 0).any():
+            raise DecodeError("grammar: a commit left a place without any token")
+        return [a for a, n in zip(open_, left.tolist(), strict=True) if n == 1]
+
+    def _differ(self, group: Group, j: int, token: int) -> None:
+        """Entries of one token."""
+        allowed_TA = self.places.allowed_TA
+        at_J = group.at_JN[:, 0]
+        if group.filler is None:
+            others = np.delete(at_J, j)
+            self.may_TA[others] &= allowed_TA[others] != token
+        elif token == group.filler:
+            after = at_J[j + 1 :]
+            self.may_TA[after] &= allowed_TA[after] == token
+        else:
+            others, before = np.delete(at_J, j), at_J[:j]
+            self.may_TA[others] &= allowed_TA[others] != token
+            self.may_TA[before] &= allowed_TA[before] != group.filler
+
+    def _spell(self, group: Group, tokens_T: np.ndarray) -> None:
+        """Entries of several tokens: a matching keeps every entry completable."""
+        may_JC = spellings(tokens_T[group.at_JN], group.choices_CN)
+        for (j, n), at in np.ndenumerate(group.at_JN):
+            if tokens_T[at] == UNKNOWN:
+                fits = np.unique(group.choices_CN[may_JC[j], n])
+                self.may_TA[at] = np.isin(self.places.allowed_TA[at], fits)
+
+
+class Guide:
+    """A response under its grammar; `tokens_T` is the caller's array, UNKNOWN where open."""
+
+    def __init__(self, grammar: Grammar, tokens_T: np.ndarray) -> None:
+        self.grammar, self.tokens_T = grammar, tokens_T
+        self.forced_T = np.zeros(len(tokens_T), dtype=bool)
+        self._sections = [_Section(grammar.head, 0)]
+        if grammar.free is None:
+            self._sections.append(_Section(grammar.tail, len(grammar.head)))
+        self._free_end = len(grammar.head)  # behind the last committed token of the free text
+        for section in self._sections:
+            self._open(section)
+
+    def copy(self, tokens_T: np.ndarray) -> Guide:
+        """The same state over another array (for drafts)."""
+        other = object.__new__(Guide)
+        other.grammar, other.tokens_T = self.grammar, tokens_T
+        other.forced_T, other._free_end = self.forced_T.copy(), self._free_end
+        other._sections = []
+        for section in self._sections:
+            twin = object.__new__(_Section)
+            twin.places, twin.start, twin.may_TA = (
+                section.places,
+                section.start,
+                section.may_TA.copy(),
+            )
+            other._sections.append(twin)
+        return other
+
+    @property
+    def end(self) -> int | None:
+        """The response's length, None while its free text is open."""
+        return self._sections[-1].end if len(self._sections) > 1 else None
+
+    def _open(self, section: _Section) -> None:
+        """Fill in what a new section leaves no choice about."""
+        counts = section.may_TA.sum(1)
+        for at in np.flatnonzero(counts == 1).tolist():
+            self._force(section, at)
+
+    def _force(self, section: _Section, at: int) -> None:
+        if section.start + at >= len(self.tokens_T):
+            return  # beyond the caller's limit
+        if self.tokens_T[section.start + at] == UNKNOWN:
+            token = int(section.places.allowed_TA[at][section.may_TA[at]][0])
+            self.forced_T[section.start + at] = True
+            self._write(section, at, token)
+
+    def _write(self, section: _Section, at: int, token: int) -> None:
+        self.tokens_T[section.start + at] = token
+        own_T = np.full(len(section.places), UNKNOWN, dtype=np.int64)
+        seen_T = self.tokens_T[section.start : section.end]
+        own_T[: len(seen_T)] = seen_T
+        for other in section.narrow(own_T, at):
+            self._force(section, other)
+
+    def _section(self, at: int) -> _Section | None:
+        """The row of places that position `at` belongs to, None in free text."""
+        for section in self._sections:
+            if section.start <= at < section.end:
+                return section
         return None
+
+    def scale(self, at: int) -> bool:
+        """Whether a strength stands at position `at`."""
+        section = self._section(at)
+        if section is None or section.places.scale_T is None:
+            return False
+        return bool(section.places.scale_T[at - section.start])
+
+    def allowed(self, at: int) -> np.ndarray | None:
+        """The tokens that may stand at an open position; None in free text (see `without`)."""
+        section = self._section(at)
+        if section is not None:
+            place = at - section.start
+            return section.places.allowed_TA[place][section.may_TA[place]]
+        free = self.grammar.free
+        if free is None:
+            raise DecodeError(f"grammar: position {at} is behind the response's end")
+        last = len(self.grammar.head) + free.room - 1
+        return np.array([free.closer]) if at >= last else None
+
+    def without(self, at: int) -> np.ndarray:
+        """The tokens that may not stand at an open position of the free text."""
+        free = self.grammar.free
+        assert free is not None
+        return free.banned if at >= self._free_end else np.append(free.banned, free.closer)
+
+    def may(self, at: int, token: int) -> bool:
+        """Whether this token may be committed there now."""
+        if self.end is not None and at >= self.end:
+            return False
+        if self.tokens_T[at] != UNKNOWN:
+            return False
+        allowed = self.allowed(at)
+        if allowed is None:
+            return token not in self.without(at).tolist()
+        closing = self.grammar.free is not None and self._section(at) is None
+        if closing and at < self._free_end:
+            return False
+        return token in allowed.tolist()
+
+    def commit(self, at: int, token: int) -> None:
+        """Write a token that `may` allows, and all that it settles."""
+        if not self.may(at, token):
+            raise DecodeError(f"grammar: token {token} may not stand at position {at}")
+        section, free = self._section(at), self.grammar.free
+        if section is not None:
+            self._write(section, at - section.start, token)
+            return
+        assert free is not None
+        self.tokens_T[at] = token
+        self._free_end = max(self._free_end, at + 1)
+        if token == free.closer:
+            tail = _Section(self.grammar.tail, at + 1)
+            self._sections.append(tail)
+            self._open(tail)
+
+    def open_places(self, start: int, stop: int) -> Iterator[int]:
+        """Open positions in [start, stop) and before the response's end."""
+        stop = stop if self.end is None else min(stop, self.end)
+        return iter((start + np.flatnonzero(self.tokens_T[start:stop] == UNKNOWN)).tolist())

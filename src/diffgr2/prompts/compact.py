@@ -1,102 +1,148 @@
 """The compact template: semantic IDs, evidence buckets, index tokens; for small models.
 
 Prompt    <history> sid* <candidates> (<c_i> sid evidence*)* <reason>      (or <direct>)
-Response  <habit> s_a s_a s_a <focus>                                     what the history says
-          (<c_i> <for> e* <against> e* <v>)*                              for and against, cited
-          <verdict> <c_best> e* <over> <c_next> e*                        verdict
-          <answer> <c>* <|im_end|>                                        the permutation
+Response  (<c_i> e e e <v>)*               per candidate the evidence that counts, and a strength
+          <answer> <c>* <|im_end|>         where the permutation is written out, too
 
-Contract: `prompt`, `response`, `parse`, `citations` and `english` agree with each other: what
-`response` writes, `parse` reads back and `citations` finds right. All lengths are fixed by the
-request, which is what lets a block decoder fill many positions at once. Wording lives in
-`compact.yaml`. Not here: decoding, and where traces come from.
+Contract: the model writes only what it decides. Of each candidate up to `cites` pieces of its own
+evidence, each field once, only with a grade that a person calls good or bad (`english`), `<none>`
+behind the last one; then how strong it is. The ranking follows from the strengths, so the first
+line of the response is all that a said answer needs; history, verdict and order are rendered
+(`account`). A direct response leaves the evidence out, or is the permutation alone. `grammar` says
+all of this to the decoders; `response`, `read` and `parse` agree with it. All lengths are fixed by
+the request. Not here: decoding, and where traces come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from diffgr2.config import PromptConfig
-from diffgr2.decode.grammar import AnswerGrammar
+from diffgr2.config import Answering, PromptConfig
+from diffgr2.decode.grammar import NO_PLACES, Grammar, Group, Places, row_of_places
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
-from diffgr2.prompts.english import Phrases, listed, wording
-from diffgr2.prompts.request import Request, Trace
+from diffgr2.prompts.english import NEITHER, Phrases, wording
+from diffgr2.prompts.reading import Reading
+from diffgr2.prompts.request import MISSING, NONE, Request, Trace
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.types import Answer
 
 REASONING, ANSWER = 0, 1
-"""Kinds of response tokens (decoupled loss weights)."""
+"""Kinds of response tokens (decoupled loss weights); strengths are answers."""
 
-HABIT_ITEMS = 3
+
+@dataclass(frozen=True)
+class Written:
+    """A response to learn from: its tokens, their kinds, and targets between two tokens.
+
+    Token t's target is `tokens[t]`, to the share `share[t]` `other[t]` instead: a strength lies
+    between two levels.
+    """
+
+    tokens: list[int]
+    kinds: list[int]
+    other: list[int]
+    share: list[float]
 
 
 class Compact:
     shows_text = False
+    answers: tuple[Answering, ...] = ("said", "written")
 
     def __init__(self, vocab: Vocabulary, config: PromptConfig) -> None:
         self.vocab, self.config = vocab, config
         self._ids = vocab.control
-        words = self._wording = wording("compact")
         spec = vocab.spec
-        self._phrases = Phrases(words["fields"], words["scales"], spec.fields, spec.buckets)
+        self.words = wording("compact")
+        self.phrases = Phrases(self.words, spec.fields, spec.buckets)
+        self._levels = [vocab.strength_id(level) for level in range(spec.strengths)]
 
     def prompt(self, request: Request, *, reasoning: bool = True) -> list[int]:
         """Token ids of the prompt."""
         vocab, ids = self.vocab, self._ids
         sids_KL = vocab.sid_ids(request.codes_KL)
         evidence_KF = vocab.evidence_ids(request.buckets_KF)
+        known_KF = request.buckets_KF != MISSING
         history = vocab.sid_ids(request.history_HL).ravel().tolist()
         out = [ids["<history>"], *history, ids["<candidates>"]]
         for i in range(request.k):
-            out += [vocab.index_id(i), *sids_KL[i].tolist(), *evidence_KF[i].tolist()]
+            shown = evidence_KF[i][known_KF[i]].tolist()
+            out += [vocab.index_id(i), *sids_KL[i].tolist(), *shown]
         return [*out, ids["<reason>" if reasoning else "<direct>"]]
 
     def response(
-        self, request: Request, trace: Trace, *, reasoning: bool = True
-    ) -> tuple[list[int], list[int]]:
-        """Token ids of the response, and each token's kind (REASONING or ANSWER)."""
-        thought = self._thought(request, trace) if reasoning else []
-        answer = [self._ids["<answer>"], *(self.vocab.index_id(int(i)) for i in trace.order_K)]
-        answer.append(self.vocab.end_id)
-        return thought + answer, [REASONING] * len(thought) + [ANSWER] * len(answer)
-
-    def _thought(self, request: Request, trace: Trace) -> list[int]:
-        ids, vocab = self._ids, self.vocab
-        evidence_KF = vocab.evidence_ids(request.buckets_KF)
-        out = [ids["<habit>"], *self._habit(request)]
-        for i in range(request.k):
-            out += [vocab.index_id(i), ids["<for>"], *evidence_KF[i, trace.for_KC[i]].tolist()]
-            out += [ids["<against>"], *evidence_KF[i, trace.against_KA[i]].tolist()]
-            out.append(vocab.strength_id(int(trace.strength_K[i])))
-        best, second = int(trace.order_K[0]), int(trace.order_K[1])
-        out += [ids["<verdict>"], vocab.index_id(best)]
-        out += evidence_KF[best, trace.for_KC[best, :2]].tolist()
-        out += [ids["<over>"], vocab.index_id(second)]
-        out += evidence_KF[second, trace.against_KA[second, :2]].tolist()
+        self,
+        request: Request,
+        trace: Trace,
+        *,
+        reasoning: bool = True,
+        answer: Answering = "written",
+    ) -> Written:
+        """The response that says this trace; see `Written`."""
+        out = Written([], [], [], [])
+        if reasoning or answer == "said":
+            self._judge(out, request, trace, reasoning=reasoning)
+        final = [self.vocab.end_id]
+        if answer == "written":
+            order = [self.vocab.index_id(int(i)) for i in trace.order_K]
+            final = [self._ids["<answer>"], *order, *final]
+        _put(out, final, ANSWER)
         return out
 
-    def _habit(self, request: Request) -> list[int]:
-        """First codes of the newest items, newest first, and how much the history agrees."""
-        codes_H = request.history_HL[:, 0]
-        newest = self.vocab.sid_ids(request.history_HL)[::-1][:HABIT_ITEMS, 0].tolist()
-        newest += [self._ids["<none>"]] * (HABIT_ITEMS - len(newest))
-        share = np.bincount(codes_H).max() / len(codes_H) if len(codes_H) else 0
-        return [*newest, self._ids[f"<focus_{min(int(share * 4), 3)}>"]]
+    def _judge(self, out: Written, request: Request, trace: Trace, *, reasoning: bool) -> None:
+        """Evidence and strength of every candidate."""
+        vocab, most = self.vocab, len(self._levels) - 1
+        evidence_KF = vocab.evidence_ids(request.buckets_KF)
+        for i in range(request.k):
+            _put(out, [vocab.index_id(i)], REASONING)
+            if reasoning:
+                fields = [f for f in trace.cites_KC[i].tolist() if f != NONE]
+                cited = evidence_KF[i, fields[: self.config.cites]].tolist()
+                cited += [self._ids["<none>"]] * (self.config.cites - len(cited))
+                _put(out, cited, REASONING)
+            level = float(np.clip(trace.level_K[i], 0, most))
+            low = int(level)
+            _put(out, [self._levels[low]], ANSWER)
+            out.other[-1], out.share[-1] = self._levels[min(low + 1, most)], level - low
 
     def max_response(self, k: int) -> int:
         """Length of a full response to k candidates."""
-        cites = 2 * self.config.cites - 1  # for + against
-        verdict = 4 + min(2, self.config.cites) + min(2, max(self.config.cites - 1, 1))
-        per_candidate = 4 + max(cites, 2)
-        return 2 + HABIT_ITEMS + k * per_candidate + verdict + k + 2
+        return k * (2 + self.config.cites) + k + 2
 
-    def grammar(self, request: Request) -> AnswerGrammar:
-        """What the permutation rule may know of an answer to this request."""
-        choices_KN = np.array([[self.vocab.index_id(i)] for i in range(request.k)])
-        return AnswerGrammar((self._ids["<answer>"],), 0, 1, choices_KN)
+    def citable(self, request: Request) -> np.ndarray:
+        """Which fields [K, F] may be cited of each candidate."""
+        return self.phrases.sides(request.buckets_KF) != NEITHER
+
+    def grammar(
+        self, request: Request, *, reasoning: bool = True, answer: Answering = "said"
+    ) -> Grammar:
+        """What may stand where in a response to this request."""
+        vocab, cites, k = self.vocab, self.config.cites, request.k
+        sets: list[Sequence[int]] = []
+        groups, scales = [], []
+        if reasoning or answer == "said":
+            none = self._ids["<none>"]
+            evidence_KF, citable_KF = vocab.evidence_ids(request.buckets_KF), self.citable(request)
+            for i in range(k):
+                sets.append([vocab.index_id(i)])
+                if reasoning:
+                    own = evidence_KF[i][citable_KF[i]]
+                    at = len(sets) + np.arange(cites)
+                    groups.append(Group(at[:, None], own[:, None], none))
+                    sets += [[*own.tolist(), none]] * cites
+                scales.append(len(sets))
+                sets.append(self._levels)
+        if answer == "written":
+            choices = [vocab.index_id(i) for i in range(k)]
+            sets.append([self._ids["<answer>"]])
+            at = len(sets) + np.arange(k)
+            groups.append(Group(at[:, None], np.array(choices)[:, None]))
+            sets += [choices] * k + [[vocab.end_id]]
+        scale_T = np.zeros(len(sets), dtype=bool)
+        scale_T[scales] = True
+        return Grammar(Places(row_of_places(sets), tuple(groups), scale_T), None, NO_PLACES)
 
     def thought(self, tokens: list[int]) -> list[int]:
         """All before the answer's marker; without one, all before the end."""
@@ -108,8 +154,15 @@ class Compact:
         marker = self._ids["<answer>"]
         return tokens.index(marker) if marker in tokens else len(tokens)
 
+    def kinds(self, tokens: list[int]) -> np.ndarray:
+        """REASONING or ANSWER of each token of a response."""
+        start = self.answer_start(tokens)
+        said = [self.vocab.strength_of(token) is not None for token in tokens]
+        answers_T = (np.arange(len(tokens)) >= start) | np.array(said, dtype=bool)
+        return np.where(answers_T, ANSWER, REASONING)
+
     def parse(self, tokens: list[int], request: Request) -> Answer:
-        """Read a response; failures are classified, never raised."""
+        """The written permutation; failures are classified, never raised."""
         if tokens[-1:] != [self.vocab.end_id]:
             return Answer((), ("overlong",))
         found = [self.vocab.index_of(t) for t in tokens[self.answer_start(tokens) + 1 : -1]]
@@ -117,6 +170,31 @@ class Compact:
         if not order or len(order) < len(found):
             return Answer((), ("unparseable",))
         return make_answer(order, request.k)
+
+    def read(
+        self, tokens: list[int], request: Request, level_T: np.ndarray | None = None
+    ) -> Reading:
+        """What a response says, whatever it is; `level_T` are a trajectory's expected levels.
+
+        The first strength after a candidate's index is its own; evidence between the two is cited.
+        """
+        levels_K = np.full(request.k, np.nan)
+        cites: list[list[int]] = [[] for _ in range(request.k)]
+        at = request.k  # none of them yet
+        thought = self.thought(tokens)
+        for t, token in enumerate(thought):
+            position = self.vocab.index_of(token)
+            cited, level = self.vocab.evidence_of(token), self.vocab.strength_of(token)
+            if position is not None:
+                at = position
+            elif at < request.k and np.isnan(levels_K[at]):
+                if cited is not None:
+                    cites[at].append(cited[0])
+                elif level is not None:
+                    known = level_T is not None and np.isfinite(level_T[t])
+                    levels_K[at] = level_T[t] if known and level_T is not None else level
+        written = self.parse(tokens, request) if self._ids["<answer>"] in tokens else None
+        return Reading(levels_K, tuple(map(tuple, cites)), written)
 
     def citations(self, tokens: list[int], request: Request) -> tuple[int, int]:
         """(right, all) pieces of evidence that the reasoning cites about a candidate."""
@@ -132,91 +210,10 @@ class Compact:
                     right += int(request.buckets_KF[candidate, cited[0]] == cited[1])
         return right, total
 
-    def english(
-        self, tokens: list[int], request: Request, names: Sequence[str], labels: Sequence[str] = ()
-    ) -> str:
-        """The reasoning in plain English; `names` are the candidates, `labels` first codes.
 
-        The most likely candidates get a line each, the others are only named.
-        """
-        reasoning, words = self.thought(tokens), self._wording
-        said, verdict = self._statements(reasoning)
-        # A later statement on the same candidate replaces an earlier one, as in a reader's mind.
-        ranked = sorted({s.position: s for s in said}.values(), key=lambda s: -s.level)
-        lines = [self._habit_english(reasoning, labels)]
-        lines += [self._line(s, names) for s in ranked[: words["shown"]]]
-        if (rest := len(ranked) - words["shown"]) > 0:
-            lines.append(words["rest"].format(n=rest))
-        lines.append(self._verdict(verdict, names))
-        return "\n".join(line for line in lines if line)
-
-    def _statements(self, reasoning: Sequence[int]) -> tuple[list[Statement], list[Statement]]:
-        """What the reasoning says of candidates, before and in the verdict."""
-        said: list[Statement] = []
-        verdict: list[Statement] = []
-        names = {value: name for name, value in self._ids.items()}
-        into, side = said, ""
-        for token in reasoning:
-            name = names.get(token, "")
-            position = self.vocab.index_of(token)
-            cited, level = self.vocab.evidence_of(token), self.vocab.strength_of(token)
-            if name in ("<for>", "<against>"):
-                side = name.strip("<>")
-            elif name == "<verdict>":
-                into, side = verdict, "for"
-            elif name == "<over>":
-                into, side = verdict, "against"
-            elif position is not None:
-                into.append(Statement(position))
-            elif into and cited is not None:
-                into[-1].points.setdefault(side, []).append(self._phrases.say(*cited))
-            elif into and level is not None:
-                into[-1].level = level
-        return said, verdict
-
-    def _line(self, statement: Statement, names: Sequence[str]) -> str:
-        words, name = self._wording, called(statement.position, names)
-        strength, grades = words["unsaid"], words["strengths"]
-        if statement.level >= 0:
-            share = statement.level / (self.vocab.spec.strengths - 1)
-            strength = grades[min(int(share * len(grades)), len(grades) - 1)]
-        line = words["candidate"].format(name=name, strength=strength)
-        for side, title in words["sides"].items():
-            if phrases := statement.points.get(side):
-                line += words["points"].format(side=title, phrases=listed(phrases))
-        return line
-
-    def _verdict(self, verdict: list[Statement], names: Sequence[str]) -> str:
-        words, line = self._wording, ""
-        parts = [("first", "because"), ("ahead", "weaker")]
-        for s, (opening, reason) in zip(verdict, parts, strict=False):
-            line += words[opening].format(name=called(s.position, names))
-            if phrases := [phrase for side in s.points.values() for phrase in side]:
-                line += words[reason].format(phrases=listed(phrases))
-        return line and line + "."
-
-    def _habit_english(self, reasoning: Sequence[int], labels: Sequence[str]) -> str:
-        sids = map(self.vocab.sid_of, reasoning[: 1 + HABIT_ITEMS])
-        codes = [sid[1] for sid in sids if sid and sid[0] == 0]
-        words, focus = self._wording, ""
-        if not codes:
-            return words["habit_none"]
-        shown = dict.fromkeys(labels[c] if c < len(labels) else f"group {c}" for c in codes)
-        for i, text in enumerate(words["focus"]):
-            if self._ids[f"<focus_{i}>"] in reasoning:
-                focus = text
-        return words["habit"].format(groups=listed(list(shown)), focus=focus)
-
-
-@dataclass
-class Statement:
-    """What a reasoning says of one candidate."""
-
-    position: int
-    points: dict[str, list[str]] = field(default_factory=dict)  # side -> phrases
-    level: int = -1  # strength, -1 = not said
-
-
-def called(position: int, names: Sequence[str]) -> str:
-    """A candidate's name, or its place where it has none."""
-    return names[position] if position < len(names) else f"#{position + 1}"
+def _put(out: Written, tokens: Sequence[int], kind: int) -> None:
+    """Append tokens that are their own targets."""
+    out.tokens.extend(tokens)
+    out.kinds.extend([kind] * len(tokens))
+    out.other.extend(tokens)
+    out.share.extend([0.0] * len(tokens))

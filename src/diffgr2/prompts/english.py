@@ -1,10 +1,11 @@
 """Evidence in English: one phrase per field and bucket, and the way back from phrase to evidence.
 
-Contract: `Phrases` says what a bucket of a field means in a few words; phrases of different fields
-never coincide, so `find` reads them back out of a text. With up to eight buckets every bucket has
-words of its own; above that, neighbours share them. Bucket 0 of `rank` and `gap` is the best one.
-Not here: sentences around the phrases (`compact`, `gr2`), and what the buckets count
-(`candidates.index`).
+Contract: `Phrases` says what a bucket of a field means in a few words, and on which side it counts:
+for a candidate if a person would call the grade good, against it if bad, on neither in between.
+Phrases of different fields never coincide, so `find` reads them back out of a text. With up to
+eight buckets every bucket has words of its own; above that, neighbours share them. Bucket 0 of
+`rank` and `gap` is the best one. Not here: sentences around the phrases (`account`, `chat`), and
+what the buckets count (`candidates.index`).
 """
 
 import re
@@ -12,7 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from diffgr2.prompts.request import MISSING
 from diffgr2.recipe import parse_yaml
+
+FOR, AGAINST, NEITHER = 1, -1, 0
+"""Sides on which a piece of evidence counts."""
+
+_SIDE = {"+": FOR, "-": AGAINST, ".": NEITHER}
 
 
 def wording(name: str) -> dict[str, Any]:
@@ -21,7 +30,8 @@ def wording(name: str) -> dict[str, Any]:
     words = parse_yaml(path.read_text(encoding="utf-8"), path.name)
     if name != "compact":
         shared = wording("compact")
-        words |= {part: {**shared[part], **words[part]} for part in ("fields", "scales")}
+        parts = ("fields", "scales", "sides_of")
+        words |= {part: {**shared[part], **words.get(part, {})} for part in parts}
     return words
 
 
@@ -38,10 +48,16 @@ def listed(words: Sequence[str]) -> str:
 class Phrases:
     """Phrases of all fields for one number of buckets."""
 
-    def __init__(
-        self, words: Mapping[str, Any], scales: Mapping[str, Any], fields: Sequence[str], n: int
-    ) -> None:
-        self._phrase = [[_phrase(words, scales, f, b, n) for b in range(n)] for f in fields]
+    def __init__(self, words: Mapping[str, Any], fields: Sequence[str], n: int) -> None:
+        """`words` are a template's; see `wording`."""
+        self._phrase = [[_phrase(words, f, b, n) for b in range(n)] for f in fields]
+        self.side_FB = np.array([[_side(words, f, b, n) for b in range(n)] for f in fields])
+        # (field, the field in whose bucket 0 it says nothing new)
+        self._but = [
+            (f, fields.index(words["fields"][name]["but"]))
+            for f, name in enumerate(fields)
+            if words["fields"][name].get("but") in fields
+        ]
         self._meaning: dict[str, tuple[int, frozenset[int]]] = {}
         for f, phrases in enumerate(self._phrase):
             for phrase in phrases:
@@ -58,6 +74,15 @@ class Phrases:
         """What this bucket of this field means."""
         return self._phrase[field][bucket]
 
+    def sides(self, buckets_XF: np.ndarray) -> np.ndarray:
+        """On which side each field counts, NEITHER where it is missing or says nothing new."""
+        known_XF = buckets_XF != MISSING
+        fields_F = np.arange(self.side_FB.shape[0])
+        side_XF = np.where(known_XF, self.side_FB[fields_F, np.where(known_XF, buckets_XF, 0)], 0)
+        for field, other in self._but:
+            side_XF[..., field][buckets_XF[..., other] == 0] = NEITHER
+        return side_XF
+
     def find(self, text: str) -> Iterator[tuple[int, frozenset[int]]]:
         """(field, buckets it may mean) of every phrase in the text, in order."""
         for match in self._pattern.finditer(text):
@@ -67,13 +92,23 @@ class Phrases:
         return list(self._meaning)
 
 
-def _phrase(
-    words: Mapping[str, Any], scales: Mapping[str, Any], field: str, bucket: int, n: int
-) -> str:
-    entry = words[field]
-    scale = scales[entry["scale"]]
+def _grade(words: Mapping[str, Any], field: str, bucket: int, n: int) -> int:
+    """Which of its scale's words grades a bucket."""
+    entry = words["fields"][field]
+    scale = words["scales"][entry["scale"]]
     if entry.get("places"):  # one bucket per place, the last ones share a bucket
-        word = scale[min(bucket, len(scale) - 1)]
-        return entry["phrase" if bucket < n - 1 else "last"].format(grade=word)
+        return min(bucket, len(scale) - 1)
     # Rounding half up keeps the two ends of the scale at the two ends of the buckets.
-    return entry["phrase"].format(grade=scale[int(bucket / (n - 1) * (len(scale) - 1) + 0.5)])
+    return int(bucket / (n - 1) * (len(scale) - 1) + 0.5)
+
+
+def _phrase(words: Mapping[str, Any], field: str, bucket: int, n: int) -> str:
+    entry = words["fields"][field]
+    last = entry.get("places") and bucket == n - 1
+    word = words["scales"][entry["scale"]][_grade(words, field, bucket, n)]
+    return entry["last" if last else "phrase"].format(grade=word)
+
+
+def _side(words: Mapping[str, Any], field: str, bucket: int, n: int) -> int:
+    signs = words["sides_of"][words["fields"][field]["scale"]]
+    return _SIDE[signs[_grade(words, field, bucket, n)]]

@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from diffgr2.data.store import Dataset
+from diffgr2.prompts.reading import order_by_level
 from diffgr2.types import CandidateLists, Catalogue
+
+
+MISSING = 255
+"""Stands in `buckets_KF` for evidence that is not there; a prompt passes over it."""
+
+NONE = -1
+"""Fills `cites_KC` behind the last field that counts."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Request:
 
     history_HL: np.ndarray  # codes
     codes_KL: np.ndarray
-    buckets_KF: np.ndarray
+    buckets_KF: np.ndarray  # uint8, MISSING where a field is not known
     history_texts: tuple[str, ...] = ()  # filled where the template shows text
     texts: tuple[str, ...] = ()
     history_kinds: tuple[str, ...] = ()  # `item_kind` of each history item
@@ -30,13 +38,13 @@ class Request:
     def k(self) -> int:
         return len(self.codes_KL)
 
-    def reordered(self, order_K: np.ndarray) -> Request:
-        """The same request with its candidates shown in another order."""
+    def taken(self, places: np.ndarray) -> Request:
+        """The same request with these of its candidates, in this order."""
         return replace(
             self,
-            codes_KL=self.codes_KL[order_K],
-            buckets_KF=self.buckets_KF[order_K],
-            texts=tuple(self.texts[i] for i in order_K) if self.texts else (),
+            codes_KL=self.codes_KL[places],
+            buckets_KF=self.buckets_KF[places],
+            texts=tuple(self.texts[i] for i in places) if self.texts else (),
         )
 
 
@@ -44,31 +52,18 @@ class Request:
 class Trace:
     """A teacher's decision on a request, in the order its candidates are shown."""
 
-    order_K: np.ndarray  # positions, best first
-    strength_K: np.ndarray  # level of the verdict on each candidate
-    for_KC: np.ndarray  # fields that speak for it, strongest first
-    against_KA: np.ndarray  # fields that speak against it, strongest first
+    level_K: np.ndarray  # float, its verdict on each candidate in levels of strength
+    cites_KC: np.ndarray  # fields that count, the weightiest first, ended by NONE
     explanation: str = ""  # in the teacher's own words, items as semantic IDs; "" = verbalise
 
-    def reordered(self, order_K: np.ndarray) -> Trace:
-        """The same decision for `Request.reordered(order_K)`, ties re-broken by shown order."""
-        strength_K = self.strength_K[order_K]
-        return replace(
-            self,
-            order_K=order_by_strength(strength_K),
-            strength_K=strength_K,
-            for_KC=self.for_KC[order_K],
-            against_KA=self.against_KA[order_K],
-        )
+    @property
+    def order_K(self) -> np.ndarray:
+        """Positions, best first."""
+        return order_by_level(self.level_K)
 
-
-def order_by_strength(strength_K: np.ndarray) -> np.ndarray:
-    """Positions by falling strength, ties in shown order; of many lists at once, too.
-
-    >>> order_by_strength(np.array([1, 3, 3, 0])).tolist()
-    [1, 2, 0, 3]
-    """
-    return np.argsort(-strength_K.astype(np.int64), axis=-1, kind="stable")
+    def taken(self, places: np.ndarray) -> Trace:
+        """The same decision on these candidates, in this order."""
+        return replace(self, level_K=self.level_K[places], cites_KC=self.cites_KC[places])
 
 
 def item_text(catalogue: Catalogue, item: int) -> str:

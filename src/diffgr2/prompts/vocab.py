@@ -30,8 +30,7 @@ BEGIN, FINISH = "<|sid_begin|>", "<|sid_end|>"  # around a semantic ID inside te
 CONTROL = (
     *(BEGIN, FINISH),
     *("<history>", "<candidates>", "<reason>", "<direct>"),
-    *("<habit>", "<for>", "<against>", "<verdict>", "<over>", "<answer>", "<none>"),
-    *("<focus_0>", "<focus_1>", "<focus_2>", "<focus_3>"),
+    *("<answer>", "<none>"),
     *("<task_next>", "<task_caption>", "<task_persona>", "<task_text>"),
 )
 

@@ -1,0 +1,131 @@
+"""A reading in English: what follows from strengths and prompt is rendered here, never written.
+
+Contract: `account` says what the newest purchases are, which candidate comes first and ahead of
+which, and of the first few how strong they are, for which reasons and against which. Everything is
+computed from the request, the reading and the order that is shown, so no sentence can contradict
+another or the ranking. `kinds_of` names items by the widest category level that tells them apart.
+Not here: phrases of single pieces of evidence (`english`), the model's own words (`gr2`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from diffgr2.prompts.english import AGAINST, FOR, Phrases, listed
+from diffgr2.prompts.reading import Reading
+from diffgr2.prompts.request import Request
+
+COMMON = 0.5
+"""A category name that more than this share of the items has tells nothing."""
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~])")
+
+
+def telling_level(paths: Sequence[Sequence[str]]) -> int:
+    """The widest category level on which no name covers most of the items.
+
+    >>> telling_level([["Beauty", "Hair"], ["Beauty", "Skin"], ["Beauty", "Nails"]])
+    1
+    """
+    deepest = max(map(len, paths), default=1)
+    for level in range(deepest):
+        names = Counter(path[level] for path in paths if len(path) > level)
+        if names.most_common(1)[0][1] <= COMMON * names.total():
+            return level
+    return max(deepest - 1, 0)
+
+
+def kinds_of(paths: Sequence[Sequence[str]]) -> list[str]:
+    """What kind of goods each item is, by a name that tells them apart; "" where none is known."""
+    level = telling_level(paths)
+    return [path[min(level, len(path) - 1)] if path else "" for path in paths]
+
+
+def bold(name: str) -> str:
+    """A name in bold Markdown, whatever characters it holds."""
+    plain = " ".join(name.split())
+    return f"**{_MARKUP.sub(r'\\\1', plain)}**"
+
+
+def called(position: int, names: Sequence[str], *, markdown: bool = False) -> str:
+    """A candidate's name, or its place where it has none."""
+    name = names[position] if position < len(names) and names[position] else f"#{position + 1}"
+    return bold(name) if markdown else name
+
+
+def strength_word(words: Mapping[str, Any], level: float, levels: int) -> str:
+    """A strength in words; never weaker words for a higher level."""
+    if np.isnan(level):
+        return words["unsaid"]
+    grades = words["strengths"]
+    return grades[min(int(level / (levels - 1) * len(grades)), len(grades) - 1)]
+
+
+def history_line(words: Mapping[str, Any], kinds: Sequence[str], newest: Sequence[str]) -> str:
+    """What the shown purchases are; `kinds` and names of the newest, oldest first."""
+    if not kinds and not newest:
+        return words["history_none"]
+    # Of equally frequent kinds the newest comes first.
+    counts = Counter(kind for kind in reversed(kinds) if kind)
+    if not counts:
+        named = [name for name in reversed(newest) if name][: words["kinds"]]
+        if not named:
+            return words["history_none"]
+        return words["history_unknown"].format(items=listed(named))
+    told = [
+        words["kind"].format(kind=kind, n=n, all=len(kinds)) if n > 1 else kind
+        for kind, n in counts.most_common(words["kinds"])
+    ]
+    return words["history"].format(kinds=listed(told))
+
+
+def account(
+    words: Mapping[str, Any],
+    phrases: Phrases,
+    request: Request,
+    reading: Reading,
+    order: Sequence[int],
+    levels: int,
+    names: Sequence[str],
+    kinds: Sequence[str] = (),
+    newest: Sequence[str] = (),
+    *,
+    markdown: bool = False,
+) -> str:
+    """The reasoning in plain English, or Markdown, for candidates in the order that is shown."""
+    lines = [history_line(words, kinds, newest)]
+    name = [called(position, names, markdown=markdown) for position in range(request.k)]
+    if len(order) > 1:
+        lines.append(words["verdict"].format(first=name[order[0]], second=name[order[1]]))
+    elif len(order) == 1:
+        lines.append(words["only"].format(first=name[order[0]]))
+    side_KF = phrases.sides(request.buckets_KF)
+    for position in order[: words["shown"]]:
+        strength = strength_word(words, float(reading.levels_K[position]), levels)
+        line = words["candidate"].format(name=name[position], strength=strength)
+        for title, side in (("for", FOR), ("against", AGAINST)):
+            said = [
+                phrases.say(field, int(request.buckets_KF[position, field]))
+                for field in dict.fromkeys(reading.cites[position])
+                if side_KF[position, field] == side
+            ]
+            if said:
+                line += words["points"].format(side=words["sides"][title], phrases=listed(said))
+        lines.append(("- " if markdown else "") + line)
+    if rest := list(order[words["shown"] :]):
+        lines.append(_rest_line(words, reading.levels_K, list(order[: words["shown"]]), rest))
+    return ("\n\n" if markdown else "\n").join(lines)
+
+
+def _rest_line(
+    words: Mapping[str, Any], levels_K: np.ndarray, shown: list[int], rest: list[int]
+) -> str:
+    """What is left to say of those without a line of their own; only what is so."""
+    lower = bool((levels_K[rest].max() <= levels_K[shown].min()) if len(shown) else False)
+    name = ("rest" if lower else "behind") + ("_one" if len(rest) == 1 else "")
+    return words[name].format(n=len(rest))
