@@ -58,9 +58,7 @@ class Scale:
 
     @classmethod
     def load(cls, path: Path) -> Scale:
-        saved = load_arrays(path)
-        low, high = (float(saved[name]) for name in ("low", "high"))
-        return cls(low, high, int(saved["strengths"]))
+        return cls(**{name: array.item() for name, array in load_arrays(path).items()})
 
 
 @dataclass(frozen=True)
