@@ -46,16 +46,25 @@ def kinds_of(paths: Sequence[Sequence[str]]) -> list[str]:
     return [path[min(level, len(path) - 1)] if path else "" for path in paths]
 
 
+def escaped(text: str) -> str:
+    """Text as it stands in Markdown, whatever characters it holds."""
+    return _MARKUP.sub(r"\\\1", text)
+
+
 def bold(name: str) -> str:
-    """A name in bold Markdown, whatever characters it holds."""
-    return "**" + _MARKUP.sub(r"\\\1", " ".join(name.split())) + "**"
+    """A name in bold Markdown."""
+    return f"**{escaped(_one_line(name))}**"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def labels(
     words: Mapping[str, Any], names: Sequence[str], k: int, *, markdown: bool = False
 ) -> list[str]:
     """What each of k candidates is called: by name, its place beside it where names are equal."""
-    plain = [" ".join(name.split()) for name in names[:k]] + [""] * (k - len(names))
+    plain = [_one_line(name) for name in names[:k]] + [""] * (k - len(names))
     count, shown = Counter(plain), []
     for place, name in enumerate(plain, 1):
         label = (bold(name) if markdown else name) if name else f"#{place}"
@@ -73,22 +82,27 @@ def strength_word(words: Mapping[str, Any], level: float, levels: int) -> str:
 
 
 def history_line(
-    words: Mapping[str, Any], shown: int, kinds: Sequence[str], newest: Sequence[str]
+    words: Mapping[str, Any],
+    shown: int,
+    kinds: Sequence[str],
+    newest: Sequence[str],
+    *,
+    markdown: bool = False,
 ) -> str:
     """What the `shown` purchases are; `kinds` and names of the newest, oldest first."""
     if not shown:
         return words["history_none"]
     # Of equally frequent kinds the newest comes first.
-    counts = Counter(kind for kind in reversed(kinds) if kind)
+    counts = Counter(kind for kind in map(_one_line, reversed(kinds)) if kind)
     if not counts:
-        named = [" ".join(name.split()) for name in reversed(newest) if name][: words["kinds"]]
-        if not named:
-            return words["history_nameless"]
-        return words["history_unknown"].format(items=listed(named))
-    told = [
-        words["kind"].format(kind=kind, n=n, all=len(kinds)) if n > 1 else kind
-        for kind, n in counts.most_common(words["kinds"])
-    ]
+        items = [name for name in map(_one_line, reversed(newest)) if name][: words["kinds"]]
+        items = [bold(item) for item in items] if markdown else items
+        name = "history_unknown" if items else "history_nameless"
+        return words[name].format(items=listed(items) if items else "")
+    told = []
+    for kind, n in counts.most_common(words["kinds"]):
+        name = escaped(kind) if markdown else kind
+        told.append(words["kind"].format(kind=name, n=n, all=shown) if n > 1 else name)
     more = "history_more" if len(counts) > len(told) else "history"
     return words[more].format(kinds=listed(told))
 
@@ -107,7 +121,7 @@ def account(
     markdown: bool = False,
 ) -> str:
     """The reasoning in plain English, or Markdown, for candidates in the order that is shown."""
-    lines = [history_line(words, len(request.history_HL), kinds, newest)]
+    lines = [history_line(words, len(request.history_HL), kinds, newest, markdown=markdown)]
     name = labels(words, names, request.k, markdown=markdown)
     if len(order) > 1:
         lines.append(words["verdict"].format(first=name[order[0]], second=name[order[1]]))
