@@ -26,6 +26,7 @@ from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.decode.settings import DecodeSettings, settings_of
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import BlockContract
+from diffgr2.prompts.account import kinds_of
 from diffgr2.prompts.request import MISSING, NONE, Request, Trace, request_at
 from diffgr2.prompts.template import Template, frame_of, make_template
 from diffgr2.prompts.vocab import Vocabulary
@@ -69,6 +70,11 @@ class Corpus:
     traces: dict[str, Traces]
     explanations: dict[str, list[str]]  # a teacher's own words per trace; empty if verbalised
     worth_FB: np.ndarray  # levels that the scorecard gives for a field's bucket; 0 without traces
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """What kind of goods each item is, by a name that tells them apart."""
+        return kinds_of(self.dataset.catalogue.categories)
 
     @property
     def k(self) -> int:

@@ -97,15 +97,17 @@ class Asked:
 
 def asked(corpus: Corpus, config: Any, seed: int) -> list[Asked]:
     """The lists that the teacher reads, in order; selection users' lists are not among them."""
-    known = [(s, row) for s, split in enumerate(KNOWN) for row in corpus.taught_rows(split)]
+    known = [
+        (s, row) for s, split in enumerate(KNOWN) for row in np.flatnonzero(~corpus.selected(split))
+    ]
     rng, count = generator(seed, "distill"), min(config.lists or len(known), len(known))
     result = []
     for n in np.sort(rng.choice(len(known), count, replace=False)):
         s, row = known[n]
-        shown = corpus.shown(KNOWN[s], row, config, rng)
+        shown = corpus.shown(KNOWN[s], int(row), config, rng)
         direct = bool(rng.random() < config.direct)
         answer = answer_to_learn(corpus, rng, reasoning=not direct)
-        result.append(Asked(s, row, shown, direct, answer))
+        result.append(Asked(s, int(row), shown, direct, answer))
     return result
 
 

@@ -11,22 +11,28 @@ stages decode with. Not here: metrics.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffgr2.decode.batch import DecodeRequest, decode
-from diffgr2.decode.settings import DecodeSettings
+from diffgr2.config import Answering
+from diffgr2.decode.batch import decode
+from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.errors import DataError
+from diffgr2.evaluate.coherence import Shown as Told
+from diffgr2.evaluate.coherence import contradictions
 from diffgr2.evaluate.outputs import SystemOutputs, save_outputs
 from diffgr2.model.contract import BlockContract, contract_of
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
+from diffgr2.prompts.account import account
 from diffgr2.prompts.answers import POLICIES
+from diffgr2.prompts.compact import Compact
+from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import Request
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.rows import RowSpec
@@ -61,7 +67,7 @@ class Decoded:
 
 def test_rows(corpus: Corpus, users: str, limit: int) -> np.ndarray:
     """Which test lists are decoded: hits first, then (for `all`) the others."""
-    hit_L = corpus.hit("test") >= 0
+    hit_L = corpus.judged("test").hit_L >= 0
     numbers = np.flatnonzero(hit_L)
     if users == "all":
         numbers = np.concatenate([numbers, np.flatnonzero(~hit_L)])
@@ -106,6 +112,34 @@ def decode_requests(
     return Decoded(list(requests), prompts, settings, answer, texts, readings)
 
 
+def told_of(
+    corpus: Corpus,
+    row: int,
+    decoded: Decoded,
+    n: int,
+    order_K: np.ndarray,
+    *,
+    markdown: bool = False,
+) -> Told:
+    """The n-th output of a decoding, on a test list, as people read it."""
+    catalogue, lists, template = corpus.dataset.catalogue, corpus.judged("test"), corpus.template
+    reading, request, order = decoded.readings[n], decoded.requests[n], order_K.tolist()
+    items = lists.items_LK[row].tolist()
+    history = corpus.dataset.histories.of(int(lists.user_L[row]), int(lists.end_L[row]))
+    history = history[-len(request.history_HL) :] if len(request.history_HL) else history[:0]
+    names = [catalogue.titles[item] for item in items]
+    kinds = [corpus.kinds[item] for item in history.tolist()]
+    newest = [catalogue.titles[item] for item in history.tolist()]
+    tokens = decoded.trajectories[n].tokens_T.tolist()
+    if isinstance(template, Compact):
+        spoken = (template.words, template.phrases, request, reading, order)
+        whose = (template.vocab.spec.strengths, names, kinds, newest)
+        text = account(*spoken, *whose, markdown=markdown)
+    else:
+        text = template.english(tokens, request, names)
+    return Told(request, reading, order, text, tokens, names, kinds, newest)
+
+
 def text_digest(tokens_T: np.ndarray) -> int:
     """The first 8 bytes of the tokens' sha256."""
     digest = hashlib.sha256(tokens_T.astype("<i8").tobytes()).digest()
@@ -134,6 +168,10 @@ def outputs_of(
     orders = orders_of(decoded, policy)
     cited_L2 = np.array([template.citations(*pair) for pair in pairs], dtype=np.int32)
     said = decoded.answer == "said"
+    found = [
+        len(contradictions(template, told_of(corpus, int(row), decoded, n, orders[n])))
+        for n, row in enumerate(lists)
+    ]
     return SystemOutputs(
         name=name,
         order_LK=np.stack(orders).astype(np.int16),
@@ -150,10 +188,7 @@ def outputs_of(
         levels_LK=np.stack([r.levels_K for r in decoded.readings]).astype(np.float32)
         if said
         else None,
-        contradictions_L=np.array(
-            [len(found) for found in contradictions_in(corpus, lists, decoded, orders)],
-            dtype=np.int32,
-        ),
+        contradictions_L=np.array(found, dtype=np.int32),
         meta={key: getattr(decoded.settings, key) for key in DESCRIBED}
         | {"answer": decoded.answer},
     )
@@ -168,12 +203,12 @@ def run_row(ctx: StageContext, spec: RowSpec) -> dict[str, Any]:
         work: dict[str, Any] = {"batch": config.batch, "on_done": lambda _: bar.advance()}
         how: dict[str, Any] = {"reasoning": spec.reasoning, "answer": spec.answer}
         decoded = decode_requests(corpus, model, requests, spec.how, **how, **work)
-    policy = "floor" if spec.name.endswith("_raw") else ctx.recipe.decode.repair
+    policy = spec.policy(ctx.recipe.decode.repair)
     outputs = outputs_of(corpus, spec.name, lists, decoded, policy)
     save_outputs(ctx.out, outputs)
     assert outputs.raw_valid_L is not None
     assert outputs.contradictions_L is not None
-    first_L = outputs.order_LK[:, 0] == corpus.hit("test")[lists]
+    first_L = outputs.order_LK[:, 0] == corpus.judged("test").hit_L[lists]
     texts = decoded.trajectories
     return {
         "lists": len(lists),

@@ -39,11 +39,9 @@ class SftTask:
         """The training text of the corpus's n-th trace."""
         corpus, rng = self.corpus, generator(self.seed, self.name, "example", *key)
         split, at = corpus.examples[n]
-        row = int(corpus.traces[split].row_N[at])
-        shown = corpus.shown(split, row, self.config, rng)
+        shown, trace = corpus.lesson(split, at, self.config, rng)
         reasoning = bool(rng.random() >= self.config.direct)
         answer = answer_to_learn(corpus, rng, reasoning=reasoning)
-        trace = corpus.taught(split, at, shown)
         prompt = corpus.template.prompt(shown.request, reasoning=reasoning)
         made = corpus.template.response(shown.request, trace, reasoning=reasoning, answer=answer)
         return Text(prompt, made.tokens, made.kinds, made.other, made.share)
