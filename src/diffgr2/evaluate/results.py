@@ -66,8 +66,8 @@ STEPS = (
 """What each stage is compared with; pairs whose rows are both there form one Holm family."""
 
 LEVEL = (("ar", "cft_opd_rl"), ("ar", "verify"))
-"""Steps that are to lose nothing: whether they are level is said, at a margin set beforehand. Of hit
-users alone: misses, which are 0 in any row, would make everything level."""
+"""Steps that are to lose nothing: whether they are level is said, at a margin set beforehand, of
+hit users alone (misses, which are 0 in any row, would make everything level)."""
 
 
 @dataclass(frozen=True)
