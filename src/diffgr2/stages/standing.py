@@ -27,7 +27,7 @@ from diffgr2.pipeline import STANDS, Runner
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.plan import CORPUS
 from diffgr2.stages.rows import rows_of_recipe
-from diffgr2.stages.score import Decoded, Model, decode_lists
+from diffgr2.stages.score import Decoded, Model, decode_requests
 from diffgr2.types import CandidateLists
 
 TIMED = {"ar": "ar", "block": "cft_opd_rl", "block_raw": "cft_opd_rl_raw", "verify": "verify"}
@@ -128,4 +128,5 @@ class Standing:
         """Test lists decoded one by one with a stage's model."""
         if stage not in self.models:
             self.models[stage] = Model.open(self.root / stage)
-        return decode_lists(self.corpus, self.models[stage], rows, how, batch=1)
+        requests = [self.corpus.request("test", int(row)) for row in rows]
+        return decode_requests(self.corpus, self.models[stage], requests, how, batch=1)
