@@ -239,7 +239,8 @@ def trajectory(
     step_of_T: np.ndarray, texts: Sequence[str], block_size: int, first_border: int
 ) -> Figure:
     """Position × forward: a filled cell is the commit, the tint above it is waiting masked, the
-    shade below it is done (a column of it: given before the first). Blocks of `block_size` have dashed borders, from `first_border` on."""
+    shade below it is done (a whole column of it: given before the first forward). Blocks of
+    `block_size` have dashed borders, from `first_border` on."""
     n, steps = len(step_of_T), max(int(step_of_T.max()) + 1, 1)
     shown = n <= TEXTS
     width = min(16.0, max(7.0, 1.2 + n * (0.2 if shown else 0.12)))
