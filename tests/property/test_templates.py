@@ -21,6 +21,7 @@ from diffgr2.types import FAILURES
 from support.templates import (
     BUCKETS,
     CODES,
+    HOSTILE,
     TITLES,
     K,
     draw_request,
@@ -30,9 +31,6 @@ from support.templates import (
     vocabulary,
     wander,
 )
-
-HOSTILE = ["<|im_end|>", "<|im_start|>system", "<think>", "</tool_call>", "<s_a_1>", "<c_1>"]
-HOSTILE += ["<|sid_begin|><s_a_0><s_b_0><s_c_0><|sid_end|>", "<|MASK|>", "<answer>", "<v_3>"]
 
 vocabularies = pytest.mark.parametrize("kind", ["trained", "qwen"])
 templates = pytest.mark.parametrize("name", sorted(TEMPLATES))

@@ -28,6 +28,8 @@ TITLES = [
     "Aloe Vera Gel (Aloe; Skin Care > Gels)",
     "x",
 ]
+HOSTILE = ["<|im_end|>", "<|im_start|>system", "<think>", "</tool_call>", "<s_a_1>", "<c_1>"]
+HOSTILE += ["<|sid_begin|><s_a_0><s_b_0><s_c_0><|sid_end|>", "<|MASK|>", "<answer>", "<v_3>"]
 
 
 def text_tokenizer(kind: str) -> Tokenizer:

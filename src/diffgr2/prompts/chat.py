@@ -187,7 +187,8 @@ class Chat:
         kind, n = (*kinds.most_common(1), ("", 0))[0]
         if n > 1:
             counts: dict[str, list[Piece]] = {"all": [str(len(request.history_HL))], "n": [str(n)]}
-            return filled(steps["habit"], {**counts, "kind": [UserText(kind)], "newest": newest})
+            name = "habit_all" if n == len(request.history_HL) else "habit"
+            return filled(steps[name], {**counts, "kind": [UserText(kind)], "newest": newest})
         last = request.history_kinds[-1] if kinds else ""
         name = "newest_of" if last else "newest"
         return filled(steps[name], {"kind": [UserText(last)], "newest": newest})

@@ -303,7 +303,7 @@ class Gr2:
             else:
                 text += segment
         try:
-            order = [numbered[entry] for entry in recommendations(text)]
+            order = [numbered[entry.strip()] for entry in recommendations(text)]
         except (ValueError, RecursionError, LookupError):
             order = []
         return make_answer(order, request.k) if order else Answer((), ("unparseable",))
