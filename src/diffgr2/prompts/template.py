@@ -12,8 +12,8 @@ Contract: a `Template` turns a request into token ids and token ids back into wh
     answers, max_response(k)                read-outs it has; its grammar's longest text
 
 `words` and `phrases` are what `account` renders a reading with; `gr2`, whose reasoning is the
-model's own words, tells those with `english`. No reader raises, whatever the tokens. `make_template`
-builds the one that the recipe names. Not here: the templates themselves (`compact`, `gr2`).
+model's own words, tells those with `english`. No reader raises, whatever the tokens.
+`make_template` builds the one that the recipe names. Not here: the templates themselves.
 """
 
 from diffgr2.config import PromptConfig
