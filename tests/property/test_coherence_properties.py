@@ -13,7 +13,7 @@ from tests.support.accounts import K_MAX, Case, drawn, template
 from diffgr2.evaluate.coherence import contradictions
 from diffgr2.prompts.reading import mean_reading
 
-NEAR = {"unread", "uncited", "two_grades", "two_sides"}
+NEAR = {"unread", "uncited", "two_grades", "two_sides", "repeated"}
 """What else it is where a grade is another field's, or is said of the field elsewhere."""
 SIDES = tuple(template().words["sides"].values())
 
@@ -93,7 +93,7 @@ def changes(case: Case, text: str):
 
 
 @given(cases(least=2))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_change_of_a_text_is_found(case):
     case = named(case)
     text = case.text()
