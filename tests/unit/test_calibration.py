@@ -95,7 +95,7 @@ def test_one_more_level_is_worth_the_same_in_every_list(levels, scale, extra):
 
 def test_the_error_by_hand():
     chance_LK = np.array([[0.8, 0.2], [0.8, 0.2]])
-    found = calibration_error(chance_LK, np.array([0, MISS]))
+    found = calibration_error(chance_LK, np.array([0, MISS]), bins=2)
     assert found.error == pytest.approx(0.25)
     assert found.bins == ((pytest.approx(0.2), 0.0, 2), (pytest.approx(0.8), 0.5, 2))
     assert calibration_error(np.array([[1.0, 0.0]]), np.array([0])).error == 0.0

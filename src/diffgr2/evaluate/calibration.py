@@ -69,7 +69,7 @@ def chances(levels_K: np.ndarray, scale: float, order_K: np.ndarray | None = Non
 
 @dataclass(frozen=True)
 class Reliability:
-    """What was said and what was so, in bins of equal width that hold a candidate."""
+    """What was said and what was so, in bins of equal count, by rising chance."""
 
     error: float  # expected calibration error
     bins: tuple[tuple[float, float, int], ...]  # mean chance, share that were the one, candidates
@@ -78,17 +78,16 @@ class Reliability:
 def calibration_error(chance_LK: np.ndarray, hit_L: np.ndarray, bins: int = 10) -> Reliability:
     """Over all candidates (NaN: none): mean distance of chance and share, by candidates per bin.
 
-    By hand: two candidates said at .8, one of them right, and two at .2, none of them right:
-    |.8 - .5| / 2 + |.2 - 0| / 2 = .25.
+    By hand, two bins: two candidates said at .8, one of them right, and two at .2, none of them
+    right: |.8 - .5| / 2 + |.2 - 0| / 2 = .25.
     """
     right_LK = np.arange(chance_LK.shape[1]) == hit_L[:, None]
     held_LK = ~np.isnan(chance_LK)
     chance_N, right_N = chance_LK[held_LK], right_LK[held_LK]
-    bin_N = np.minimum((chance_N * bins).astype(int), bins - 1)
     found, error = [], 0.0
-    for number in np.unique(bin_N):
-        inside_N = bin_N == number
-        said, so, n = chance_N[inside_N].mean(), right_N[inside_N].mean(), int(inside_N.sum())
-        found.append((float(said), float(so), n))
-        error += abs(float(said - so)) * n / len(chance_N)
+    for inside in np.array_split(np.argsort(chance_N, kind="stable"), bins):
+        if n := len(inside):
+            said, so = float(chance_N[inside].mean()), float(right_N[inside].mean())
+            found.append((said, so, n))
+            error += abs(said - so) * n / len(chance_N)
     return Reliability(error, tuple(found))

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any, Protocol
 
 import numpy as np
 
+from diffgr2.evaluate.significance import wilson
 from diffgr2.evaluate.told import Past, Point, Reader, Told, Who, plain
 from diffgr2.prompts.english import AGAINST, FOR, NEITHER, Phrases
 from diffgr2.prompts.reading import Reading
@@ -231,21 +231,7 @@ def _response(template: Writes, shown: Shown) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------ rates
 
 
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share.
-
-    By hand: 0 of 10 has the lower end 0 and the upper z² / (10 + z²) = .2775.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    share, spread = hits / n, z * z / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * sqrt(share * (1 - share) / n + spread / (4 * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def coherence_rate(counts: Sequence[int] | np.ndarray) -> tuple[float, tuple[float, float]]:
     """Share of outputs without a contradiction, from each output's number of them."""
-    coherent = int((np.asarray(counts) == 0).sum())
-    n = len(counts)
-    return coherent / max(n, 1), wilson(coherent, n)
+    coherent, n = int((np.asarray(counts) == 0).sum()), len(counts)
+    return (coherent / n, wilson(coherent, n)) if n else (0.0, (0.0, 1.0))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.evaluate.significance import bootstrap_means, interval
+from diffgr2.evaluate.significance import ratio_interval
 from diffgr2.prompts.english import NEITHER
 from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import MISSING
@@ -75,23 +75,22 @@ def moved(removals: Sequence[Removal], resamples: int, *key: str | int) -> dict[
     move_N = np.array([removal.movement for removal in known])
     lists, list_N = np.unique([removal.list for removal in known], return_inverse=True)
     right_N = move_N > STILL
-    sums_U2 = np.zeros((len(lists), 2))
-    np.add.at(sums_U2, list_N, np.stack([right_N, np.ones(len(known))], 1))
-    means_B2 = bootstrap_means(sums_U2, resamples, *key)  # a list counts by its removals
+    right_U, all_U = np.bincount(list_N, right_N), np.bincount(list_N)
     return {
         "n": len(known),
         "lists": len(lists),
         "moved": float(right_N.mean()),
-        "ci": list(interval(means_B2[:, 0] / means_B2[:, 1])),
+        "ci": list(ratio_interval(right_U, all_U, resamples, *key) or ()),  # a list counts whole
         "against": float((move_N < -STILL).mean()),
         "mean_levels": float(move_N.mean()),
     }
 
 
 def faithfulness(removals: Sequence[Removal], resamples: int, *key: str | int) -> dict[str, Any]:
-    """Cited fields, and the control."""
+    """Cited fields, and the control; what has no case is left out."""
     parts = {"cited": True, "uncited": False}
-    return {
+    found = {
         name: moved([r for r in removals if r.cited == cited], resamples, *key, name)
         for name, cited in parts.items()
     }
+    return {name: part for name, part in found.items() if part["n"]}

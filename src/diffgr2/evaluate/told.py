@@ -130,8 +130,9 @@ class Reader:
                 self._who[label] = self._who.get(label, frozenset()) | {i}
                 if twins[name] > 1 and name:
                     self._who[same.format(name=label, place=i + 1)] = frozenset({i})
-            sid = sid_text(request.codes_KL[i].tolist())
-            self._who |= dict.fromkeys((sid, BEGIN + sid + FINISH), frozenset({i}))
+            if "steps" in self._words:
+                sid = sid_text(request.codes_KL[i].tolist())
+                self._who |= dict.fromkeys((sid, BEGIN + sid + FINISH), frozenset({i}))
 
     def read(self, text: str) -> Told:
         """All that the text tells."""
