@@ -22,7 +22,7 @@ from diffgr2.prompts.request import NONE, Trace
 from diffgr2.streams import generator
 from diffgr2.types import MISS
 
-LEAST = 0.03
+LEAST = 0.04
 """Share of the whole scale that a field has to move a score by to count."""
 
 BULK = (0.001, 0.999)
