@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.support.accounts import K_MAX, Case, drawn, template
 
 from diffgr2.evaluate.coherence import contradictions
 from diffgr2.prompts.reading import mean_reading
+from support.accounts import K_MAX, Case, drawn, template
 
 NEAR = {"unread", "uncited", "two_grades", "two_sides", "repeated"}
 """What else it is where a grade is another field's, or is said of the field elsewhere."""

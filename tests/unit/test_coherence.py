@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.accounts import STRENGTHS, Case, request_of, template
 
 from diffgr2.evaluate.coherence import (
     KINDS,
@@ -18,6 +17,7 @@ from diffgr2.evaluate.coherence import (
 )
 from diffgr2.prompts.english import Phrases
 from diffgr2.prompts.reading import Reading
+from support.accounts import STRENGTHS, Case, request_of, template
 
 # The columns are rank, gap, copurchase, lift, last, next, session, brand, category, text.
 EVIDENCE = [

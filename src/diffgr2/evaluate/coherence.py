@@ -100,7 +100,7 @@ def contradictions(template: Writes, shown: Shown) -> tuple[str, ...]:
 
 def _true_past(past: Past, shown: Shown) -> bool:
     """Whether the history is as it is said to be."""
-    held = len(shown.request.history_HL)
+    held = max(len(shown.request.history_HL), len(shown.kinds), len(shown.newest))
     if past.nothing or not past.readable:
         return past.readable and held == 0
     if past.items:
@@ -116,7 +116,7 @@ def _true_past(past: Past, shown: Shown) -> bool:
         and len(set(named)) == len(named)
         and numbers == sorted(numbers, reverse=True)
         and numbers == [n for _, n in counts.most_common(len(named))]
-        and all(counts[kind] == n and total in (None, held) for kind, n, total in past.named)
+        and all(counts[kind] == n and total in (None, len(shown.kinds)) for kind, n, total in past.named)
     )
 
 
