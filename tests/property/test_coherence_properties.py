@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from diffgr2.evaluate.coherence import Shown, contradictions
+from diffgr2.prompts.gr2 import Gr2
 from diffgr2.prompts.reading import mean_reading
 from support import templates
 from support.accounts import K_MAX, Case, drawn, template
@@ -64,6 +65,7 @@ def test_a_written_order_is_incoherent_just_where_strengths_rise(case, random):
 @settings(max_examples=60, deadline=None)
 def test_an_explanation_by_the_chat_contradicts_nothing(seed, k):
     gr2 = templates.template("gr2", "trained")
+    assert isinstance(gr2, Gr2)
     request = templates.draw_request(seed, k)
     trace = templates.draw_trace(seed, request, gr2)
     tokens = gr2.response(request, trace).tokens
