@@ -229,7 +229,7 @@ The other 3 are less likely."""
         ("Fern balm is likely", "Fern balm is very likely", ("strength",)),
         (
             "points: rem",
-            "points: bought with earlier purchases slightly more than its popularity suggests and rem",
+            f"points: {MORE} and rem",
             ("two_sides",),
         ),
         ("The other 3", "The other 7", ("rest",)),
