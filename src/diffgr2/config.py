@@ -321,7 +321,7 @@ class OpdConfig(TrainConfig):
     rollouts: Positive = 4  # per prompt
     temperature: Amount = 1.0  # of the student's rollouts
     teacher_temperature: Rate = 1.0  # below 1: nearer to what the teacher would choose greedily
-    threshold: Share = 0.5
+    threshold: Share = 0.2
     rule: Rule = "grammar"
     answer: Answering = "said"  # what is rolled out: to the last strength, or the permutation too
     ar_weight: Amount = 0.2  # keeps the AR head
@@ -330,7 +330,7 @@ class OpdConfig(TrainConfig):
 class BlockRlConfig(RlConfig):
     """RL on the diffusion policy (block_rl.*)."""
 
-    threshold: Share = 0.5
+    threshold: Share = 0.2
     clip_high: Rate = 0.2  # symmetric, as in the paper
 
 
@@ -342,7 +342,7 @@ class DecodeConfig(Section):
 
     decoder: Decoder = "block"
     accept: Literal["threshold", "static", "entropy"] = "threshold"
-    threshold: Share = 0.5  # tau
+    threshold: Share = 0.2  # tau
     per_step: Annotated[int, Field(ge=1, le=256)] = 8  # static accept
     entropy_bound: Annotated[float, Field(gt=0.0, le=100.0)] = 0.3
     rule: Rule = "grammar"
