@@ -65,6 +65,7 @@ class Job:
     listen: Callable[[Event], None]
     streams: bool = False
     first: bool = False  # a later window of a request that has waited already
+    number: int = 0  # of the request's decodes
     cancelled: bool = False
     ended: bool = False
     queued_at: float = field(default_factory=time.monotonic)
@@ -230,7 +231,7 @@ class Engine:
             self._jobs[writer.key] = job
             if job.started_at is None:
                 job.started_at = time.monotonic()
-                if not job.first:
+                if job.number == 0:
                     self.metrics.queue_seconds.observe(job.started_at - job.queued_at)
             joining.setdefault(job.settings.decoder, []).append(writer)
         for decoder, writers in joining.items():
