@@ -19,7 +19,7 @@ from safetensors import safe_open
 from diffgr2.artifacts import load_arrays
 from diffgr2.candidates.index import NAMES
 from diffgr2.candidates.pairs import KINDS
-from diffgr2.config import Recipe
+from diffgr2.config import Decoder, Recipe
 from diffgr2.errors import ArtifactError, CheckpointError, first_line
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import BlockContract
@@ -36,7 +36,7 @@ class Opened(Protocol):
     directory: Path
     recipe: Recipe
     k_max: int
-    decoders: tuple[str, ...]
+    decoders: tuple[Decoder, ...]
     template: Template
     scales: dict[str, float]
     contract: BlockContract | None

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.retrieval import ragged, score
-from diffgr2.config import DECODERS, Answering, DecodeConfig
+from diffgr2.config import DECODERS, Answering, DecodeConfig, Decoder
 from diffgr2.data.store import read_dataset
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
 from diffgr2.errors import ConfigError, DataError, first_problem
@@ -66,7 +66,7 @@ class World:
         check_config(directory)
         check_arrays(directory)
         self.contract = contract_of(directory)
-        self.decoders = tuple(DECODERS) if self.contract else ("ar",)
+        self.decoders: tuple[Decoder, ...] = tuple(DECODERS) if self.contract else ("ar",)
         dataset = read_dataset(directory / "data")
         self.histories, self.catalogue = dataset.histories, dataset.catalogue
         self.raw_users = dataset.raw_users
