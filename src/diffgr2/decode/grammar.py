@@ -72,7 +72,7 @@ class Places:
         }
 
 
-def row_of_places(sets: Sequence[Sequence[int]]) -> np.ndarray:
+def row_of_places(sets: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
     """Allowed tokens [T, A] of these sets."""
     out_TA = np.full((len(sets), max(map(len, sets), default=1)), NOTHING, dtype=np.int64)
     for at, tokens in enumerate(sets):
@@ -250,6 +250,10 @@ class Guide:
             raise DecodeError(f"grammar: position {at} is behind the response's end")
         last = len(self.grammar.head) + free.room - 1
         return np.array([free.closer]) if at >= last else None
+
+    def closable(self, at: int) -> bool:
+        """Whether the token that ends the free text may stand at this open position of it."""
+        return at >= self._free_end
 
     def without(self, at: int) -> np.ndarray:
         """The tokens that may not stand at an open position of the free text."""
