@@ -27,6 +27,7 @@ def card(recipe: Recipe, model: str, n_items: int, *, diffusion: bool) -> str:
     setting = ""
     if decoder == "block":
         setting = f" with accept rule `{decode.accept}`, τ = {decode.threshold:g}, `{decode.rule}`"
+    setting += f"; read-out `{decode.answer}`, views: {decode.views}"
     decoders = ", ".join(f"`{name}`" for name in DECODERS if diffusion or name == "ar")
     facts = {"recipe": recipe, "model": model, "n_items": n_items, "decoders": decoders}
     return CARD.read_text(encoding="utf-8").format(**facts, decoder=decoder, setting=setting)

@@ -79,10 +79,10 @@ _TABLE = (
            "RL on the diffusion policy", "rl"),
     _stage("cft_rl", "corpus cft", "cft_rl prompt candidates decode.clean_kv",
            "the same without OPD", "rl"),
-    _stage("bundle", "data items evidence retriever block_rl", _BUNDLED,
-           "one model directory to serve: the diffusion model", "pack", "block_rl", version=2),
-    _stage("bundle_ar", "data items evidence retriever rl", _BUNDLED,
-           "the same of the AR teacher", "pack", "rl", version=2),
+    _stage("bundle", "data items evidence retriever block_rl calibrate", _BUNDLED,
+           "one model directory to serve: the diffusion model", "pack", "block_rl", version=3),
+    _stage("bundle_ar", "data items evidence retriever rl calibrate", _BUNDLED,
+           "the same of the AR teacher", "pack", "rl", version=3),
     *(
         _stage(f"score_{row.name}", f"corpus {row.model}", f"{_SCORED} {READ_BY[row.how]}",
                f"decode the test lists: {row.name}", "score:run_row", row)
