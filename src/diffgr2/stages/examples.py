@@ -55,8 +55,8 @@ def told(
         order,
         template.vocab.spec.strengths,
         names,
-        [kinds[item] for item in shown],
-        [title(corpus, item) for item in shown],
+        [kinds[int(item)] for item in shown],
+        [title(corpus, int(item)) for item in shown],
         markdown=True,
     )
     return order, text, "" if reading.complete else " (some candidates were not judged)"
