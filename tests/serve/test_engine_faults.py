@@ -159,14 +159,14 @@ def test_a_request_whose_prefill_fails_fails_alone(broken, reranker) -> None:
 def test_a_bug_in_the_parser_costs_one_request(broken, reranker, monkeypatch) -> None:
     server, _ = broken
     template = server.reranker.template
-    whole = template.parse
+    whole = template.read
 
-    def parse(tokens: Any, request: Any) -> Any:
+    def read(tokens: Any, request: Any, level_T: Any) -> Any:
         if request.k == 3:
             raise IndexError("a bug")
-        return whole(tokens, request)
+        return whole(tokens, request, level_T)
 
-    monkeypatch.setattr(template, "parse", parse)
+    monkeypatch.setattr(template, "read", read)
     asked = bodies(reranker, "block")
     poison = {**asked[0], "documents": asked[0]["documents"][:3]}
     answers = ask_all(server, [*asked, poison])

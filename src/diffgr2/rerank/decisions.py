@@ -19,6 +19,8 @@ from diffgr2.prompts.english import AGAINST, FOR
 from diffgr2.prompts.request import Request
 from diffgr2.types import Trajectory
 
+DIGITS = 6  # of a probability in JSON
+
 SIDES = {FOR: "for", AGAINST: "against"}
 
 
@@ -41,8 +43,11 @@ class Decision:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "strengths": list(self.strengths),
-            "evidence": [[vars(piece) for piece in place] for place in self.evidence],
+            "strengths": [round(chance, DIGITS) for chance in self.strengths],
+            "evidence": [
+                [{**vars(piece), "probability": round(piece.probability, DIGITS)} for piece in place]
+                for place in self.evidence
+            ],
         }
 
 

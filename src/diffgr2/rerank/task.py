@@ -214,9 +214,14 @@ class RankTask:
         """What all windows and views say of the list as it came."""
         return mean_reading(self._readings) if len(self._readings) > 1 else self._readings[0]
 
+    @property
+    def levels(self) -> np.ndarray:
+        """Strengths as ties are told: what batching does to the last digits shows nowhere."""
+        return np.round(self.reading.levels_K, 4)
+
     def probabilities(self) -> np.ndarray:
         """Calibrated, along the order; a candidate that was not judged counts as the weakest."""
-        levels_N = self.reading.levels_K[self.order]
+        levels_N = self.levels[self.order]
         if len(levels_N) == 1:
             return np.ones(1)
         judged_N = ~np.isnan(levels_N)
@@ -281,7 +286,7 @@ class RankTask:
         assert sorted(self.order.tolist()) == list(range(n)), "not a permutation"
         head = self.order[: n if top_k is None else min(top_k, n)].tolist()
         scores = self.probabilities() if said else 1.0 - np.arange(n) / n
-        levels_N, markdown = self.reading.levels_K, return_reasoning == "markdown"
+        levels_N, markdown = self.levels, return_reasoning == "markdown"
         decisions = self._decisions() if getattr(self.settings, "details", False) else None
         runs = tuple(part.trajectory for part in self.parts if part.trajectory is not None)
         return RankResult(
