@@ -136,6 +136,28 @@ def validity(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def coherence(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """What every row's outputs are worth: a panel per share, each with its 95 % interval."""
+    named = {"raw_valid": "raw valid", "coherent": "coherent", "evidence_true": "evidence true"}
+    shown = [key for key in named if any(key in row for row in rows)]
+    figure, axes = new_figure(1.7 + 2.7 * len(shown), 1.3 + 0.28 * len(rows), 1, len(shown))
+    for place, (ax, key) in enumerate(zip(axes[0], shown, strict=True)):
+        look = LOOKS[place]
+        for y, row in enumerate(rows):
+            if key in row:
+                value = row[key]
+                ax.plot(row["ci"].get(key, (value, value)), [y, y], color=look["color"], lw=1.8)
+                ax.plot(value, y, ms=6, **look)
+        ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_xlim(-0.04, 1.04)
+        ax.tick_params(labelleft=place == 0)
+        ax.grid(visible=False, axis="y")
+        heading(ax, named[key])
+    figure.supxlabel("share of outputs (evidence: of citations), 95 % interval", fontsize=9)
+    return figure
+
+
 def rank_moves(floor_rank_L: np.ndarray, final_rank_L: np.ndarray, k: int, name: str) -> Figure:
     """Where the target stood and where it ended: row shares with counts, diagonal outlined."""
     keep_L = (floor_rank_L != MISS) & (final_rank_L >= 0)
@@ -217,8 +239,9 @@ def trajectory(
     step_of_T: np.ndarray, texts: Sequence[str], block_size: int, first_border: int
 ) -> Figure:
     """Position × forward: a filled cell is the commit, the tint above it is waiting masked, the
-    shade below it is done. Blocks of `block_size` have dashed borders, from `first_border` on."""
-    n, steps = len(step_of_T), int(step_of_T.max()) + 1
+    shade below it is done (a whole column of it: given before the first forward). Blocks of
+    `block_size` have dashed borders, from `first_border` on."""
+    n, steps = len(step_of_T), max(int(step_of_T.max()) + 1, 1)
     shown = n <= TEXTS
     width = min(16.0, max(7.0, 1.2 + n * (0.2 if shown else 0.12)))
     height = min(9.0, max(2.6, 1.6 + 0.2 * steps)) + (1.0 if shown else 0.0)
