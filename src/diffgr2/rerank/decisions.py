@@ -45,7 +45,10 @@ class Decision:
         return {
             "strengths": [round(chance, DIGITS) for chance in self.strengths],
             "evidence": [
-                [{**vars(piece), "probability": round(piece.probability, DIGITS)} for piece in place]
+                [
+                    {**vars(piece), "probability": round(piece.probability, DIGITS)}
+                    for piece in place
+                ]
                 for place in self.evidence
             ],
         }

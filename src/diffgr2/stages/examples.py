@@ -6,19 +6,15 @@ with item names in bold; where the target was is said at the end of each. Not he
 outside (`diffgr2 rerank`).
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from diffgr2.errors import ArtifactError
-from diffgr2.prompts.account import account, bold, kinds_of
-from diffgr2.prompts.answers import POLICIES
-from diffgr2.prompts.gr2 import Gr2
-from diffgr2.prompts.request import Request, item_text
+from diffgr2.prompts.account import bold
+from diffgr2.prompts.request import item_text
 from diffgr2.stages.corpus import Corpus
+from diffgr2.stages.score import Decoded, orders_of, told_of
 from diffgr2.stages.standing import Standing
 from diffgr2.streams import generator
-from diffgr2.types import Trajectory
 
 BLOCK, AR = ("block_rl", "opd", "cft"), ("rl", "sft")
 MODELS = dict.fromkeys(BLOCK, "recommended") | dict.fromkeys(AR, "ar")
@@ -27,56 +23,15 @@ MODELS = dict.fromkeys(BLOCK, "recommended") | dict.fromkeys(AR, "ar")
 SHOWN = 6  # history items printed
 
 
-def told(
-    corpus: Corpus,
-    row: int,
-    request: Request,
-    trajectory: Trajectory,
-    names: Sequence[str],
-    kinds: Sequence[str],
-) -> tuple[list[int], str, str]:
-    """(order, reasoning, what was wrong with the answer) of a decoded list."""
-    template, tokens = corpus.template, trajectory.tokens_T.tolist()
-    if isinstance(template, Gr2):
-        answer = template.parse(tokens, request)
-        order = POLICIES[corpus.recipe.decode.repair](answer.order, request.k).tolist()
-        state = "" if answer.valid else f" (repaired: {', '.join(answer.failures)})"
-        return order, template.english(tokens, request, [bold(name) for name in names]), state
-    reading = template.read(tokens, request, trajectory.level_T)
-    order = reading.said_order().tolist()
-    lists, dataset = corpus.lists["test"], corpus.dataset
-    past = dataset.histories.of(int(lists.user_L[row]), int(lists.end_L[row]))
-    shown = past[-corpus.recipe.prompt.history :].tolist()
-    text = account(
-        template.words,
-        template.phrases,
-        request,
-        reading,
-        order,
-        template.vocab.spec.strengths,
-        names,
-        [kinds[int(item)] for item in shown],
-        [title(corpus, int(item)) for item in shown],
-        markdown=True,
-    )
-    return order, text, "" if reading.complete else " (some candidates were not judged)"
-
-
-def title(corpus: Corpus, item: int) -> str:
-    """What to call an item."""
-    catalogue = corpus.dataset.catalogue
-    return catalogue.titles[item] or f"item {catalogue.raw_ids[item]}"
-
-
-def described(
-    corpus: Corpus, row: int, request: Request, trajectory: Trajectory, kinds: Sequence[str]
-) -> list[str]:
-    """One example as lines, without its heading."""
-    catalogue, lists = corpus.dataset.catalogue, corpus.lists["test"]
-    items, hit = lists.items_LK[row].tolist(), int(lists.hit_L[row])
-    names = [title(corpus, item) for item in items]
+def described(corpus: Corpus, row: int, decoded: Decoded, n: int, order_K: np.ndarray) -> list[str]:
+    """The n-th example as lines, without its heading."""
+    catalogue, lists = corpus.dataset.catalogue, corpus.judged("test")
+    items, hit, order = lists.items_LK[row].tolist(), int(lists.hit_L[row]), order_K.tolist()
+    names = [bold(catalogue.titles[i] or f"item {catalogue.raw_ids[i]}") for i in items]
     history = corpus.dataset.histories.of(int(lists.user_L[row]), int(lists.end_L[row]))[-SHOWN:]
-    order, reasoning, state = told(corpus, row, request, trajectory, names, kinds)
+    reasoning = told_of(corpus, row, decoded, n, order_K, markdown=True).text
+    answer, trajectory = decoded.readings[n].answer(decoded.answer), decoded.trajectories[n]
+    state = "" if answer.valid else f" (repaired: {', '.join(answer.failures)})"
     return [
         *("History:", ""),
         *(f"- {item_text(catalogue, item)}" for item in history.tolist()),
@@ -85,9 +40,9 @@ def described(
         *("", "Reasoning:", ""),
         *(f"> {line}".rstrip() for line in reasoning.splitlines()),
         *("", f"Ranking{state}:", ""),
-        *(f"{place}. {bold(names[at])} (came {at + 1}.)" for place, at in enumerate(order, 1)),
+        *(f"{place}. {names[at]} (came {at + 1}.)" for place, at in enumerate(order, 1)),
         "",
-        f"Bought next: {bold(names[hit])}, place {hit + 1} before, {order.index(hit) + 1} after. "
+        f"Bought next: {names[hit]}, place {hit + 1} before, {order.index(hit) + 1} after. "
         f"{len(trajectory.tokens_T)} tokens in {trajectory.nfe} forwards.",
         "",
     ]
@@ -98,16 +53,15 @@ def worked_examples(found: Standing, count: int) -> str:
     stage = found.last(tuple(MODELS))
     if stage is None:
         raise ArtifactError(f"{found.root}: no model stands yet (run: diffgr2 sft RECIPE)")
-    hits = np.flatnonzero(found.lists.hit_L >= 0)
+    hits = np.flatnonzero(found.corpus.judged("test").hit_L >= 0)
     rng = generator(found.recipe.seed, "examples")
     rows = np.sort(rng.choice(hits, min(count, len(hits)), replace=False))
     decoded = found.decoded(stage, rows, MODELS[stage])
     name, how = found.recipe.name, MODELS[stage]
-    kinds = kinds_of(found.dataset.catalogue.categories)
+    orders = orders_of(decoded, found.recipe.decode.repair)
     lines = [f"# Worked examples of {name}, model `{stage}`, decoder `{how}`", ""]
     for number, row in enumerate(rows.tolist()):
         user = found.dataset.raw_users[found.lists.user_L[row]]
         lines += [f"## Example {number + 1}: shopper {user}", ""]
-        request, trajectory = decoded.requests[number], decoded.trajectories[number]
-        lines += described(found.corpus, row, request, trajectory, kinds)
+        lines += described(found.corpus, row, decoded, number, orders[number])
     return "\n".join(lines)
