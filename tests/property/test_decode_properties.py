@@ -11,9 +11,6 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from diffgr2.decode.answer_rule import (
     UNKNOWN,
     AnswerState,
@@ -21,8 +18,11 @@ from diffgr2.decode.answer_rule import (
     allowed_tokens,
     settle,
 )
-from diffgr2.decode.batch import make_writer
 from diffgr2.decode.draw import prepare
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffgr2.decode.batch import make_writer
 from diffgr2.decode.grammar import AnswerGrammar
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.writer import View
