@@ -273,7 +273,7 @@ SEALED: dict[str, Change] = {
     "an unknown key": recipe("decode", more=1),
     "another longest list": recipe("candidates", k_max=7),
     "no scale of a decoder": lambda b: edit_json(b / SCALES, lambda s: s.pop("verify") and None),
-    "a scale of 0": lambda b: edit_json(b / SCALES, lambda s: s.update(ar=0)),
+    "a scale below 0": lambda b: edit_json(b / SCALES, lambda s: s.update(ar=-0.1)),
     "a scale that is a text": lambda b: edit_json(b / SCALES, lambda s: s.update(ar="1")),
     "scales that are a list": lambda b: (b / SCALES).write_text("[]"),
     "other buckets": recipe("evidence", buckets=5),

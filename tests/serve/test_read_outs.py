@@ -10,7 +10,7 @@ import pytest
 
 from diffgr2.errors import ConfigError
 from diffgr2.evaluate.coherence import Shown, contradictions
-from diffgr2.rerank.readout import ReadOut, dealt, falling
+from diffgr2.rerank.readout import ReadOut, dealt
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.rerank.task import RankResult, RankTask
 from support import bundles
@@ -189,11 +189,3 @@ def test_reasoning_names_first_and_second(reranker: Reranker) -> None:
         assert marked.count("**") >= 4
         assert marked.replace("**", "") != marked
     assert ranked(reranker, 4).reasoning is None
-
-
-def test_falling_scores_stay_as_they_are_where_they_fall() -> None:
-    scores_N = np.array([0.5, 0.3, 0.2])
-    np.testing.assert_array_equal(falling(scores_N), scores_N)
-    level = falling(np.full(50, 0.02))
-    assert (np.diff(level) < 0).all()
-    assert level.min() == pytest.approx(0.02)

@@ -244,8 +244,8 @@ def read_scales(directory: Path) -> dict[str, float]:
     if not isinstance(scales, dict):
         raise ArtifactError(f"{path}: expected an object")
     for name, scale in scales.items():
-        if type(scale) not in (int, float) or not 0 < scale < 1e6:
-            raise ArtifactError(f"{path}: {name[:80]!r}: expected a number above 0")
+        if type(scale) not in (int, float) or not 0 <= scale < 1e6:
+            raise ArtifactError(f"{path}: {name[:80]!r}: expected a number from 0 on")
     return scales
 
 

@@ -1,8 +1,7 @@
 """How a ranking is read out of a model's responses: strengths that it says, or a permutation.
 
 Contract: `ReadOut` names the way. `dealt` cuts a list into windows for said answers, which need
-nothing of each other; `sliding` into windows for written ones, which do. `falling` makes scores
-that agree with the order. Not here: decoding and reading (`task`), what a request may choose
+nothing of each other; `sliding` into windows for written ones, which do. Not here: decoding and reading (`task`), what a request may choose
 (`world`).
 """
 
@@ -48,15 +47,3 @@ def sliding(n: int, k: int) -> list[tuple[int, int]]:
     ends = range(n, k, -max(1, k // 2)) if n > k else range(n, n + 1)
     windows = [(max(0, end - k), end) for end in ends]
     return windows if windows[-1][0] == 0 else [*windows, (0, windows[-1][1] - max(1, k // 2))]
-
-
-def falling(scores_N: np.ndarray) -> np.ndarray:
-    """The same scores, each a hair below the one before where it is not below already.
-
-    >>> bool((np.diff(falling(np.array([0.5, 0.5, 0.6]))) < 0).all())
-    True
-    """
-    out_N = scores_N.astype(np.float64)
-    for place in range(1, len(out_N)):
-        out_N[place] = min(out_N[place], np.nextafter(out_N[place - 1], -np.inf))
-    return out_N

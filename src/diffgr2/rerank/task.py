@@ -26,7 +26,7 @@ from diffgr2.prompts.reading import Reading, mean_reading
 from diffgr2.prompts.request import Request
 from diffgr2.rerank.decisions import Decision, decisions_of, merged
 from diffgr2.rerank.names import Item
-from diffgr2.rerank.readout import ReadOut, dealt, falling, sliding, view_of
+from diffgr2.rerank.readout import ReadOut, dealt, sliding, view_of
 from diffgr2.rerank.world import World
 from diffgr2.types import Trajectory
 
@@ -221,13 +221,8 @@ class RankTask:
 
     def probabilities(self) -> np.ndarray:
         """Calibrated, along the order; a candidate that was not judged counts as the weakest."""
-        levels_N = self.levels[self.order]
-        if len(levels_N) == 1:
-            return np.ones(1)
-        judged_N = ~np.isnan(levels_N)
-        lowest = levels_N[judged_N].min() if judged_N.any() else 0.0
-        scale = self.world.scales[self.settings.decoder]
-        return falling(chances(np.where(judged_N, levels_N, lowest), scale))
+        scale = self.world.scales[self.settings.decoder] if len(self.order) > 1 else 1.0
+        return chances(self.levels, scale, self.order)[self.order]
 
     def english(self, *, markdown: bool = False) -> str:
         """The reasoning for people: one account of the whole list, or the model's own words."""
