@@ -1,8 +1,8 @@
 """How a ranking is read out of a model's responses: strengths that it says, or a permutation.
 
 Contract: `ReadOut` names the way. `dealt` cuts a list into windows for said answers, which need
-nothing of each other; `sliding` into windows for written ones, which do. Not here: decoding and reading (`task`), what a request may choose
-(`world`).
+nothing of each other; `sliding` into windows for written ones, which do. Not here: decoding and
+reading (`task`), what a request may choose (`world`).
 """
 
 from __future__ import annotations
