@@ -36,7 +36,7 @@ def test_every_length_is_ranked_by_the_model(reranker: Reranker, decoder: str, n
     result = ranked(reranker, n, decode={"decoder": decoder}, return_reasoning=True)
     assert sorted(result.order) == list(range(n))
     assert result.valid
-    assert not (result.repaired or result.fallback)
+    assert (result.repaired, result.fallback) == (False, False)
     assert result.failures == ()
     assert all(a > b for a, b in itertools.pairwise(result.scores))
     assert sum(result.scores) == pytest.approx(1.0)
