@@ -74,7 +74,7 @@ def test_a_test_list_gives_the_tokens_of_the_evaluation(
 def test_every_test_list_gives_the_request_of_the_corpus(
     run_dir: Path, reranker: Reranker, corpus: Corpus, shows_text: bool, monkeypatch
 ) -> None:
-    shown = SimpleNamespace(shows_text=shows_text)
+    shown = SimpleNamespace(shows_text=shows_text, answers=("said", "written"))
     monkeypatch.setattr(reranker, "template", shown)
     object.__setattr__(corpus, "template", shown)
     for row in range(0, len(corpus.lists["test"]), 3):

@@ -175,7 +175,7 @@ def rank_file(
     source: Path,
     output: Path,
     *,
-    telling: Telling,
+    telling: Telling = True,
     top_k: int | None,
     batch: int,
 ) -> tuple[int, int]:
