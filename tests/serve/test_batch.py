@@ -135,6 +135,7 @@ def test_the_bounds_can_be_read_and_are_kept(reranker: Reranker) -> None:
         told = client.get("/v1/models/default").json()["limits"]
         assert told == {
             "documents": 5,
+            "shown": 2000,
             "history": 2,
             "text": 20,
             "batch": 3,

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import torch
 
+from diffgr2.model.session import TorchSession
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.limits import Limits
 from support.live import Live, body_of, idle
@@ -36,6 +37,9 @@ class Faulty:
         self.forwards += 1
         logits = self._model(ids_BT, *rest, **more)
         return logits if self.fault is None else self.fault(ids_BT, logits)
+
+    def session(self, mask_id: int) -> TorchSession:
+        return TorchSession(self, mask_id)  # type: ignore[arg-type]
 
     def fill(self, ids_BT: torch.Tensor, *rest: Any) -> None:
         if self.on_fill is not None:
