@@ -44,6 +44,9 @@ PARTS = {
 }
 """Files taken from each stage, under its name."""
 
+CALIBRATION = "calibrate/calibration.json"
+"""What turns strengths into probabilities, by decoder."""
+
 
 REQUIRED = ("config.json", NOTE, *VOCABULARY_FILES)
 

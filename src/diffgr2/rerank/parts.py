@@ -25,7 +25,7 @@ from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import BlockContract
 from diffgr2.prompts.template import Template
 from diffgr2.prompts.vocab import Vocabulary, own_tokens
-from diffgr2.rerank.bundle import PARTS, read_strict
+from diffgr2.rerank.bundle import CALIBRATION, PARTS, read_strict
 from diffgr2.rerank.names import Names, Seats
 from diffgr2.types import Catalogue, Histories
 
@@ -49,8 +49,6 @@ class Opened(Protocol):
     seats: Seats
     retriever: Any
 
-
-CALIBRATION = "calibrate/calibration.json"
 
 MOST_POSITIONS = 1 << 20
 """Tables are made for every position of a model."""
