@@ -378,6 +378,8 @@ class EvaluateConfig(Section):
     thresholds: list[float] = [1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
     frontier_lists: Positive = 400  # hit lists decoded per threshold
     lengths: list[Positive] = [64, 128, 256, 512, 1024]  # output tokens, for throughput
+    list_lengths: list[Positive] = [*range(1, 21), 25, 40, 100]  # candidates, for the probes
+    views: list[Positive] = [1, 2, 3, 5]  # presentations averaged, for the probes
 
 
 class Recipe(Section):
