@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffgr2.evaluate.coherence import Shown, contradictions
 from diffgr2.prompts.gr2 import Gr2
-from diffgr2.prompts.reading import mean_reading
+from diffgr2.prompts.said import mean_reading
 from support import templates
 from support.accounts import K_MAX, Case, drawn, template
 

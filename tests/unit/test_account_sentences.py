@@ -9,8 +9,8 @@ import pytest
 
 from diffgr2.prompts.account import account, bold, history_line, strength_word
 from diffgr2.prompts.english import AGAINST, FOR
-from diffgr2.prompts.reading import Reading, mean_reading
 from diffgr2.prompts.request import Request
+from diffgr2.prompts.said import Reading, mean_reading
 from support.templates import STRENGTHS, draw_request, draw_trace, template
 
 MADE = template("compact", "trained")

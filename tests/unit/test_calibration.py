@@ -16,7 +16,7 @@ from diffgr2.evaluate.calibration import (
     chances,
     fit_scale,
 )
-from diffgr2.prompts.reading import order_by_level
+from diffgr2.prompts.said import order_by_level
 from diffgr2.types import MISS
 
 

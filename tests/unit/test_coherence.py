@@ -16,7 +16,7 @@ from diffgr2.evaluate.coherence import (
     contradictions,
 )
 from diffgr2.prompts.english import Phrases
-from diffgr2.prompts.reading import Reading
+from diffgr2.prompts.said import Reading
 from support.accounts import STRENGTHS, Case, request_of, template
 
 # The columns are rank, gap, copurchase, lift, last, next, session, brand, category, text.

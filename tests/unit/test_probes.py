@@ -23,8 +23,8 @@ from diffgr2.items.sids import SemanticIds
 from diffgr2.pipeline import StageContext
 from diffgr2.progress import Progress
 from diffgr2.prompts.english import NEITHER
-from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import MISSING, Request
+from diffgr2.prompts.said import Reading
 from diffgr2.recipe import validate
 from diffgr2.stages import calibrate, probes
 from diffgr2.stages.corpus import Corpus

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import softmax
 
-from diffgr2.prompts.reading import order_by_level
+from diffgr2.prompts.said import order_by_level
 from diffgr2.types import MISS
 
 FEWEST = 20

@@ -20,8 +20,8 @@ from diffgr2.evaluate.significance import wilson
 from diffgr2.evaluate.told import Past, Point, Reader, Told, Who, plain
 from diffgr2.prompts.english import AGAINST, FOR, NEITHER, Phrases
 from diffgr2.prompts.gr2 import Gr2
-from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import Request
+from diffgr2.prompts.said import Reading
 from diffgr2.prompts.vocab import Vocabulary
 
 MEANING = {

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from diffgr2.prompts.english import AGAINST, FOR, Phrases, listed
-from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import Request
+from diffgr2.prompts.said import Reading
 
 COMMON = 0.5
 """A category name that more than this share of the items has tells nothing."""
@@ -32,7 +32,7 @@ def telling_level(paths: Sequence[Sequence[str]]) -> int:
     >>> telling_level([["Beauty", "Hair"], ["Beauty", "Skin"], ["Beauty", "Nails"]])
     1
     """
-    deepest = max(map(len, paths), default=1)
+    deepest = max(map(len, paths), default=0)
     for level in range(deepest):
         names = Counter(path[level] for path in paths if len(path) > level)
         if names.most_common(1)[0][1] <= COMMON * names.total():

@@ -27,8 +27,8 @@ from diffgr2.evaluate.faithfulness import Removal, choose, faithfulness
 from diffgr2.evaluate.metrics import MAIN, METRICS, values_of
 from diffgr2.evaluate.significance import bootstrap_means, interval
 from diffgr2.pipeline import StageContext
-from diffgr2.prompts.reading import Reading, mean_reading, order_by_level
 from diffgr2.prompts.request import Request, request_at
+from diffgr2.prompts.said import Reading, mean_reading, order_by_level
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.score import Model, decode_requests, test_rows
 from diffgr2.streams import generator, permutation
