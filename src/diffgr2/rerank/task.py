@@ -22,8 +22,8 @@ from diffgr2.prompts.account import account, bold
 from diffgr2.prompts.answers import POLICIES
 from diffgr2.prompts.english import wording
 from diffgr2.prompts.gr2 import Gr2
-from diffgr2.prompts.reading import Reading, mean_reading
 from diffgr2.prompts.request import Request
+from diffgr2.prompts.said import Reading, mean_reading
 from diffgr2.rerank.decisions import Decision, decisions_of, merged
 from diffgr2.rerank.names import Item
 from diffgr2.rerank.readout import ReadOut, dealt, sliding, view_of

@@ -24,7 +24,6 @@ from diffgr2 import __version__
 from diffgr2.errors import Diffgr2Error
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve import docs, many, page
-from diffgr2.serve.bodies import deadline_of, parse_body, read_body
 from diffgr2.serve.door import BATCH_PATH, LIST_PATHS, Door
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.limits import Limits
@@ -39,6 +38,7 @@ from diffgr2.serve.ranking import (
     problem_of,
     whole,
 )
+from diffgr2.serve.reading import deadline_of, parse_body, read_body
 from diffgr2.serve.schema import Ask, Problem, parse_request
 from diffgr2.serve.state import Served, State
 

@@ -5,7 +5,7 @@ proper HTTP/1 request (two framings, another version, too many headers), hosts t
 callers without a key or above their rate, and ranking requests while no slot is free, all before a
 byte of the body is read. HEAD is GET without its body. Whatever escapes a route becomes the one
 error shape with the id. Nothing it answers may be stored. One access line a request goes to the
-log; keys and bodies never do. Not here: bodies (`bodies`) and connections (`connection`).
+log; keys and bodies never do. Not here: bodies (`reading`) and connections (`connection`).
 """
 
 from __future__ import annotations

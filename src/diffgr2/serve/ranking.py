@@ -4,7 +4,7 @@ Contract: a `Visit` owns a slot and gives it back exactly once, with one outcome
 request ends; a `Ranking` holds one bundle and its jobs; `Listener` brings the engine's events to
 the event loop together with the deadline and the client's presence. What takes time (resolving
 items, prompts, answers) runs on reader threads within the deadline. Not here: routes (`app`),
-bodies (`bodies`), decoding (`engine`).
+bodies (`reading`), decoding (`engine`).
 """
 
 import asyncio
