@@ -260,13 +260,13 @@ class RankTask:
         ]
         return "\n\n".join(told[::-1])
 
-    def _decisions(self) -> list[Decision]:
-        """Of every candidate of the list as it came."""
-        found: list[list[Decision]] = [[] for _ in self.order]
+    def _decisions(self) -> list[Decision] | None:
+        """Of every candidate of the list as it came; free text decides nothing to be told apart."""
         template = self.world.template
+        if isinstance(template, Gr2):
+            return None
+        found: list[list[Decision]] = [[] for _ in self.order]
         for part in self.parts:
-            if isinstance(template, Gr2):
-                break  # free text decides nothing that could be told apart
             assert part.trajectory is not None
             decided = decisions_of(template, part.request, part.trajectory)
             for shown, decision in decided.items():
@@ -282,7 +282,7 @@ class RankTask:
         head = self.order[: n if top_k is None else min(top_k, n)].tolist()
         scores = self.probabilities() if said else 1.0 - np.arange(n) / n
         levels_N, markdown = self.levels, return_reasoning == "markdown"
-        decisions = self._decisions() if getattr(self.settings, "details", False) else None
+        decisions = self._decisions() if self.settings.details else None
         runs = tuple(part.trajectory for part in self.parts if part.trajectory is not None)
         return RankResult(
             order=tuple(head),
