@@ -10,23 +10,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from diffgr2.section import Amount, Count, Positive, Rate, Section, Share
+from diffgr2.choices import DECODERS as DECODERS
+from diffgr2.choices import Answering, Decoder, Rule
 
-Answering = Literal["said", "written"]
-"""Read from the strengths that a response states, or the permutation written at its end."""
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0.0)]
+Amount = Annotated[float, Field(ge=0.0)]
 
-Rule = Literal["raw", "grammar"]
-"""Whether a response is held to its template's grammar."""
 
-Decoder = Literal["ar", "block", "verify"]
-DECODERS: dict[Decoder, tuple[str, ...]] = {
-    "ar": ("temperature", "rule"),
-    "block": ("temperature", "accept", "threshold", "per_step", "entropy_bound", "rule"),
-    "verify": ("temperature", "canvas", "rule"),
-}
-"""What each decoder reads of a recipe's `decode` section."""
+class Section(BaseModel):
+    """Base of all sections: strict types, no unknown keys, no mutation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------------------- data and candidates
