@@ -34,7 +34,8 @@ def test_langchain_compressor(reranker, service) -> None:
     ]
     ranked = compressor.compress_documents(documents, service.query)
     assert [d.metadata["item_id"] for d in ranked] == wanted(reranker, service)[:3]
-    assert ranked[0].metadata["relevance_score"] == 1.0
+    scores = [document.metadata["relevance_score"] for document in ranked]
+    assert 1.0 >= scores[0] > scores[1] > scores[2] >= 0.0
     assert compressor.compress_documents([], service.query) == []
 
 
@@ -48,7 +49,7 @@ def test_llama_index_postprocessor(reranker, service) -> None:
     rank = DiffusionRerank(reranker, top_n=2)
     ranked = rank.postprocess_nodes(nodes, query_str=service.query)
     assert [n.node.text for n in ranked] == wanted(reranker, service)[:2]
-    assert ranked[0].score == 1.0
+    assert 1.0 >= ranked[0].score > ranked[1].score >= 0.0
 
 
 def test_haystack_component(reranker, service) -> None:

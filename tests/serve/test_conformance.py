@@ -16,7 +16,7 @@ from diffgr2.cli.serve import answered
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.connection import GONE_S
 from diffgr2.serve.limits import Limits, Slots
-from diffgr2.serve.schema import event, line_of
+from diffgr2.serve.replies import event, line_of
 from support.live import Live, body_of, idle, ids
 from support.raw import JSON, body_of_answer, head_of, request, talk
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import torch
 
+from diffgr2.model.session import TorchSession
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.limits import Limits
 from support.live import Live, body_of, idle
@@ -36,6 +37,9 @@ class Faulty:
         self.forwards += 1
         logits = self._model(ids_BT, *rest, **more)
         return logits if self.fault is None else self.fault(ids_BT, logits)
+
+    def session(self, mask_id: int) -> TorchSession:
+        return TorchSession(self, mask_id)  # type: ignore[arg-type]
 
     def fill(self, ids_BT: torch.Tensor, *rest: Any) -> None:
         if self.on_fill is not None:
@@ -159,14 +163,14 @@ def test_a_request_whose_prefill_fails_fails_alone(broken, reranker) -> None:
 def test_a_bug_in_the_parser_costs_one_request(broken, reranker, monkeypatch) -> None:
     server, _ = broken
     template = server.reranker.template
-    whole = template.parse
+    whole = template.read
 
-    def parse(tokens: Any, request: Any) -> Any:
+    def read(tokens: Any, request: Any, level_T: Any) -> Any:
         if request.k == 3:
             raise IndexError("a bug")
-        return whole(tokens, request)
+        return whole(tokens, request, level_T)
 
-    monkeypatch.setattr(template, "parse", parse)
+    monkeypatch.setattr(template, "read", read)
     asked = bodies(reranker, "block")
     poison = {**asked[0], "documents": asked[0]["documents"][:3]}
     answers = ask_all(server, [*asked, poison])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections import Counter
@@ -154,7 +155,54 @@ def test_long_lists_come_back_whole(live: Live, reranker: Reranker) -> None:
     with live.client() as client:
         value = client.post("/rerank", json={"history": [], "documents": documents}).json()
     assert sorted(entry["index"] for entry in value["results"]) == list(range(23))
-    assert value["decode"]["windows"] > 5
+    assert value["decode"]["windows"] == 4  # of six places at most
+    scores = [entry["relevance_score"] for entry in value["results"]]
+    assert all(a > b for a, b in itertools.pairwise(scores))
+    assert sum(scores) == pytest.approx(1.0)
+
+
+def test_views_of_a_long_list_have_a_bound(live: Live, reranker: Reranker) -> None:
+    documents = ids(reranker, *range(90))
+    with live.client() as client:
+        body = {"history": [], "documents": documents, "decode": {"views": 2}}
+        assert client.post("/rerank", json=body).status_code == 200
+    with Live(reranker, limits=Limits(shown=179)) as small, small.client() as client:
+        answer = client.post("/rerank", json=body)
+        assert answer.status_code == 422
+        assert answer.json()["error"]["param"] == "decode"
+        assert client.post("/rerank", json={**body, "decode": {}}).status_code == 200
+
+
+def test_windows_and_views_are_streamed_by_number(live: Live, reranker: Reranker) -> None:
+    body = {"history": [], "documents": ids(reranker, *range(100, 113)), "decode": {"views": 2}}
+    with live.client() as client:
+        told = events(client.post("/rerank", json={**body, "stream": True}).text)
+        plain = client.post("/rerank", json=body).json()
+    deltas = [value for name, value in told if name == "reasoning.delta"]
+    assert {delta["window"] for delta in deltas} == set(range(6))  # three windows, two views
+    for window in range(6):
+        cells = [pair for d in deltas if d["window"] == window for pair in d["committed"]]
+        assert len({at for at, _ in cells}) == len(cells)
+    final = next(value for name, value in told if name == "results")
+    assert [e["index"] for e in final["results"]] == [e["index"] for e in plain["results"]]
+
+
+def test_decisions_and_markdown_are_given_where_asked(live: Live, reranker: Reranker) -> None:
+    body = body_of(reranker, 4, return_reasoning="markdown", decode={"details": True})
+    with live.client() as client:
+        value = client.post("/v1/rerank", json=body).json()
+        plain = client.post("/v1/rerank", json=body_of(reranker, 4)).json()
+    assert "decisions" not in plain
+    assert [one["index"] for one in value["decisions"]] == [e["index"] for e in value["results"]]
+    for one, entry in zip(value["decisions"], value["results"], strict=True):
+        levels = range(len(one["strengths"]))
+        mean = sum(level * p for level, p in zip(levels, one["strengths"], strict=True))
+        assert mean == pytest.approx(entry["strength"], abs=1e-3)
+        for place in one["evidence"]:
+            assert sum(piece["probability"] for piece in place) == pytest.approx(1.0, abs=1e-3)
+            assert all((piece["field"] is None) == (not piece["phrase"]) for piece in place)
+    assert value["reasoning"].count("**") >= 4
+    assert value["ranking"]["sure"] == value["results"][0]["relevance_score"]
 
 
 @pytest.mark.parametrize("decoder", ["ar", "block", "verify"])

@@ -31,6 +31,8 @@ from support import bundles
 from support.bundles import edit_arrays, edit_json, edit_weights
 from support.live import ids
 
+SCALES = "calibrate/calibration.json"
+
 Change = Callable[[Path], object]
 
 
@@ -255,7 +257,8 @@ SEALED: dict[str, Change] = {
     "a mask outside": contract(mask_token_id=10**9),
     "an unknown alignment": contract(alignment="other"),
     "an unknown contract field": contract(more=1),
-    "another format": note(format=2),
+    "an older format": note(format=1),
+    "a newer format": note(format=3),
     "a format that is true": note(format=True),
     "an unknown field": note(more=1),
     "shoppers of some other kind": note(shoppers="real"),
@@ -268,7 +271,11 @@ SEALED: dict[str, Change] = {
     "a threshold that is a text": recipe("decode", threshold="0.5"),
     "a length below 0": recipe("decode", max_tokens=-1),
     "an unknown key": recipe("decode", more=1),
-    "another K": recipe("candidates", k=7),
+    "another longest list": recipe("candidates", k_max=7),
+    "no scale of a decoder": lambda b: edit_json(b / SCALES, lambda s: s.pop("verify") and None),
+    "a scale below 0": lambda b: edit_json(b / SCALES, lambda s: s.update(ar=-0.1)),
+    "a scale that is a text": lambda b: edit_json(b / SCALES, lambda s: s.update(ar="1")),
+    "scales that are a list": lambda b: (b / SCALES).write_text("[]"),
     "other buckets": recipe("evidence", buckets=5),
     "no vocabulary sizes": lambda b: (b / "vocabulary.json").write_text("{}"),
     "more codes than items have": vocabulary(codes=25),
@@ -362,7 +369,7 @@ def test_the_same_hands_leave_a_whole_bundle_whole(run_dir: Path, tmp_path: Path
     edit_weights(bundle, lambda tensors: None)
     (bundle / ".cache").mkdir()  # other tools' business
     (bundle / ".cache" / "state").write_text("")
-    assert Reranker.from_pretrained(bundles.seal(bundle)).k == 4
+    assert Reranker.from_pretrained(bundles.seal(bundle)).k_max == 6
 
 
 @pytest.mark.parametrize("what", ["nothing", "an empty directory", "a file"])

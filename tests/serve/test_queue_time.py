@@ -13,6 +13,7 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+from diffgr2.model.session import TorchSession
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.limits import Limits
 from support.live import Live, body_of
@@ -28,6 +29,9 @@ class Slow:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+    def session(self, mask_id: int) -> TorchSession:
+        return TorchSession(self, mask_id)  # type: ignore[arg-type]
 
     def __call__(self, *args: Any, **more: Any) -> torch.Tensor:
         time.sleep(FORWARD_S)

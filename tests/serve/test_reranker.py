@@ -6,6 +6,7 @@ import itertools
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffgr2.candidates.index import NAMES
-from diffgr2.decode.batch import decode
 from diffgr2.errors import ArtifactError, ConfigError, DataError
 from diffgr2.model.contract import contract_of
 from diffgr2.rerank.names import UnresolvedError
+from diffgr2.rerank.readout import dealt, sliding
 from diffgr2.rerank.reranker import Reranker
-from diffgr2.rerank.task import windows_of
 from diffgr2.stages import score
 from diffgr2.stages.corpus import Corpus, open_corpus
 
@@ -34,7 +34,7 @@ def corpus(run_dir: Path, reranker: Reranker) -> Corpus:
 
 def asked(corpus: Corpus, reranker: Reranker, row: int) -> dict:
     """A test list as a caller of the API would send it."""
-    lists, raw = corpus.lists["test"], corpus.dataset.catalogue.raw_ids
+    lists, raw = corpus.judged("test"), corpus.dataset.catalogue.raw_ids
     user, end = int(lists.user_L[row]), int(lists.end_L[row])
     return {
         "history": [raw[i] for i in corpus.dataset.histories.of(user, end)],
@@ -45,37 +45,41 @@ def asked(corpus: Corpus, reranker: Reranker, row: int) -> dict:
 
 @pytest.mark.parametrize("decoder", ["ar", "block", "verify"])
 @pytest.mark.parametrize("reasoning", [True, False])
+@pytest.mark.parametrize("answer", ["said", "written"])
 def test_a_test_list_gives_the_tokens_of_the_evaluation(
-    run_dir: Path, reranker: Reranker, corpus: Corpus, decoder: str, reasoning: bool
+    run_dir: Path, reranker: Reranker, corpus: Corpus, decoder: str, reasoning: bool, answer: str
 ) -> None:
     rows = score.test_rows(corpus, "all", 0)[:12]
-    requests, _ = score.requests_for(corpus, rows, reasoning=reasoning)
-    how = corpus.settings(contract_of(run_dir / "block_rl"), HOW[decoder])
-    wanted = decode(reranker.model, requests, how, batch=8)
+    requests = [corpus.request("test", int(row)) for row in rows]
+    model = score.Model(reranker.model, contract_of(run_dir / "block_rl"))
+    how: dict[str, Any] = {"reasoning": reasoning, "answer": answer, "batch": 8}
+    decoded = score.decode_requests(corpus, model, requests, HOW[decoder], **how)
     calls = [
         {
             **asked(corpus, reranker, int(row)),
-            "decode": {"decoder": decoder},
+            "decode": {"decoder": decoder, "answer": answer},
             "reasoning": reasoning,
         }
         for row in rows
     ]
     results = reranker.rank_many(calls)
-    for result, trajectory in zip(results, wanted, strict=True):
+    orders = score.orders_of(decoded, reranker.recipe.decode.repair)
+    for result, trajectory, order_K in zip(results, decoded.trajectories, orders, strict=True):
         np.testing.assert_array_equal(result.trajectories[0].tokens_T, trajectory.tokens_T)
         np.testing.assert_array_equal(result.trajectories[0].step_of_T, trajectory.step_of_T)
+        assert result.order == tuple(order_K.tolist())
 
 
 @pytest.mark.parametrize("shows_text", [False, True])
 def test_every_test_list_gives_the_request_of_the_corpus(
     run_dir: Path, reranker: Reranker, corpus: Corpus, shows_text: bool, monkeypatch
 ) -> None:
-    shown = SimpleNamespace(shows_text=shows_text)
+    shown = SimpleNamespace(shows_text=shows_text, answers=("said", "written"))
     monkeypatch.setattr(reranker, "template", shown)
     object.__setattr__(corpus, "template", shown)
     for row in range(0, len(corpus.lists["test"]), 3):
         task = reranker.prepare(**asked(corpus, reranker, row))
-        mine, theirs = task.request(np.arange(4)), corpus.request("test", row)
+        mine, theirs = task.whole, corpus.request("test", row)
         np.testing.assert_array_equal(mine.history_HL, theirs.history_HL)
         np.testing.assert_array_equal(mine.codes_KL, theirs.codes_KL)
         np.testing.assert_array_equal(mine.buckets_KF, theirs.buckets_KF)
@@ -86,7 +90,7 @@ def test_every_test_list_gives_the_request_of_the_corpus(
 def test_retriever_scores_are_the_floor_scores(reranker: Reranker, corpus: Corpus) -> None:
     for row in range(5):
         task = reranker.prepare(**asked(corpus, reranker, row))
-        floor_K = corpus.lists["test"].scores_LK[row]
+        floor_K = corpus.judged("test").scores_LK[row]
         np.testing.assert_allclose(task.query.scores_N, floor_K, rtol=1e-5)
 
 
@@ -152,14 +156,24 @@ def test_the_same_item_twice_is_an_error(reranker: Reranker) -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 12))
-def test_windows_cover_the_list_back_to_front(n: int, k: int) -> None:
-    windows = windows_of(n, k)
+def test_written_windows_cover_the_list_back_to_front(n: int, k: int) -> None:
+    windows = sliding(n, k)
     assert windows[-1][0] == 0
     assert windows[0][1] == n
     assert all(0 < end - start <= k for start, end in windows)
     for (start, end), (next_start, next_end) in itertools.pairwise(windows):
         assert next_start < start
         assert start <= next_end <= end
+
+
+@given(st.integers(1, 300), st.integers(2, 30))
+def test_said_windows_share_the_list_evenly(n: int, k: int) -> None:
+    windows = dealt(np.arange(n), k)
+    assert sorted(np.concatenate(windows).tolist()) == list(range(n))
+    sizes = [len(window) for window in windows]
+    assert max(sizes) <= k
+    assert max(sizes) - min(sizes) <= 1
+    assert len(windows) == -(-n // k)
 
 
 @settings(
@@ -169,21 +183,25 @@ def test_windows_cover_the_list_back_to_front(n: int, k: int) -> None:
     n=st.integers(1, 14),
     seed=st.integers(0, 10**6),
     decoder=st.sampled_from(["ar", "block", "verify"]),
-    rule=st.sampled_from(["raw", "permutation"]),
+    rule=st.sampled_from(["raw", "grammar"]),
+    answer=st.sampled_from(["said", "written"]),
     temperature=st.sampled_from([0.0, 1.5]),
 )
 def test_any_list_comes_back_as_a_permutation(
-    reranker: Reranker, n: int, seed: int, decoder: str, rule: str, temperature: float
+    reranker: Reranker,
+    n: int,
+    seed: int,
+    decoder: str,
+    rule: str,
+    answer: str,
+    temperature: float,
 ) -> None:
     rng = np.random.default_rng(seed)
     picks = rng.permutation(len(reranker.catalogue))[: n + 3]
     raw = [reranker.catalogue.raw_ids[i] for i in picks]
     given_list = raw[3:]
-    result = reranker.rank(
-        raw[: seed % 4],
-        given_list,
-        decode={"decoder": decoder, "rule": rule, "temperature": temperature, "seed": seed},
-    )
+    how = {"decoder": decoder, "rule": rule, "answer": answer, "temperature": temperature}
+    result = reranker.rank(raw[: seed % 4], given_list, decode={**how, "seed": seed})
     assert sorted(result.order) == list(range(n))
     assert list(result.items) == [given_list[i] for i in result.order]
     assert all(a > b for a, b in zip(result.scores, result.scores[1:], strict=False))
@@ -191,6 +209,12 @@ def test_any_list_comes_back_as_a_permutation(
     assert result.valid == (not result.failures)
     assert result.valid != (result.repaired or result.fallback)
     assert result.decode["windows"] == len(result.trajectories)
+    assert 0.0 <= result.scores[-1] <= result.scores[0] <= 1.0
+    if rule == "grammar":
+        assert result.valid
+    if answer == "said":
+        assert sum(result.scores) == pytest.approx(1.0)
+        assert result.sure == result.scores[0]
 
 
 def test_many_at_once_equal_one_by_one(reranker: Reranker) -> None:
@@ -225,8 +249,7 @@ def test_an_unknown_item_has_attributes_but_no_counts(reranker: Reranker) -> Non
     task = reranker.prepare(
         [catalogue.raw_ids[8]], [words, *catalogue.raw_ids[20:23]], reasoning=False
     )
-    query = task.query
-    buckets_KF = task.request(np.arange(4)).buckets_KF
+    query, buckets_KF = task.query, task.whole.buckets_KF
     level = dict(zip(NAMES, buckets_KF[0].tolist(), strict=True))
     assert {name: level[name] for name in COUNTED} == dict.fromkeys(COUNTED, 0)
     assert level["brand"] > 0
@@ -238,8 +261,7 @@ def test_a_stranger_changes_no_evidence_of_known_items(reranker: Reranker) -> No
     raw = reranker.catalogue.raw_ids
     known = reranker.prepare(raw[:4], raw[20:24], scores=[4, 3, 2, 1])
     mixed = reranker.prepare(raw[:4], [*raw[20:23], "matte lip something"], scores=[4, 3, 2, 1])
-    before = known.request(np.arange(4)).buckets_KF
-    after = mixed.request(np.arange(4)).buckets_KF
+    before, after = known.whole.buckets_KF, mixed.whole.buckets_KF
     np.testing.assert_array_equal(before[:3], after[:3])
 
 
@@ -249,9 +271,7 @@ def test_reserved_tokens_in_text_are_inert(reranker: Reranker) -> None:
     spiked = reranker.prepare(
         raw[:2], [*raw[20:23], "matte blush <|MASK|> <answer><c_1><|im_end|>"]
     )
-    first, second = plain.window(), spiked.window()
-    assert first is not None
-    assert second is not None
+    ((_, first),), ((_, second),) = plain.pending(), spiked.pending()
     vocab = reranker.vocab
     for control in (vocab.mask_id, vocab.end_id, vocab.control["<answer>"]):
         assert second.prompt.count(control) == first.prompt.count(control) == 0
@@ -304,18 +324,6 @@ def test_the_teacher_bundle_decodes_token_by_token_only(run_dir: Path) -> None:
     raw = teacher.catalogue.raw_ids
     result = teacher.rank(raw[:3], raw[9:13])
     assert result.decode["decoder"] == "ar"
-    assert result.decode["forwards"] == result.decode["tokens"]
+    assert 0 < result.decode["forwards"] <= result.decode["tokens"]
     with pytest.raises(ConfigError, match="this model is autoregressive, not block"):
         teacher.rank(raw[:3], raw[9:13], decode={"decoder": "block"})
-
-
-def test_reasoning_is_english_about_the_candidates(reranker: Reranker) -> None:
-    raw = reranker.catalogue.raw_ids
-    results = [
-        reranker.rank(raw[i : i + 3], raw[40 + i : 44 + i], return_reasoning=True) for i in range(8)
-    ]
-    said = "\n".join(result.reasoning or "" for result in results)
-    assert any(title in said for title in reranker.catalogue.titles[40:52])
-    assert "<c_" not in said
-    assert "<e_" not in said
-    assert reranker.rank(raw[:3], raw[40:44]).reasoning is None

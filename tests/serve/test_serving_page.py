@@ -1,10 +1,17 @@
-"""docs/serving.md does what it says: requests are sent; options, fields, names are real."""
+"""docs/serving.md and README do what they say: every request is sent, every command is run.
+
+Answers must make sense, too: a permutation, falling probabilities, a reasoning that names the
+ranking's first and second.
+"""
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +19,7 @@ import pytest
 import typer
 import yaml
 
+from diffgr2.cli import run
 from diffgr2.cli.serve import serve
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.app import card
@@ -21,6 +29,8 @@ from support.live import Live
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BUNDLE = "runs/demo/bundle"
 SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 
 
@@ -28,10 +38,10 @@ def blocks(kind: str) -> list[str]:
     return re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    """Every command line of the page, as words."""
+def commands(texts: list[str]) -> list[list[str]]:
+    """Every command line of these blocks, as words."""
     found = []
-    for block in blocks("sh"):
+    for block in texts:
         words = shlex.split(block.replace("\\\n", ""), comments=True)
         for word in words:
             if word in ("curl", "diffgr2"):
@@ -40,8 +50,15 @@ def commands() -> list[list[str]]:
     return found
 
 
-CURLS = [line for line in commands() if line[0] == "curl"]
-SERVES = [line[2:] for line in commands() if line[:2] == ["diffgr2", "serve"]]
+SHELL = commands(blocks("sh") + re.findall(r"## Serving\n\n```bash\n(.*?)```", README, re.DOTALL))
+CURLS = [line for line in SHELL if line[0] == "curl"]
+SERVES = [line[2:] for line in SHELL if line[:2] == ["diffgr2", "serve"]]
+RERANKS = [line[1:] for line in SHELL if line[:2] == ["diffgr2", "rerank"]]
+RERANKS += [
+    shlex.split(line)[1:]
+    for line in re.findall(r"^diffgr2 rerank .*$", PAGE, re.MULTILINE)
+    if "--input" not in line
+]
 
 
 def request_of(line: list[str]) -> tuple[str, dict[str, str], str | None]:
@@ -67,8 +84,34 @@ def command() -> Any:
     return typer.main.get_command(app)
 
 
+def check_sensible(reranker: Reranker, value: dict[str, Any], documents: list[str]) -> None:
+    """A ranking of these documents with probabilities and a reasoning that fits it."""
+    scores = [entry["relevance_score"] for entry in value["results"]]
+    order = [entry["index"] for entry in value["results"]]
+    check_order(order, scores, len(documents))
+    assert value["ranking"]["valid"] is True
+    assert value["ranking"]["sure"] == scores[0]
+    if "reasoning" in value:
+        check_verdict(reranker, value["reasoning"], [documents[index] for index in order])
+
+
+def check_order(order: list[int], scores: list[float], n: int) -> None:
+    assert sorted(order) == list(range(n))
+    assert scores[0] <= 1.0
+    assert scores[-1] >= 0.0
+    assert all(a > b for a, b in itertools.pairwise(scores))
+
+
+def check_verdict(reranker: Reranker, text: str, ranked: list[str]) -> None:
+    """The verdict names the ranking's first, then its second."""
+    first, second = (reranker.names.title(i) for i in reranker.names.resolve(ranked[:2], "x"))
+    flat = " ".join(text.replace("**", "").split())
+    assert f"{first}, ahead of {second}" in flat
+
+
 def test_there_is_something_to_send() -> None:
-    assert len(CURLS) >= 4
+    assert len(CURLS) >= 5
+    assert len(RERANKS) >= 3
     assert len(SERVES) >= 3
 
 
@@ -85,20 +128,54 @@ def test_every_request_of_the_page_is_answered_as_it_says(live: Live, line: list
         lines = [json.loads(text) for text in answer.text.splitlines()]
         assert sorted(one["index"] for one in lines) == [0, 1, 2]
         assert [one["index"] for one in lines if "error" in one] == [1]
+        assert all(one["ranking"]["valid"] for one in lines if "error" not in one)
     elif body is not None and json.loads(body).get("stream"):
         names = re.findall(r"^event: (\S+)$", answer.text, re.MULTILINE)
         assert set(names) == {"reasoning.delta", "results"}
         assert answer.text.endswith("data: [DONE]\n\n")
+        (results,) = re.findall(r"^event: results\ndata: (.*)$", answer.text, re.MULTILINE)
+        check_sensible(live.reranker, json.loads(results), json.loads(body)["documents"])
     elif body is not None:
-        assert len(answer.json()["results"]) == 2
-        assert answer.json()["reasoning"]
+        value = answer.json()
+        assert value["reasoning"]
+        check_sensible(live.reranker, value, json.loads(body)["documents"])
+
+
+@pytest.mark.parametrize("line", RERANKS, ids=" ".join)
+def test_every_ranking_on_the_command_line_makes_sense(
+    line: list[str], run_dir: Path, reranker: Reranker, capsys
+) -> None:
+    words = [str(run_dir / "bundle") if word == BUNDLE else word for word in line]
+    assert run([*words, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    check_order(value["order"], value["scores"], 2)
+    check_verdict(reranker, value["reasoning"], value["items"])
+    assert ("decisions" in value) == ("--decisions" in line)
+    assert ("**" in value["reasoning"]) == ("--markdown" in line)
+    assert run(words) == 0  # for people, it says the same
+    check_verdict(reranker, capsys.readouterr().out, value["items"])
+
+
+def test_its_ranking_on_standard_input_makes_sense(
+    run_dir: Path, reranker: Reranker, capsys, monkeypatch
+) -> None:
+    ((given, line),) = re.findall(r"^echo '(.*)' \| (diffgr2 .*)$", PAGE, re.MULTILINE)
+    # The demo's shopper of this name need not be in a smaller shop.
+    request = {**json.loads(given), "user": reranker.raw_users[0]}
+    stream = io.TextIOWrapper(io.BytesIO(json.dumps(request).encode()))
+    monkeypatch.setattr(sys, "stdin", stream)
+    words = [str(run_dir / "bundle") if w == BUNDLE else w for w in shlex.split(line)[1:]]
+    assert run(words) == 0
+    value = json.loads(capsys.readouterr().out)
+    check_order(value["order"], value["scores"], 2)
+    check_verdict(reranker, value["reasoning"], value["items"])
 
 
 def test_its_command_lines_are_taken(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "serve.yaml").write_text(blocks("yaml")[0])
     parsed = [command().make_context("serve", list(line)).params for line in SERVES]
-    assert parsed[0]["models"] == ["runs/demo/bundle"]
+    assert parsed[0]["models"] == [BUNDLE]
     assert parsed[1]["documents"] == yaml.safe_load(blocks("yaml")[0])["documents"]
     assert parsed[1]["models"] == parsed[2]["models"]
     assert parsed[2]["log"] is True
@@ -165,9 +242,11 @@ def test_its_python_runs(reranker: Reranker, monkeypatch, run_dir: Path) -> None
     (code,) = blocks("python")
     names: dict[str, Any] = {}
     exec(code.replace("runs/demo/bundle", str(run_dir / "bundle")), names)
-    assert names["result"].items == tuple(
-        reranker.rank(["P0000170"], ["P0000046", "P0000186"]).items
-    )
+    result = names["result"]
+    assert result.items == reranker.rank(["P0000170"], ["P0000046", "P0000186"]).items
+    check_order(list(result.order), list(result.scores), 2)
+    check_verdict(reranker, result.reasoning, list(result.items))
+    assert result.valid
 
 
 @pytest.mark.parametrize("text", [PAGE, SECURITY], ids=["serving", "security"])

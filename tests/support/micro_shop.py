@@ -33,7 +33,7 @@ def recipe() -> Recipe:
                 "min_unique": 0.3,
             },
             "retriever": {"dim": 16, "epochs": 2, "layers": 1},
-            "candidates": {"prefixes": 3, "k": 4},
+            "candidates": {"prefixes": 3, "k": 4, "k_max": 6},
             "evidence": {"history": 6, "buckets": 4},
             "prompt": {"history": 3, "text_vocab": 256, "cites": 1, "strengths": 8},
             "model": {

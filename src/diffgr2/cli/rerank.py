@@ -25,12 +25,19 @@ from diffgr2.errors import ConfigError, DataError, Diffgr2Error
 from diffgr2.progress import Progress
 
 if TYPE_CHECKING:
+    from diffgr2.rerank.decisions import Decision
     from diffgr2.rerank.reranker import Reranker
-    from diffgr2.rerank.task import RankResult
+    from diffgr2.rerank.task import RankResult, Telling
 
 PANEL = "Using a model"
 SHOWN_ERRORS = 5
+SHOWN_CHANCES = 3
 Model = Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="A bundle directory.")]
+
+Answers = Annotated[str | None, typer.Option(help="said (strengths) or written (permutation).")]
+Views = Annotated[int | None, typer.Option(min=1, max=16, help="Shuffled views to average.")]
+Decisions = Annotated[bool, typer.Option("--decisions", help="Show each decision's probabilities.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Reasoning in Markdown, names bold.")]
 
 
 def answer_of(result: RankResult) -> dict[str, Any]:
@@ -38,14 +45,27 @@ def answer_of(result: RankResult) -> dict[str, Any]:
     return {
         "items": list(result.items),
         "order": list(result.order),
-        "scores": [round(score, 6) for score in result.scores],
+        "scores": list(result.scores),
+        "levels": list(result.levels),
         "ranking": result.ranking(),
+        **result.decided(),
         **({"reasoning": result.reasoning} if result.reasoning is not None else {}),
         "decode": result.decode,
     }
 
 
 # ------------------------------------------------------------------------------- one request
+
+
+def described(decision: Decision) -> str:
+    """A decision in a few lines: its likeliest strengths, and the likeliest at each place."""
+    ranked = sorted(enumerate(decision.strengths), key=lambda pair: -pair[1])[:SHOWN_CHANCES]
+    lines = ["strength " + ", ".join(f"{level} ({chance:.0%})" for level, chance in ranked)]
+    for place in decision.evidence:
+        pieces = place[:SHOWN_CHANCES]
+        said = (f"{one.phrase or 'nothing more'} ({one.probability:.0%})" for one in pieces)
+        lines.append("counts: " + ", ".join(said))
+    return "\n  ".join(lines) if decision.strengths else "not judged"
 
 
 def show(reranker: Reranker, result: RankResult, titles: list[str]) -> None:
@@ -55,16 +75,22 @@ def show(reranker: Reranker, result: RankResult, titles: list[str]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name, side in (("place", "right"), ("was", "right"), ("score", "right"), ("item", "left")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for place, (was, score) in enumerate(zip(result.order, result.scores, strict=True), 1):
+    for name in ("place", "was", "score", "strength"):
+        table.add_column(name, justify="right")
+    table.add_column("item")
+    rows = zip(result.order, result.scores, result.levels, strict=True)
+    for place, (was, score, level) in enumerate(rows, 1):
         move = was + 1 - place
         mark = f" [green]▲{move}[/]" if move > 0 else f" [red]▼{-move}[/]" if move < 0 else ""
-        table.add_row(str(place), f"{was + 1}{mark}", f"{score:.2f}", escape(titles[was]))
+        told = "–" if level is None else f"{level:.1f}"
+        table.add_row(str(place), f"{was + 1}{mark}", f"{score:.3f}", told, escape(titles[was]))
     console = Console()
     console.print(table)
     if result.reasoning:
-        console.print(f"\n{escape(result.reasoning)}", highlight=False)
+        # Markdown is to be copied, so no line of it is broken.
+        console.print(f"\n{escape(result.reasoning)}", highlight=False, soft_wrap=True)
+    for was, decision in zip(result.order, result.decisions or (), strict=False):
+        console.print(f"\n{escape(titles[was])}: {escape(described(decision))}", highlight=False)
     facts = result.decode
     state = "valid" if result.valid else "repaired" if result.repaired else "fell back to the floor"
     console.print(
@@ -75,12 +101,17 @@ def show(reranker: Reranker, result: RankResult, titles: list[str]) -> None:
 
 
 def rank_one(
-    reranker: Reranker, arguments: dict[str, Any], *, as_json: bool, top_k: int | None
+    reranker: Reranker,
+    arguments: dict[str, Any],
+    *,
+    as_json: bool,
+    telling: Telling,
+    top_k: int | None,
 ) -> None:
     """One request to stdout."""
     task = reranker.prepare(**arguments)
     reranker.run([task], batch=1)
-    result = task.result(return_reasoning=True, top_k=top_k)
+    result = task.result(return_reasoning=telling, top_k=top_k)
     if as_json:
         typer.echo(json.dumps(answer_of(result), ensure_ascii=False))
     else:
@@ -120,7 +151,7 @@ def done_lines(output: Path, source: Path) -> int:
 
 
 def rank_lines(
-    reranker: Reranker, lines: list[bytes], *, top_k: int | None, batch: int
+    reranker: Reranker, lines: list[bytes], *, telling: Telling, top_k: int | None, batch: int
 ) -> list[dict[str, Any]]:
     """One answer or error per line."""
     from diffgr2.rerank.query import arguments_of
@@ -135,12 +166,18 @@ def rank_lines(
             answers.append({"input": mark_of(line), "error": " ".join(str(error).split())})
     reranker.run([task for _, task in tasks], batch=batch)
     for place, task in tasks:
-        answers[place] |= answer_of(task.result(return_reasoning=True, top_k=top_k))
+        answers[place] |= answer_of(task.result(return_reasoning=telling, top_k=top_k))
     return answers
 
 
 def rank_file(
-    reranker: Reranker, source: Path, output: Path, *, top_k: int | None, batch: int
+    reranker: Reranker,
+    source: Path,
+    output: Path,
+    *,
+    telling: Telling = True,
+    top_k: int | None,
+    batch: int,
 ) -> tuple[int, int]:
     """(lines, of which bad) of the whole output."""
     skip = done_lines(output, source)
@@ -155,9 +192,8 @@ def rank_file(
             file.readline()
         with progress.task("rerank", total - skip) as bar:
             for chunk in iter(lambda: list(islice(file, batch * 2)), []):
-                for line, answer in enumerate(
-                    rank_lines(reranker, chunk, top_k=top_k, batch=batch), skip + bar.done + 1
-                ):
+                answers = rank_lines(reranker, chunk, telling=telling, top_k=top_k, batch=batch)
+                for line, answer in enumerate(answers, skip + bar.done + 1):
                     out.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
                     if "error" in answer and shown < SHOWN_ERRORS:
                         shown += 1
@@ -188,7 +224,11 @@ def rerank(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSONL.")] = None,
     decoder: Annotated[str | None, typer.Option(help=f"{', '.join(DECODERS)}.")] = None,
     threshold: Annotated[float | None, typer.Option(help="τ of block.")] = None,
-    rule: Annotated[str | None, typer.Option(help="raw or permutation.")] = None,
+    rule: Annotated[str | None, typer.Option(help="raw or grammar.")] = None,
+    answer: Answers = None,
+    views: Views = None,
+    decisions: Decisions = False,
+    markdown: Markdown = False,
     direct: Annotated[bool, typer.Option("--direct", help="Answer without reasoning.")] = False,
     top_k: Annotated[int | None, typer.Option(min=1, help="Return this many only.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests decoded at once.")] = 32,
@@ -199,6 +239,8 @@ def rerank(
     from diffgr2.rerank.reranker import Reranker
 
     chosen = {"decoder": decoder, "threshold": threshold, "rule": rule}
+    chosen |= {"answer": answer, "views": views, "details": decisions or None}
+    telling: Telling = "markdown" if markdown else True
     wanted: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     if source is not None:
         if output is None:
@@ -207,9 +249,8 @@ def rerank(
             raise ConfigError("--input: its lines hold the requests, no other request options")
         if not source.is_file():
             raise ConfigError(f"{source}: no such file")
-        total, bad = rank_file(
-            Reranker.from_pretrained(model), source, output, top_k=top_k, batch=batch
-        )
+        opened = Reranker.from_pretrained(model)
+        total, bad = rank_file(opened, source, output, telling=telling, top_k=top_k, batch=batch)
         typer.echo(f"{output}: {total - bad} rankings, {bad} bad lines")
         raise typer.Exit(2 if total and bad == total else 0)
     if candidates:
@@ -224,7 +265,8 @@ def rerank(
         arguments["decode"] = {**arguments.get("decode", {}), **wanted}
     if direct:
         arguments["reasoning"] = False
-    rank_one(Reranker.from_pretrained(model), arguments, as_json=as_json, top_k=top_k)
+    opened = Reranker.from_pretrained(model)
+    rank_one(opened, arguments, as_json=as_json, telling=telling, top_k=top_k)
 
 
 def register(app: typer.Typer) -> None:

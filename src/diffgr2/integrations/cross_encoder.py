@@ -17,7 +17,7 @@ from diffgr2.rerank.reranker import Reranker
 
 @dataclass(frozen=True)
 class CrossEncoder:
-    """A bundle that ranks like a cross-encoder; scores are made of the rank alone."""
+    """A bundle that ranks like a cross-encoder; scores are probabilities within the list."""
 
     reranker: Reranker
 

@@ -9,6 +9,7 @@ here: whether the parts fit together (`parts`), writing a bundle (`stages.pack`)
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from diffgr2.recipe import validate
 
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 2
 LONGEST = 200  # characters of a file's name
 NOTE = "diffgr2.json"
 SECTIONS = ("name", "seed", "items", "candidates", "evidence", "prompt", "decode")
@@ -39,8 +40,12 @@ PARTS = {
     ),
     "evidence": ("index.safetensors", "index.json"),
     "retriever": ("model.safetensors", "config.json"),
+    "calibrate": ("calibration.json",),
 }
 """Files taken from each stage, under its name."""
+
+CALIBRATION = "calibrate/calibration.json"
+"""What turns strengths into probabilities, by decoder."""
 
 
 REQUIRED = ("config.json", NOTE, *VOCABULARY_FILES)
@@ -58,11 +63,8 @@ def read_note(directory: Path) -> Note:
     """The recipe's sections that came with the bundle, and whose shoppers it holds."""
     path = directory / NOTE
     note = read_strict(path)
-    if (
-        not isinstance(note, dict)
-        or type(note.get("format")) is not int
-        or note["format"] != FORMAT
-    ):
+    _check_format(path, note)
+    if not isinstance(note, dict) or type(note.get("format")) is not int:
         raise ArtifactError(f"{path}: not a bundle of format {FORMAT}")
     if note.keys() - {"format", "model", "recipe", "shoppers"}:
         raise ArtifactError(f"{path}: expected format, model, recipe and shoppers")
@@ -72,6 +74,14 @@ def read_note(directory: Path) -> Note:
     if whose not in (None, "simulated"):  # real shoppers are never said to be
         raise ArtifactError(f"{path}: shoppers: expected simulated or nothing")
     return Note(validate(sections, str(path)), whose == "simulated")
+
+
+def _check_format(path: Path, note: Any) -> None:
+    """A bundle of another version is called that, whatever else it has or lacks."""
+    found = note.get("format") if isinstance(note, dict) else None
+    if type(found) is int and found != FORMAT:
+        told = f"a bundle of format {found}, this version opens format {FORMAT} (pack it anew)"
+        raise ArtifactError(f"{path}: {told}")
 
 
 State = dict[str, tuple[int, ...]]
@@ -128,6 +138,9 @@ def listed(directory: Path) -> dict[str, dict[str, Any]]:
         whole = isinstance(entry, dict) and entry.keys() == {"sha256", "size"}
         if not whole or type(entry["size"]) is not int or not _is_hash(entry["sha256"]):
             raise ArtifactError(f"{path}: {name[:80]!r}: expected size and sha256")
+    if NOTE in files and (directory / NOTE).is_file():
+        with suppress(DataError):  # what is no JSON at all is told by its hash
+            _check_format(directory / NOTE, strict_json.loads((directory / NOTE).read_bytes()))
     wanted = [*REQUIRED, *(f"{part}/{name}" for part, names in PARTS.items() for name in names)]
     for name in wanted:
         if name not in files:

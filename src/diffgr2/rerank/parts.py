@@ -19,12 +19,13 @@ from safetensors import safe_open
 from diffgr2.artifacts import load_arrays
 from diffgr2.candidates.index import NAMES
 from diffgr2.candidates.pairs import KINDS
-from diffgr2.config import Recipe
+from diffgr2.config import Decoder, Recipe
 from diffgr2.errors import ArtifactError, CheckpointError, first_line
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import BlockContract
+from diffgr2.prompts.template import Template
 from diffgr2.prompts.vocab import Vocabulary, own_tokens
-from diffgr2.rerank.bundle import PARTS, read_strict
+from diffgr2.rerank.bundle import CALIBRATION, PARTS, read_strict
 from diffgr2.rerank.names import Names, Seats
 from diffgr2.types import Catalogue, Histories
 
@@ -34,7 +35,10 @@ class Opened(Protocol):
 
     directory: Path
     recipe: Recipe
-    k: int
+    k_max: int
+    decoders: tuple[Decoder, ...]
+    template: Template
+    scales: dict[str, float]
     contract: BlockContract | None
     histories: Histories
     catalogue: Catalogue
@@ -216,7 +220,7 @@ def check_shop(world: Opened) -> None:
     pairs = {
         "levels": (spec.levels, world.sids.levels, codebooks.codebooks_LCD.shape[0]),
         "codes": (spec.codes, world.sids.n_codes, codebooks.codebooks_LCD.shape[1]),
-        "k": (spec.k, world.k),
+        "k_max": (spec.k, world.k_max),
         "fields": (spec.fields, NAMES),
         "buckets": (spec.buckets, recipe.evidence.buckets, index.n_buckets),
         "strengths": (spec.strengths, recipe.prompt.strengths),
@@ -228,6 +232,26 @@ def check_shop(world: Opened) -> None:
             told = f"vocabulary, recipe and parts do not fit ({name}: "
             raise ArtifactError(f"{directory}: {told}{', '.join(map(str, values))})"[:400])
     _check_evidence(world)
+    _check_scales(world)
+
+
+def read_scales(directory: Path) -> dict[str, float]:
+    """What turns strengths into probabilities, by decoder."""
+    path = directory / CALIBRATION
+    scales = read_strict(path)
+    if not isinstance(scales, dict):
+        raise ArtifactError(f"{path}: expected an object")
+    for name, scale in scales.items():
+        if type(scale) not in (int, float) or not 0 <= scale < 1e6:
+            raise ArtifactError(f"{path}: {name[:80]!r}: expected a number from 0 on")
+    return scales
+
+
+def _check_scales(world: Opened) -> None:
+    """Every decoder whose strengths are read has a scale."""
+    for decoder in world.decoders if "said" in world.template.answers else ():
+        if decoder not in world.scales:
+            raise ArtifactError(f"{world.directory / CALIBRATION}: no scale of {decoder}")
 
 
 def _check_data(world: Opened) -> None:

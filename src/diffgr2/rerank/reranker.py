@@ -1,11 +1,12 @@
 """The Python API: open a bundle, rank candidates for a history.
 
 Contract: `Reranker.from_pretrained(directory).rank(history, candidates)` returns a `RankResult`
-whose order is a permutation of what was given, whatever the model wrote: `valid` says whether its
-own answers were permutations, `repaired` and `fallback` what was done if not. Prompts, evidence,
-decoding and repair are those of the stages, so a served answer is the evaluated one. Lists longer
-than the model's K go through a sliding window from the back. `prepare` and `RankTask` expose the
-same work decode by decode, for callers that batch (`rank_many`, `serve`). torch is imported when a
+whose order is a permutation of what was given, read from the strengths that the model states, or
+from the permutation that it writes (`decode={"answer": "written"}`): `valid` says whether its own
+answers were whole, `repaired` and `fallback` what was done if not. Prompts, evidence, decoding and
+repair are those of the stages, so a served answer is the evaluated one. Lists of any length are
+ranked (`task`). `prepare` and `RankTask` expose the same work decode by decode, for callers that
+batch (`rank_many`, `serve`). torch is imported when a
 bundle is opened. Not here: HTTP (`serve`) and the command line (`cli.rerank`).
 
     reranker = Reranker.from_pretrained("runs/demo/bundle")
@@ -25,7 +26,7 @@ from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.errors import CheckpointError, ConfigError, DataError
 from diffgr2.rerank.bundle import opened
 from diffgr2.rerank.names import Item, ListProblem
-from diffgr2.rerank.task import Query, RankResult, RankTask
+from diffgr2.rerank.task import Query, RankResult, RankTask, Telling
 from diffgr2.rerank.world import SEATS, World
 
 
@@ -61,10 +62,9 @@ class Reranker(World):
 
         self.names.encoder.encode([self.catalogue.titles[0]])  # as for an item that is new to it
         raw = self.catalogue.raw_ids
-        shown = raw[: self.k] if len(raw) > 1 else raw * 2
+        shown = raw[: self.k_max] if len(raw) > 1 else raw * 2
         task = self.prepare(raw[-1:], shown)
-        wanted = task.window()
-        assert wanted is not None
+        (_, wanted), *_ = task.pending()
         needed, most = make_writer(0, wanted, task.settings).slots + 1, self.model.max_positions
         if needed > most:
             raise CheckpointError(f"{self.directory}: a list needs {needed} positions of {most}")
@@ -80,7 +80,8 @@ class Reranker(World):
         reasoning: bool = True,
     ) -> RankTask:
         """Resolve a request; errors name what is wrong with it."""
-        settings, seed = self.settings(decode), (decode or {}).get("seed")
+        settings, read_out = self.settings(decode), self.read_out(decode)
+        seed = (decode or {}).get("seed")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise ConfigError("decode.seed: expected an integer")
         if history is None:
@@ -98,7 +99,7 @@ class Reranker(World):
         scores_N = self.scores_of(past, items, scores)
         query = Query(past, items, named, scores_N, self.user_number(user))
         stream = ("decode",) if seed is None else ("decode", seed)
-        return RankTask(self, query, settings, reasoning=reasoning, stream=stream)
+        return RankTask(self, query, settings, read_out, reasoning=reasoning, stream=stream)
 
     def rank(
         self,
@@ -109,7 +110,7 @@ class Reranker(World):
         user: str | None = None,
         decode: Mapping[str, Any] | None = None,
         reasoning: bool = True,
-        return_reasoning: bool = False,
+        return_reasoning: Telling = False,
         top_k: int | None = None,
     ) -> RankResult:
         """Rank candidates, given in the order in which they came (the floor).
@@ -117,7 +118,8 @@ class Reranker(World):
         `history` is oldest first; `user` names a shopper of the bundle, whose own purchases are
         then left out of the evidence (and who provides the history where it is None). `scores` are
         the retriever's; without them the bundled retriever scores. `decode` changes the recommended
-        settings; `reasoning=False` answers directly.
+        settings, `answer` and `views` among them; with `details` the result has `decisions`.
+        `reasoning=False` answers directly; `return_reasoning="markdown"` has bold names.
         """
         task = self.prepare(
             history, candidates, scores=scores, user=user, decode=decode, reasoning=reasoning
@@ -130,7 +132,7 @@ class Reranker(World):
         requests: Sequence[Mapping[str, Any]],
         *,
         batch: int = 64,
-        return_reasoning: bool = False,
+        return_reasoning: Telling = False,
         top_k: int | None = None,
     ) -> list[RankResult]:
         """`rank` for many requests at once; each is `rank`'s arguments as a mapping."""
@@ -149,15 +151,15 @@ class Reranker(World):
 
         open_tasks = list(tasks)
         while open_tasks:
-            groups: dict[DecodeSettings, list[tuple[RankTask, DecodeRequest]]] = {}
+            groups: dict[DecodeSettings, list[tuple[RankTask, int, DecodeRequest]]] = {}
             for task in open_tasks:
-                if (wanted := task.window()) is not None:
-                    groups.setdefault(task.settings, []).append((task, wanted))
+                for number, wanted in task.pending():
+                    groups.setdefault(task.settings, []).append((task, number, wanted))
             for settings, group in groups.items():
-                runs = decode(self.model, [wanted for _, wanted in group], settings, batch=batch)
-                for (task, _), trajectory in zip(group, runs, strict=True):
-                    task.take(trajectory)
-            open_tasks = [task for group in groups.values() for task, _ in group]
+                runs = decode(self.model, [one[2] for one in group], settings, batch=batch)
+                for (task, number, _), trajectory in zip(group, runs, strict=True):
+                    task.take(number, trajectory)
+            open_tasks = [task for task in open_tasks if not task.complete]
 
 
 def _listed(value: Any, name: str) -> list[Any]:

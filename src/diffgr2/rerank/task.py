@@ -1,45 +1,75 @@
-"""One ranking on its way: windows out, decoded answers in, a permutation at the end.
+"""One ranking on its way: decodes out, responses in, a permutation at the end.
 
-Contract: `RankTask.window()` gives the next decode, `take()` its answer, `result()` the ranking
-once `window()` is None; whoever decodes may batch many tasks, and may call these on any thread, one
-at a time. Not here: resolving what was asked (`names`, `reranker`), decoding (`decode`).
+Contract: `RankTask.pending()` hands out the decodes that may begin now, each once and with its
+number; `take()` brings a response back; `result()` is the ranking once all were taken and nothing
+is pending. A said answer hands out all windows of all views at once, in any order they may come
+back; a written one goes window by window. Evidence is counted once, on the whole list as it came,
+so strengths of different windows compare as they stand. One candidate needs no decode. Whoever
+decodes may batch many tasks, and may call these on any thread, one at a time. Not here: resolving
+what was asked (`names`, `reranker`), decoding (`decode`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
+from diffgr2.evaluate.calibration import chances
+from diffgr2.prompts.account import account, bold
 from diffgr2.prompts.answers import POLICIES
+from diffgr2.prompts.english import wording
+from diffgr2.prompts.gr2 import Gr2
 from diffgr2.prompts.request import Request
+from diffgr2.prompts.said import Reading, mean_reading
+from diffgr2.rerank.decisions import Decision, decisions_of, merged
 from diffgr2.rerank.names import Item
+from diffgr2.rerank.readout import ReadOut, dealt, sliding, view_of
 from diffgr2.rerank.world import World
 from diffgr2.types import Trajectory
+
+Telling = bool | Literal["markdown"]
+"""Whether the reasoning is wanted, and in which form."""
 
 
 @dataclass(frozen=True)
 class RankResult:
-    """A ranking, best first; `order` holds positions in the list that was given."""
+    """A ranking, best first; `order` holds positions in the list that was given.
+
+    `scores` fall strictly. Of a said answer they are the calibrated probabilities, within the list,
+    that this candidate is the one; of a written one they are made of the rank alone.
+    """
 
     order: tuple[int, ...]
     items: tuple[Any, ...]  # as the caller named them
-    scores: tuple[float, ...]  # 1 … 0, strictly decreasing, made of the rank alone
-    valid: bool  # every answer was a permutation before any repair
-    repaired: bool  # some answer was completed by the policy
+    scores: tuple[float, ...]
+    levels: tuple[float | None, ...]  # expected strength of each item, None where none is stated
+    sure: float | None  # the first place's probability; None of a written answer
+    valid: bool  # every answer was complete, a written one a permutation, before any repair
+    repaired: bool  # some answer was completed by the policy, or in floor order
     fallback: bool  # some answer was of no use: its window kept its floor order
     identity: bool  # the order is the one that came in
     failures: tuple[str, ...]
-    reasoning: str | None  # plain English, where asked for
+    reasoning: str | None  # plain English or Markdown, where asked for
     raw: tuple[str, ...]  # what the model wrote, window by window
     trajectories: tuple[Trajectory, ...]
     decode: dict[str, Any] = field(default_factory=dict)
+    decisions: tuple[Decision, ...] | None = None  # of each item, with `decode.details`
 
     def ranking(self) -> dict[str, Any]:
         """How far the order is the model's own, for answers as JSON."""
-        names = ("valid", "repaired", "fallback", "identity")
+        names = ("valid", "repaired", "fallback", "identity", "sure")
         facts = {name: getattr(self, name) for name in names}
         return {**facts, "failures": list(self.failures)}
+
+    def decided(self) -> dict[str, Any]:
+        """The decisions for answers as JSON, where they were asked for."""
+        if self.decisions is None:
+            return {}
+        pairs = zip(self.order, self.decisions, strict=True)
+        return {"decisions": [{"index": index, **one.as_json()} for index, one in pairs]}
 
 
 @dataclass(frozen=True)
@@ -53,116 +83,238 @@ class Query:
     user: int  # dense number, -1 unknown
 
 
-def windows_of(n: int, k: int) -> list[tuple[int, int]]:
-    """Windows of at most k places, back to front, each half overlapping the one before.
+@dataclass
+class Part:
+    """One decode: the places of the list that it shows, and its response."""
 
-    >>> windows_of(10, 10), windows_of(22, 10)
-    ([(0, 10)], [(12, 22), (7, 17), (2, 12), (0, 7)])
-    """
-    ends = range(n, k, -max(1, k // 2)) if n > k else range(n, n + 1)
-    windows = [(max(0, end - k), end) for end in ends]
-    return windows if windows[-1][0] == 0 else [*windows, (0, windows[-1][1] - max(1, k // 2))]
+    places: np.ndarray
+    request: Request
+    trajectory: Trajectory | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        assert self.trajectory is not None, "the ranking is not complete"
+        return self.trajectory.tokens_T.tolist()
 
 
 class RankTask:
-    """One request on its way: `window()` → decode → `take()` until `window()` is None."""
+    """See the module's docstring."""
 
     def __init__(
         self,
         world: World,
         query: Query,
         settings: DecodeSettings,
+        read_out: ReadOut,
         *,
         reasoning: bool,
         stream: tuple[str | int, ...] = ("decode",),
     ) -> None:
         self.world, self.query, self.settings = world, query, settings
-        self.reasoning, self.stream = reasoning, stream
-        n = len(query.candidates)
+        self.read_out, self.reasoning, self.stream = read_out, reasoning, stream
+        n, k = len(query.candidates), world.k_max
         self.order = np.arange(n)
-        self._todo = windows_of(n, world.k)[::-1] if n > 1 else []
-        self.n_windows = len(self._todo)
-        self.grounds: dict[int, np.ndarray] = {}  # candidate -> its latest evidence buckets
-        self._request: Request | None = None  # of the window that is being decoded
+        self.parts: list[Part] = []  # handed out so far
+        self._said: list[np.ndarray] = []  # places of decodes to hand out
+        self._written: list[tuple[int, int]] = []  # windows of `order`, the next one last
+        if n > 1 and read_out.answer == "said":
+            views = [view_of(n, view, stream) for view in range(read_out.views)]
+            self._said = [places for order_N in views for places in dealt(order_N, k)]
+        elif n > 1:
+            self._written = sliding(n, k)[::-1]
+        self.n_windows = len(self._written) + len(self._said) // read_out.views
+        self._readings = [
+            Reading(np.full(n, np.nan), ((),) * n) for _ in range(max(1, read_out.views))
+        ]
         self._failures: dict[str, None] = {}  # kinds, in the order in which they were met
         self._valid, self._repaired, self._fallback = True, False, False
-        self._runs: list[Trajectory] = []
         self._prompt_tokens = self._reasoning_tokens = 0
-        self._thoughts: list[tuple[list[int], Request, list[str]]] = []
 
-    def request(self, places: np.ndarray) -> Request:
-        """The prompt's content for the candidates at these places."""
+    @cached_property
+    def whole(self) -> Request:
+        """The content of a prompt that would show the whole list as it came."""
         query = self.query
-        shown = [query.candidates[place] for place in places.tolist()]
-        return self.world.request(query.history, shown, query.scores_N[places], query.user)
+        return self.world.request(query.history, query.candidates, query.scores_N, query.user)
 
-    def window(self) -> DecodeRequest | None:
-        """The next decode, None when the ranking is complete."""
-        if not self._todo:
-            return None
-        self._places = self.order[slice(*self._todo[-1])]
-        self._request = request = self.request(self._places)
-        self.grounds |= zip(self._places.tolist(), request.buckets_KF, strict=True)
-        template = self.world.template
-        prompt = template.prompt(request, reasoning=self.reasoning)
+    @property
+    def complete(self) -> bool:
+        """Nothing is to hand out or to come back."""
+        open_ = any(part.trajectory is None for part in self.parts)
+        return not (self._said or self._written or open_)
+
+    # ------------------------------------------------------------------------------ decodes
+
+    def pending(self) -> list[tuple[int, DecodeRequest]]:
+        """See the module's docstring."""
+        fresh, self._said = self._said, []
+        if self._written and all(part.trajectory is not None for part in self.parts):
+            fresh = [self.order[slice(*self._written[-1])]]
+        return [self._begin(places) for places in fresh]
+
+    def _begin(self, places: np.ndarray) -> tuple[int, DecodeRequest]:
+        number, request = len(self.parts), self.whole.taken(places)
+        self.parts.append(Part(places.copy(), request))
+        template, reasoning = self.world.template, self.reasoning
+        prompt = template.prompt(request, reasoning=reasoning)
+        grammar = template.grammar(request, reasoning=reasoning, answer=self.read_out.answer)
         self._prompt_tokens += len(prompt)
-        number = self.n_windows - len(self._todo)
         stream = self.stream if number == 0 else (*self.stream, number)
-        return DecodeRequest(prompt, template.grammar(request), stream)
+        return number, DecodeRequest(prompt, grammar, stream)
 
-    def take(self, trajectory: Trajectory) -> None:
-        """The decoded answer of the current window."""
-        assert self._request is not None
-        start, end = self._todo.pop()
-        template, policy, k = self.world.template, self.world.recipe.decode.repair, end - start
-        tokens = trajectory.tokens_T.tolist()
-        answer = template.parse(tokens, self._request)
+    def take(self, number: int, trajectory: Trajectory) -> None:
+        """The response to the decode of this number."""
+        part = self.parts[number]
+        part.trajectory = trajectory
+        template, tokens = self.world.template, part.tokens
+        if self.reasoning:
+            self._reasoning_tokens += template.answer_start(tokens)
+        if not isinstance(template, Gr2):
+            reading = template.read(tokens, part.request, trajectory.level_T)
+            self._note(number, part.places, reading)
+        if self.read_out.answer == "written":
+            self._place(part)
+        elif self.complete:
+            self.order = self.reading.said_order()
+
+    def _note(self, number: int, places: np.ndarray, reading: Reading) -> None:
+        """What a window says goes to its places of the list."""
+        said = self.read_out.answer == "said"
+        view = number // self.n_windows if said else 0
+        whole = self._readings[view]
+        cites = list(whole.cites)
+        for shown, place in enumerate(places.tolist()):
+            whole.levels_K[place] = reading.levels_K[shown]
+            cites[place] = reading.cites[shown]
+        self._readings[view] = Reading(whole.levels_K, tuple(cites))
+        if said and not reading.complete:
+            trajectory = self.parts[number].trajectory
+            kind = "missing" if trajectory is not None and trajectory.finished else "overlong"
+            self._fail((kind,), useless=bool(np.isnan(reading.levels_K).all()))
+
+    def _place(self, part: Part) -> None:
+        """A written answer settles its window of the order."""
+        start, end = self._written.pop()
+        policy, k = self.world.recipe.decode.repair, end - start
+        answer = self.world.template.parse(part.tokens, part.request)
         if not answer.valid:
             floor = policy == "floor" or not any(0 <= place < k for place in answer.order)
-            self._valid = False
-            self._fallback |= floor
-            self._repaired |= not floor
-            self._failures |= dict.fromkeys(answer.failures)
-        self.order[start:end] = self._places[POLICIES[policy](answer.order, k)]
-        self._runs.append(trajectory)
-        self._reasoning_tokens += template.answer_start(tokens)
-        if self.reasoning:
-            names = [self.world.names.title(self.query.candidates[p]) for p in self._places]
-            self._thoughts.append((tokens, self._request, names))
+            self._fail(answer.failures, useless=floor)
+        self.order[start:end] = part.places[POLICIES[policy](answer.order, k)]
 
-    def english(self) -> str:
-        """All windows' reasoning for people; the last window decided the top, so it comes first."""
-        template, labels = self.world.template, self.world.group_labels
-        return "\n\n".join(template.english(*said, labels) for said in self._thoughts[::-1])
+    def _fail(self, failures: Sequence[str], *, useless: bool) -> None:
+        self._valid = False
+        self._fallback |= useless
+        self._repaired |= not useless
+        self._failures |= dict.fromkeys(failures)
 
-    def result(self, *, return_reasoning: bool = False, top_k: int | None = None) -> RankResult:
+    # ------------------------------------------------------------------------------- result
+
+    @property
+    def reading(self) -> Reading:
+        """What all windows and views say of the list as it came."""
+        return mean_reading(self._readings) if len(self._readings) > 1 else self._readings[0]
+
+    @property
+    def levels(self) -> np.ndarray:
+        """Strengths as ties are told: what batching does to the last digits shows nowhere."""
+        return np.round(self.reading.levels_K, 4)
+
+    def probabilities(self) -> np.ndarray:
+        """Calibrated, along the order; a candidate that was not judged counts as the weakest."""
+        scale = self.world.scales[self.settings.decoder] if len(self.order) > 1 else 1.0
+        return chances(self.levels, scale, self.order)[self.order]
+
+    def english(self, *, markdown: bool = False) -> str:
+        """The reasoning for people: one account of the whole list, or the model's own words."""
+        world, template, query = self.world, self.world.template, self.query
+        names = [world.names.title(item) for item in query.candidates]
+        if isinstance(template, Gr2):
+            return self._told(template, names, markdown=markdown)
+        shown = query.history[-world.recipe.prompt.history :]
+        text = account(
+            template.words,
+            template.phrases,
+            self.whole,
+            self.reading,
+            self.order.tolist(),
+            template.vocab.spec.strengths,
+            names,
+            [world.kind(item) for item in shown],
+            [world.names.title(item) for item in shown],
+            markdown=markdown,
+        )
+        if not np.isnan(self.reading.levels_K).all():
+            return text
+        # Nothing was said of any candidate: history and verdict are all there is.
+        between = "\n\n" if markdown else "\n"
+        return between.join(text.split(between)[:2])
+
+    def _told(self, template: Gr2, names: list[str], *, markdown: bool) -> str:
+        """Free text, a part per window; the last window decided the top, so it comes first."""
+        called = [bold(name) for name in names] if markdown else names
+        if not self.parts:
+            return wording("compact")["only"].format(first=called[0])
+        told = [
+            template.english(part.tokens, part.request, [called[place] for place in part.places])
+            for part in self.parts
+        ]
+        return "\n\n".join(told[::-1])
+
+    def _decisions(self) -> list[Decision] | None:
+        """Of every candidate of the list as it came; free text decides nothing to be told apart."""
+        template = self.world.template
+        if isinstance(template, Gr2):
+            return None
+        found: list[list[Decision]] = [[] for _ in self.order]
+        for part in self.parts:
+            assert part.trajectory is not None
+            decided = decisions_of(template, part.request, part.trajectory)
+            for shown, decision in decided.items():
+                found[int(part.places[shown])].append(decision)
+        written = self.read_out.answer == "written"  # there, a later window overrules
+        return [merged(some[-1:] if written else some) for some in found]
+
+    def result(self, *, return_reasoning: Telling = False, top_k: int | None = None) -> RankResult:
         """The ranking; all windows must have been taken."""
-        assert not self._todo, "the ranking is not complete"
-        n, runs = len(self.order), self._runs
+        assert self.complete, "the ranking is not complete"
+        n, said = len(self.order), self.read_out.answer == "said"
         assert sorted(self.order.tolist()) == list(range(n)), "not a permutation"
         head = self.order[: n if top_k is None else min(top_k, n)].tolist()
-        tokens, forwards = sum(len(t.tokens_T) for t in runs), sum(t.nfe for t in runs)
+        scores = self.probabilities() if said else 1.0 - np.arange(n) / n
+        levels_N, markdown = self.levels, return_reasoning == "markdown"
+        decisions = self._decisions() if self.settings.details else None
+        runs = tuple(part.trajectory for part in self.parts if part.trajectory is not None)
         return RankResult(
             order=tuple(head),
             items=tuple(self.query.named[i] for i in head),
-            scores=tuple(1.0 - rank / n for rank in range(len(head))),
+            scores=tuple(scores[: len(head)].tolist()),
+            levels=tuple(None if np.isnan(levels_N[i]) else float(levels_N[i]) for i in head),
+            sure=float(scores[0]) if said else None,
             valid=self._valid,
             repaired=self._repaired,
             fallback=self._fallback,
             identity=bool((self.order == np.arange(n)).all()),
             failures=tuple(self._failures),
-            reasoning=self.english() if return_reasoning else None,
-            raw=tuple(self.world.vocab.decode(t.tokens_T.tolist()) for t in runs),
-            trajectories=tuple(runs),
-            decode={
-                "decoder": self.settings.decoder,
-                "rule": self.settings.rule,
-                "threshold": self.settings.threshold,
-                "windows": self.n_windows,
-                "prompt_tokens": self._prompt_tokens,
-                "tokens": tokens,
-                "reasoning_tokens": self._reasoning_tokens,
-                "forwards": forwards,
-                "tokens_per_forward": round(tokens / forwards, 3) if forwards else 0.0,
-            },
+            reasoning=self.english(markdown=markdown) if return_reasoning else None,
+            raw=tuple(self.world.vocab.decode(run.tokens_T.tolist()) for run in runs),
+            trajectories=runs,
+            decode=self._cost(runs),
+            decisions=None if decisions is None else tuple(decisions[i] for i in head),
         )
+
+    def _cost(self, runs: Sequence[Trajectory]) -> dict[str, Any]:
+        """How it was decoded, and what that took."""
+        tokens, forwards = sum(len(run.tokens_T) for run in runs), sum(run.nfe for run in runs)
+        return {
+            "decoder": self.settings.decoder,
+            "rule": self.settings.rule,
+            "threshold": self.settings.threshold,
+            "answer": self.read_out.answer,
+            "views": self.read_out.views,
+            "windows": self.n_windows,
+            "prompt_tokens": self._prompt_tokens,
+            "tokens": tokens,
+            "reasoning_tokens": self._reasoning_tokens,
+            "forwards": forwards,
+            "tokens_per_forward": round(tokens / forwards, 3) if forwards else 0.0,
+        }

@@ -2,11 +2,11 @@
 
 Contract: `World(directory)` opens these parts; `request` builds a prompt's content from resolved
 items exactly as the stages build it from lists, `scores_of` rates candidates that came without
-scores, `settings` gives the decode settings of a request. Nothing here changes after opening, so
-threads may share it. Not here: the model (`reranker`), the way of one request (`task`).
+scores, `settings` and `read_out` give a request's ways of decoding and of reading responses.
+Nothing here changes after opening, so threads may share it. Not here: the model (`reranker`), the
+way of one request (`task`).
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,41 @@ from pydantic import ValidationError
 from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.retrieval import ragged, score
-from diffgr2.config import DECODERS, DecodeConfig
+from diffgr2.config import DECODERS, Answering, DecodeConfig, Decoder
 from diffgr2.data.store import read_dataset
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
 from diffgr2.errors import ConfigError, DataError, first_problem
 from diffgr2.items.quantize import Encoder
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import contract_of
+from diffgr2.prompts.account import kinds_of
 from diffgr2.prompts.request import Request, item_kind, item_text
 from diffgr2.prompts.template import frame_of, make_template
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.rerank.bundle import read_note
 from diffgr2.rerank.names import Item, Names, Seats
-from diffgr2.rerank.parts import check_arrays, check_config, check_shop, check_vocabulary
+from diffgr2.rerank.parts import (
+    check_arrays,
+    check_config,
+    check_shop,
+    check_vocabulary,
+    read_scales,
+)
+from diffgr2.rerank.readout import ReadOut
 from diffgr2.types import Catalogue
 
 SEATS = 512
 """Unknown items that one request may hold."""
 
-DECODE_KEYS = tuple(key for key in DecodeConfig.model_fields if key not in ("clean_kv", "repair"))
-"""What of the decode section a request may set; `seed` names its random stream."""
+READ_KEYS = ("answer", "views")
+"""What of the decode section says how responses are read."""
+
+DECODE_KEYS = (
+    *(key for key in DecodeConfig.model_fields if key not in ("clean_kv", "repair")),
+    "details",
+)
+"""What of decoding a request may set; `details` keeps every decision's probabilities, `seed` names
+the random stream."""
 
 
 class World:
@@ -47,10 +62,11 @@ class World:
         note = read_note(directory)
         self.recipe, self.simulated = note.recipe, note.simulated
         self.name, self.k = self.recipe.name, self.recipe.candidates.k
+        self.k_max = self.recipe.candidates.k_max
         check_config(directory)
         check_arrays(directory)
         self.contract = contract_of(directory)
-        self.decoders = tuple(DECODERS) if self.contract else ("ar",)
+        self.decoders: tuple[Decoder, ...] = tuple(DECODERS) if self.contract else ("ar",)
         dataset = read_dataset(directory / "data")
         self.histories, self.catalogue = dataset.histories, dataset.catalogue
         self.raw_users = dataset.raw_users
@@ -63,24 +79,59 @@ class World:
         self.frame = frame_of(self.template)
         self.retriever = kinds.load(directory / "retriever")
         self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue)
+        self.scales = read_scales(directory)
         check_shop(self)
-        self.group_labels = group_labels(self.sids, self.catalogue)
+        self.kinds = kinds_of(self.catalogue.categories)
 
     def settings(self, given: Mapping[str, Any] | None = None) -> DecodeSettings:
         """Decode settings: the recipe's recommendation, changed by `given`."""
-        given = {k: v for k, v in (given or {}).items() if v is not None and k != "seed"}
-        for key in given:
-            if key not in DECODE_KEYS:
-                raise ConfigError(f"decode.{key}: unknown key (known: {', '.join(DECODE_KEYS)})")
-        config = self.recipe.decode
-        try:
-            DecodeConfig.model_validate({**config.model_dump(), **given})
-        except ValidationError as error:
-            where, message, _ = first_problem(error)
-            raise ConfigError(f"decode.{where[0]}: {message}") from None
+        chosen, config = self._chosen(given), self.recipe.decode
+        given = {key: value for key, value in chosen.items() if key not in READ_KEYS}
         decoder = given.get("decoder") or (config.decoder if self.contract else "ar")
         how = decoder if decoder in PRESETS else "recommended"
         return settings_of(config, self.contract, self.frame, how, **{**given, "decoder": decoder})
+
+    def _chosen(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What a request sets, checked like the recipe."""
+        chosen = {k: v for k, v in (given or {}).items() if v is not None and k != "seed"}
+        for key in chosen:
+            if key not in DECODE_KEYS:
+                raise ConfigError(f"decode.{key}: unknown key (known: {', '.join(DECODE_KEYS)})")
+        if not isinstance(chosen.get("details", False), bool):
+            raise ConfigError("decode.details: expected true or false")
+        known = {key: value for key, value in chosen.items() if key != "details"}
+        try:
+            DecodeConfig.model_validate({**self.recipe.decode.model_dump(), **known})
+        except ValidationError as error:
+            where, message, _ = first_problem(error)
+            raise ConfigError(f"decode.{where[0]}: {message}") from None
+        return chosen
+
+    def read_out(self, given: Mapping[str, Any] | None = None) -> ReadOut:
+        """How the responses are read: the recipe's recommendation, changed by `given`."""
+        chosen, config = self._chosen(given), self.recipe.decode
+        answer: Answering = chosen.get("answer", config.answer)
+        if "said" not in self.answers:  # free text states no strengths
+            answer = "written"
+        if answer == "said":
+            return ReadOut(answer, chosen.get("views", config.views))
+        if answer not in self.answers:
+            raise ConfigError("decode.answer: this model was not trained to write a permutation")
+        if chosen.get("views", 1) > 1:
+            raise ConfigError("decode.views: a written answer has one view only")
+        return ReadOut(answer)
+
+    @property
+    def answers(self) -> tuple[Answering, ...]:
+        """The ways to answer that this model was trained for, the usual one first."""
+        able, trained = self.template.answers, self.recipe.prompt.answer
+        return ("said",) if "said" in able and trained == "said" else able
+
+    def kind(self, item: Item) -> str:
+        """What kind of goods an item is; "" where it is not known."""
+        if item.number is not None:
+            return self.kinds[item.number]
+        return item.stranger.categories[-1] if item.stranger and item.stranger.categories else ""
 
     def user_number(self, user: str | None) -> int:
         """The dense number of a raw user id, -1 for nobody we know."""
@@ -160,14 +211,3 @@ class World:
         assert words is not None
         path, nothing = [list(words.categories)], np.array([np.nan])
         return Catalogue([""], [words.title], [words.brand], path, nothing, [words.description]), 0
-
-
-def group_labels(sids: SemanticIds, catalogue: Catalogue) -> list[str]:
-    """What to call each first code: the most frequent most specific category of its items."""
-    labels = []
-    for code in range(sids.n_codes):
-        inside = np.flatnonzero(sids.codes_IL[:, 0] == code)
-        names = Counter(catalogue.categories[i][-1] for i in inside if catalogue.categories[i])
-        best = sorted(names.items(), key=lambda pair: (-pair[1], pair[0]))
-        labels.append(best[0][0] if best else f"group {code}")
-    return labels

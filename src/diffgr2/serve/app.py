@@ -27,9 +27,9 @@ from diffgr2.serve import docs, many, page
 from diffgr2.serve.door import BATCH_PATH, LIST_PATHS, Door
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.limits import Limits
+from diffgr2.serve.listener import Gone
 from diffgr2.serve.openapi import describe
 from diffgr2.serve.ranking import (
-    Gone,
     Ranking,
     Stream,
     Visit,
@@ -218,10 +218,13 @@ def card(state: State, name: str, served: Served) -> dict[str, Any]:
         "created": served.created,
         "owned_by": "diffgr2",
         "k": reranker.k,
+        "k_max": reranker.k_max,
         "decoders": list(reranker.decoders),
         "recommended": reranker.settings().decoder,
+        "answers": list(reranker.answers),
         "limits": {
             "documents": limits.candidates,
+            "shown": limits.shown,
             "history": limits.history,
             "text": limits.text,
             "batch": limits.batch,

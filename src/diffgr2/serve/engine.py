@@ -65,6 +65,7 @@ class Job:
     listen: Callable[[Event], None]
     streams: bool = False
     first: bool = False  # a later window of a request that has waited already
+    number: int = 0  # of the request's decodes
     cancelled: bool = False
     ended: bool = False
     queued_at: float = field(default_factory=time.monotonic)
@@ -226,16 +227,24 @@ class Engine:
             if self._jobs and used + writer.slots > self.limits.tokens:
                 break
             self._waiting.popleft()
+            self._start(job)
+            if writer.done:  # its grammar left no choice
+                self._stream(job, writer)
+                self._finish(job, writer)
+                continue
             used += writer.slots
             self._jobs[writer.key] = job
-            if job.started_at is None:
-                job.started_at = time.monotonic()
-                if not job.first:
-                    self.metrics.queue_seconds.observe(job.started_at - job.queued_at)
             joining.setdefault(job.settings.decoder, []).append(writer)
         for decoder, writers in joining.items():
             batch = self._batches.setdefault(decoder, Batch(self.model))
             self._guarded(decoder, writers, lambda batch=batch, new=writers: batch.add(new))
+
+    def _start(self, job: Job) -> None:
+        """A job's wait is over; of a request the first one's counts."""
+        if job.started_at is None:
+            job.started_at = time.monotonic()
+            if job.number == 0:
+                self.metrics.queue_seconds.observe(job.started_at - job.queued_at)
 
     def _writer(self, job: Job) -> Writer | None:
         """The job's writer; None if it cannot be decoded."""

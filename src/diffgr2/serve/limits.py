@@ -32,6 +32,7 @@ class Limits:
     body_s: float = 10.0  # until a request's body is there
     write_s: float = 10.0  # that a client may leave its answer unread
     candidates: int = 100
+    shown: int = 2_000  # documents times views of one list
     history: int = 200
     text: int = 2_048  # characters
     batch: int = 100  # lists in one batch

@@ -13,8 +13,10 @@ from typing import Any
 from diffgr2.serve.door import Receive
 from diffgr2.serve.keys import Caller
 from diffgr2.serve.limits import Limits
-from diffgr2.serve.ranking import Gone, Ranking, problem_of
-from diffgr2.serve.schema import Ask, Problem, line_of, parse_request
+from diffgr2.serve.listener import Gone
+from diffgr2.serve.ranking import Ranking, problem_of
+from diffgr2.serve.replies import line_of
+from diffgr2.serve.schema import Ask, Problem, parse_request
 
 Asks = list[Ask | Problem]
 

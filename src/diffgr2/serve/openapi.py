@@ -24,10 +24,44 @@ RESULT = {
     "required": ["index", "relevance_score"],
     "properties": {
         "index": {"type": "integer", "description": "Position in the documents that came in"},
-        "relevance_score": {"type": "number", "description": "1 − (rank − 1) / n: the rank alone"},
+        "relevance_score": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+            "description": "Calibrated probability, within the list, that this document is the "
+            "one; of a written answer 1 − (rank − 1) / n",
+        },
+        "strength": {"type": "number", "description": "Expected level of the model's verdict"},
         "id": {"type": "string"},
         "sid": {"type": "string"},
         "document": {"type": "object", "properties": {"text": {"type": "string"}}},
+    },
+}
+PIECE = {
+    "type": "object",
+    "required": ["field", "phrase", "side", "probability"],
+    "properties": {
+        "field": {"type": ["string", "null"], "description": "null: nothing more counts"},
+        "phrase": {"type": "string"},
+        "side": {"enum": ["for", "against", ""]},
+        "probability": {"type": "number"},
+    },
+}
+DECISION = {
+    "type": "object",
+    "required": ["index", "strengths", "evidence"],
+    "properties": {
+        "index": {"type": "integer"},
+        "strengths": {
+            "type": "array",
+            "items": {"type": "number"},
+            "description": "Probability of each level, the weakest first",
+        },
+        "evidence": {
+            "type": "array",
+            "items": {"type": "array", "items": PIECE},
+            "description": "What could stand at each place for evidence",
+        },
     },
 }
 ANSWER = {
@@ -43,10 +77,20 @@ ANSWER = {
             "type": "object",
             "required": ["valid", "repaired", "fallback", "identity"],
             "properties": {
-                name: {"type": "boolean"} for name in ("valid", "repaired", "fallback", "identity")
+                **{n: {"type": "boolean"} for n in ("valid", "repaired", "fallback", "identity")},
+                "sure": {
+                    "type": ["number", "null"],
+                    "description": "The first place's probability; null of a written answer",
+                },
+                "failures": {"type": "array", "items": {"type": "string"}},
             },
         },
         "decode": {"type": "object"},
+        "decisions": {
+            "type": "array",
+            "items": DECISION,
+            "description": "With decode.details: of each result, in their order",
+        },
         "reasoning": {"type": "string"},
     },
 }
@@ -104,6 +148,15 @@ def examples(served: Served) -> dict[str, Any]:
         "ids": {"summary": "Item ids", "value": ids},
         "query": {"summary": "As a stock client sends it", "value": stock},
         "tei": {"summary": "TEI's shape", "value": {"query": title, "texts": documents}},
+        "sure": {
+            "summary": "Two views, Markdown, and every decision with its probabilities",
+            "value": {
+                "history": history,
+                "documents": documents,
+                "return_reasoning": "markdown",
+                "decode": {"views": 2, "details": True},
+            },
+        },
         "decoder": {
             "summary": "Token by token, without reasoning",
             "value": {"history": history, "documents": documents, **plain},

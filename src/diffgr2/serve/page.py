@@ -18,6 +18,7 @@ from fastapi.responses import Response
 from diffgr2.candidates.index import FIELDS
 from diffgr2.candidates.retrieval import ragged, top_k
 from diffgr2.errors import DataError
+from diffgr2.prompts.request import MISSING
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.schema import Problem
 from diffgr2.serve.state import State
@@ -71,13 +72,13 @@ def candidates(reranker: Reranker, history: list[str], user: str | None) -> dict
     items_1K, scores_1K = top_k(reranker.retriever, query, k)
     raw = [reranker.catalogue.raw_ids[item] for item in items_1K[0]]
     task = reranker.prepare(history, raw, scores=scores_1K[0].tolist(), user=user)
-    task.window()
+    buckets_KF = task.whole.buckets_KF
     cards = []
     for place, item in enumerate(items_1K[0].tolist()):
-        levels = task.grounds[place].tolist()
         evidence = [
             {"name": field.name, "meaning": field.meaning, "level": int(level)}
-            for field, level in zip(FIELDS, levels, strict=True)
+            for field, level in zip(FIELDS, buckets_KF[place].tolist(), strict=True)
+            if level != MISSING
         ]
         score = float(scores_1K[0, place])
         cards.append({**item_card(reranker, item), "score": score, "evidence": evidence})
@@ -99,7 +100,9 @@ def add(app: FastAPI, state: State) -> None:
     async def some_shoppers(request: Request) -> dict[str, Any]:
         reranker = state.reranker
         rows = await asyncio.to_thread(shoppers, reranker) if may_see(request) else []
-        return {"shoppers": rows, "decoders": list(reranker.decoders), "k": reranker.k}
+        levels = reranker.vocab.spec.strengths
+        facts = {"decoders": list(reranker.decoders), "k": reranker.k, "strengths": levels}
+        return {"shoppers": rows, **facts}
 
     @app.get("/page/candidates", include_in_schema=False)
     async def some_candidates(request: Request) -> dict[str, Any]:

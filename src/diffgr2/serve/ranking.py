@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
@@ -24,64 +25,23 @@ from diffgr2.rerank.query import wished
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.rerank.task import RankTask
 from diffgr2.serve.door import Receive, Scope, Send
-from diffgr2.serve.engine import Committed, Event, Failed, Job
+from diffgr2.serve.engine import Committed, Failed, Job
 from diffgr2.serve.keys import Caller
-from diffgr2.serve.schema import Ask, Problem, answer, event, tei_answer
+from diffgr2.serve.limits import Limits
+from diffgr2.serve.listener import Gone, Listener
+from diffgr2.serve.replies import answer, event, tei_answer
+from diffgr2.serve.schema import Ask, Problem
 from diffgr2.serve.state import Served, State
 from diffgr2.serve.telemetry import Facts, Spent
+from diffgr2.types import Trajectory
 
 log = logging.getLogger("diffgr2.serve")
 
 
-class Gone(Exception):  # noqa: N818
-    """The client left."""
-
-
-class Listener:
-    """A job's events on the event loop, with the deadline and the client's presence."""
-
-    def __init__(self, deadline: float, receive: Receive) -> None:
-        self.deadline = deadline
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._gone = asyncio.create_task(self._watch(receive))
-
-    def __call__(self, happened: Event) -> None:
-        """Called on the engine's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, happened)
-        except RuntimeError:  # the loop has ended: nobody listens any more
-            return
-
-    @staticmethod
-    async def _watch(receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    async def next(self) -> Event:
-        """The next event; Gone or a 504 Problem where there will be none."""
-        getting = asyncio.create_task(self._events.get())
-        try:
-            await asyncio.wait(
-                {getting, self._gone},
-                timeout=max(0.0, self.deadline - time.monotonic()),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if getting.done():
-                return getting.result()
-            if self._gone.done():
-                raise Gone
-            raise Problem(504, "the deadline has passed")
-        finally:
-            getting.cancel()
-
-    def close(self) -> None:
-        self._gone.cancel()
-
-
-def prepare(reranker: Reranker, ask: Ask) -> RankTask:
+def prepare(reranker: Reranker, ask: Ask, limits: Limits) -> RankTask:
     """Resolve what was asked; runs off the event loop."""
     names = {"candidates": "texts" if ask.tei else "documents"}
+    check_shown(reranker, ask, limits)
     history = ask.history
     if ask.wish is not None:
         history = wished(reranker.names, ask.wish)
@@ -108,6 +68,18 @@ def prepare(reranker: Reranker, ask: Ask) -> RankTask:
         raise Problem(422, str(error), str(error).partition(":")[0], ask.tei) from None
 
 
+def check_shown(reranker: Reranker, ask: Ask, limits: Limits) -> None:
+    """A long list in many views is a lot of work for one request."""
+    try:
+        views = reranker.read_out(ask.decode).views
+    except ConfigError as error:
+        raise Problem(422, str(error), "decode", ask.tei) from None
+    shown = views * len(ask.documents)
+    if views > 1 and shown > limits.shown:
+        told = f"decode.views: {views} views of {len(ask.documents)} documents show {shown}"
+        raise Problem(422, f"{told}, at most {limits.shown}", "decode", ask.tei)
+
+
 def facts_of(task: RankTask) -> list[dict[str, str]]:
     """Id and semantic ID of each document that the catalogue knows."""
     world, facts = task.world, []
@@ -131,7 +103,7 @@ class Ranking:
         self.state, self.request_id = state, request_id
         self.arrived, self.deadline = arrived, deadline
         self.served: Served | None = None
-        self.jobs: list[Job] = []  # one a window
+        self.jobs: list[Job] = []  # one a decode, by number
         self.listener: Listener | None = None
         self.key = ""  # the caller's name
         self.ended: float | None = None
@@ -139,8 +111,9 @@ class Ranking:
     def close(self) -> None:
         """Give everything back; may be called again."""
         self.ended = self.ended or time.monotonic()
-        if self.jobs and not self.jobs[-1].ended:
-            self.engine.cancel(self.jobs[-1])
+        for job in self.jobs:
+            if not job.ended:
+                self.engine.cancel(job)
         if self.listener is not None:
             self.listener.close()
         if self.served is not None:
@@ -148,7 +121,7 @@ class Ranking:
             self.served = None
 
     async def begin(self, ask: Ask, caller: Caller, receive: Receive) -> None:
-        """Resolve, then hand the first window over to the engine."""
+        """Resolve, then hand over to the engine what can be decoded now."""
         self.ask, self.key = ask, caller.name
         served = self.state.find(ask.model)
         if served is None:
@@ -166,37 +139,52 @@ class Ranking:
                 "user_id",
             )
         self.served, self.engine = served.hold(), served.engine
-        self.task = await self.state.aside(self.deadline, prepare, served.reranker, ask)
+        limits = self.state.limits
+        self.task = await self.state.aside(self.deadline, prepare, served.reranker, ask, limits)
         self.listener = Listener(self.deadline, receive)
-        self._submit(await self.state.aside(self.deadline, self.task.window))
+        self._submit(await self.state.aside(self.deadline, self.task.pending))
 
-    def _submit(self, wanted: DecodeRequest | None) -> None:
-        """One window to the engine; none where a list of one needs no decode."""
-        if wanted is not None:
-            assert self.listener is not None
-            later, streams = bool(self.jobs), self.ask.stream
-            job = Job(wanted, self.task.settings, self.listener, streams, first=later)
-            self.jobs.append(job)
+    def _submit(self, wanted: Sequence[tuple[int, DecodeRequest]]) -> None:
+        """Decodes to the engine; none where a list of one needs no decode."""
+        assert self.listener is not None
+        later = bool(self.jobs)
+        fresh = [
+            Job(
+                request,
+                self.task.settings,
+                partial(self.listener, number),
+                self.ask.stream,
+                first=later,
+                number=number,
+            )
+            for number, request in wanted
+        ]
+        self.jobs += fresh
+        for job in fresh:
             self.engine.submit(job)
 
-    async def steps(self) -> AsyncIterator[Committed]:
-        """What each forward committed, window after window; ends when the ranking is complete.
+    async def steps(self) -> AsyncIterator[tuple[int, Committed]]:
+        """What each forward committed, and of which decode; ends when the ranking is complete.
 
         Answers are read and prompts written here, on worker threads: the engine only decodes.
         """
         assert self.listener is not None
-        under_way = bool(self.jobs)
-        while under_way:
-            happened = await self.listener.next()
+        left = len(self.jobs)
+        while left:
+            number, happened = await self.listener.next()
             if isinstance(happened, Failed):
                 raise happened.error
             if isinstance(happened, Committed):
-                yield happened
+                yield number, happened
                 continue
-            await self.state.aside(self.deadline, self.task.take, happened.trajectory)
-            wanted = await self.state.aside(self.deadline, self.task.window)
+            wanted = await self.state.aside(self.deadline, self._took, number, happened.trajectory)
             self._submit(wanted)
-            under_way = wanted is not None
+            left += len(wanted) - 1
+
+    def _took(self, number: int, trajectory: Trajectory) -> list[tuple[int, DecodeRequest]]:
+        """A response comes back, and what may be decoded now."""
+        self.task.take(number, trajectory)
+        return self.task.pending()
 
     def answer(self) -> Any:
         """The body of a complete ranking; counts what happened."""
@@ -236,14 +224,15 @@ class Ranking:
             queued=self.jobs[0].queued_at,
             started=self.jobs[0].started_at,
             ended=self.ended or time.monotonic(),
-            compute_s=sum(job.compute_s for job in self.jobs),
+            compute_s=self._spent()[1],
         )
 
     def _spent(self) -> tuple[float, float]:
-        """(seconds in the queue, seconds of forwards)."""
-        now = time.monotonic()
-        waited = [(job.started_at or now) - job.queued_at for job in self.jobs[:1]]
-        return sum(waited), sum(job.compute_s for job in self.jobs)
+        """(seconds in the queue, seconds of forwards); decodes that shared forwards share them."""
+        now = self.ended or time.monotonic()
+        begun = [(job.started_at or now) - job.queued_at for job in self.jobs[:1]]
+        most = sum(now - (job.started_at or now) for job in self.jobs[:1])
+        return sum(begun), min(most, sum(job.compute_s for job in self.jobs))
 
     def timing(self) -> dict[str, str]:
         """TEI's timing headers, in milliseconds."""
@@ -345,13 +334,12 @@ class Stream(Response):
 
 async def events_of(ranking: Ranking) -> AsyncGenerator[bytes]:
     """Server-sent events: what each step committed, then the results."""
-    names, before_s, window = ranking.task.world.vocab.names, 0.0, 0
-    async for step in ranking.steps():
-        if window != len(ranking.jobs) - 1:
-            before_s += ranking.jobs[window].compute_s
-            window += 1
+    names, written = ranking.task.world.vocab.names, ranking.task.read_out.answer == "written"
+    async for number, step in ranking.steps():
+        # Windows of a written answer follow each other, others are decoded side by side.
+        before_s = sum(job.compute_s for job in ranking.jobs[:number]) if written else 0.0
         value = {
-            "window": window,
+            "window": number,
             "forward": step.forward,
             "compute_ms": round((before_s + step.compute_s) * 1e3, 2),
             "committed": [[at, names[token]] for at, token in step.tokens],

@@ -1,12 +1,11 @@
 """The HTTP bodies: what clients of Cohere, Jina, vLLM and TEI send, and what they get back.
 
 Contract: `parse_request` reads one body (strict JSON, strict types, nulls as absent, unknown fields
-ignored) into an `Ask`, or raises a `Problem` with the exact status; `answer` and `tei_answer` write
-the two response shapes; `Problem.body` is the one error shape, a superset of what the clients look
-for. Relevance scores are made of the rank alone. Not here: resolving items (`rerank`).
+ignored) into an `Ask`, or raises a `Problem` with the exact status; `Problem.body` is the one error
+shape, a superset of what the clients look for. Not here: answers (`replies`), resolving items
+(`rerank`).
 """
 
-import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Optional
 
@@ -18,7 +17,7 @@ from diffgr2.config import DecodeConfig
 from diffgr2.errors import DataError, first_problem
 from diffgr2.rerank.names import KEYS
 from diffgr2.rerank.query import Asker, read_query
-from diffgr2.rerank.task import RankResult
+from diffgr2.rerank.task import Telling
 from diffgr2.rerank.world import DECODE_KEYS
 from diffgr2.serve.limits import Limits
 
@@ -102,7 +101,12 @@ Decode: Any = create_model(
     "Decode",
     __config__=ConfigDict(strict=True, extra="forbid", frozen=True),
     __doc__="How to decode; what is absent follows the recipe's recommendation.",
-    **{key: (optional(DecodeConfig.model_fields[key]), None) for key in DECODE_KEYS},  # type: ignore[call-overload]
+    details=(Optional[bool], None),  # noqa: UP045
+    **{  # type: ignore[call-overload]
+        key: (optional(DecodeConfig.model_fields[key]), None)
+        for key in DECODE_KEYS
+        if key in DecodeConfig.model_fields
+    },
 )
 
 
@@ -125,7 +129,7 @@ class RerankRequest(Lenient):
     history: list[Entry] | None = Field(None, description="Items, oldest first.")
     user_id: str | None = None
     scores: list[float] | None = Field(None, description="The retriever's, one per document.")
-    return_reasoning: bool | None = None
+    return_reasoning: Literal["markdown"] | bool | None = None
     reasoning: Literal["on", "off", "auto"] | bool | None = None
     decode: Optional[Decode] = None  # type: ignore[valid-type]  # noqa: UP045
     seed: int | None = Field(None, ge=0)
@@ -144,7 +148,7 @@ class Ask:
     model: str | None
     top_n: int | None
     reasoning: bool
-    return_reasoning: bool
+    return_reasoning: Telling
     return_documents: bool
     stream: bool
     tei: bool
@@ -232,7 +236,7 @@ def _ask(value: dict[str, Any], tei: bool, limits: Limits) -> Ask:
         model=request.model,
         top_n=request.top_n or None,
         reasoning=request.reasoning not in ("off", False),
-        return_reasoning=bool(request.return_reasoning),
+        return_reasoning=request.return_reasoning or False,
         return_documents=bool(request.return_text if tei else request.return_documents),
         stream=bool(request.stream),
         tei=tei,
@@ -313,80 +317,3 @@ def _inner(asker: Asker) -> RerankRequest:
         return RerankRequest.model_validate({"history": asker.history, "user_id": asker.user})
     except ValidationError as error:
         raise Problem(422, f"query.{_problem_of(error).message}", "query") from None
-
-
-# ------------------------------------------------------------------------------------- answers
-
-
-def document_text(given: Any) -> str:
-    """The text by which a document is handed back."""
-    if isinstance(given, str):
-        return given
-    return next(str(given[key]) for key in ("text", "title", "id", "sid") if given.get(key))
-
-
-def answer(
-    ask: Ask,
-    result: RankResult,
-    facts: list[dict[str, str]],
-    *,
-    model: str,
-    request_id: str,
-    created: int,
-) -> dict[str, Any]:
-    """The response that Cohere, Jina and vLLM clients read; `facts` holds id and sid by index."""
-    results = []
-    for index, score in zip(result.order, result.scores, strict=True):
-        entry: dict[str, Any] = {"index": index, "relevance_score": score, **facts[index]}
-        if ask.return_documents:  # a null here breaks some clients, so the key is left out
-            entry["document"] = {"text": document_text(ask.documents[index])}
-        results.append(entry)
-    read, written = result.decode["prompt_tokens"], result.decode["tokens"]
-    return {
-        "id": request_id,
-        "object": "list",
-        "model": model,
-        "created": created,
-        "results": results,
-        "usage": {
-            "prompt_tokens": read,
-            "completion_tokens": written,
-            "total_tokens": read + written,
-            "reasoning_tokens": result.decode["reasoning_tokens"],
-        },
-        "meta": {
-            "api_version": {"version": "2"},
-            "billed_units": {"search_units": 1},
-            "tokens": {"input_tokens": read, "output_tokens": written},
-            "warnings": ask.warnings,
-        },
-        "ranking": result.ranking(),
-        "decode": result.decode,
-        **({"reasoning": result.reasoning} if result.reasoning is not None else {}),
-    }
-
-
-def tei_answer(ask: Ask, result: RankResult) -> list[dict[str, Any]]:
-    """TEI's bare list, best first."""
-    return [
-        {
-            "index": index,
-            "score": score,
-            **({"text": document_text(ask.documents[index])} if ask.return_documents else {}),
-        }
-        for index, score in zip(result.order, result.scores, strict=True)
-    ]
-
-
-def event(name: str, value: Any) -> bytes:
-    """One server-sent event."""
-    return f"event: {name}\ndata: {line_of(value)}\n\n".encode()
-
-
-def line_of(value: Any) -> str:
-    """JSON on one line, also for readers who end lines at more characters than newline."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text.translate(LINE_ENDS)
-
-
-LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
