@@ -233,8 +233,8 @@ class Text:
                     found[at] = tokens[0]
         free = self.grammar.free if self.grammar is not None else None
         if self.grammar is not None and free is not None and self.end() is None:
-            last = len(self.grammar.head) + free.room - 1
-            if self.first_open() == last:
+            first, last = len(self.grammar.head), len(self.grammar.head) + free.room - 1
+            if last == first or any(last - 1 <= at for at in self.known):  # no other is left
                 found[last] = free.closer
         return found
 
