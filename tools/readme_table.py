@@ -16,6 +16,7 @@ from typing import Any
 
 from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error
+from diffgr2.evaluate.metrics import MAIN
 from diffgr2.evaluate.tables import (
     against_ar,
     at,
@@ -27,21 +28,19 @@ from diffgr2.evaluate.tables import (
 )
 
 OPEN = re.compile(r"^<!-- (results|serving|speed):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
-METRICS = ("r@1", "r@3", "ndcg@3")
 
 
 def results_table(report: dict[str, Any]) -> str:
-    """The short table: hit users' metrics, the paired interval, validity and speed; all users'
-    NDCG@10."""
-    hit, overall = rows_of(report, "hit"), {row["name"]: row for row in rows_of(report, "all")}
-    of_all = at("metrics.ndcg@10")
-    columns: list[Any] = [("row", lambda row: f"`{row['name']}`")]
-    columns += [(metric.upper(), at(f"metrics.{metric}")) for metric in METRICS]
+    """The short table: hit users' metrics, the paired interval, what outputs are worth, speed; what
+    an older report does not hold is a dash."""
+    hit, overall = rows_of(report, "hit"), rows_of(report, "all")
+    columns: list[Any] = [("row", lambda row: f"`{row['name']}`"), ("n", at("n"))]
+    columns += [(metric.upper(), at(f"metrics.{metric}")) for metric in MAIN]
     columns += [("R@1 against AR, 95 %", against_ar), ("raw valid", at("raw_valid", 3))]
-    columns += [("TPF", at("tpf", 1)), ("speed-up", times("speedup", 1))]
-    columns.append(("all users' NDCG@10", lambda row: of_all(overall.get(row["name"], {}))))
+    columns += [("coherent", at("coherent", 3)), ("TPF", at("tpf", 1))]
+    columns += [("forwards", at("forwards", 1)), ("speed-up", times("speedup", 1))]
     n_hit = max((row["n"] for row in hit), default=0)
-    n_all = max((row["n"] for row in overall.values()), default=0)
+    n_all = max((row["n"] for row in overall), default=0)
     note = (
         f"{report['data']}, tie order {report['tie_order']}, seed {report['seed']}: "
         f"{n_hit:,} hit users of {n_all:,}. Made by `{report['command']}`."

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+NEVER = np.iinfo(np.int32).max
+"""The step of a position that was not committed."""
+
 MISS = -1
 """`hit_L` of a list that does not hold its target."""
 
@@ -121,8 +124,8 @@ class Trajectory:
     step of the commit that settled it (−1: settled before the first forward), log-probability 0 and
     `forced_T`. `logprob_T` is taken at the sampling temperature, over the tokens that were allowed.
     `level_T` is the expected level wherever a strength stands, NaN elsewhere. `canvas_T` and
-    `canvas_step_T` hold the terminal block in full (tokens after the end token included, −1 where
-    nothing was committed), which exact replay needs. `nfe` counts the forwards of this output
+    `canvas_step_T` hold the terminal block in full (tokens after the end token included, and NEVER
+    where nothing was committed), which exact replay needs. `nfe` counts the forwards of this output
     without the prompt's prefill.
     """
 

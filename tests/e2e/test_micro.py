@@ -24,14 +24,15 @@ from diffgr2.stages.rows import ROWS
 META = {"recipe", "data", "tie_order", "commit", "command"}
 METRICS = {"r@1", "r@3", "r@5", "ndcg@3", "ndcg@5", "ndcg@10", "mrr"}
 DOCUMENTED_ROWS = {
-    *("floor", "random", "oracle", "evidence", "ar_direct", "ar"),
+    *("floor", "random", "oracle", "evidence", "ar_direct", "block_direct", "ar"),
     *("naive", "cft", "cft_opd", "cft_opd_rl", "cft_rl", "verify"),
 }
-SILENT = {"ar_direct"}  # rows that cite nothing, having no reasoning
+SILENT = {"ar_direct", "ar_direct_written", "block_direct"}  # cite nothing: no reasoning
 AFTER_OPD = {
     *("opd", "block_rl", "bundle", "speed"),
-    *("score_cft_opd", "score_cft_opd_rl", "score_cft_opd_raw", "score_cft_opd_rl_raw"),
-    *("score_student_ar", "score_verify"),
+    *("score_cft_opd", "score_cft_opd_written", "score_cft_opd_raw", "score_block_direct"),
+    *("score_cft_opd_rl", "score_cft_opd_rl_written", "score_cft_opd_rl_raw"),
+    *("score_student_ar", "score_verify", "score_verify_written"),
 }
 """Everything downstream of `opd`, by hand."""
 
@@ -186,7 +187,8 @@ def test_report_files_are_there_and_figures_are_pictures(
 ) -> None:
     folder = root / "report"
     figures = {
-        *("stages", "validity", "frontier_tpf", "frontier_speedup", "throughput", "training"),
+        *("stages", "validity", "coherence", "frontier_tpf", "frontier_speedup"),
+        *("throughput", "training"),
         *("trajectory", "rank_moves", "semantic_ids"),
     }
     assert {path.stem for path in folder.glob("*.png")} == figures

@@ -27,6 +27,10 @@ META = {"recipe": "r", "data": "d", "tie_order": "file", "commit": "c", "command
         ({"n_lists": 3}, "order_LK has 2 entries, not 3"),
         ({"rows_L": np.array([0])}, "order_LK has 2 entries, not 1"),
         ({"raw_valid_L": np.array([True])}, "raw_valid_L has 1 entries, not 2"),
+        ({"contradictions_L": np.zeros(3)}, "contradictions_L has 3 entries, not 2"),
+        ({"forced_L": np.zeros(1)}, "forced_L has 1 entries, not 2"),
+        ({"levels_LK": np.zeros((2, 4))}, "levels_LK is not 3 wide"),
+        ({"chance_LK": np.zeros(2)}, "chance_LK is not 3 wide"),
         ({"failures_LX": np.zeros((3, 5))}, "failures_LX has 3 entries, not 2"),
     ],
 )

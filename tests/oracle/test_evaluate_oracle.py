@@ -1,4 +1,5 @@
-"""Metrics against ir_measures; McNemar, Holm and the bootstrap against scipy and brute force."""
+"""Metrics against ir_measures; McNemar, Holm, Wilson and the bootstrap against scipy and brute
+force."""
 
 from __future__ import annotations
 
@@ -13,8 +14,16 @@ from scipy import stats
 from diffgr2.evaluate.baselines import random_values
 from diffgr2.evaluate.metrics import METRICS, ranks_of, value_table, values_of
 from diffgr2.evaluate.outputs import SystemOutputs
-from diffgr2.evaluate.significance import bootstrap_means, holm, interval, mcnemar
+from diffgr2.evaluate.significance import (
+    bootstrap_means,
+    holm,
+    interval,
+    mcnemar,
+    ratio_interval,
+    wilson,
+)
 from diffgr2.evaluate.trec import write_qrels, write_run
+from diffgr2.evaluate.validity import calibration_error
 from diffgr2.types import MISS, CandidateLists
 
 ir_measures = pytest.importorskip("ir_measures")
@@ -130,3 +139,42 @@ def test_paired_interval_agrees_with_scipy_bootstrap():
     step = 1 / 800  # the statistic moves in steps of one user
     assert abs(low - theirs.low) <= 1.01 * step
     assert abs(high - theirs.high) <= 1.01 * step
+
+
+@pytest.mark.parametrize("n", [1, 7, 100, 1_010])
+def test_wilson_equals_scipy_at_every_share(n):
+    for successes in {0, 1, n // 3, n - 1, n}:
+        theirs = stats.binomtest(successes, n).proportion_ci(method="wilson")
+        assert wilson(successes, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def test_interval_of_a_ratio_agrees_with_scipy_bootstrap():
+    rng = np.random.default_rng(4)
+    bottom_L = rng.integers(1, 20, 500)
+    top_L = rng.binomial(bottom_L * 4, 0.7)
+    ours = ratio_interval(top_L, bottom_L, 20_000, 0, "oracle")
+    theirs = stats.bootstrap(
+        (top_L, bottom_L),
+        lambda top, bottom, axis: top.sum(axis=axis) / bottom.sum(axis=axis),
+        paired=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(5),
+    ).confidence_interval
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.004)
+
+
+@pytest.mark.parametrize("n", [1, 9, 10, 137])
+def test_calibration_error_equals_a_loop_over_bins(n):
+    rng = np.random.default_rng(n)
+    chance_N = rng.random(n)
+    right_N = rng.random(n) < chance_N**2
+    ranked = sorted(range(n), key=lambda i: chance_N[i])
+    count = min(10, n)
+    sizes = [n // count + (b < n % count) for b in range(count)]
+    total, start = 0.0, 0
+    for size in sizes:
+        own = ranked[start : start + size]
+        start += size
+        total += abs(sum(chance_N[i] for i in own) - sum(right_N[i] for i in own))
+    assert calibration_error(chance_N, right_N) == pytest.approx(total / n, abs=1e-12)

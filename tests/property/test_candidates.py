@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from diffgr2.candidates.kinds import ItemKnn, Popularity
 from diffgr2.candidates.lists import (
+    first_columns,
     fold_of_users,
     held_out_lists,
     load_lists,
     save_lists,
+    selection_users,
     training_lists,
     training_positions,
     with_targets,
@@ -133,22 +135,25 @@ def test_training_positions_are_the_last_of_the_train_part(h, count) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(histories())
-def test_injection_only_fills_lists_that_missed_and_only_for_training(h) -> None:
+@given(histories(), st.integers(2, 4))
+def test_injection_only_fills_lists_that_missed_and_only_for_training(h, k) -> None:
     fold_U = fold_of_users(h.n_users, 2, 0)
 
     def fit(users: np.ndarray, fold: int) -> Popularity:
         return Popularity.build(prefixes(h, users, h.lengths_U[users] - 2))
 
     plain = training_lists(h, fold_U, fit, k=4, prefixes_per_user=3)
-    full = with_targets(plain)
-    assert (full.hit_L != MISS).all()
-    hits = plain.hit_L != MISS
+    full = with_targets(plain, k)
+    assert ((full.hit_L != MISS) & (full.hit_L < k)).all()
+    hits = (plain.hit_L != MISS) & (plain.hit_L < k)
     assert np.array_equal(full.items_LK[hits], plain.items_LK[hits])
-    assert (full.hit_L[~hits] == 3).all()
+    assert (full.hit_L[~hits] == k - 1).all()
+    assert all(len(set(row)) == 4 for row in full.items_LK.tolist())
+    others = np.flatnonzero(plain.hit_L != MISS)
+    assert np.array_equal(np.sort(full.items_LK[others]), np.sort(plain.items_LK[others]))
     model = Popularity.build(h.train_part())
     with pytest.raises(AssertionError):
-        with_targets(held_out_lists(h, model, "test", 4))
+        with_targets(held_out_lists(h, model, "test", 4), k)
 
 
 @settings(max_examples=30, deadline=None)
@@ -178,9 +183,36 @@ def test_lists_survive_saving(tmp_path) -> None:
         assert np.array_equal(getattr(lists, name), getattr(again, name))
 
 
+@settings(max_examples=30, deadline=None)
+@given(histories(), st.integers(1, 5))
+def test_the_first_columns_are_the_shorter_list(h, k) -> None:
+    model = Popularity.build(h.train_part())
+    long = held_out_lists(h, model, "test", 5)
+    cut, short = first_columns(long, k), held_out_lists(h, model, "test", k)
+    assert cut.k == k
+    assert np.array_equal(cut.items_LK, short.items_LK)
+    assert np.array_equal(cut.hit_L, short.hit_L)
+    assert np.array_equal(cut.hit_L, np.where(long.hit_L < k, long.hit_L, MISS))
+
+
+def test_loading_cuts_where_asked(tmp_path) -> None:
+    h = ragged([np.array([1, 2, 3, 4]), np.array([5, 6, 7])], ITEMS)
+    save_lists(tmp_path, held_out_lists(h, Popularity.build(h.train_part()), "test", 5))
+    assert load_lists(tmp_path, "test").k == 5
+    assert load_lists(tmp_path, "test", 2).k == 2
+
+
+@given(st.integers(1, 500))
+def test_selection_users_are_a_fixed_tenth(n_users) -> None:
+    chosen_U = selection_users(n_users)
+    assert chosen_U.shape == (n_users,)
+    assert chosen_U.sum() == -(-n_users // 10)
+    assert np.array_equal(chosen_U, selection_users(n_users))
+
+
 def test_more_candidates_than_unseen_items_is_refused_by_name() -> None:
     h = ragged([np.array([0, 1, 2, 3])], 5)
-    with pytest.raises(DataError, match=r"candidates.k: 3 unseen candidates needed"):
+    with pytest.raises(DataError, match=r"candidates.k_max: 3 unseen candidates needed"):
         held_out_lists(h, Popularity.build(h.train_part()), "test", 3)
 
 

@@ -157,6 +157,8 @@ def test_outputs_survive_saving(case, data):
         raw_valid_L=rng.random(len(rows_L)) < 0.5,
         failures_LX=rng.random((len(rows_L), len(FAILURES))) < 0.5,
         nfe_L=rng.integers(1, 9, len(rows_L)),
+        levels_LK=np.full((len(rows_L), lists.k), np.nan, dtype=np.float32),
+        contradictions_L=rng.integers(0, 3, len(rows_L)),
         timing={"tokens": 10, "seconds": 0.5, "batch": 1},
         meta={"rule": "raw", "threshold": 0.9},
     )
@@ -165,10 +167,38 @@ def test_outputs_survive_saving(case, data):
         again = load_outputs(Path(name), "cft_raw")
     assert (again.timing, again.meta) == (outputs.timing, outputs.meta)
     assert again.n_tokens_L is None
-    for field in ("order_LK", "rows_L", "raw_valid_L", "failures_LX", "nfe_L"):
+    saved = ("order_LK", "rows_L", "raw_valid_L", "failures_LX", "nfe_L")
+    for field in (*saved, "levels_LK", "contradictions_L"):
         mine, theirs = getattr(outputs, field), getattr(again, field)
         assert mine.dtype == theirs.dtype
-        assert np.array_equal(mine, theirs)
+        np.testing.assert_array_equal(mine, theirs)  # NaN stays NaN
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases(), st.integers(0, 2**31))
+def test_every_share_lies_in_its_interval_and_no_interval_is_a_point(case, seed):
+    lists, order_LK = case
+    n, rng = len(lists), np.random.default_rng(seed)
+    total_L = rng.integers(0, 4, n)
+    outputs = SystemOutputs(
+        "ar",
+        order_LK,
+        n,
+        raw_valid_L=rng.random(n) < rng.choice([0.0, 0.5, 1.0]),
+        contradictions_L=rng.integers(0, 2, n),
+        cited_right_L=np.minimum(total_L, rng.integers(0, 5, n)),
+        cited_total_L=total_L,
+        chance_LK=rng.dirichlet(np.ones(lists.k), n).astype(np.float32),
+    )
+    for row in build_report(META, lists, [outputs], resamples=60)["rows"]:
+        for name in {"raw_valid", "coherent"} & row.keys():
+            low, high = row["ci"][name]
+            assert 0 <= low <= row[name] <= high <= 1
+            assert high - low > 0.01
+        low, high = row["ci"].get("evidence_true", (0, 1))
+        assert 0 <= low <= high <= 1
+        for error in row.get("calibration", {}).values():
+            assert 0 <= error <= 1
 
 
 @settings(max_examples=12, deadline=None)

@@ -1,10 +1,9 @@
-"""A corpus of a few lists in memory and every training stage on it, in milliseconds a step.
+"""Every training stage on the tiny corpus, in milliseconds a step.
 
-Contract: `corpus()` is a shop whose target carries the highest bucket of one evidence field, so
-that ranking can be learned in seconds; `sft_task` … `block_rl_task` build the real stages' tasks on
-it; `model(kind)` gives fresh weights or trained ones (`ar` after SFT, `block` after CFT), trained
-once per process, or once per folder where `DIFFGR2_TINY` names one. The functions without arguments
-at the end are factories as `battery` wants them. Not here: anything that pretends to be a stage.
+Contract: `sft_task` … `block_rl_task` build the real stages' tasks on `tiny_corpus.corpus()`;
+`model(kind)` gives fresh weights or trained ones (`ar` after SFT, `block` after CFT), trained once
+per process, or once per folder where `DIFFGR2_TINY` names one. The functions without arguments at
+the end are factories as `battery` wants them. Not here: anything that pretends to be a stage.
 """
 
 from __future__ import annotations
@@ -26,127 +25,28 @@ from diffgr2.config import (
     BlockRlConfig,
     CftConfig,
     OpdConfig,
-    PromptConfig,
-    Recipe,
     RlConfig,
     SftConfig,
     TrainConfig,
 )
-from diffgr2.data.store import Dataset
 from diffgr2.decode.batch import decode
 from diffgr2.decode.settings import DecodeRequest
-from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.progress import Progress
-from diffgr2.prompts.request import order_by_strength
-from diffgr2.prompts.template import make_template
-from diffgr2.prompts.vocab import Vocabulary, train_bpe
-from diffgr2.recipe import validate
 from diffgr2.stages.cft import CftTask
-from diffgr2.stages.corpus import KNOWN, Corpus
+from diffgr2.stages.corpus import KNOWN
 from diffgr2.stages.distill import Outputs
 from diffgr2.stages.opd import OpdTask
 from diffgr2.stages.rl import RlTask
 from diffgr2.stages.rollouts import Roller, rollout_settings
 from diffgr2.stages.sft import SftTask
 from diffgr2.streams import generator
-from diffgr2.traces.decide import Traces
 from diffgr2.train.loop import Task, fit
-from diffgr2.types import CandidateLists, Catalogue, Histories
+from support.tiny_corpus import SEED, K, corpus, vocabulary
 
-K, LEVELS, CODES, BUCKETS, STRENGTHS, ITEMS, USERS = 3, 2, 5, 3, 4, 20, 24
-FIELDS = ("rank", "copurchase")
 BLOCK = 4
-SEED = 0
 STEPS = 12
-
-
-# -------------------------------------------------------------------------------------- the corpus
-
-
-@cache
-def recipe() -> Recipe:
-    return validate(
-        {
-            "name": "tiny",
-            "prompt": {"history": 2, "cites": 1, "strengths": STRENGTHS, "text_vocab": 256},
-            "candidates": {"k": K},
-            "items": {"levels": LEVELS, "codes": CODES},
-            "evidence": {"buckets": BUCKETS},
-        },
-        "tiny",
-    )
-
-
-@cache
-def vocabulary() -> Vocabulary:
-    return Vocabulary.extend(
-        train_bpe(["soap"], 256),
-        levels=LEVELS,
-        codes=CODES,
-        k=K,
-        fields=FIELDS,
-        buckets=BUCKETS,
-        strengths=STRENGTHS,
-    )
-
-
-def _lists(split: str, cut: int, rng: np.random.Generator) -> tuple[CandidateLists, np.ndarray]:
-    """Random candidates with the target among them, and buckets that give it away."""
-    items_LK = np.stack([rng.permutation(ITEMS)[:K] for _ in range(USERS)]).astype(np.int32)
-    hit_L = rng.integers(0, K, USERS)
-    buckets_LKF = rng.integers(0, BUCKETS - 1, (USERS, K, len(FIELDS))).astype(np.uint8)
-    buckets_LKF[np.arange(USERS), hit_L, 1] = BUCKETS - 1
-    lists = CandidateLists(
-        split,
-        np.arange(USERS, dtype=np.int32),
-        np.full(USERS, 6 - cut, dtype=np.int32),
-        items_LK[np.arange(USERS), hit_L],
-        items_LK,
-        -np.sort(rng.random((USERS, K)).astype(np.float32), axis=1),
-    )
-    return lists, buckets_LKF
-
-
-def _traces(buckets_LKF: np.ndarray) -> Traces:
-    """The decision that the buckets suggest: the field with the target first, rank second."""
-    strength_LK = np.minimum(buckets_LKF[:, :, 1] + buckets_LKF[:, :, 0] // 2, STRENGTHS - 1)
-    strength_LK = np.where(buckets_LKF[:, :, 1] == BUCKETS - 1, STRENGTHS - 1, strength_LK)
-    return Traces(
-        np.arange(USERS, dtype=np.int32),
-        np.stack([order_by_strength(row) for row in strength_LK]),
-        strength_LK,
-        np.full((USERS, K, 1), 1, dtype=np.int32),
-        np.full((USERS, K, 1), 0, dtype=np.int32),
-    )
-
-
-@cache
-def corpus() -> Corpus:
-    rng = generator(SEED, "tiny", "corpus")
-    items_N = rng.integers(0, ITEMS, USERS * 6).astype(np.int32)
-    histories = Histories(
-        np.arange(USERS + 1) * 6, items_N, np.zeros(USERS * 6, dtype=np.int64), ITEMS
-    )
-    words = [f"soap {item}" for item in range(ITEMS)]
-    catalogue = Catalogue(
-        words, words, ["ours"] * ITEMS, [["soap"]] * ITEMS, np.ones(ITEMS), [""] * ITEMS
-    )
-    pairs = rng.permutation(CODES**LEVELS)[:ITEMS]
-    codes_IL = np.stack([pairs // CODES, pairs % CODES], axis=1).astype(np.int32)
-    made = {split: _lists(split, cut, rng) for split, cut in zip(KNOWN, (2, 1), strict=True)}
-    return Corpus(
-        recipe=recipe(),
-        dataset=Dataset(histories, catalogue, [str(u) for u in range(USERS)], {}),
-        sids=SemanticIds(codes_IL, CODES),
-        vocab=vocabulary(),
-        template=make_template(vocabulary(), PromptConfig(**recipe().prompt.model_dump())),
-        lists={split: lists for split, (lists, _) in made.items()},
-        buckets={split: buckets for split, (_, buckets) in made.items()},
-        traces={split: _traces(buckets) for split, (_, buckets) in made.items()},
-        explanations={split: [] for split in made},
-    )
 
 
 @cache
@@ -158,9 +58,9 @@ def outputs(direct: bool = False) -> Outputs:
     for s, split in enumerate(KNOWN):
         for row in range(len(shop.lists[split])):
             order_K = rng.permutation(K) if rng.random() < 1 / 3 else np.arange(K)
-            request = shop.request(split, row).reordered(order_K)
-            trace = shop.trace(split, row).reordered(order_K)
-            texts.append(shop.template.response(request, trace, reasoning=not direct)[0])
+            request = shop.request(split, row, order_K)
+            trace = shop.trace(split, row).taken(order_K)
+            texts.append(shop.template.response(request, trace, reasoning=not direct).tokens)
             rows.append((s, row, order_K))
     width = max(len(text) for text in texts)
     tokens_NT = np.zeros((len(texts), width), dtype=np.int32)

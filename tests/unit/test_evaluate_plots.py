@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from diffgr2.evaluate import plots
+from diffgr2.evaluate import plots, probed
 from diffgr2.types import FAILURES
 
 NONE = dict.fromkeys(FAILURES, 0.0)
@@ -26,6 +26,31 @@ ROWS = [
         ("cft_raw", 0.33, {"raw_valid": 0.88, "failures": {**NONE, "missing": 0.12}}),
     )
 ]
+SURE = [
+    {**row, "coherent": 1.0, "ci": {**row["ci"], "coherent": [0.996, 1.0], "raw_valid": [0.8, 1.0]}}
+    for row in ROWS[2:]
+] + [{"name": "naive", "raw_valid": 0.0, "ci": {}}]
+PROBES = {
+    "lengths": [
+        {"length": n, "row": r, "n": 90, "ndcg@3": 1 / n, "ndcg_ci": [0.9 / n, 1 / n], **more}
+        for r, more in (("floor", {"r@1": 0.3}), ("cft_opd_rl", {"answered": 1.0}))
+        for n in (1, 2, 10, 11, 100)
+    ],
+    "views": [
+        {"views": v, "row": r, "n": 90, "r@1": 0.3 + v / 100, "ndcg@3": 0.5, "ms_per_list": 5.0 * v}
+        | {f"diff_{m}_ci": [-0.01, 0.02] for m in ("r@1", "ndcg@3") if v > 1}
+        for r in ("ar", "cft_opd_rl")
+        for v in (1, 2, 4)
+    ],
+    "faithfulness": {
+        "cited": {"n": 1200, "moved": 0.91, "ci": [0.89, 0.93], "mean_levels": 1.4},
+        "uncited": {"n": 1200, "moved": 0.31, "ci": [0.28, 0.34], "mean_levels": 0.02},
+    },
+    "reliability": [
+        {"row": "ar", "bins": [[0.1, 0.08, 50], [0.5, 0.55, 50]], "ece": 0.035},
+        {"row": "cft_opd_rl", "bins": [[0.2, 0.2, 50]], "ece": 0.0},
+    ],
+}
 POINTS = [
     {"rule": rule, "tau": t, "tpf": 1 + 10 * (1 - t), "speedup": 3.0 - t, "r@1": 0.3}
     for rule in ("permutation", "raw")
@@ -56,6 +81,8 @@ DRAW = {
     "frontier": lambda: plots.frontier(POINTS, {"ar": 0.31}, "speedup"),
     "throughput": lambda: plots.throughput(SPEED),
     "validity": lambda: plots.validity(ROWS[2:]),
+    "coherence": lambda: plots.coherence(SURE),
+    **{f"probed {name}": lambda n=name: probed.figures(PROBES)[n] for name in PROBES},
     "curves": lambda: plots.training_curves(LOG),
     "trajectory": lambda: plots.trajectory(np.array([0, 1, 0, 2]), ["a", "$x", "\n", " b"], 2, 2),
     "trajectory_long": lambda: plots.trajectory(np.arange(150) // 4, ["a"] * 150, 32, 8),
@@ -124,3 +151,42 @@ def test_validity_prints_every_share():
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts[:3] == ["99.0 %", "0.0 %", "1.0 %"]
     assert len(texts) == 2 * (1 + len(FAILURES))
+
+
+def test_coherence_has_a_panel_per_share_that_some_row_has():
+    figure = plots.coherence(SURE)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["raw valid", "coherent"]
+    ends = [line.get_xdata() for line in figure.axes[1].lines if len(line.get_xdata()) == 2]
+    assert [list(pair) for pair in ends] == [[0.996, 1.0]] * 2  # `naive` recorded none
+
+
+def test_only_probes_that_are_there_are_drawn_and_told():
+    assert probed.figures({}) == {}
+    assert probed.sections({}) == ""
+    some = {"views": PROBES["views"], "lengths": []}
+    assert list(probed.figures(some)) == ["views"]
+    assert probed.sections(some).count("## ") == 1
+
+
+def test_lengths_draw_each_row_in_both_metrics_that_it_has():
+    left, right = probed.figures(PROBES)["lengths"].axes
+    drawn = [list(ax.lines[0].get_ydata()) for ax in (left, right)]
+    assert drawn == [[1.0, 0.5, 0.1, 1 / 11, 0.01], [0.3] * 5]
+    assert (left.get_ylabel(), right.get_ylabel()) == ("NDCG@3", "R@1")
+    assert [label.get_text() for label in left.get_xticklabels()] == ["1", "2", "10", "100"]
+
+
+def test_views_are_drawn_over_one_view_and_by_cost():
+    gain, _, cost = probed.figures(PROBES)["views"].axes
+    (first, *_) = [line for line in gain.lines if line.get_marker() == "o"]
+    assert np.allclose(first.get_ydata(), [0.0, 0.01, 0.03])
+    assert list(cost.lines[0].get_ydata()) == [5.0, 10.0, 20.0]
+
+
+def test_sections_print_every_number_of_the_probes():
+    text = probed.sections(PROBES)
+    assert "| cft_opd_rl | 2 | 90 | .5000 | [.4500, .5000] | – | 1.000 |" in text
+    assert "| ar | 2 | 90 | .3200 | [−.0100, +.0200] | .5000 | [−.0100, +.0200] | 10.0 |" in text
+    assert "| cited | 1,200 | .910 | [.890, .930] | 1.400 |" in text
+    assert "| ar | .0350 |" in text
+    assert text.count("](") == 4

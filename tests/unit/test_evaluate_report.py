@@ -14,19 +14,23 @@ from rich.console import Console
 import diffgr2.evaluate
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs, save_outputs
 from diffgr2.evaluate.results import build_report, ranks_by_system, rounded
-from diffgr2.evaluate.significance import mcnemar
+from diffgr2.evaluate.significance import Z, equivalence, mcnemar
 from diffgr2.evaluate.tables import (
     at,
+    calibration_table,
     markdown_table,
     over_seeds,
     render_markdown,
     render_table,
     rows_of,
     seeds_table,
+    speed_table,
     spread,
     step_sentences,
     times,
+    validity_table,
 )
+from diffgr2.evaluate.validity import calibration_error, reliability
 from diffgr2.types import FAILURES, CandidateLists
 
 META = {"recipe": "r", "data": "d", "tie_order": "file", "commit": "c", "command": "x"}
@@ -200,8 +204,104 @@ def test_validity_length_truth_and_speed_are_ratios_of_sums():
     assert "speedup" not in row(report, "cft_opd")  # another batch size is another question
     assert cft["meta"] == {"rule": "permutation"}
     markdown = render_markdown(report, ["ladder.png"])
-    assert "| cft | 2 | .5000 | .0000 | .5000 | .5000 |" in markdown
+    assert "| cft | 2 | .5000 | [.095, .905] | – | – | .8000 | [.500, 1.000] | – |" in markdown
     assert markdown.endswith("![ladder](ladder.png)\n")
+
+
+def test_outputs_of_the_new_design_are_accounted_for_with_intervals():
+    """Three hit lists; one output contradicts itself twice, all citations are right."""
+    full = np.array([3, 2, 4])
+    outputs = SystemOutputs(
+        "cft",
+        first([0, 0, 0]),
+        3,
+        raw_valid_L=np.array([True, True, True]),
+        contradictions_L=np.array([0, 2, 0]),
+        n_tokens_L=np.array([10, 20, 30]),
+        forced_L=np.array([5, 5, 5]),
+        nfe_L=np.array([2, 2, 2]),
+        cited_right_L=full,
+        cited_total_L=full,
+        levels_LK=np.full((3, K), np.nan, dtype=np.float32),
+        chance_LK=np.tile(np.float32([0.7, 0.1, 0.1, 0.1]), (3, 1)),
+    )
+    cft = row(build_report(META, lists_with_hits([0, 1, 3]), [outputs], resamples=300), "cft")
+    assert (cft["coherent"], cft["contradictions"]) == (round(2 / 3, 6), 2)
+    assert (cft["forwards"], cft["tpf"], cft["forced"]) == (2.0, 10.0, 0.25)
+    assert cft["ci"]["raw_valid"] == [round(3 / (3 + Z * Z), 6), 1.0]
+    assert cft["ci"]["evidence_true"] == cft["ci"]["raw_valid"]  # three lists that cite
+    assert cft["ci"]["forwards"] == [2.0, 2.0]
+    low, high = cft["ci"]["tpf"]
+    assert 5.0 <= low < 10.0 < high <= 15.0
+    expected = {"first": 0.566667, "first_chance": 0.7, "first_right": 0.333333}  # .3, .7, .7
+    assert {key: cft["calibration"][key] for key in expected} == expected
+    json.dumps(cft, allow_nan=False)
+
+
+def test_calibration_is_only_said_of_lists_that_hold_their_target():
+    outputs = SystemOutputs(
+        "ar", first([0, 0]), 2, chance_LK=np.full((2, K), 0.25, dtype=np.float32)
+    )
+    report = build_report(META, lists_with_hits([0, -1]), [outputs], resamples=20)
+    assert row(report, "ar")["calibration"]["all"] == pytest.approx(0.375)  # |.25−1|/4 + 3·.25/4
+    assert "calibration" not in row(report, "ar", "all")
+
+
+def test_calibration_error_by_hand():
+    """Twenty chances in ten bins of two: five bins of .2 (one right each: off by .3), five of .9
+    (all right: off by .1)."""
+    chance_N = np.array([0.2, 0.9] * 10)
+    right_N = np.array([True, True, False, True] * 5)
+    bins = reliability(chance_N, right_N)
+    assert [n for *_, n in bins] == [2] * 10
+    assert bins[0] == (pytest.approx(0.2), 0.5, 2)
+    assert calibration_error(chance_N, right_N) == pytest.approx(0.2)
+
+
+def test_rows_stand_beside_their_own():
+    names = ["verify", "cft_raw", "cft_written", "ar_raw", "ar", "cft", "block_direct"]
+    names += ["ar_direct_written", "ar_direct", "ar_written"]
+    systems = [SystemOutputs(name, first([0]), 1) for name in names]
+    report = build_report(META, lists_with_hits([1]), systems, resamples=5)
+    assert [r["name"] for r in rows_of(report, "hit")] == [
+        *("floor", "random", "oracle", "ar_direct", "ar_direct_written", "block_direct"),
+        *("ar", "ar_written", "ar_raw", "cft", "cft_written", "cft_raw", "verify"),
+    ]
+
+
+def test_level_needs_the_whole_interval_within_the_margin():
+    assert equivalence(-0.01, 0.01) == "level"
+    assert equivalence(0.001, 0.009) == "level"
+    assert equivalence(-0.011, 0.0) == "no difference shown"
+    assert equivalence(0.002, 0.03) == "gain"
+    assert equivalence(-0.03, -0.002) == "loss"
+
+
+def test_only_what_is_to_lose_nothing_says_whether_it_is_level():
+    hits = [i % K for i in range(40)]
+    same = {name: SystemOutputs(name, first(hits), 40) for name in ("ar", "ar_written", "verify")}
+    worse = SystemOutputs("cft_opd_rl", first([0] * 20 + hits[20:]), 40)
+    report = build_report(META, lists_with_hits(hits), [*same.values(), worse], resamples=200)
+    (verify,) = row(report, "verify")["steps"]
+    assert verify["equivalence"] == {"margin": 0.01, "r@1": "level", "ndcg@3": "level"}
+    assert "at a margin of ±.01 R@1 **level**" in step_sentences([row(report, "verify")])[0]
+    steps = {step["from"]: step for step in row(report, "cft_opd_rl")["steps"]}
+    assert steps["ar"]["equivalence"]["r@1"] == "loss"
+    assert all("equivalence" not in step for step in row(report, "ar")["steps"])
+    assert {step["from"] for step in row(report, "ar")["steps"]} == {"floor", "ar_written"}
+
+
+def test_tables_show_intervals_and_dashes_for_what_an_older_report_lacks():
+    new = {"name": "ar", "n_decoded": 9, "raw_valid": 1.0, "coherent": 1.0, "forwards": 2.5}
+    new |= {"ci": {"coherent": [0.7008, 1.0], "forwards": [2.0, 3.0]}, "tpf": 4.0}
+    old = {"name": "cft", "n_decoded": 9, "raw_valid": 0.5, "tpf": 2.0}
+    lines = validity_table([new, old]).splitlines()
+    assert lines[2].startswith("| ar | 9 | 1.0000 | – | 1.0000 | [.701, 1.000] | – | – |")
+    assert lines[3].startswith("| cft | 9 | .5000 | – | – | – | – | – |")
+    fast = speed_table([new, old]).splitlines()
+    assert "| 4.00 | – | 2.50 | [2.00, 3.00] |" in fast[2]
+    assert "| 2.00 | – | – | – |" in fast[3]
+    assert calibration_table([old]) == ""
 
 
 def test_resamples_depend_on_the_seed_and_nothing_else():

@@ -3,8 +3,9 @@
 Contract: `training_lists` ranks, for each user, with a model that never saw that user
 (cross-fitting by user); `held_out_lists` ranks validation and test positions with the full model.
 Items of the visible history never appear. A target is in its list only where the retriever put it
-there, unless `inject_target` is set for training (a recorded flag: the odd one out is easy to spot
-and teaches the wrong thing). Not here: how a retriever is trained (`kinds`), and evidence
+there, unless `with_targets` puts it into training lists (a recorded flag: the odd one out is easy
+to spot and teaches the wrong thing). Stored lists may be longer than the lists that results are
+about: `first_columns` cuts them. Not here: how a retriever is trained (`kinds`), and evidence
 (`index`).
 """
 
@@ -22,6 +23,19 @@ from diffgr2.types import MISS, CandidateLists, Histories
 
 ARRAYS = ("user_L", "end_L", "target_L", "items_LK", "scores_LK")  # of `CandidateLists` and file
 MIN_HISTORY = 2  # items that training lists need before their target
+SELECTION_SHARE = 10  # one user in so many
+
+
+def selection_users(n_users: int) -> np.ndarray:
+    """Which users (bool) choose between models and settings: the same fixed tenth in every run.
+
+    Whatever is selected or calibrated is selected on their training and validation lists, and these
+    train nothing (no scorer, no trace, no rollout), so that test lists are scored and never chosen
+    on. The tenth does not follow the run's seed: runs with several seeds keep the same people back.
+    """
+    chosen_U = np.zeros(n_users, dtype=bool)
+    chosen_U[permutation(n_users, "selection", "users")[: -(-n_users // SELECTION_SHARE)]] = True
+    return chosen_U
 
 
 def fold_of_users(n_users: int, folds: int, seed: int) -> np.ndarray:
@@ -58,7 +72,7 @@ def ranked_lists(
     """Lists for given positions from one retriever."""
     if histories.n_items - int(end_L.max(initial=0)) < k:
         raise DataError(
-            f"candidates.k: {k} unseen candidates needed, but the catalogue has "
+            f"candidates.k_max: {k} unseen candidates needed, but the catalogue has "
             f"{histories.n_items} items and a history of {int(end_L.max())}"
         )
     ranked = top_k(retriever, prefixes(histories, user_L, end_L), k)
@@ -82,7 +96,6 @@ def training_lists(
     *,
     k: int,
     prefixes_per_user: int,
-    inject_target: bool = False,
 ) -> CandidateLists:
     """Cross-fitted lists: `fit(users, fold)` trains on the users outside that fold."""
     parts = []
@@ -93,17 +106,26 @@ def training_lists(
         parts.append(ranked_lists(histories, retriever, "train", *positions, k))
     arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS]
     lists = CandidateLists("train", *arrays)
-    lists = lists.take(np.lexsort((lists.end_L, lists.user_L)))
-    return with_targets(lists) if inject_target else lists
+    return lists.take(np.lexsort((lists.end_L, lists.user_L)))
 
 
-def with_targets(lists: CandidateLists) -> CandidateLists:
-    """Training lists whose last candidate gives way to a target that was missed."""
+def with_targets(lists: CandidateLists, k: int) -> CandidateLists:
+    """Training lists that missed their target in the first k columns have it in the k-th.
+
+    What stood there gives way, or changes places with a target that came later.
+    """
     assert lists.split == "train", "targets are never put into validation or test lists"
-    items_LK = lists.items_LK.copy()
-    missed_L = lists.hit_L == MISS
-    items_LK[missed_L, -1] = lists.target_L[missed_L]
+    items_LK, hit_L = lists.items_LK.copy(), lists.hit_L
+    late_L = hit_L >= k
+    items_LK[late_L, hit_L[late_L]] = items_LK[late_L, k - 1]
+    missed_L = late_L | (hit_L == MISS)
+    items_LK[missed_L, k - 1] = lists.target_L[missed_L]
     return replace(lists, items_LK=items_LK)
+
+
+def first_columns(lists: CandidateLists, k: int) -> CandidateLists:
+    """The first k candidates of each list; targets behind them are missed."""
+    return replace(lists, items_LK=lists.items_LK[:, :k], scores_LK=lists.scores_LK[:, :k])
 
 
 def save_lists(directory: Path, lists: CandidateLists) -> None:
@@ -112,6 +134,7 @@ def save_lists(directory: Path, lists: CandidateLists) -> None:
     save_arrays(directory / f"{lists.split}.safetensors", **arrays)
 
 
-def load_lists(directory: Path, split: str) -> CandidateLists:
-    """Read what `save_lists` wrote."""
-    return CandidateLists(split, **load_arrays(directory / f"{split}.safetensors"))
+def load_lists(directory: Path, split: str, k: int | None = None) -> CandidateLists:
+    """Read what `save_lists` wrote: all columns, or the first k."""
+    lists = CandidateLists(split, **load_arrays(directory / f"{split}.safetensors"))
+    return lists if k is None else first_columns(lists, k)

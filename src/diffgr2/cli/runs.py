@@ -19,7 +19,7 @@ from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.pipeline import Runner
 from diffgr2.progress import Progress
 from diffgr2.recipe import load_recipe, validate
-from diffgr2.stages.plan import GOALS, STAGES
+from diffgr2.stages.plan import GOALS, stages_of
 
 RUNS = Path("runs")
 NOTE = "run.json"  # beside the stages: which recipe the directory belongs to
@@ -41,7 +41,7 @@ class Run:
         return " ".join(["diffgr2 run", named, *(f"--set {text}" for text in self.overrides)])
 
     def runner(self, **crew: Any) -> Runner:
-        return Runner(self.recipe, self.root, STAGES, **crew)
+        return Runner(self.recipe, self.root, stages_of(self.recipe), **crew)
 
 
 def open_run(named: str, directory: Path | None, overrides: list[str] | None) -> Run:
@@ -107,10 +107,11 @@ def work(run: Run, goals: list[str], *, force: bool = False) -> dict[str, dict[s
         dist.stop()
 
 
-def goals_of(goal: str) -> list[str]:
-    """The stages of `--goal`: a goal's name or a stage's."""
+def goals_of(goal: str, recipe: Recipe) -> list[str]:
+    """The stages of `--goal`: a goal's name, as far as the recipe has it, or a stage's."""
+    stages = stages_of(recipe)
     if goal in GOALS:
-        return GOALS[goal]
-    if goal.replace("-", "_") in STAGES:
+        return [name for name in GOALS[goal] if name in stages]
+    if goal.replace("-", "_") in stages:
         return [goal.replace("-", "_")]
     raise ConfigError(f"--goal {goal}: expected {', '.join(GOALS)} or a stage")

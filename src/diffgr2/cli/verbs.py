@@ -14,7 +14,7 @@ from diffgr2.cli import runs
 from diffgr2.errors import ConfigError
 from diffgr2.pipeline import STANDS
 from diffgr2.stages.plan import STAGES
-from diffgr2.stages.rows import ROWS
+from diffgr2.stages.rows import ROWS, rows_of_recipe
 
 PANEL = "Stages, in order (each runs what it needs)"
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Shipped name or YAML file.")]
@@ -70,7 +70,7 @@ def score(
 ) -> None:
     """Decode the test lists: all rows of the results table, or some."""
     run = runs.open_run(recipe, directory, overrides)
-    known = [spec.name for spec in ROWS]
+    known = [spec.name for spec in rows_of_recipe(run.recipe)]
     for name in rows or ():
         if name not in known:
             raise ConfigError(f"--row {name}: no such row (known: {', '.join(known)})")
@@ -91,7 +91,7 @@ def run_all(
 ) -> None:
     """Run what is missing of a recipe."""
     run = runs.open_run(recipe, directory, overrides)
-    manifests = runs.work(run, runs.goals_of(goal), force=force)
+    manifests = runs.work(run, runs.goals_of(goal, run.recipe), force=force)
     seconds = sum(manifest["wall_s"] for manifest in manifests.values())
     runs.say(
         f"{run.root}: {len(manifests)} stages stand, {seconds:,.0f} s of work; "
@@ -107,7 +107,7 @@ def status(
     """Show which stages stand."""
     run = runs.open_report(recipe, directory, overrides)
     runner = run.runner()
-    states = runner.survey(list(STAGES))
+    states = runner.survey(list(runner.stages))
     for name, state in states.items():
         typer.echo(f"{name:20} {state:12} {STAGES[name].summary}")
     standing = sum(state == STANDS for state in states.values())

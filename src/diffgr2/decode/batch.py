@@ -9,18 +9,13 @@ writer does with its distributions (`ar`, `block`, `verify`), queues and deadlin
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from diffgr2.decode.ar import ArWriter
 from diffgr2.decode.block import BlockWriter
-from diffgr2.decode.draw import prepare
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.verify import VerifyWriter
-from diffgr2.decode.writer import Span, View, Writer
+from diffgr2.decode.writer import Writer
 from diffgr2.errors import DecodeError
-from diffgr2.model.forward import KVCache, LeanQwen3
+from diffgr2.model.backend import Backend, Session, Span
 from diffgr2.types import Trajectory
 
 WRITERS = {"ar": ArWriter, "block": BlockWriter, "verify": VerifyWriter}
@@ -34,45 +29,31 @@ def make_writer(key: int, request: DecodeRequest, settings: DecodeSettings) -> W
 
 
 class Batch:
-    """Writers under way and their cache, one row each."""
+    """Writers under way and their session, one row each."""
 
-    def __init__(self, model: LeanQwen3) -> None:
+    def __init__(self, model: Backend) -> None:
         self.model = model
         self.writers: list[Writer] = []
-        self._cache: KVCache | None = None
+        self._session: Session | None = None
 
-    @torch.inference_mode()
     def add(self, writers: Sequence[Writer]) -> None:
-        """Prefill new writers and let them join."""
+        """Prefill new writers and let them join; none may be done already."""
         if not writers:
             return
-        slots = max(w.slots for w in writers) + 1  # the last slot takes what padding writes
-        room = self.model.max_positions
-        if slots > room:
-            raise DecodeError(f"prompt and output need {slots} positions, the model has {room}")
-        cache = KVCache(self.model, len(writers), slots)
-        if max(w.prefill for w in writers) > 0:
-            windows = [Span(w.prompt[: w.prefill], 0, w.prefill_hi(), 0) for w in writers]
-            self.model.fill(*_inputs(windows, cache, self.model))
-        if self._cache is None or not self.writers:
-            self._cache = cache
-        else:
-            self._cache.append_rows(cache)
+        if self._session is None:
+            self._session = self.model.session(writers[0].settings.mask_id)
+        prompts = [Span(w.prompt[: w.prefill], 0, w.prefill_hi(), 0) for w in writers]
+        self._session.add(prompts, max(w.slots for w in writers))
         self.writers.extend(writers)
 
-    @torch.inference_mode()
     def step(self) -> list[Writer]:
         """One forward for all writers; returns those that finished, which have left."""
         if not self.writers:
             return []
-        assert self._cache is not None
-        windows = [writer.plan() for writer in self.writers]
-        skipped = min(window.logits_from for window in windows)
-        logits_BTV = self.model(*_inputs(windows, self._cache, self.model), logits_from=skipped)
-        logp_BTV, top_BT, top_logp_BT = prepare(logits_BTV, self.writers[0].settings.mask_id)
-        for b, (writer, window) in enumerate(zip(self.writers, windows, strict=True)):
-            part = slice(window.logits_from - skipped, len(window.ids) - skipped)
-            writer.update(View(logp_BTV[b, part], top_BT[b, part], top_logp_BT[b, part]))
+        assert self._session is not None
+        views = self._session.forward([writer.plan() for writer in self.writers])
+        for writer, view in zip(self.writers, views, strict=True):
+            writer.update(view)
         done = [writer for writer in self.writers if writer.done]
         if done:
             self.keep([not writer.done for writer in self.writers])
@@ -82,49 +63,14 @@ class Batch:
         """Let the others leave (finished or cancelled)."""
         index = [i for i, kept in enumerate(mask) if kept]
         self.writers = [self.writers[i] for i in index]
-        if self._cache is not None and index:
-            self._cache.select(torch.tensor(index, device=self.model.device))
-        elif not index:
-            self._cache = None
-
-
-def _inputs(
-    windows: list[Span], cache: KVCache, model: LeanQwen3
-) -> tuple[Tensor, Tensor, KVCache, int | Tensor, Tensor | None, int]:
-    """Arguments of one forward; a single row takes no padding (the latency path)."""
-    device = model.device
-    if len(windows) == 1:
-        window = windows[0]
-        start, length, seen = window.start, len(window.ids), max(window.hi)
-        mask_BTC = None
-        if min(window.hi) != seen:
-            hi_T = torch.tensor(window.hi, device=device)
-            mask_BTC = (model.positions[:seen] < hi_T[:, None])[None]
-        ids_BT = torch.tensor([window.ids], device=device)
-        position_BT = model.positions[None, start : start + length]
-        return ids_BT, position_BT, cache, start, mask_BTC, seen
-    length = max(len(window.ids) for window in windows)
-    start_B = np.array([window.start for window in windows])
-    ids = np.zeros((len(windows), length), dtype=np.int64)
-    hi = np.ones((len(windows), length), dtype=np.int64)  # padding sees slot 0, nobody sees it
-    for b, window in enumerate(windows):
-        ids[b, : len(window.ids)] = window.ids
-        hi[b, : len(window.hi)] = window.hi
-    # Padding writes behind its row's window, where nothing valid stands, or into the last slot.
-    slot_BT = torch.from_numpy(
-        np.minimum(start_B[:, None] + np.arange(length), cache.slots - 1)
-    ).to(device)
-    seen = int(hi.max())
-    mask_BTC = None
-    if not (hi == seen).all():
-        mask_BTC = model.positions[:seen] < torch.from_numpy(hi).to(device)[..., None]
-    aligned = bool((start_B == start_B[0]).all()) and start_B[0] + length < cache.slots
-    slot = int(start_B[0]) if aligned else slot_BT
-    return torch.from_numpy(ids).to(device), slot_BT, cache, slot, mask_BTC, seen
+        if self._session is not None:
+            self._session.keep(index)
+        if not index:
+            self._session = None
 
 
 def decode(
-    model: LeanQwen3,
+    model: Backend,
     requests: Sequence[DecodeRequest],
     settings: DecodeSettings,
     *,
@@ -137,11 +83,13 @@ def decode(
     running = Batch(model)
     while waiting or running.writers:
         # Prefill in groups: waiting for a quarter of the batch to leave keeps forwards wide.
-        free = batch - len(running.writers)
+        free, finished = batch - len(running.writers), []
         if waiting and free >= max(1, batch // 4):
             joining = [waiting.pop() for _ in range(min(free, len(waiting)))]
-            running.add([make_writer(i, requests[i], settings) for i in joining])
-        for writer in running.step():
+            writers = [make_writer(i, requests[i], settings) for i in joining]
+            finished = [writer for writer in writers if writer.done]  # nothing was to decide
+            running.add([writer for writer in writers if not writer.done])
+        for writer in [*finished, *running.step()]:
             results[writer.key] = writer.result()
             if on_done is not None:
                 on_done(writer.key)

@@ -28,8 +28,10 @@ NOTHING = -1
 class Group:
     """Entries that must differ: entry j stands at places `at_JN[j]`, spells a row of `choices_CN`.
 
-    With a `filler` (entries of one token only) an entry may be that instead, and then all entries
-    after it are. Without one there must be at least as many choices as entries.
+    Every place allows what some choice has there. With a `filler` (entries of one token only) an
+    entry may be that instead, and then all entries after it are; its choices are all different.
+    Without one there must be at least as many choices as entries, and choices that are spelled
+    alike may stand as often as there are of them.
     """
 
     at_JN: np.ndarray
@@ -40,13 +42,22 @@ class Group:
         (entries, width), (choices, spelled) = self.at_JN.shape, self.choices_CN.shape
         if width != spelled or (self.filler is not None and width != 1):
             raise DecodeError("grammar: a group's entries and choices differ in length")
+        if self.filler is not None and self.alike:
+            raise DecodeError("grammar: choices beside a filler are spelled alike")
         if self.filler is None and choices < entries:
             raise DecodeError(f"grammar: {choices} choices for {entries} entries that differ")
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether choices of one token are spelled alike."""
+        return self.choices_CN.shape[1] == 1 and len(set(self.choices_CN[:, 0].tolist())) < len(
+            self.choices_CN
+        )
 
 
 @dataclass(frozen=True)
 class Places:
-    """A row of T places: `allowed_TA` holds the tokens of each, padded with NOTHING.
+    """A row of T places: `allowed_TA` holds the tokens of each, each once, padded with NOTHING.
 
     At a place of `scale_T` the tokens are the levels of a strength, in order.
     """
@@ -72,7 +83,7 @@ class Places:
         }
 
 
-def row_of_places(sets: Sequence[Sequence[int]]) -> np.ndarray:
+def row_of_places(sets: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
     """Allowed tokens [T, A] of these sets."""
     out_TA = np.full((len(sets), max(map(len, sets), default=1)), NOTHING, dtype=np.int64)
     for at, tokens in enumerate(sets):
@@ -135,7 +146,7 @@ class _Section:
         if owned is None:
             return []
         group, j, _ = owned
-        if group.at_JN.shape[1] > 1:
+        if group.at_JN.shape[1] > 1 or group.alike:
             self._spell(group, tokens_T)
         else:
             self._differ(group, j, int(tokens_T[at]))
@@ -181,6 +192,7 @@ class Guide:
         self._free_end = len(grammar.head)  # behind the last committed token of the free text
         for section in self._sections:
             self._open(section)
+        self._settle_closer()
 
     def copy(self, tokens_T: np.ndarray) -> Guide:
         """The same state over another array (for drafts)."""
@@ -203,10 +215,26 @@ class Guide:
         """The response's length, None while its free text is open."""
         return self._sections[-1].end if len(self._sections) > 1 else None
 
+    @property
+    def _stop(self) -> int:
+        """Behind the last position that is known to exist: where the tail begins is seen late."""
+        if self.end is not None:
+            return self.end
+        assert self.grammar.free is not None
+        return len(self.grammar.head) + self.grammar.free.room
+
     def _open(self, section: _Section) -> None:
         """Fill in what a new section leaves no choice about."""
-        counts = section.may_TA.sum(1)
-        for at in np.flatnonzero(counts == 1).tolist():
+        places = section.places
+        known_T = section.may_TA.sum(1) == 1
+        known_T[max(len(self.tokens_T) - section.start, 0) :] = False  # beyond the caller's limit
+        alone_T = known_T.copy()
+        alone_T[list(places.owner)] = False
+        # Places of no group settle nothing else, so they are written at once.
+        alone = np.flatnonzero(alone_T)
+        self.tokens_T[section.start + alone] = places.allowed_TA[alone][section.may_TA[alone]]
+        self.forced_T[section.start + alone] = True
+        for at in np.flatnonzero(known_T & ~alone_T).tolist():
             self._force(section, at)
 
     def _force(self, section: _Section, at: int) -> None:
@@ -241,15 +269,17 @@ class Guide:
 
     def allowed(self, at: int) -> np.ndarray | None:
         """The tokens that may stand at an open position; None in free text (see `without`)."""
-        section = self._section(at)
+        section, free = self._section(at), self.grammar.free
         if section is not None:
             place = at - section.start
             return section.places.allowed_TA[place][section.may_TA[place]]
-        free = self.grammar.free
-        if free is None:
+        if free is None or at >= self._stop:
             raise DecodeError(f"grammar: position {at} is behind the response's end")
-        last = len(self.grammar.head) + free.room - 1
-        return np.array([free.closer]) if at >= last else None
+        return np.array([free.closer]) if self.end is None and at == self._stop - 1 else None
+
+    def closable(self, at: int) -> bool:
+        """Whether the token that ends the free text may stand at this open position of it."""
+        return at >= self._free_end
 
     def without(self, at: int) -> np.ndarray:
         """The tokens that may not stand at an open position of the free text."""
@@ -259,17 +289,14 @@ class Guide:
 
     def may(self, at: int, token: int) -> bool:
         """Whether this token may be committed there now."""
-        if self.end is not None and at >= self.end:
+        if at >= min(len(self.tokens_T), self._stop) or self.tokens_T[at] != UNKNOWN:
             return False
-        if self.tokens_T[at] != UNKNOWN:
-            return False
-        allowed = self.allowed(at)
-        if allowed is None:
-            return token not in self.without(at).tolist()
-        closing = self.grammar.free is not None and self._section(at) is None
-        if closing and at < self._free_end:
-            return False
-        return token in allowed.tolist()
+        free, allowed = self.grammar.free, self.allowed(at)
+        if allowed is not None:
+            return token in allowed.tolist()
+        assert free is not None
+        closing = token == free.closer and at < self._free_end
+        return not closing and not bool((free.banned == token).any())
 
     def commit(self, at: int, token: int) -> None:
         """Write a token that `may` allows, and all that it settles."""
@@ -283,11 +310,24 @@ class Guide:
         self.tokens_T[at] = token
         self._free_end = max(self._free_end, at + 1)
         if token == free.closer:
-            tail = _Section(self.grammar.tail, at + 1)
-            self._sections.append(tail)
-            self._open(tail)
+            self._open_tail()
+        else:
+            self._settle_closer()
+
+    def _open_tail(self) -> None:
+        self._sections.append(_Section(self.grammar.tail, self._free_end))
+        self._open(self._sections[-1])
+
+    def _settle_closer(self) -> None:
+        """Free text that fills its room but for the last place can only be closed there."""
+        free, at = self.grammar.free, self._stop - 1
+        if free is None or self.end is not None or not self._free_end == at < len(self.tokens_T):
+            return
+        self.tokens_T[at], self.forced_T[at] = free.closer, True
+        self._free_end = at + 1
+        self._open_tail()
 
     def open_places(self, start: int, stop: int) -> Iterator[int]:
-        """Open positions in [start, stop) and before the response's end."""
-        stop = stop if self.end is None else min(stop, self.end)
+        """Open positions in [start, stop) that a token may be committed to."""
+        stop = min(stop, self._stop)
         return iter((start + np.flatnonzero(self.tokens_T[start:stop] == UNKNOWN)).tolist())

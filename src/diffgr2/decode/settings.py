@@ -10,8 +10,8 @@ Not here: the contract itself (`model.contract`).
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffgr2.config import DECODERS, DecodeConfig, Decoder
-from diffgr2.decode.grammar import AnswerGrammar
+from diffgr2.config import DECODERS, DecodeConfig, Decoder, Rule
+from diffgr2.decode.grammar import Grammar
 from diffgr2.errors import ConfigError
 from diffgr2.model.contract import BlockContract
 
@@ -20,8 +20,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ar": {"decoder": "ar"},
     "verify": {"decoder": "verify"},
     "raw": {"decoder": "block", "accept": "threshold", "threshold": 0.9, "rule": "raw"},
+    "ar_raw": {"decoder": "ar", "rule": "raw"},
 }
-"""Ways to decode by name; `raw` is the papers' plain rule at their τ."""
+"""Ways to decode by name; `raw` is the papers' plain rule at their τ, without any grammar."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,13 @@ class DecodeSettings:
     threshold: float = 0.9
     per_step: int = 8
     entropy_bound: float = 0.3
-    rule: Literal["raw", "permutation"] = "raw"
+    rule: Rule = "grammar"
     clean_kv: Literal["causal", "block_causal"] = "causal"
     canvas: int = 32
     temperature: float = 0.0
     max_tokens: int = 192
     fused: bool = True  # commit of a block shares the forward of the next block's first step
+    details: bool = False  # keep the distribution of every decision
 
     def __post_init__(self) -> None:
         if self.mask_id < 0 or self.end_id < 0:
@@ -70,7 +72,7 @@ class DecodeRequest:
     """One prompt; `stream` names its random stream (sampling only)."""
 
     prompt: list[int]
-    grammar: AnswerGrammar | None = None
+    grammar: Grammar | None = None
     stream: tuple[str | int, ...] = ("decode",)
 
 

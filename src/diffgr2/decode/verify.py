@@ -1,19 +1,23 @@
 """Verified block diffusion: check a draft causally and draft on in parallel, in one forward.
 
 Contract: greedy output equals AR greedy output by construction, sampled output follows AR's
-distribution exactly (speculative rejection sampling): a token is committed only as the AR head's
-own choice given the committed prefix. The window of every forward is the newest committed token,
-the draft so far (causal: the AR head checks it) and masks up to the canvas's end (they see all
-before them: they draft what comes next). The longest agreeing prefix commits, plus one AR token;
-what the forward predicted behind it, wrong context or not, is the next draft. Not here: batching.
+distribution exactly (speculative rejection sampling), both under the same grammar: a token is
+committed only as the AR head's own choice given the committed prefix. The span of every forward is
+what is known and new, the draft so far (causal: the AR head checks it) and masks up to the canvas's
+end (they see all before them: they draft what comes next; what the grammar has settled stands among
+them in clear). The longest agreeing prefix commits, plus one AR token; what the forward predicted
+behind it, wrong context or not, is the next draft, chosen under the grammar. Not here: batching.
 """
 
 import numpy as np
-import torch
 
-from diffgr2.decode.draw import draw, tempered
+from diffgr2.decode.choice import among
+from diffgr2.decode.grammar import Guide, row_of_places
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
-from diffgr2.decode.writer import Span, View, Writer
+from diffgr2.decode.spelling import UNKNOWN
+from diffgr2.decode.writer import Writer
+from diffgr2.model.backend import NOTHING_BANNED, Span, View
+from diffgr2.model.sampling import inverse_transform, log_normalised
 
 
 def speculative(
@@ -41,62 +45,146 @@ def speculative(
 class VerifyWriter(Writer):
     def __init__(self, key: int, request: DecodeRequest, settings: DecodeSettings) -> None:
         super().__init__(key, request, settings, spare=settings.canvas)
-        self._draft: list[int] = []  # tokens proposed for the positions after the committed ones
-        self._draft_logq_TV: torch.Tensor | None = None  # their distributions, when sampling
+        self._fed = -1  # the first position that no forward has seen; −1: the prompt's last token
+        self._draft_T = np.empty(0, dtype=np.int64)  # proposed for the positions from `length` on
+        self._odds: list[tuple[np.ndarray, np.ndarray]] = []  # when sampling: what from, how likely
+        self.advance()
 
     def plan(self) -> Span:
-        start = len(self.prompt) + self.length - 1  # of the newest token, which has no keys yet
-        canvas = min(self.settings.canvas, self.settings.max_tokens - self.length)
-        masks = canvas - len(self._draft)
-        ids = [self.token(self.length - 1), *self._draft, *[self.settings.mask_id] * masks]
-        hi = [start + i + 1 for i in range(len(ids) - masks)]
-        return Span(ids, start, hi + [start + 1 + canvas] * masks, 0)
+        prompt, length, drafted = len(self.prompt), self.length, len(self._draft_T)
+        canvas = min(self.settings.canvas, self.limit - length)
+        ids = [self.token(at) for at in range(self._fed, length)]
+        self._first = length
+        logits_from = len(ids) - 1
+        ids += self._draft_T.tolist()
+        start = prompt + self._fed
+        hi = [start + i + 1 for i in range(len(ids))]
+        ahead_T = self.tokens_T[length + drafted : length + canvas]
+        ids += np.where(ahead_T == UNKNOWN, self.settings.mask_id, ahead_T).tolist()
+        return Span(ids, start, hi + [prompt + length + canvas] * len(ahead_T), logits_from)
 
     def update(self, view: View) -> None:
         """View row i is the AR head's word on position i ahead, as long as the draft has held."""
-        drafted, first = len(self._draft), self.length
-        for i in range(drafted + 1):
-            token, logp, kept = self._choose(view, i)
-            self.commit_next(token, logp)
-            if self.done or not kept:
+        drafted = len(self._draft_T)
+        while not self.done and (at := self.length - self._first) <= drafted:
+            self._check(view, at)
+            written_T = self.tokens_T[self._first + at : self.length]
+            if not np.array_equal(written_T, self._draft_T[at : at + len(written_T)]):
                 break
         self.nfe += 1
+        self._fed = self._first
         if not self.done:
-            self._propose(view, self._ahead(drafted, len(view.top_T))[self.length - first :])
+            self._propose(view, drafted)
 
-    def _ahead(self, drafted: int, rows: int) -> list[int]:
-        """Which view rows predict the positions ahead.
+    def _check(self, view: View, i: int) -> None:
+        """Commit the AR head's choice at the first open position, from row i."""
+        at, heat = self._first + i, self.settings.temperature
+        row_N, at_N = np.array([i]), np.array([at])
+        if heat == 0.0 or i >= len(self._draft_T):
+            found = self.wanted(view, row_N, at_N, self.uniforms(1))
+            token, logp, level = int(found.token_N[0]), found.logp_N[0], found.level_N[0]
+        else:
+            tokens_A, hot_A, level = self._distribution(view, i, at, self.guide)
+            token, logp = self._settled(i, tokens_A, hot_A)
+        self.commit(at, token, self.nfe, float(logp), float(level))
+        self.advance()
 
-        The AR head predicts up to one behind the draft. A mask predicts its own position, so the
-        first one's word is superfluous; with shifted logits it predicts the next, and the last
-        one's position is not on the canvas.
-        """
-        ar = list(range(drafted + 1))
-        if self.settings.alignment == "shifted":
-            return [*ar, *range(drafted + 1, rows - 1)]
-        return [*ar, *range(drafted + 2, rows)]
+    def _distribution(
+        self, view: View, row: int, at: int, guide: Guide | None
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """(tokens, log-probabilities at the temperature, expected level) of one position."""
+        heat, rows = self.settings.temperature, np.array([row])
+        allowed = guide.allowed(at) if guide is not None else None
+        if allowed is None:
+            logp_V = view.rows(rows)[0].copy()
+            logp_V[guide.without(at) if guide is not None else NOTHING_BANNED] = -np.inf
+            return np.arange(len(logp_V)), log_normalised(logp_V[None] / heat)[0], np.nan
+        tokens_1A = row_of_places([allowed])
+        raw_1A, scale = view.among(rows, tokens_1A), guide is not None and guide.scale(at)
+        found = among(raw_1A, tokens_1A, np.array([scale]))
+        assert found.probability_NA is not None
+        with np.errstate(divide="ignore"):
+            logp_1A = np.log(found.probability_NA)
+        return tokens_1A[0], log_normalised(logp_1A / heat)[0], float(found.level_N[0])
 
-    def _propose(self, view: View, rows: list[int]) -> None:
-        """Draft the positions ahead from these rows."""
-        rows = rows[: self.settings.max_tokens - self.length]
+    def _settled(self, i: int, tokens_A: np.ndarray, hot_A: np.ndarray) -> tuple[int, float]:
+        """Speculative sampling of the draft's token i: (token, its log-probability)."""
+        drafted, (own_A, odds_A) = int(self._draft_T[i]), self._odds[i]
+        every = np.union1d(tokens_A, own_A)
+        p_V, q_V = np.zeros(len(every)), np.zeros(len(every))
+        p_V[np.searchsorted(every, tokens_A)] = np.exp(hot_A)
+        q_V[np.searchsorted(every, own_A)] = odds_A
+        at, _ = speculative(p_V, q_V, int(np.searchsorted(every, drafted)), self.rng.random(2))
+        return int(every[at]), float(np.log(p_V[at]))
+
+    def _propose(self, view: View, drafted: int) -> None:
+        """Draft the positions ahead, each under what the draft says before it."""
+        end = min(self._first + self.settings.canvas, self.limit)
+        at_N = np.arange(self.length, end)
+        # The AR head predicts up to one behind the draft. A mask predicts its own position, so the
+        # first one's word is superfluous; with shifted logits it predicts the next, and the last
+        # one's position is not on the canvas.
+        row_N = at_N - self._first
+        if self.settings.alignment != "shifted":
+            row_N = row_N + (row_N > drafted)
+        there_N = row_N < len(view)
+        at_N, row_N = at_N[there_N], row_N[there_N]
+        tokens_T = self.tokens_T.copy()
+        guide = self.guide.copy(tokens_T) if self.guide is not None else None
         if self.settings.temperature == 0.0:
-            self._draft = view.top_T[rows].tolist()
+            self._greedy(view, row_N, at_N, tokens_T, guide)
+        else:
+            self._sampled(view, row_N, at_N, tokens_T, guide)
+        end = at_N[-1] + 1 if len(at_N) else self.length
+        if guide is not None and guide.end is not None:
+            end = min(end, guide.end)
+        self._draft_T = tokens_T[self.length : end].copy()
+
+    def _greedy(
+        self,
+        view: View,
+        row_N: np.ndarray,
+        at_N: np.ndarray,
+        tokens_T: np.ndarray,
+        guide: Guide | None,
+    ) -> None:
+        """What each position wants first, or once that is excluded, what it wants of the rest."""
+        open_N = tokens_T[at_N] == UNKNOWN
+        row_N, at_N = row_N[open_N], at_N[open_N]
+        if not len(at_N):
             return
-        logq_TV = tempered(view.logp_TV[rows], self.settings.temperature)
-        self._draft = draw(logq_TV, self.rng.random(len(logq_TV))).tolist()
-        self._draft_logq_TV = logq_TV
+        first_N = self.wanted(view, row_N, at_N, None).token_N
+        for row, at, token in zip(row_N.tolist(), at_N.tolist(), first_N.tolist(), strict=True):
+            if guide is None:
+                tokens_T[at] = token
+                continue
+            if tokens_T[at] != UNKNOWN or (guide.end is not None and at >= guide.end):
+                continue
+            if not guide.may(at, token):
+                again = self.wanted(view, np.array([row]), np.array([at]), None, guide)
+                token = int(again.token_N[0])
+            guide.commit(at, token)
 
-    def _choose(self, view: View, i: int) -> tuple[int, float, bool]:
-        """(token, its log-probability, whether it confirms draft token i) at check row i."""
-        drafted = self._draft[i] if i < len(self._draft) else None
-        if self.settings.temperature == 0.0:
-            token = int(view.top_T[i])
-            return token, float(view.top_logp_T[i]), token == drafted
-        if drafted is None:
-            token_T, logp_T, _ = view.choose(slice(i, i + 1), self.settings.temperature, self.rng)
-            return int(token_T[0]), float(logp_T[0]), False
-        assert self._draft_logq_TV is not None
-        logp_V = tempered(view.logp_TV[i : i + 1], self.settings.temperature)[0]
-        p_V, q_V = (x.double().exp().cpu().numpy() for x in (logp_V, self._draft_logq_TV[i]))
-        token, kept = speculative(p_V, q_V, drafted, self.rng.random(2))
-        return token, float(logp_V[token]), kept
+    def _sampled(
+        self,
+        view: View,
+        row_N: np.ndarray,
+        at_N: np.ndarray,
+        tokens_T: np.ndarray,
+        guide: Guide | None,
+    ) -> None:
+        """Draw one after the other, and remember what from."""
+        self._odds = []
+        for row, at in zip(row_N.tolist(), at_N.tolist(), strict=True):
+            if guide is not None and guide.end is not None and at >= guide.end:
+                return
+            if tokens_T[at] != UNKNOWN:
+                self._odds.append((tokens_T[at : at + 1].copy(), np.ones(1)))
+                continue
+            tokens_A, hot_A, _ = self._distribution(view, row, at, guide)
+            pick = int(inverse_transform(hot_A[None], self.rng.random(1))[0])
+            self._odds.append((tokens_A, np.exp(hot_A)))
+            if guide is None:
+                tokens_T[at] = tokens_A[pick]
+            else:
+                guide.commit(at, int(tokens_A[pick]))

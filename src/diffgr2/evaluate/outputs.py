@@ -1,9 +1,10 @@
 """What a system answered on the test lists: the saved form that every table is made from.
 
 Contract: `order_LK` is a permutation of candidate positions per decoded list, after the repair
-policy; what the raw answers were worth stands beside it in `raw_valid_L` and `failures_LX`.
-`rows_L` names the decoded lists when only some were. Orders and lengths are checked where an object
-is made; `<name>.safetensors` holds the arrays, `<name>.json` the rest.
+policy; what the raw answers were worth stands beside it in `raw_valid_L` and `failures_LX`, what
+was stated (`levels_LK`), how often an output contradicts itself and how sure it is in arrays of
+their own. `rows_L` names the decoded lists when only some were. Orders and lengths are checked
+where an object is made; `<name>.safetensors` holds the arrays, `<name>.json` the rest.
 Not here: tokens, text, or anything that needs a model.
 """
 
@@ -32,8 +33,12 @@ class SystemOutputs:
     n_tokens_L: np.ndarray | None = None
     reasoning_tokens_L: np.ndarray | None = None
     nfe_L: np.ndarray | None = None
+    forced_L: np.ndarray | None = None  # tokens that the grammar left no choice about
     cited_right_L: np.ndarray | None = None
     cited_total_L: np.ndarray | None = None
+    contradictions_L: np.ndarray | None = None  # statements that contradict another, the prompt …
+    levels_LK: np.ndarray | None = None  # float32 expected strengths, floor order; NaN: unjudged
+    chance_LK: np.ndarray | None = None  # float32 calibrated probabilities, floor order
     text_L: np.ndarray | None = None  # digest of the output's tokens: equal texts, equal digests
     timing: dict[str, Any] = field(default_factory=dict)  # tokens, seconds, batch, outputs
     meta: dict[str, Any] = field(default_factory=dict)  # decoder, threshold, rule, accept
@@ -43,6 +48,8 @@ class SystemOutputs:
         for name, array in self.arrays().items():
             if len(array) != n:
                 raise DataError(f"outputs {self.name}: {name} has {len(array)} entries, not {n}")
+            if name.endswith("_LK") and array.shape != self.order_LK.shape:
+                raise DataError(f"outputs {self.name}: {name} is not {self.order_LK.shape[1]} wide")
         bad = np.flatnonzero(~rows_are_permutations(self.order_LK))
         if len(bad):
             raise DataError(f"outputs {self.name}: order_LK: row {bad[0]} is not a permutation")

@@ -136,6 +136,28 @@ def validity(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def coherence(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """What every row's outputs are worth: a panel per share, each with its 95 % interval."""
+    named = {"raw_valid": "raw valid", "coherent": "coherent", "evidence_true": "evidence true"}
+    shown = [key for key in named if any(key in row for row in rows)]
+    figure, axes = new_figure(1.7 + 2.7 * len(shown), 1.3 + 0.28 * len(rows), 1, len(shown))
+    for place, (ax, key) in enumerate(zip(axes[0], shown, strict=True)):
+        look = LOOKS[place]
+        for y, row in enumerate(rows):
+            if key in row:
+                value = row[key]
+                ax.plot(row["ci"].get(key, (value, value)), [y, y], color=look["color"], lw=1.8)
+                ax.plot(value, y, ms=6, **look)
+        ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_xlim(-0.04, 1.04)
+        ax.tick_params(labelleft=place == 0)
+        ax.grid(visible=False, axis="y")
+        heading(ax, named[key])
+    figure.supxlabel("share of outputs (evidence: of citations), 95 % interval", fontsize=9)
+    return figure
+
+
 def rank_moves(floor_rank_L: np.ndarray, final_rank_L: np.ndarray, k: int, name: str) -> Figure:
     """Where the target stood and where it ended: row shares with counts, diagonal outlined."""
     keep_L = (floor_rank_L != MISS) & (final_rank_L >= 0)

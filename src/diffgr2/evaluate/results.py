@@ -6,9 +6,11 @@ the users that both decoded, with one set of resamples per population. A system 
 lists with a target has no row over all users, for its sample would not be one of users. Values are
 rounded to 6 digits on the way out, never before. Nothing here re-ranks, decodes or trains.
 
-Rows hold: name, population, n, metrics, ci, vs_floor, vs_ar, raw_valid, failures, identity, tokens,
-reasoning_tokens, tpf, tokens_per_s, batch, ms_per_output, speedup, evidence_true, same_as_ar,
-same_text, gap_closed, steps, meta. What does not apply is absent.
+Rows hold: name, population, n, metrics, ci (of the metrics, raw_valid, coherent, evidence_true,
+tpf, forwards, forced), vs_floor, vs_ar, raw_valid, failures, coherent, contradictions, identity,
+tokens, reasoning_tokens, tpf, forwards, forced, tokens_per_s, batch, ms_per_output, speedup,
+evidence_true, calibration, same_as_ar, same_text, gap_closed, steps, meta. What does not apply is
+absent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,35 +20,53 @@ from typing import Any
 import numpy as np
 
 from diffgr2.evaluate.baselines import floor_order, oracle_order, random_values
-from diffgr2.evaluate.metrics import METRICS, ranks_of, values_of
+from diffgr2.evaluate.metrics import MAIN, METRICS, ranks_of, values_of
 from diffgr2.evaluate.outputs import SystemOutputs
-from diffgr2.evaluate.significance import bootstrap_means, holm, interval, mcnemar, verdict
-from diffgr2.evaluate.validity import accounting
+from diffgr2.evaluate.significance import (
+    MARGIN,
+    bootstrap_means,
+    equivalence,
+    holm,
+    interval,
+    mcnemar,
+    verdict,
+)
+from diffgr2.evaluate.validity import accounting, calibration, intervals
 from diffgr2.types import MISS, CandidateLists
 
 BASELINES = ("floor", "random", "oracle")
 ROWS = (
     *BASELINES,
-    *("evidence", "ar_direct", "ar_sft", "ar"),
+    *("evidence", "ar_direct", "block_direct", "ar_sft", "ar"),
     *("naive", "cft", "cft_opd", "cft_opd_rl", "cft_rl", "verify"),
 )
-"""The order of rows; other names follow in the order given, `_raw` rows beside their own."""
+"""The order of rows; other names follow in the order given."""
+
+WAYS = ("", "_written", "_raw")
+"""Endings of a row's name, which stand beside their own in this order."""
 
 STEPS = (
     ("floor", "evidence"),
     ("floor", "ar"),
     ("evidence", "ar"),
     ("ar_direct", "ar"),
+    ("ar_written", "ar"),
     ("ar_sft", "ar"),
     ("naive", "cft"),
     ("cft", "cft_opd"),
     ("cft_opd", "cft_opd_rl"),
     ("cft", "cft_rl"),
     ("cft_rl", "cft_opd_rl"),
+    ("cft_opd_rl_written", "cft_opd_rl"),
+    ("block_direct", "cft_opd_rl"),
+    ("evidence", "cft_opd_rl"),
     ("ar", "cft_opd_rl"),
     ("ar", "verify"),
 )
 """What each stage is compared with; pairs whose rows are both there form one Holm family."""
+
+LEVEL = (("ar", "cft_opd_rl"), ("ar", "verify"))
+"""Steps that are to lose nothing: whether they are level is said, at a margin set beforehand."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,7 @@ class Row:
     name: str
     values_LM: np.ndarray
     decoded_L: np.ndarray
+    hit_L: np.ndarray  # where the target stands in the floor
     outputs: SystemOutputs | None  # None for `random`, which is an expectation
 
 
@@ -111,9 +132,10 @@ def with_baselines(
         *systems,
     ]
 
-    def place(outputs: SystemOutputs) -> tuple[int, bool]:
-        base = outputs.name.removesuffix("_raw")
-        return (ROWS.index(base) if base in ROWS else len(ROWS), outputs.name != base)
+    def place(outputs: SystemOutputs) -> tuple[int, int]:
+        way = next((way for way in WAYS[1:] if outputs.name.endswith(way)), "")
+        base = outputs.name.removesuffix(way)
+        return (ROWS.index(base) if base in ROWS else len(ROWS), WAYS.index(way))
 
     return sorted(every, key=place)
 
@@ -125,7 +147,7 @@ def measure(lists: CandidateLists, outputs: SystemOutputs) -> Row:
     values_LM = np.zeros((len(lists), len(METRICS)))
     rank_l = ranks_of(outputs.order_LK, lists.hit_L[outputs.rows])
     values_LM[outputs.rows] = values_of(rank_l, lists.k)
-    return Row(outputs.name, values_LM, decoded_L, outputs)
+    return Row(outputs.name, values_LM, decoded_L, lists.hit_L, outputs)
 
 
 def populations(
@@ -170,6 +192,12 @@ def _row(population: Population, row: Row, gap: bool) -> dict[str, Any]:
     if row.name in BASELINES:
         return result | {"identity": accounts["identity"]}
     result |= accounts
+    kept_L = mask_L[outputs.rows]
+    result["ci"] |= intervals(outputs, kept_L, population.resamples, *population.key, "outputs")
+    if population.name == "hit" and (
+        found := calibration(outputs, kept_L, row.hit_L[outputs.rows])
+    ):
+        result["calibration"] = found
     rows = population.rows
     if row.name != "ar":
         result |= _agreement("same_as_ar", "order_LK", outputs, rows.get("ar"), mask_L)
@@ -222,6 +250,10 @@ def _add_steps(population: Population, entries: dict[str, dict[str, Any]]) -> No
             "metrics": population.differences(before, after, mask_L),
             "mcnemar": {"gained": gained, "lost": lost, "p": p},
         }
+        if (before, after) in LEVEL:
+            cis = {metric: step["metrics"][metric]["ci"] for metric in MAIN}
+            stances = {metric: equivalence(*ci) for metric, ci in cis.items()}
+            step["equivalence"] = {"margin": MARGIN, **stances}
         entries[after].setdefault("steps", []).append(step)
         found.append(step["mcnemar"])
     for test, p_holm in zip(found, holm([test["p"] for test in found]), strict=True):
@@ -255,7 +287,7 @@ def build_report(
     true next-item probabilities of the candidates where a simulated shop knows them."""
     rows = [measure(lists, outputs) for outputs in with_baselines(lists, systems, truth_LK)]
     random_LM = random_values(lists.hit_L, lists.k)
-    rows.insert(1, Row("random", random_LM, np.ones(len(lists), dtype=bool), None))
+    rows.insert(1, Row("random", random_LM, np.ones(len(lists), dtype=bool), lists.hit_L, None))
     report_rows = []
     for population in populations(lists, rows, resamples, seed):
         entries = {

@@ -1,4 +1,4 @@
-"""Paired bootstrap over users, exact McNemar, Holm.
+"""Paired bootstrap over users, Wilson's interval of a share, exact McNemar, Holm, equivalence.
 
 Contract: every row of a table is resampled with the *same* users, so differences are paired; the
 draws are a function of the key given. Intervals are 95 % percentiles. A difference whose interval
@@ -17,6 +17,8 @@ from diffgr2.streams import generator
 
 LEVEL = (2.5, 97.5)
 CELLS = 2_000_000  # counts held at once
+Z = 1.959963984540054  # of a two-sided 95 %
+MARGIN = 0.01  # set beforehand: what R@1 and NDCG@3 may differ by and still be level
 DIGITS = 12  # sums of the same users in another order differ by about 1e-17
 
 
@@ -47,6 +49,36 @@ def interval(samples_B: np.ndarray) -> tuple[float, float]:
     """The 95 % percentile interval of resampled statistics."""
     low, high = np.round(np.percentile(samples_B, LEVEL), DIGITS)
     return float(low), float(high)
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share, with a width at 0 and 1 too.
+
+    By hand: 100 of 100 gives [100 / (100 + z²), 1] = [.9630, 1].
+    """
+    share, spread = successes / n, Z * Z / n
+    centre = (share + spread / 2) / (1 + spread)
+    reach = np.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    low, high = np.round((centre - reach, centre + reach), DIGITS)
+    return max(float(low), 0.0), min(float(high), 1.0)
+
+
+def ratio_interval(
+    top_L: np.ndarray, bottom_L: np.ndarray, resamples: int, *key: str | int
+) -> tuple[float, float] | None:
+    """The 95 % bootstrap interval of a ratio of sums over lists; resamples without any of the
+    bottom say nothing. None where all do."""
+    pair_LC = np.stack([top_L, bottom_L], axis=1).astype(np.float64)
+    means_BC = bootstrap_means(pair_LC, resamples, *key)
+    kept_BC = means_BC[means_BC[:, 1] > 0]
+    return interval(kept_BC[:, 0] / kept_BC[:, 1]) if len(kept_BC) else None
+
+
+def equivalence(low: float, high: float, margin: float = MARGIN) -> str:
+    """level where the margin holds the whole interval, else gain, loss, or no difference shown."""
+    if -margin <= low and high <= margin:
+        return "level"
+    return verdict(low, high).replace("none", "no difference shown")
 
 
 def verdict(low: float, high: float) -> str:

@@ -18,6 +18,7 @@ from diffgr2.evaluate.significance import verdict
 from diffgr2.types import FAILURES
 
 SHORT = ("r@1", "r@3", "ndcg@3", "ndcg@10")
+SURE = (("raw valid", "raw_valid"), ("coherent", "coherent"), ("evidence true", "evidence_true"))
 NAMES = {"hit": "Hit users (target among the candidates)", "all": "All users (a miss counts 0)"}
 
 Columns = Sequence[tuple[str, Callable[[dict[str, Any]], str]]]
@@ -61,6 +62,18 @@ def at(path: str, digits: int = 4) -> Callable[[dict[str, Any]], str]:
     return text
 
 
+def interval_at(path: str, digits: int = 3) -> Callable[[dict[str, Any]], str]:
+    """`[low, high]` of a value that stands at a dotted path of a row, or a dash."""
+
+    def text(row: dict[str, Any]) -> str:
+        value: Any = row
+        for key in path.split("."):
+            value = value.get(key) if value else None
+        return f"[{', '.join(number(end, digits) for end in value)}]" if value else "–"
+
+    return text
+
+
 def times(key: str, digits: int = 2) -> Callable[[dict[str, Any]], str]:
     """A ratio with its sign, or a dash."""
     return lambda row: f"{row[key]:.{digits}f}×" if key in row else "–"
@@ -87,7 +100,7 @@ def metrics_table(rows: list[dict[str, Any]]) -> str:
     """Name, n and every metric, with the first one's own 95 % interval."""
     columns = [("row", at("name")), ("n", at("n"))]
     columns += [(metric.upper(), at(f"metrics.{metric}")) for metric in METRICS]
-    columns.append(("R@1 95 %", lambda row: f"[{', '.join(map(number, row['ci']['r@1']))}]"))
+    columns.append(("R@1 95 %", interval_at("ci.r@1", 4)))
     return markdown_table(rows, columns)
 
 
@@ -103,12 +116,14 @@ def differences_table(rows: list[dict[str, Any]], other: str) -> str:
 
 
 def validity_table(rows: list[dict[str, Any]]) -> str:
-    """Raw validity, failure kinds, copying, truth."""
+    """Raw validity, coherence, truth with their intervals; failure kinds, copying."""
     kept = [row for row in rows if "raw_valid" in row]
-    columns = [("row", at("name")), ("decoded", at("n_decoded")), ("raw valid", at("raw_valid"))]
+    columns = [("row", at("name")), ("decoded", at("n_decoded"))]
+    for head, key in SURE:
+        columns += [(head, at(key)), ("95 %", interval_at(f"ci.{key}"))]
+    columns.append(("contradictions", at("contradictions")))
     columns += [(kind, at(f"failures.{kind}")) for kind in FAILURES]
-    columns += [("identity", at("identity")), ("evidence true", at("evidence_true"))]
-    columns.append(("as AR", at("same_as_ar")))
+    columns += [("identity", at("identity")), ("as AR", at("same_as_ar"))]
     if any("same_text" in row for row in kept):
         columns.append(("own AR text", at("same_text")))
     return markdown_table(kept, columns)
@@ -119,9 +134,20 @@ def speed_table(rows: list[dict[str, Any]]) -> str:
     kept = [row for row in rows if {"tpf", "tokens_per_s", "reasoning_tokens"} & row.keys()]
     columns = [("row", at("name")), ("reasoning tokens: mean", at("reasoning_tokens.mean", 1))]
     columns += [(key, at(f"reasoning_tokens.{key}", 1)) for key in ("p5", "p50", "p95")]
-    columns += [("TPF", at("tpf", 2)), ("tokens/s", at("tokens_per_s", 0)), ("batch", at("batch"))]
-    columns += [("ms per output", at("ms_per_output", 1)), ("speed-up", times("speedup"))]
-    return markdown_table(kept, columns)
+    columns += [("TPF", at("tpf", 2)), ("95 %", interval_at("ci.tpf", 2))]
+    columns += [("forwards per list", at("forwards", 2)), ("95 %", interval_at("ci.forwards", 2))]
+    columns += [("forced", at("forced", 3)), ("tokens/s", at("tokens_per_s", 0))]
+    columns += [("batch", at("batch")), ("ms per output", at("ms_per_output", 1))]
+    return markdown_table(kept, [*columns, ("speed-up", times("speedup"))])
+
+
+def calibration_table(rows: list[dict[str, Any]]) -> str:
+    """How far stated probabilities are from what happens."""
+    kept = [row for row in rows if "calibration" in row]
+    columns = [("row", at("name")), ("calibration error, all candidates", at("calibration.all"))]
+    columns.append(("first places", at("calibration.first")))
+    columns.append(("mean chance of the first place", at("calibration.first_chance")))
+    return markdown_table(kept, [*columns, ("share right", at("calibration.first_right"))])
 
 
 def gap_table(rows: list[dict[str, Any]]) -> str:
@@ -151,6 +177,9 @@ def step_sentences(rows: list[dict[str, Any]]) -> list[str]:
                 for metric in MAIN
                 for entry in [step["metrics"][metric]]
             ]
+            if stance := step.get("equivalence"):
+                said = ", ".join(f"{metric.upper()} **{stance[metric]}**" for metric in MAIN)
+                parts.append(f"at a margin of ±{number(stance['margin'], 2)} {said}")
             test = step["mcnemar"]
             sentences.append(
                 f"`{step['from']}` → `{row['name']}` (n = {step['n']:,}): {'; '.join(parts)}; "
@@ -169,7 +198,8 @@ def render_markdown(report: dict[str, Any], figures: Sequence[str] = ()) -> str:
         "",
         "Intervals are paired 95 % bootstrap percentiles over users, the same resamples for every "
         "row; a difference whose interval holds 0 is called none. `random` is the exact "
-        "expectation.",
+        "expectation. Two rows are level where the whole interval of their difference lies within "
+        "the margin; elsewhere no difference is shown. Shares of outputs have Wilson intervals.",
     ]
     for population in ("hit", "all"):
         rows = rows_of(report, population)
@@ -179,7 +209,7 @@ def render_markdown(report: dict[str, Any], figures: Sequence[str] = ()) -> str:
         parts += [differences_table(rows, other) for other in ("ar", "floor")]
         parts.append(gap_table(rows))
         if population == "hit":
-            parts += [validity_table(rows), speed_table(rows)]
+            parts += [validity_table(rows), speed_table(rows), calibration_table(rows)]
         lines += [line for part in parts if part for line in ("", part)]
         if sentences := step_sentences(rows):
             lines += ["", "### Step by step", "", *(f"- {text}" for text in sentences)]
@@ -199,7 +229,8 @@ def render_table(report: dict[str, Any], population: str) -> Table:
     n = max((row["n"] for row in rows), default=0)
     columns = [(metric.upper(), at(f"metrics.{metric}")) for metric in SHORT]
     columns += [("R@1 vs AR, 95 %", against_ar), ("valid", at("raw_valid", 3))]
-    columns += [("identity", at("identity", 3)), ("TPF", at("tpf", 2))]
+    columns += [("coherent", at("coherent", 3)), ("TPF", at("tpf", 2))]
+    columns.append(("forwards", at("forwards", 1)))
     columns += [("tok/s", at("tokens_per_s", 0)), ("speed-up", at("speedup", 2))]
     title = f"{report['recipe']} · {NAMES[population]} · n = {n:,}"
     table = Table("row", title=title, title_justify="left")
@@ -221,7 +252,7 @@ def over_seeds(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         entry: dict[str, Any] = {"name": key[1], "population": key[0], "seeds": len(reports)}
         entry["metrics"] = {m: spread([r["metrics"][m] for r in rows]) for m in rows[0]["metrics"]}
-        for share in ("raw_valid", "tpf", "evidence_true"):
+        for share in ("raw_valid", "coherent", "tpf", "forwards", "evidence_true"):
             if all(share in row for row in rows):
                 entry[share] = spread([row[share] for row in rows])
         result.append(entry)
@@ -243,5 +274,6 @@ def seeds_table(summary: Sequence[dict[str, Any]]) -> str:
 
     columns = [("row", at("name")), ("seeds", at("seeds"))]
     columns += [(metric.upper(), cell(f"metrics.{metric}", 4)) for metric in SHORT]
-    columns += [("raw valid", cell("raw_valid", 3)), ("TPF", cell("tpf", 1))]
+    columns += [("raw valid", cell("raw_valid", 3)), ("coherent", cell("coherent", 3))]
+    columns += [("TPF", cell("tpf", 1)), ("forwards", cell("forwards", 1))]
     return markdown_table([row for row in summary if row["population"] == "hit"], columns)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffgr2.errors import CheckpointError
+from diffgr2.model.backend import Session
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 ONEDNN_PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
@@ -159,6 +160,12 @@ class LeanQwen3:
         sign = torch.ones(self.head_dim, device=self.device, dtype=sin.dtype)
         sign[:half] = -1
         return cos[0], sin[0] * sign
+
+    def session(self, mask_id: int) -> Session:
+        """This model as a backend (`backend.Backend`)."""
+        from diffgr2.model.session import TorchSession
+
+        return TorchSession(self, mask_id)
 
     @property
     def finite(self) -> bool:

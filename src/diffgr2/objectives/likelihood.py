@@ -48,6 +48,41 @@ def chosen_logp(logits_NV: Tensor, target_N: Tensor, temperature: float = 1.0) -
     return -F.cross_entropy(logits_NV, target_N, reduction="none")
 
 
+def between_logp(logits_NV: Tensor, target_N: Tensor, other_N: Tensor, share_N: Tensor) -> Tensor:
+    """Expected log-probability [N] of targets that are, to a share, another token."""
+    logp_NV = torch.log_softmax(logits_NV, -1)
+    own_N = logp_NV.gather(-1, target_N[:, None])[:, 0]
+    other_N = logp_NV.gather(-1, other_N[:, None])[:, 0]
+    return torch.where(share_N > 0, (1 - share_N) * own_N + share_N * other_N, own_N)
+
+
+def allowed_logp(
+    logits_NV: Tensor,
+    target_N: Tensor,
+    allowed_NA: Tensor,
+    banned_NB: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Log-probability [N] of each target among the tokens that were allowed, at a temperature.
+
+    Rows of `allowed_NA` are padded with −1; an empty one allows all but `banned_NB`, which is
+    padded with a token that is −inf anyway.
+    """
+    if temperature not in (0.0, 1.0):
+        logits_NV = logits_NV / temperature
+    own_N = logits_NV.gather(-1, target_N[:, None])[:, 0]
+    there_NA = allowed_NA >= 0
+    free_N = ~there_NA.any(-1)
+    logits_NA = logits_NV.gather(-1, allowed_NA.clamp_min(0)).masked_fill(~there_NA, -torch.inf)
+    # An empty row would have no slope; its value is not used.
+    logits_NA = torch.where(free_N[:, None], torch.zeros_like(logits_NA), logits_NA)
+    total_N = torch.logsumexp(logits_NA, -1)
+    if free_N.any():
+        open_NV = logits_NV.scatter(-1, banned_NB, -torch.inf) if banned_NB.numel() else logits_NV
+        total_N = torch.where(free_N, torch.logsumexp(open_NV, -1), total_N)
+    return own_N - total_N
+
+
 def entropy_of(logits_NV: Tensor) -> Tensor:
     """Entropy [N] in nats."""
     logp_NV = torch.log_softmax(logits_NV, -1)

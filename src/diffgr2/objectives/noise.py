@@ -34,14 +34,20 @@ def complement(masked_R: np.ndarray, level_R: np.ndarray) -> tuple[np.ndarray, n
 
 
 def replay_state(step_R: np.ndarray, step: int) -> np.ndarray:
-    """Masked [R] just before forward `step`: all that was committed at or after it, or never."""
-    return (step_R < 0) | (step_R >= step)
+    """Masked [R] just before forward `step`: all that was committed at or after it, or never.
+
+    What a grammar settled before the first forward has a step below 0 and is never masked.
+    """
+    return step_R >= step
 
 
-def frontier(masked_R: np.ndarray, block_R: np.ndarray) -> np.ndarray:
+def frontier(
+    masked_R: np.ndarray, block_R: np.ndarray, given_R: np.ndarray | None = None
+) -> np.ndarray:
     """Masked positions right of the last committed position of their block.
 
-    Left of it a causal teacher does not see what the student has already committed.
+    Left of it a causal teacher does not see what the student has already committed. What is given
+    (`given_R`) was no commit: the teacher knows it, too.
 
     >>> frontier(np.array([True, False, True, True]), np.zeros(4, int)).tolist()
     [False, False, True, True]
@@ -49,7 +55,8 @@ def frontier(masked_R: np.ndarray, block_R: np.ndarray) -> np.ndarray:
     out_R = masked_R.copy()
     for block in np.unique(block_R):
         members = np.flatnonzero(block_R == block)
-        committed = members[~masked_R[members]]
+        open_M = masked_R[members] if given_R is None else masked_R[members] | given_R[members]
+        committed = members[~open_M]
         if len(committed):
             out_R[members[members < committed[-1]]] = False
     return out_R

@@ -46,16 +46,31 @@ def kinds_of(paths: Sequence[Sequence[str]]) -> list[str]:
     return [path[min(level, len(path) - 1)] if path else "" for path in paths]
 
 
+def escaped(text: str) -> str:
+    """Text as it stands in Markdown, whatever characters it holds."""
+    return _MARKUP.sub(r"\\\1", text)
+
+
 def bold(name: str) -> str:
-    """A name in bold Markdown, whatever characters it holds."""
-    plain = " ".join(name.split())
-    return f"**{_MARKUP.sub(r'\\\1', plain)}**"
+    """A name in bold Markdown."""
+    return f"**{escaped(_one_line(name))}**"
 
 
-def called(position: int, names: Sequence[str], *, markdown: bool = False) -> str:
-    """A candidate's name, or its place where it has none."""
-    name = names[position] if position < len(names) and names[position] else f"#{position + 1}"
-    return bold(name) if markdown else name
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def labels(
+    words: Mapping[str, Any], names: Sequence[str], k: int, *, markdown: bool = False
+) -> list[str]:
+    """What each of k candidates is called: by name, its place beside it where names are equal."""
+    plain = [_one_line(name) for name in names[:k]] + [""] * (k - len(names))
+    count, shown = Counter(plain), []
+    for place, name in enumerate(plain, 1):
+        label = (bold(name) if markdown else name) if name else f"#{place}"
+        shared = name and count[name] > 1
+        shown.append(words["same_name"].format(name=label, place=place) if shared else label)
+    return shown
 
 
 def strength_word(words: Mapping[str, Any], level: float, levels: int) -> str:
@@ -66,22 +81,30 @@ def strength_word(words: Mapping[str, Any], level: float, levels: int) -> str:
     return grades[min(int(level / (levels - 1) * len(grades)), len(grades) - 1)]
 
 
-def history_line(words: Mapping[str, Any], kinds: Sequence[str], newest: Sequence[str]) -> str:
-    """What the shown purchases are; `kinds` and names of the newest, oldest first."""
-    if not kinds and not newest:
+def history_line(
+    words: Mapping[str, Any],
+    shown: int,
+    kinds: Sequence[str],
+    newest: Sequence[str],
+    *,
+    markdown: bool = False,
+) -> str:
+    """What the `shown` purchases are; `kinds` and names of the newest, oldest first."""
+    if not shown:
         return words["history_none"]
     # Of equally frequent kinds the newest comes first.
-    counts = Counter(kind for kind in reversed(kinds) if kind)
+    counts = Counter(kind for kind in map(_one_line, reversed(kinds)) if kind)
     if not counts:
-        named = [name for name in reversed(newest) if name][: words["kinds"]]
-        if not named:
-            return words["history_none"]
-        return words["history_unknown"].format(items=listed(named))
-    told = [
-        words["kind"].format(kind=kind, n=n, all=len(kinds)) if n > 1 else kind
-        for kind, n in counts.most_common(words["kinds"])
-    ]
-    return words["history"].format(kinds=listed(told))
+        items = [name for name in map(_one_line, reversed(newest)) if name][: words["kinds"]]
+        items = [bold(item) for item in items] if markdown else items
+        name = "history_unknown" if items else "history_nameless"
+        return words[name].format(items=listed(items) if items else "")
+    told = []
+    for kind, n in counts.most_common(words["kinds"]):
+        name = escaped(kind) if markdown else kind
+        told.append(words["kind"].format(kind=name, n=n, all=shown) if n > 1 else name)
+    more = "history_more" if len(counts) > len(told) else "history"
+    return words[more].format(kinds=listed(told))
 
 
 def account(
@@ -98,8 +121,8 @@ def account(
     markdown: bool = False,
 ) -> str:
     """The reasoning in plain English, or Markdown, for candidates in the order that is shown."""
-    lines = [history_line(words, kinds, newest)]
-    name = [called(position, names, markdown=markdown) for position in range(request.k)]
+    lines = [history_line(words, len(request.history_HL), kinds, newest, markdown=markdown)]
+    name = labels(words, names, request.k, markdown=markdown)
     if len(order) > 1:
         lines.append(words["verdict"].format(first=name[order[0]], second=name[order[1]]))
     elif len(order) == 1:
@@ -126,6 +149,7 @@ def _rest_line(
     words: Mapping[str, Any], levels_K: np.ndarray, shown: list[int], rest: list[int]
 ) -> str:
     """What is left to say of those without a line of their own; only what is so."""
+    levels_K = np.round(levels_K, 4)  # as ties are told
     lower = bool((levels_K[rest].max() <= levels_K[shown].min()) if len(shown) else False)
     name = ("rest" if lower else "behind") + ("_one" if len(rest) == 1 else "")
     return words[name].format(n=len(rest))

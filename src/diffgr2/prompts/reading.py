@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from diffgr2.config import Answering
 from diffgr2.types import Answer
 
 
@@ -29,6 +30,13 @@ class Reading:
     def complete(self) -> bool:
         """Every candidate was judged."""
         return not bool(np.isnan(self.levels_K).any())
+
+    def answer(self, how: Answering) -> Answer:
+        """The ranking by this read-out, with what is wrong with it."""
+        if how == "written":
+            return self.written or Answer((), ("unparseable",))
+        failures = () if self.complete else ("missing",)
+        return Answer(tuple(self.said_order().tolist()), failures)
 
     def said_order(self, floor_K: np.ndarray | None = None) -> np.ndarray:
         """Positions by falling strength; `floor_K` is each shown candidate's place in the floor."""

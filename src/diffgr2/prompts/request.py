@@ -15,7 +15,6 @@ from diffgr2.data.store import Dataset
 from diffgr2.prompts.reading import order_by_level
 from diffgr2.types import CandidateLists, Catalogue
 
-
 MISSING = 255
 """Stands in `buckets_KF` for evidence that is not there; a prompt passes over it."""
 
@@ -57,7 +56,7 @@ class Trace:
     explanation: str = ""  # in the teacher's own words, items as semantic IDs; "" = verbalise
 
     @property
-    def order_K(self) -> np.ndarray:
+    def order_K(self) -> np.ndarray:  # noqa: N802
         """Positions, best first."""
         return order_by_level(self.level_K)
 

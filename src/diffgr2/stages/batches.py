@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from diffgr2.objectives.likelihood import logits_at
+from diffgr2.objectives.likelihood import between_logp, logits_at
 from diffgr2.streams import permutation
 
 
@@ -73,10 +73,24 @@ class Micro(Tensors):
 
 @dataclass(frozen=True)
 class WeightedMicro(Micro):
-    """Predictions with weights of their own, of different kinds."""
+    """Predictions with weights of their own, of different kinds.
+
+    A target is, to the share `share_N`, `other_N` instead: a strength lies between two levels.
+    """
 
     weight_N: Tensor
     kind_N: Tensor
+    other_N: Tensor
+    share_N: Tensor
+
+    def nll(self, logits_NV: Tensor) -> Tensor:
+        """Negative log-likelihood [N]."""
+        return -between_logp(logits_NV, self.target_N, self.other_N, self.share_N)
+
+    def right(self, logits_NV: Tensor) -> Tensor:
+        """Whether the likeliest token is the target, or the other one of the two [N]."""
+        best_N = logits_NV.argmax(-1)
+        return (best_N == self.target_N) | (best_N == self.other_N)
 
     @property
     def count(self) -> float:
@@ -101,17 +115,29 @@ class Text(NamedTuple):
     prompt: list[int]
     response: list[int]
     kind: list[int]  # of each response token
+    other: list[int] | None = None  # see `WeightedMicro`; None = every token is its own target
+    share: list[float] | None = None
 
 
 def imitation(texts: Sequence[Text], weights: Sequence[float], pad_id: int) -> WeightedMicro:
     """Texts whose every response token is a target and weighs what its kind does."""
     batch = causal_batch([text.prompt + text.response for text in texts], pad_id)
-    row_N, place_N, target_N, kind_N = columns(
-        (b, len(text.prompt) - 1 + np.arange(len(text.response)), text.response, text.kind)
+    row_N, place_N, target_N, kind_N, other_N, share_N = columns(
+        (
+            b,
+            len(text.prompt) - 1 + np.arange(len(text.response)),
+            text.response,
+            text.kind,
+            text.response if text.other is None else text.other,
+            0.0 if text.share is None else text.share,
+        )
         for b, text in enumerate(texts)
     )
-    weight_N = torch.tensor(weights, dtype=torch.float32)[kind_N]
-    return WeightedMicro(batch, batch.flat(row_N, place_N), target_N, weight_N, kind_N)
+    weight_N, index_N = (
+        torch.tensor(weights, dtype=torch.float32)[kind_N],
+        batch.flat(row_N, place_N),
+    )
+    return WeightedMicro(batch, index_N, target_N, weight_N, kind_N, other_N, share_N.float())
 
 
 def epoch_order(n: int, rows: int, step: int, *parts: str | int) -> list[int]:

@@ -1,9 +1,10 @@
 """Stage `candidates`: cross-fitted training lists; validation and test lists of the full retriever.
 
-Reads data and retriever; writes train, validation and test.safetensors. One retriever per fold is
-trained on the users outside the fold and ranks for the users inside; an interrupted run continues
-at the epoch where it stopped. Metrics: lists, hits and the floor's R@1 on hits per split (test:
-counts only). Run: `diffgr2 candidates RECIPE`.
+Reads data and retriever; writes train, validation and test.safetensors with `k_max` columns, of
+which results are about the first `k`. One retriever per fold is trained on the users outside the
+fold and ranks for the users inside; an interrupted run continues at the epoch where it stopped.
+Metrics, about the first `k`: lists, hits and the floor's R@1 on hits per split (test: counts only).
+Run: `diffgr2 candidates RECIPE`.
 """
 
 from typing import Any
@@ -11,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from diffgr2.candidates import kinds
-from diffgr2.candidates.lists import fold_of_users, held_out_lists, save_lists, training_lists
+from diffgr2.candidates.lists import (
+    first_columns,
+    fold_of_users,
+    held_out_lists,
+    save_lists,
+    training_lists,
+    with_targets,
+)
 from diffgr2.data.store import read_dataset
 from diffgr2.pipeline import StageContext
 from diffgr2.streams import key_of
@@ -44,13 +52,14 @@ def run(ctx: StageContext) -> dict[str, Any]:
         histories,
         fold_of_users(histories.n_users, config.folds, ctx.seed),
         fit,
-        k=config.k,
+        k=config.k_max,
         prefixes_per_user=config.prefixes,
-        inject_target=config.inject_target,
     )
-    held = [held_out_lists(histories, full, split, config.k) for split in ("validation", "test")]
+    if config.inject_target:
+        train = with_targets(train, config.k)
+    held = [held_out_lists(histories, full, s, config.k_max) for s in ("validation", "test")]
     metrics: dict[str, Any] = {"inject_target": config.inject_target}
     for lists in (train, *held):
         save_lists(ctx.out, lists)
-        metrics |= counts(lists)
+        metrics |= counts(first_columns(lists, config.k))
     return metrics

@@ -2,27 +2,35 @@
 
 Contract: one checkpoint, three decoders. Each row is `[prompt | x0 | xt (| xt')]`; noisy copies are
 trained at masked positions only, the clean half keeps its AR head by an AR loss wherever it is
-attended causally (block-causal rows would see the answer). Clean attention, block boundaries and
-noise are drawn per row; with a complementary pair every token is supervised once per draw. Several
-draws share one clean half, which is most of a row's cost. Not here: the outputs themselves
-(`distill`), the layout (`noisy`, `model.layout`).
+attended causally (block-causal rows would see the answer). A row is what a decoder under the
+grammar meets: the canvas ends with the response, and what the grammar gives stands in clear; a
+share of rows (`free`) is what the plain rule meets: everything masked at times, padding to the
+block's end. Clean attention and noise are drawn per row, block boundaries too if asked; with a
+complementary pair every token is supervised once per draw. Several draws share one clean half,
+which is most of a row's cost. Not here: the outputs themselves (`distill`), the layout (`noisy`,
+`model.layout`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from diffgr2.config import CftConfig
+from diffgr2.decode.grammar import Guide
+from diffgr2.decode.spelling import UNKNOWN
 from diffgr2.model.contract import BlockContract, contract_of
 from diffgr2.model.layout import block_bounds, response_shift
 from diffgr2.model.load import device, open_model
-from diffgr2.objectives.likelihood import chosen_logp, entropy_of
+from diffgr2.objectives.likelihood import entropy_of
 from diffgr2.objectives.noise import complement, noise_mask
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.compact import ANSWER, REASONING
+from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.stages.batches import WeightedMicro, chunks, columns, epoch_order
 from diffgr2.stages.common import by_part, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
@@ -39,6 +47,45 @@ class CftMicro(WeightedMicro):
     """One forward; `kind_N` says REASONING or ANSWER."""
 
     half_N: Tensor  # NOISY or CLEAN
+
+
+@dataclass(frozen=True)
+class Taught:
+    """One output as a row teaches it; R tokens, of which the first `length` are response."""
+
+    tokens_R: np.ndarray
+    kinds_R: np.ndarray
+    known_R: np.ndarray  # given by the grammar: never masked
+    levels_R: np.ndarray  # expected levels of strengths, NaN elsewhere
+    free: bool
+    padding: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens_R) - self.padding
+
+    def padded(self, n: int, pad_id: int) -> Taught:
+        """With n padding tokens behind it."""
+        return replace(
+            self,
+            tokens_R=np.pad(self.tokens_R, (0, n), constant_values=pad_id),
+            kinds_R=np.pad(self.kinds_R, (0, n), constant_values=ANSWER),
+            known_R=np.pad(self.known_R, (0, n)),
+            levels_R=np.pad(self.levels_R, (0, n), constant_values=np.nan),
+            padding=n,
+        )
+
+    def targets(self, vocab: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(token, other token, the other's share) [R]: a strength lies between two levels."""
+        low_R, share_R = self.tokens_R.copy(), np.zeros(len(self.tokens_R))
+        other_R = low_R.copy()
+        at = np.flatnonzero(np.isfinite(self.levels_R))
+        most = vocab.spec.strengths - 1
+        level = np.clip(self.levels_R[at], 0, most)
+        base = np.minimum(np.floor(level).astype(np.int64), max(most - 1, 0))
+        low_R[at], other_R[at] = vocab.strength_id(0) + base, vocab.strength_id(0) + base + 1
+        share_R[at] = level - base
+        return low_R, other_R, share_R
 
 
 @dataclass
@@ -61,61 +108,86 @@ class CftTask:
         parts = chunks(list(enumerate(picks)), config.micro_rows)
         return [self._micro(step, part) for part in parts]
 
-    def row(self, n: int, rng: np.random.Generator) -> tuple[NoisyRow, np.ndarray, np.ndarray]:
-        """(row, level [C, R], kind [R]) of output n."""
-        config, contract = self.config, self.contract
-        prompt, response = self.outputs.prompt(self.corpus, n), self.outputs.response(n)
-        kinds, size = self.outputs.kinds(self.corpus, n), contract.block_size
+    def text(self, n: int, rng: np.random.Generator) -> Taught:
+        """Output n as this row teaches it."""
+        corpus, outputs, vocab = self.corpus, self.outputs, self.corpus.vocab
+        tokens, free = outputs.response(n), bool(rng.random() < self.config.free)
+        answer = outputs.answer(n)
+        reasoning, start = not outputs.direct_N[n], corpus.template.answer_start(tokens.tolist())
+        both = answer == "written" and "said" in corpus.template.answers and reasoning
+        if both and rng.random() < 0.5:
+            # Decoding of a said answer ends with the last strength: half of the canvases do, too.
+            answer, tokens = "said", tokens[:start]
+        request = outputs.request(corpus, n)
+        grammar = corpus.template.grammar(request, reasoning=reasoning, answer=answer)
+        if free and tokens[-1] != vocab.end_id:
+            tokens = np.append(tokens, vocab.end_id)
+        known_T = np.zeros(len(tokens), dtype=bool)
+        if not free:
+            given_T = np.full(max(grammar.longest, len(tokens)), UNKNOWN)
+            Guide(grammar, given_T)
+            known_T = given_T[: len(tokens)] != UNKNOWN
+        levels_T = np.full(len(tokens), np.nan)
+        levels_T[: len(outputs.levels(n))] = outputs.levels(n)[: len(tokens)]
+        return Taught(tokens, corpus.template.kinds(tokens.tolist()), known_T, levels_T, free)
+
+    def row(self, n: int, rng: np.random.Generator) -> tuple[NoisyRow, np.ndarray, Taught]:
+        """(row, level [C, R], text) of output n."""
+        config, contract, vocab = self.config, self.contract, self.corpus.vocab
+        prompt, text = self.outputs.prompt(self.corpus, n), self.text(n, rng)
+        size = contract.block_size
         if config.random_origin:
             shift = int(rng.integers(size))
         else:
             shift = response_shift(len(prompt), size, contract.origin)
-        # What fills the last block belongs to the answer: the decoder meets it there.
-        length = len(prompt) + len(response)
-        fill = (0, block_bounds(length - 1, size, shift)[1] - length)
-        full_R = np.pad(response, fill, constant_values=self.corpus.vocab.pad_id)
-        kind_R = np.pad(kinds, fill, constant_values=ANSWER)
-        block_R = response_blocks(len(prompt), len(full_R), size, shift)
+        if text.free:
+            # What fills the last block belongs to the answer: the decoder meets it there.
+            length = len(prompt) + len(text.tokens_R)
+            text = text.padded(block_bounds(length - 1, size, shift)[1] - length, vocab.pad_id)
+        block_R = response_blocks(len(prompt), len(text.tokens_R), size, shift)
         drawn: list[tuple[np.ndarray, np.ndarray]] = []
         for _ in range(config.draws):
             drawn.append(noise_mask(block_R, config.fully_masked, rng))
             if config.complementary:
                 drawn.append(complement(*drawn[-1]))
         masked_CR, level_CR = (np.stack(part) for part in zip(*drawn, strict=True))
+        masked_CR = masked_CR & ~text.known_R
         causal = contract.clean_attention == "causal"
         if contract.clean_attention == "either":
             causal = bool(rng.random() < config.causal_share)
-        return NoisyRow(prompt, full_R, masked_CR, shift, causal, contract), level_CR, kind_R
+        row = NoisyRow(prompt, text.tokens_R, masked_CR, shift, causal, contract)
+        return row, level_CR, text
 
     def _micro(self, step: int, part: Sequence[tuple[int, int]]) -> CftMicro:
         config = self.config
         weights = np.array([config.reasoning_weight, config.answer_weight])
         rows, supervised = [], []
         for b, (place, n) in enumerate(part):
-            row, level_CR, kind_R = self.row(n, generator(self.seed, self.name, step, place))
+            row, level_CR, text = self.row(n, generator(self.seed, self.name, step, place))
             rows.append(row)
-            weight_R = weights[kind_R]
+            low_R, other_R, share_R = text.targets(self.corpus.vocab)
+            weight_R = weights[text.kinds_R]
             copy_N, at_N = np.nonzero(row.masked_CR)
             level = level_CR[copy_N, at_N] if config.loss_scale == "inverse_t" else 1.0
             halves = [(NOISY, at_N, row.noisy_places(copy_N, at_N), weight_R[at_N] / level)]
             if row.clean_causal and config.ar_weight:
-                at_N = np.arange(int(self.outputs.length_N[n]))
+                at_N = np.arange(text.length)
                 weight_N = config.ar_weight * weight_R[at_N]
                 halves.append((CLEAN, at_N, row.clean_places(at_N), weight_N))
             supervised += [
-                (b, place_N, row.response_R[at_N], weight_N, kind_R[at_N], half)
-                for half, at_N, place_N, weight_N in halves
+                (b, place_N, low_R[at], w_N, text.kinds_R[at], other_R[at], share_R[at], half)
+                for half, at, place_N, w_N in halves
             ]
         batch = noisy_batch(rows, self.corpus.vocab.pad_id)
-        row_N, place_N, target_N, weight_N, kind_N, half_N = columns(supervised)
-        index_N = batch.flat(row_N, place_N)
-        return CftMicro(batch, index_N, target_N, weight_N.float(), kind_N, half_N)
+        row_N, place_N, target_N, weight_N, kind_N, other_N, share_N, half_N = columns(supervised)
+        index_N, weight_N = batch.flat(row_N, place_N), weight_N.float()
+        mixed = (other_N, share_N.float())
+        return CftMicro(batch, index_N, target_N, weight_N, kind_N, *mixed, half_N)
 
     def loss(self, model: nn.Module, micro: CftMicro) -> Loss:
         micro = micro.to(device())
         logits_NV = micro.logits(model, self.corpus.vocab.mask_id)
-        nll_N = -chosen_logp(logits_NV, micro.target_N)
-        right_N = logits_NV.detach().argmax(-1) == micro.target_N
+        nll_N, right_N = micro.nll(logits_NV), micro.right(logits_NV.detach())
         noisy_N = micro.half_N == NOISY
         total = (nll_N * micro.weight_N).sum()
         if self.config.sharpen:

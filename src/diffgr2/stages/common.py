@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
-from diffgr2.config import TrainConfig
+from diffgr2.config import Answering, TrainConfig
 from diffgr2.model.contract import SECTION, VOCABULARY_FILES, read_config
 from diffgr2.model.load import save
 from diffgr2.pipeline import StageContext
+from diffgr2.stages.corpus import Corpus
 from diffgr2.train import dist
 from diffgr2.train.log import without_wall
 from diffgr2.train.loop import Task, fit
@@ -59,6 +61,19 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
         values = [line[name] for line in tail if name in line]
         means[name] = round(sum(values) / len(values), 6)
     return {"steps": len(lines), **means}
+
+
+def trained_answers(corpus: Corpus) -> tuple[Answering, ...]:
+    """The read-outs that this recipe trains: the template's, up to `prompt.answer`."""
+    known, wanted = corpus.template.answers, corpus.recipe.prompt.answer
+    return known[: known.index(wanted) + 1] if wanted in known else known
+
+
+def answer_to_learn(corpus: Corpus, rng: np.random.Generator, *, reasoning: bool) -> Answering:
+    """How a training text ends: behind reasoning with all that is trained, else one at random."""
+    answers = trained_answers(corpus)
+    drawn = answers[int(rng.integers(len(answers)))]
+    return answers[-1] if reasoning else drawn
 
 
 def by_part(name: str, value_N: Tensor, parts: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Stage `evidence`: what speaks for each candidate, and scorers that read nothing else.
 
-Reads data, items and candidates; writes the index, each split's features and buckets, the linear
-scorer and every scorer's scores. Bucket edges come from the training and validation lists that hold
-their target. Every list leaves its own user out of the counts, so the three splits look alike. The
-scorers are fitted on `evidence.fit_on`; the metrics judge a second set, fitted on training lists
-alone, on validation lists; test lists are scored, not judged. Run: `diffgr2 evidence RECIPE`.
+Reads data, items and candidates; writes the index, each split's features and buckets (all k_max
+columns, relative to the whole list), the linear scorer and every scorer's scores (all columns of
+training and validation lists, the first k of test lists). What is fitted, bucket edges and scorers,
+is fitted on the first k columns of training and validation lists that hold their target there,
+never on lists of selection users. Every list leaves its own user out of the counts, so the three
+splits look alike. The scorers are fitted on `evidence.fit_on`; the metrics judge a second set,
+fitted on training lists alone, on the first k columns; test lists are scored, not judged.
+Run: `diffgr2 evidence RECIPE`.
 """
 
 from typing import Any
@@ -14,15 +17,15 @@ import numpy as np
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates import scorers
 from diffgr2.candidates.index import FIELDS, EvidenceIndex
-from diffgr2.candidates.lists import load_lists
+from diffgr2.candidates.lists import first_columns, load_lists, selection_users
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig
-from diffgr2.data.store import read_dataset
+from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import DataError
 from diffgr2.pipeline import StageContext
-from diffgr2.types import MISS
+from diffgr2.types import MISS, CandidateLists
 
-SPLITS = ("train", "validation", "test")
+KNOWN = ("train", "validation")
 
 
 def fitted(
@@ -54,42 +57,59 @@ def judged(score_LK: np.ndarray, hit_L: np.ndarray) -> dict[str, float]:
     return scorers.hit_metrics(scorers.rank_of_target(score_LK[rows], hit_L[rows]))
 
 
-def run(ctx: StageContext) -> dict[str, Any]:
-    config, dataset = ctx.recipe.evidence, read_dataset(ctx.inputs["data"])
-    lists = {split: load_lists(ctx.inputs["candidates"], split) for split in SPLITS}
-    hits = {split: lists[split].hit_L for split in SPLITS}
+def counted(
+    ctx: StageContext,
+    dataset: Dataset,
+    lists: dict[str, CandidateLists],
+    taught: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """The buckets of every split's candidates; the index and all features are written."""
+    config, k = ctx.recipe.evidence, ctx.recipe.candidates.k
     vectors_ID = load_arrays(ctx.inputs["items"] / "vectors.safetensors")["vectors_ID"]
     train_part = dataset.histories.train_part()
     index = EvidenceIndex.build(train_part, dataset.catalogue, vectors_ID, config)
-
     features = {}
-    for split in SPLITS:
-        own = lists[split]  # their users are in the index and leave themselves out
+    for split, own in lists.items():  # their users are in the index and leave themselves out
         queries = prefixes(dataset.histories, own.user_L, own.end_L)
         features[split] = index.features(queries, own.items_LK, own.scores_LK, own.user_L)
     # Lists without their target hold weak evidence only and would coarsen the strong end.
-    known = [features[split][hits[split] != MISS] for split in ("train", "validation")]
+    known = [features[split][taught[split] != MISS, :k] for split in KNOWN]
     index = index.with_edges(np.concatenate(known).reshape(-1, len(FIELDS)))
     index.save(ctx.out)
-    buckets = {split: index.buckets(features[split]) for split in SPLITS}
-    for split in SPLITS:
+    buckets = {split: index.buckets(features[split]) for split in lists}
+    for split in lists:
         arrays = {"features_LKF": features[split], "buckets_LKF": buckets[split]}
         save_arrays(ctx.out / f"{split}.safetensors", **arrays)
+    return buckets
 
-    floor = judged(-features["validation"][:, :, 0], hits["validation"])
-    metrics: dict[str, Any] = {f"validation_floor_{k}": v for k, v in floor.items()}
-    honest = fitted(buckets, hits, ("train",), config, ctx.seed)
+
+def run(ctx: StageContext) -> dict[str, Any]:
+    config, k = ctx.recipe.evidence, ctx.recipe.candidates.k
+    dataset = read_dataset(ctx.inputs["data"])
+    lists = {split: load_lists(ctx.inputs["candidates"], split) for split in (*KNOWN, "test")}
+    hits = {split: first_columns(lists[split], k).hit_L for split in KNOWN}
+    held_U = selection_users(dataset.histories.n_users)
+    taught = {s: np.where(held_U[lists[s].user_L], MISS, hits[s]) for s in KNOWN}
+    long = counted(ctx, dataset, lists, taught)
+    buckets = {split: long[split][:, :k] for split in lists}
+
+    floor_LK = np.broadcast_to(-np.arange(k), (len(lists["validation"]), k))
+    metrics: dict[str, Any] = {
+        f"validation_floor_{name}": v for name, v in judged(floor_LK, hits["validation"]).items()
+    }
+    honest = fitted(buckets, taught, ("train",), config, ctx.seed)
     for kind, scorer in honest.items():
-        for split in ("train", "validation"):
+        for split in KNOWN:
             values = judged(scorer.score(buckets[split]), hits[split])
-            metrics |= {f"{split}_{kind}_{k}": v for k, v in values.items()}
+            metrics |= {f"{split}_{kind}_{name}": v for name, v in values.items()}
 
-    splits = ("train", "validation") if config.fit_on == "both" else (config.fit_on,)
-    final = honest if splits == ("train",) else fitted(buckets, hits, splits, config, ctx.seed)
+    splits = KNOWN if config.fit_on == "both" else (config.fit_on,)
+    final = honest if splits == ("train",) else fitted(buckets, taught, splits, config, ctx.seed)
     for kind, scorer in final.items():
         if isinstance(scorer, scorers.LinearScorer):  # the one that traces are made with
             scorer.save(ctx.out / f"{kind}.safetensors")
-        for split in SPLITS:
-            score_LK = scorer.score(buckets[split]).astype(np.float32)
+        for split in lists:
+            shown_LKF = buckets[split] if split == "test" else long[split]
+            score_LK = scorer.score(shown_LKF).astype(np.float32)
             save_arrays(ctx.out / f"scores_{kind}_{split}.safetensors", score_LK=score_LK)
     return metrics

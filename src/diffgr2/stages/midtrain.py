@@ -14,7 +14,6 @@ from torch import nn
 
 from diffgr2.config import MidtrainConfig
 from diffgr2.model.load import build, device, to_device
-from diffgr2.objectives.likelihood import chosen_logp
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import item_text
 from diffgr2.stages.batches import Text, WeightedMicro, chunks, imitation
@@ -76,7 +75,7 @@ class MidtrainTask:
     def loss(self, model: nn.Module, micro: WeightedMicro) -> Loss:
         micro = micro.to(device())
         logits_NV = micro.logits(model, self.corpus.vocab.mask_id)
-        nll_N = -chosen_logp(logits_NV, micro.target_N)
+        nll_N = micro.nll(logits_NV)
         parts = {task: micro.kind_N == number for number, task in enumerate(TASKS)}
         return Loss(nll_N.sum(), by_part("loss", nll_N.detach(), parts))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.layout import block_of, response_shift, row_mask, row_positions, stack_masks
 from diffgr2.stages.batches import TokenBatch
-from diffgr2.types import Trajectory
+from diffgr2.types import NEVER, Trajectory
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,10 @@ def response_blocks(prompt_length: int, length: int, block_size: int, shift: int
 
 
 def rounds_of(step_R: np.ndarray, block_R: np.ndarray) -> dict[int, np.ndarray]:
-    """The steps, in order, that committed tokens of each block."""
-    return {b: np.unique(step_R[(block_R == b) & (step_R >= 0)]) for b in np.unique(block_R)}
+    """The steps, in order, that committed tokens of each block that had any."""
+    made_R = (step_R >= 0) & (step_R != NEVER)
+    rounds = {b: np.unique(step_R[(block_R == b) & made_R]) for b in np.unique(block_R)}
+    return {b: steps for b, steps in rounds.items() if len(steps)}
 
 
 def realised(
@@ -115,12 +117,13 @@ def realised(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """(tokens [R], step [R], block [R], shift) up to the end of the terminal block.
 
-    A position that was never committed has the token `fill` and the step −1.
+    A position that was never committed has the token `fill` and the step NEVER; what a grammar
+    settled before the first forward has a step below 0.
     """
     step_R = trajectory.canvas_step_T
     assert trajectory.canvas_T is not None
     assert step_R is not None
-    tokens_R = np.where(step_R < 0, fill, trajectory.canvas_T).astype(np.int64)
+    tokens_R = np.where(step_R == NEVER, fill, trajectory.canvas_T).astype(np.int64)
     shift = response_shift(len(prompt), contract.block_size, contract.origin)
     block_R = response_blocks(len(prompt), len(tokens_R), contract.block_size, shift)
     return tokens_R, step_R, block_R, shift

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from diffgr2.config import OpdConfig
 from diffgr2.decode.batch import DecodeRequest, decode
+from diffgr2.decode.grammar import Grammar
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.contract import BlockContract, contract_of
 from diffgr2.model.forward import LeanQwen3
@@ -29,7 +30,7 @@ from diffgr2.objectives.likelihood import chosen_logp
 from diffgr2.objectives.noise import frontier, replay_state
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import Micro, TokenBatch, causal_batch, chunks, columns, epoch_order
-from diffgr2.stages.common import train_stage
+from diffgr2.stages.common import train_stage, trained_answers
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.distill import Outputs
 from diffgr2.stages.noisy import NoisyRow, noisy_batch, realised, rounds_of
@@ -80,30 +81,34 @@ class OpdTask:
         config, corpus = self.config, self.corpus
         n_prompts = max(config.rows // config.rollouts, 1)
         picks = epoch_order(len(self.outputs), n_prompts, step, self.seed, self.name)
-        shown, requests = [], []
+        requests: list[DecodeRequest] = []
         for n in picks:
-            request, prompt = self.outputs.request(corpus, n), self.outputs.prompt(corpus, n)
+            prompt, grammar = self.outputs.prompt(corpus, n), self._grammar(n)
             for g in range(config.rollouts):
                 stream = (self.seed, self.name, "rollout", step, n, g)
-                requests.append(DecodeRequest(prompt, corpus.template.grammar(request), stream))
-                shown.append(request)
+                requests.append(DecodeRequest(prompt, grammar, stream))
         with rollout_model(model) as inner:
             lean = LeanQwen3(inner)
             texts = sampled = decode(lean, requests, self.settings, batch=DECODE_BATCH)
             if config.teacher == "self_careful":  # the same prompts, one token a step
                 careful = replace(self.settings, threshold=1.0, temperature=0.0)
                 texts = decode(lean, requests, careful, batch=DECODE_BATCH)
-        valid = [
-            corpus.template.parse(t.tokens_T.tolist(), request).valid
-            for t, request in zip(sampled, shown, strict=True)
-        ]
-        self._metrics = text_metrics(sampled, valid)
+        self._metrics = text_metrics(sampled, [text.finished for text in sampled])
         rows = [
             self._row(request.prompt, text, generator(self.seed, self.name, "state", step, place))
             for place, (request, text) in enumerate(zip(requests, texts, strict=True))
             if text.finished  # else cut by the limit: there is no end to teach
         ]
         return [self._micro(part) for part in chunks(rows, config.micro_rows)]
+
+    def _grammar(self, n: int) -> Grammar:
+        """What the student is asked for: the read-out that it is trained for, where it knows it."""
+        template, direct = self.corpus.template, bool(self.outputs.direct_N[n])
+        answer = self.outputs.answer(n)
+        if not direct and self.config.answer in trained_answers(self.corpus):
+            answer = self.config.answer
+        request = self.outputs.request(self.corpus, n)
+        return template.grammar(request, reasoning=not direct, answer=answer)
 
     def _row(
         self, prompt: list[int], text: Trajectory, rng: np.random.Generator
@@ -112,14 +117,14 @@ class OpdTask:
         config, contract, pad_id = self.config, self.contract, self.corpus.vocab.pad_id
         tokens_R, step_R, block_R, shift = realised(prompt, text, contract, pad_id)
         masked_R = one_state_per_block(step_R, block_R, rng)
-        compared_R = masked_R
+        compared_R, given_R = masked_R, step_R < 0
         if config.teacher == "self_careful":
             # The careful text is the target wherever the aggressive decoder still had a mask:
             # whole blocks open, as in its first step, or any realised state.
             if rng.random() < 0.5:
-                masked_R = compared_R = np.ones_like(masked_R)
+                masked_R = compared_R = ~given_R
         elif config.positions == "frontier":
-            compared_R = frontier(masked_R, block_R)
+            compared_R = frontier(masked_R, block_R, given_R)
         length = len(text.tokens_T)
         causal = self.settings.clean_kv == "causal"
         row = NoisyRow(prompt, tokens_R, masked_R[None], shift, causal, contract)

@@ -1,16 +1,19 @@
 """The table of stages: what reads what, for the runner and the command line.
 
-Contract: `STAGES` maps names to `Stage` objects in pipeline order; `GOALS` are what `diffgr2 run`
-builds. A stage lists exactly the recipe sections that its result depends on. Not here: code of any
-stage; modules are imported when a stage runs, so that `--help` stays quick.
+Contract: `STAGES` maps names to `Stage` objects in pipeline order, `stages_of` those that a recipe
+has (its rows of the results depend on what its responses hold); `GOALS` are what `diffgr2 run`
+builds, as far as the recipe has it. A stage lists exactly the recipe sections that its result
+depends on. Not here: code of any stage; modules are imported when a stage runs, so that `--help`
+stays quick.
 """
 
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from diffgr2.config import Recipe
 from diffgr2.pipeline import Stage
-from diffgr2.stages.rows import ROWS
+from diffgr2.stages.rows import ROWS, RowSpec, rows_of_recipe
 
 CORPUS = ("vocabulary", "data", "items", "candidates", "evidence")
 """What every language-model stage reads besides its model."""
@@ -21,12 +24,15 @@ TRAINED = ("midtrain", "sft", "rl", "direct_rl", "cft", "opd", "block_rl", "cft_
 MEASURED = tuple(f"score_{spec.name}" for spec in ROWS)
 
 READ_BY = {
-    "ar": "decode.temperature decode.max_tokens",
-    "raw": "decode.temperature decode.max_tokens decode.clean_kv",
-    "verify": "decode.temperature decode.max_tokens decode.clean_kv decode.canvas",
-    "recommended": "decode",
+    "ar": "temperature max_tokens rule",
+    "ar_raw": "temperature max_tokens",
+    "raw": "temperature max_tokens clean_kv",
+    "verify": "temperature max_tokens clean_kv canvas rule",
+    "recommended": "temperature max_tokens clean_kv canvas rule "
+    "decoder accept threshold per_step entropy_bound",
 }
-"""What a row of the results depends on by its way of decoding."""
+"""What a row of the results reads of `decode` by its way of decoding; read-out and views are the
+row's own."""
 
 
 def _late(place: str, *more: Any) -> Callable[[Any], Any]:
@@ -44,12 +50,22 @@ def _stage(
     return Stage(name, call, read, tuple(sections.split()), summary, shared=shared, **keys)
 
 
-_SCORED = "decode.repair evaluate.users evaluate.max_users prompt candidates"
+_SCORED = "evaluate.users evaluate.max_users prompt candidates"
 _BUNDLED = "name items candidates evidence prompt decode"
 _TIMED = (
     "evaluate.batch evaluate.speed_lists evaluate.rounds evaluate.thresholds "
     "evaluate.frontier_lists evaluate.lengths"
 )
+
+
+def _scoring(row: RowSpec) -> Stage:
+    """The stage that decodes one row."""
+    keys = READ_BY[row.how].split() + ["repair"] * row.mended
+    sections = " ".join([_SCORED, *(f"decode.{key}" for key in keys)])
+    about = f"decode the test lists: {row.name}"
+    name, inputs = f"score_{row.name}", f"corpus {row.model}"
+    return _stage(name, inputs, sections, about, "score:run_row", row)
+
 
 # fmt: off
 _TABLE = (
@@ -58,13 +74,14 @@ _TABLE = (
            files=_late("data:outside_files")),
     _stage("items", "data", "items", "text vectors and semantic IDs"),
     _stage("retriever", "data", "retriever", "train the retriever"),
-    _stage("candidates", "data retriever", "retriever candidates", "cross-fitted candidate lists"),
-    _stage("evidence", "data items candidates", "evidence",
-           "evidence per candidate, scorers without a language model"),
+    _stage("candidates", "data retriever", "retriever candidates", "cross-fitted candidate lists",
+           version=2),
+    _stage("evidence", "data items candidates", "evidence candidates.k",
+           "evidence per candidate, scorers without a language model", version=2),
     _stage("vocabulary", "data evidence", "model prompt items candidates evidence",
-           "tokenizer, mask first, then semantic IDs"),
-    _stage("traces", "corpus", "traces prompt evidence",
-           "the teacher's reasoning on training lists"),
+           "tokenizer, mask first, then semantic IDs", version=2),
+    _stage("traces", "corpus", "traces prompt evidence candidates.k",
+           "the teacher's reasoning on training lists", version=2),
     _stage("midtrain", "corpus", "model midtrain prompt", "item alignment"),
     _stage("sft", "corpus traces midtrain", "sft prompt candidates", "imitate the traces"),
     _stage("rl", "corpus sft", "rl prompt candidates", "DAPO: the AR teacher"),
@@ -83,11 +100,7 @@ _TABLE = (
            "one model directory to serve: the diffusion model", "pack", "block_rl", version=2),
     _stage("bundle_ar", "data items evidence retriever rl", _BUNDLED,
            "the same of the AR teacher", "pack", "rl", version=2),
-    *(
-        _stage(f"score_{row.name}", f"corpus {row.model}", f"{_SCORED} {READ_BY[row.how]}",
-               f"decode the test lists: {row.name}", "score:run_row", row)
-        for row in ROWS
-    ),
+    *map(_scoring, ROWS),
     _stage("speed", "corpus rl block_rl", f"decode {_TIMED} prompt candidates",
            "decoders timed in one run, quality against speed"),
 )
@@ -100,3 +113,10 @@ GOALS = {
     "ladder": list(MEASURED),
     "all": [*MEASURED, "speed", "bundle"],
 }
+
+
+def stages_of(recipe: Recipe) -> dict[str, Stage]:
+    """The stages that the recipe has, its rows as it reads them."""
+    rows = {f"score_{row.name}": _scoring(row) for row in rows_of_recipe(recipe)}
+    absent = {*MEASURED} - rows.keys()
+    return {name: rows.get(name, stage) for name, stage in STAGES.items() if name not in absent}

@@ -3,8 +3,9 @@
 Contract: `make_report(found)` reads only stages that stand for the run's recipe, so it works at
 any point of the pipeline; rows and figures appear as their stages stand. It writes `<run>/report/`:
 report.json, report.md, ids.json, ranks.safetensors and a PNG per figure. Besides the rows,
-report.json holds `speed` (all decoders and batch sizes of the timing run) and `retriever` (its own
-figures over all users). Not here: measuring and drawing (`evaluate`), decoding (`score`).
+report.json holds `speed` (all decoders and batch sizes of the timing run), `retriever` (its own
+figures over all users) and `probes` (list lengths, views, faithfulness, reliability). Not here:
+measuring and drawing (`evaluate`), decoding (`score`).
 """
 
 import json
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 
 from diffgr2.artifacts import load_arrays, read_json, read_manifest, save_arrays, write_json
 from diffgr2.config import Recipe
-from diffgr2.evaluate import plots
+from diffgr2.evaluate import plots, probed
 from diffgr2.evaluate.baselines import floor_order
 from diffgr2.evaluate.outputs import SystemOutputs
 from diffgr2.evaluate.results import build_report, ranks_by_system
@@ -78,9 +79,13 @@ def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Pat
         report["speed"] = found.speed["decoders"]
     if "retriever" in found.stages:
         report["retriever"] = read_manifest(found.root / "retriever")["metrics"]
+    if found.probes:
+        report["probes"] = found.probes
     ranks = ranks_by_system(found.lists, systems, found.truth)
     figures = {f"{name}.png": figure for name, figure in figures_of(found, report, ranks).items()}
     text = render_markdown(report, list(figures)) + notes(found, report)
+    text += probed.sections(found.probes)
+    figures |= {f"{name}.png": figure for name, figure in probed.figures(found.probes).items()}
 
     out = found.root / "report"
     out.mkdir(parents=True, exist_ok=True)
@@ -108,9 +113,11 @@ def notes(found: Standing, report: dict[str, Any]) -> str:
         if found.truth is None
         else "- `oracle` orders candidates by the true probabilities that the simulated shop draws "
         "from: no re-ranker can do better on average.",
-        "- Diffusion rows use the recipe's recommended setting; the same names with `_raw` follow "
-        "the plain rule at τ = .9. `student_ar` is the last diffusion checkpoint decoded token by "
-        "token.",
+        "- A plain name is the order of the strengths that the model states (of a template without "
+        "strengths: its answer), `_written` the permutation that it writes after them, `_raw` that "
+        "permutation under the papers' plain rule at τ = .9, invalid lists in floor order. Other "
+        "rows use the recipe's recommended setting. `_direct` rows give no reasoning. `student_ar` "
+        "is the last diffusion checkpoint decoded token by token.",
     ]
     if report.get("speed"):
         title = "## Speed, decoders taking turns in one run"
@@ -142,6 +149,7 @@ def figures_of(
         result["stages"] = plots.stage_ladder(rows)
     if answered:
         result["validity"] = plots.validity(answered)
+        result["coherence"] = plots.coherence(answered)
     result |= speed_figures(found.speed, ranks) if found.speed else {}
     logs = {name: found.root / name / "metrics.jsonl" for name in TRAINED if name in found.stages}
     if logs:

@@ -1,14 +1,14 @@
 """RL against the re-ranking reward: DAPO on the AR policy, exact replay on the diffusion policy.
 
-Contract: rollouts are collected once per round and scored under the training forward, token by
-token, at the rollout's temperature; in fp32 the first batch of every run must give the rollout's
-own log-probabilities back. The objective is token-level and clipped, over groups that vary. The
-policies differ in how rollouts are laid out for scoring. AR: one causal row each (GR2 §RL).
-Diffusion (TraceRL; paper §3.6): every token is scored in the state in which it was committed. The
-r-th step of each block goes into the r-th noisy copy of the row, blocks in parallel, so one forward
-of `[prompt | x0 | xt_1 … xt_R]` scores a whole trajectory; the selection of positions is a
-deterministic function of the sampled tokens' confidences and is not scored. Not here: sampling and
-grading (`rollouts`), the objective (`objectives.policy`).
+Contract: rollouts are collected once per round and scored under the training forward, decision by
+decision, at the rollout's temperature and among what the grammar allowed; in fp32 the first batch
+of every run must give the rollout's own log-probabilities back. The objective is token-level and
+clipped, over groups that vary. The policies differ in how rollouts are laid out for scoring. AR:
+one causal row each (GR2 §RL). Diffusion (TraceRL; paper §3.6): every decision is scored in the
+state in which it was committed. The r-th step of each block goes into the r-th noisy copy of the
+row, blocks in parallel, so one forward of `[prompt | x0 | xt_1 … xt_R]` scores a whole trajectory;
+the selection of positions is a deterministic function of the sampled tokens' confidences and is not
+scored. Not here: sampling and grading (`rollouts`), the objective (`objectives.policy`).
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from diffgr2.decode.grammar import row_of_places
+from diffgr2.decode.replay import Decisions, decisions
 from diffgr2.errors import DecodeError
 from diffgr2.model.contract import BlockContract, contract_of
 from diffgr2.model.load import device, open_model
-from diffgr2.objectives.likelihood import chosen_logp, entropy_of
+from diffgr2.objectives.likelihood import allowed_logp, entropy_of
 from diffgr2.objectives.noise import replay_state
 from diffgr2.objectives.policy import clipped_objective
 from diffgr2.pipeline import StageContext
@@ -46,54 +49,74 @@ class PolicyMicro(Micro):
 
     old_logp_N: Tensor
     advantage_N: Tensor
+    allowed_NA: Tensor  # among which tokens each was drawn (`objectives.likelihood.allowed_logp`)
+    banned_NB: Tensor
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Reserved tokens that batches are filled up with."""
+
+    pad: int
+    mask: int
 
 
 def policy_micro(
-    rollouts: Sequence[Rollout], batch: TokenBatch, places: Sequence[tuple[np.ndarray, np.ndarray]]
+    rollouts: Sequence[Rollout],
+    batch: TokenBatch,
+    scored: Sequence[tuple[Decisions, np.ndarray]],
+    ids: Ids,
 ) -> PolicyMicro:
-    """A batch with one row per rollout; `places` are its tokens and where they are predicted."""
+    """A batch with one row per rollout; `scored` are its decisions and where they are predicted."""
     row_N, place_N, target_N, old_N, advantage_N = columns(
-        (b, place_N, r.trajectory.tokens_T[at_N], r.trajectory.logprob_T[at_N], r.advantage)
-        for b, (r, (at_N, place_N)) in enumerate(zip(rollouts, places, strict=True))
+        (b, place_D, r.trajectory.tokens_T[d.at_D], r.trajectory.logprob_T[d.at_D], r.advantage)
+        for b, (r, (d, place_D)) in enumerate(zip(rollouts, scored, strict=True))
     )
-    return PolicyMicro(batch, batch.flat(row_N, place_N), target_N, old_N, advantage_N.float())
+    sets = [row for d, _ in scored for row in d.allowed_DA]
+    allowed_NA = torch.from_numpy(row_of_places(sets))
+    nothing = np.empty(0, dtype=np.int64)
+    bans = [torch.from_numpy(nothing if b is None else b) for d, _ in scored for b in d.banned_D]
+    banned_NB = pad_sequence(bans, batch_first=True, padding_value=ids.mask)
+    index_N, advantage_N = batch.flat(row_N, place_N), advantage_N.float()
+    return PolicyMicro(batch, index_N, target_N, old_N, advantage_N, allowed_NA, banned_NB)
 
 
-def causal_micro(rollouts: Sequence[Rollout], pad_id: int) -> PolicyMicro:
+def causal_micro(rollouts: Sequence[Rollout], ids: Ids) -> PolicyMicro:
     """Rollouts of the AR policy: response token t is predicted at t − 1."""
-    batch = causal_batch([r.prompt + r.trajectory.tokens_T.tolist() for r in rollouts], pad_id)
-    tokens = [(r, np.arange(len(r.trajectory.tokens_T))) for r in rollouts]
-    return policy_micro(rollouts, batch, [(at_N, len(r.prompt) - 1 + at_N) for r, at_N in tokens])
+    texts = [r.asked.prompt + r.trajectory.tokens_T.tolist() for r in rollouts]
+    made = [(r, decisions(r.trajectory, r.asked.grammar)) for r in rollouts]
+    scored = [(d, len(r.asked.prompt) - 1 + d.at_D) for r, d in made]
+    return policy_micro(rollouts, causal_batch(texts, ids.pad), scored, ids)
 
 
 def replay_row(
     rollout: Rollout, contract: BlockContract, pad_id: int, *, clean_causal: bool
-) -> tuple[NoisyRow, np.ndarray]:
-    """(row, response tokens [C, R] that each copy scores); what follows the end is context only."""
-    prompt, trajectory = rollout.prompt, rollout.trajectory
+) -> tuple[NoisyRow, Decisions, np.ndarray]:
+    """(row, decisions, the copy [D] that scores each); what follows the end is context only."""
+    prompt, trajectory = rollout.asked.prompt, rollout.trajectory
     tokens_R, step_R, block_R, shift = realised(prompt, trajectory, contract, pad_id)
     rounds = rounds_of(step_R, block_R)
-    copies = max(len(steps) for steps in rounds.values())
+    made = decisions(trajectory, rollout.asked.grammar)
+    copies = max((len(steps) for steps in rounds.values()), default=1)
     masked_CR = np.zeros((copies, len(tokens_R)), dtype=bool)
-    scored_CR = np.zeros_like(masked_CR)
     for block, steps in rounds.items():
-        members_R = block_R == block
         for copy, step in enumerate(steps):
-            masked_CR[copy] |= members_R & replay_state(step_R, int(step))
-            scored_CR[copy] |= members_R & (step_R == step)
-    scored_CR[:, len(trajectory.tokens_T) :] = False
-    return NoisyRow(prompt, tokens_R, masked_CR, shift, clean_causal, contract), scored_CR
+            masked_CR[copy] |= (block_R == block) & replay_state(step_R, int(step))
+    copy_D = np.array(
+        [np.searchsorted(rounds[int(block_R[at])], step_R[at]) for at in made.at_D], dtype=np.int64
+    )
+    row = NoisyRow(prompt, tokens_R, masked_CR, shift, clean_causal, contract)
+    return row, made, copy_D
 
 
 def replay_micro(
-    rollouts: Sequence[Rollout], contract: BlockContract, pad_id: int, *, clean_causal: bool
+    rollouts: Sequence[Rollout], contract: BlockContract, ids: Ids, *, clean_causal: bool
 ) -> PolicyMicro:
     """Rollouts of the diffusion policy, for exact replay."""
-    made = [replay_row(r, contract, pad_id, clean_causal=clean_causal) for r in rollouts]
-    batch = noisy_batch([row for row, _ in made], pad_id)
-    scored = [(row, *np.nonzero(scored_CR)) for row, scored_CR in made]
-    places = [(at_N, row.noisy_places(copy_N, at_N)) for row, copy_N, at_N in scored]
-    return policy_micro(rollouts, batch, places)
+    made = [replay_row(r, contract, ids.pad, clean_causal=clean_causal) for r in rollouts]
+    batch = noisy_batch([row for row, _, _ in made], ids.pad)
+    scored = [(d, row.noisy_places(copy_D, d.at_D)) for row, d, copy_D in made]
+    return policy_micro(rollouts, batch, scored, ids)
 
 
 class RlTask:
@@ -103,8 +126,7 @@ class RlTask:
         self.name, self.roller, self.contract = roller.name, roller, contract
         self.config = roller.config
         self.round_steps = self.config.epochs
-        # Under another precision, or a rule that reorders, they could not be the same.
-        self._unchecked = self.config.precision == "fp32" and roller.settings.rule == "raw"
+        self._unchecked = self.config.precision == "fp32"  # another's could not be the same
         self._round = -1
         self._rollouts: list[Rollout] = []
         self._metrics: dict[str, float] = {}
@@ -126,16 +148,18 @@ class RlTask:
         return micros
 
     def _micro(self, rollouts: Sequence[Rollout]) -> PolicyMicro:
-        pad_id = self.roller.corpus.vocab.pad_id
+        vocab = self.roller.corpus.vocab
+        ids = Ids(vocab.pad_id, vocab.mask_id)
         if self.contract is None:
-            return causal_micro(rollouts, pad_id)
+            return causal_micro(rollouts, ids)
         causal = self.roller.settings.clean_kv == "causal"
-        return replay_micro(rollouts, self.contract, pad_id, clean_causal=causal)
+        return replay_micro(rollouts, self.contract, ids, clean_causal=causal)
 
     def _scored(self, model: nn.Module, micro: PolicyMicro) -> tuple[Tensor, Tensor]:
         """(logits [N, V], log-probability [N] of each token)."""
         logits_NV = micro.logits(model, self.roller.corpus.vocab.mask_id)
-        return logits_NV, chosen_logp(logits_NV, micro.target_N, self.config.temperature)
+        sets = (micro.allowed_NA, micro.banned_NB)
+        return logits_NV, allowed_logp(logits_NV, micro.target_N, *sets, self.config.temperature)
 
     @torch.no_grad()
     def _check(self, model: nn.Module, micro: PolicyMicro) -> None:

@@ -7,18 +7,23 @@ the diffusion policy; only the decode settings differ. Not here: scoring traject
 training forward (`rl`).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from diffgr2.config import OpdConfig, RlConfig
+from diffgr2.config import Answering, OpdConfig, RlConfig
 from diffgr2.decode.batch import DecodeRequest, decode
+from diffgr2.decode.grammar import Grammar
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.objectives.policy import INVALID, advantages, overlong_penalty, reward
 from diffgr2.prompts.request import Request
+from diffgr2.stages.common import trained_answers
 from diffgr2.stages.corpus import Corpus
 from diffgr2.streams import generator, permutation
 from diffgr2.train.dist import rollout_model
@@ -28,12 +33,20 @@ DECODE_BATCH = 64
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A prompt whose target is known."""
+
+    prompt: list[int]
+    grammar: Grammar | None  # None: rolled out without one
+    request: Request
+    target: int  # position of the target among the shown candidates
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One graded output."""
 
-    prompt: list[int]
-    request: Request
-    target: int  # position of the target among the shown candidates
+    asked: Asked
     trajectory: Trajectory
     answer: Answer
     reward: float
@@ -51,25 +64,37 @@ class Roller:
     seed: int
     reasoning: bool
 
-    def prompts(self, step: int, round_: int) -> list[tuple[list[int], Request, int]]:
-        """(token ids, request as shown, target position) of one round's prompts."""
+    @property
+    def answer(self) -> Answering:
+        """The read-out that is rewarded: the recipe's, where the model is trained for it."""
+        known, wanted = trained_answers(self.corpus), self.config.answer
+        return wanted if wanted in known else known[-1]
+
+    def prompts(self, step: int, round_: int) -> list[Asked]:
+        """One round's prompts."""
         corpus, need, prompts = self.corpus, self.config.prompts, []
         at = ((step - 1) * (1 + self.config.refill) + round_) * need
         epoch, first = divmod(at, len(corpus.hits))
         order = permutation(len(corpus.hits), self.seed, self.name, "prompts", epoch)
+        how: dict[str, Any] = {"reasoning": self.reasoning}
         for place in range(need):
             split, row = corpus.hits[order[(first + place) % len(order)]]
             rng = generator(self.seed, self.name, "shown", step, round_, place)
-            request, order_K = corpus.shown(split, row, self.config.shuffle, rng)
-            target = int(np.flatnonzero(order_K == corpus.lists[split].hit_L[row])[0])
-            ids = corpus.template.prompt(request, reasoning=self.reasoning)
-            prompts.append((ids, request, target))
+            shown = corpus.shown(split, row, self.config, rng, keep_target=True)
+            ids, grammar = corpus.template.prompt(shown.request, **how), None
+            if self.settings.rule == "grammar":
+                grammar = corpus.template.grammar(shown.request, answer=self.answer, **how)
+            prompts.append(Asked(ids, grammar, shown.request, shown.target))
         return prompts
 
-    def grade(self, trajectory: Trajectory, request: Request, target: int) -> tuple[Answer, float]:
-        """Parse and reward one output (invalid or over-long: −1)."""
-        answer = self.corpus.template.parse(trajectory.tokens_T.tolist(), request)
-        value = reward(answer.order, answer.failures, target, request.k, self.config.alpha)
+    def grade(self, trajectory: Trajectory, asked: Asked) -> tuple[Answer, float]:
+        """Read and reward one output (invalid or over-long: −1).
+
+        A said order is read from the levels that were drawn: they are what the sample decided.
+        """
+        reading = self.corpus.template.read(trajectory.tokens_T.tolist(), asked.request)
+        answer, k = reading.answer(self.answer), asked.request.k
+        value = reward(answer.order, answer.failures, asked.target, k, self.config.alpha)
         length, limit = len(trajectory.tokens_T), self.settings.max_tokens
         if answer.valid:  # however long, it is never worse than an invalid one
             shaped = value + overlong_penalty(length, limit, self.config.overlong_cache)
@@ -96,18 +121,18 @@ class Roller:
     def _round(self, step: int, round_: int, lean: LeanQwen3) -> list[list[Rollout]]:
         """A group of samples per prompt; one without variance has advantages of 0."""
         prompts, size = self.prompts(step, round_), self.config.group
-        template, stream = self.corpus.template, (self.seed, self.name, "rollout", step, round_)
+        stream = (self.seed, self.name, "rollout", step, round_)
         requests = [
-            DecodeRequest(ids, template.grammar(request), (*stream, place, g))
-            for place, (ids, request, _) in enumerate(prompts)
+            DecodeRequest(asked.prompt, asked.grammar, (*stream, place, g))
+            for place, asked in enumerate(prompts)
             for g in range(size)
         ]
         trajectories = decode(lean, requests, self.settings, batch=DECODE_BATCH)
-        graded = [self.grade(t, *prompts[i // size][1:]) for i, t in enumerate(trajectories)]
+        graded = [self.grade(t, prompts[i // size]) for i, t in enumerate(trajectories)]
         reward_PG = np.array([value for _, value in graded]).reshape(len(prompts), size)
         advantage_N = advantages(reward_PG)[0].ravel().tolist()
         rollouts = [
-            Rollout(*prompts[i // size], trajectory, *graded[i], advantage_N[i])
+            Rollout(prompts[i // size], trajectory, *graded[i], advantage_N[i])
             for i, trajectory in enumerate(trajectories)
         ]
         return [rollouts[at : at + size] for at in range(0, len(rollouts), size)]
@@ -118,13 +143,13 @@ def rollout_metrics(rollouts: list[Rollout]) -> dict[str, float]:
     rewards = [r.reward for r in rollouts]
     valid = [r for r in rollouts if r.answer.valid]
     n_valid = max(len(valid), 1)
-    identity = [r.answer.order == tuple(range(r.request.k)) for r in valid]
-    moves = [r.target - r.answer.order.index(r.target) for r in valid]
+    identity = [r.answer.order == tuple(range(r.asked.request.k)) for r in valid]
+    moves = [r.asked.target - r.answer.order.index(r.asked.target) for r in valid]
     return {
         "reward": float(np.mean(rewards)),
         "reward_std": float(np.std(rewards)),
         "rank/identity_rate": sum(identity) / n_valid,
-        "rank/r@1": sum(r.answer.order[0] == r.target for r in valid) / len(rollouts),
+        "rank/r@1": sum(r.answer.order[0] == r.asked.target for r in valid) / len(rollouts),
         "rank/promote": sum(move > 0 for move in moves) / n_valid,
         "rank/demote": sum(move < 0 for move in moves) / n_valid,
         **text_metrics([r.trajectory for r in rollouts], [r.answer.valid for r in rollouts]),

@@ -1,13 +1,22 @@
-"""The rows of the results table: which model is decoded how, as data.
+"""The rows of the results table: which model is decoded how and read how, as data.
 
-Contract: `ROWS` names every decoded row, the stage whose model it uses and its way of decoding
-(`decode.settings.PRESETS`). Diffusion rows stand twice: under the recipe's recommended setting, and
-(`_raw`) under the paper's rule at τ = .9. Not here: decoding them (`score`), baselines without a
-model (`report`).
+Contract: `ROWS` names every decoded row there is, the stage whose model it uses, its way of
+decoding (`decode.settings.PRESETS`) and its read-out. Where responses can hold both, a plain name
+is the order of the strengths that the model states, `_written` the permutation that it spells out
+after them; `_raw` is the papers' way: nothing held to the grammar, τ = .9, written, and an invalid
+list falls to the floor. `rows_of_recipe` are the rows that a recipe's responses allow. Not here:
+decoding them (`score`), baselines without a model (`report`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from diffgr2.config import Answering, Recipe
+
+How = Literal["ar", "ar_raw", "recommended", "raw", "verify"]
+RAW: tuple[How, ...] = ("ar_raw", "raw")
+SAYING = ("compact",)
+"""Templates that state strengths; the others have a written answer alone."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +25,18 @@ class RowSpec:
 
     name: str
     model: str  # stage whose model is decoded
-    how: Literal["ar", "recommended", "raw", "verify"]
+    how: How
     reasoning: bool = True
+    answer: Answering = "said"
+
+    def policy(self, repair: str) -> str:
+        """What becomes of an invalid written answer, where the recipe says `repair`."""
+        return "floor" if self.how in RAW else repair
+
+    @property
+    def mended(self) -> bool:
+        """Whether the recipe's policy for written answers touches this row."""
+        return self.answer == "written" and self.how not in RAW
 
 
 DIFFUSION = {
@@ -28,12 +47,30 @@ DIFFUSION = {
     "cft_rl": "cft_rl",
 }
 
+
+def _both(name: str, model: str, how: How, reasoning: bool = True) -> tuple[RowSpec, RowSpec]:
+    """A row as it says and as it writes."""
+    said = RowSpec(name, model, how, reasoning)
+    return said, replace(said, name=f"{name}_written", answer="written")
+
+
 ROWS = (
-    RowSpec("ar_direct", "direct_rl", "ar", reasoning=False),
+    *_both("ar_direct", "direct_rl", "ar", reasoning=False),
+    RowSpec("block_direct", "block_rl", "recommended", reasoning=False),
     RowSpec("ar_sft", "sft", "ar"),
-    RowSpec("ar", "rl", "ar"),
-    *(RowSpec(name, model, "recommended") for name, model in DIFFUSION.items()),
-    *(RowSpec(f"{name}_raw", model, "raw") for name, model in DIFFUSION.items()),
+    *_both("ar", "rl", "ar"),
+    RowSpec("ar_raw", "rl", "ar_raw", answer="written"),
+    *(row for name, model in DIFFUSION.items() for row in _both(name, model, "recommended")),
+    *(RowSpec(f"{name}_raw", model, "raw", answer="written") for name, model in DIFFUSION.items()),
     RowSpec("student_ar", "block_rl", "ar"),
-    RowSpec("verify", "block_rl", "verify"),
+    *_both("verify", "block_rl", "verify"),
 )
+
+
+def rows_of_recipe(recipe: Recipe) -> tuple[RowSpec, ...]:
+    """The rows that the recipe's responses allow, as they are read there: without a permutation
+    behind the strengths nothing is written, without strengths the plain names are what is."""
+    if recipe.prompt.template not in SAYING:
+        kept = [row for row in ROWS if not row.name.endswith("_written")]
+        return tuple(replace(row, answer="written") for row in kept)
+    return tuple(row for row in ROWS if row.answer in ("said", recipe.prompt.answer))

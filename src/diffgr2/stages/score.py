@@ -1,30 +1,38 @@
 """Decode the test lists with one row's model and write what evaluation needs.
 
-Contract: writes `<row>.safetensors/.json` (an `evaluate.outputs.SystemOutputs`): the permutation
-after the repair policy, raw validity with failure kinds, lengths, forwards, and how many citations
+Contract: writes `<row>.safetensors/.json` (an `evaluate.outputs.SystemOutputs`): the ranking by the
+row's read-out (the order of the strengths, or the written permutation after the repair policy), raw
+validity with failure kinds, strengths, contradictions, lengths, forwards, and how many citations
 are right. By default only lists that hold their target are decoded: on all users a miss counts 0
-whatever a re-ranker says, so their metrics are exact all the same. Not here: metrics.
+whatever a re-ranker says, so their metrics are exact all the same. `decode_requests` is what other
+stages decode with. Not here: metrics.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffgr2.decode.batch import DecodeRequest, decode
-from diffgr2.decode.settings import DecodeSettings
+from diffgr2.config import Answering
+from diffgr2.decode.batch import decode
+from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.errors import DataError
+from diffgr2.evaluate.coherence import Shown as Told
+from diffgr2.evaluate.coherence import contradictions
 from diffgr2.evaluate.outputs import SystemOutputs, save_outputs
 from diffgr2.model.contract import BlockContract, contract_of
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
+from diffgr2.prompts.account import account
 from diffgr2.prompts.answers import POLICIES
+from diffgr2.prompts.compact import Compact
+from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import Request
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.rows import RowSpec
@@ -47,18 +55,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Test lists and what a model wrote for them."""
+    """Requests, what a model wrote for them, and what that says; in one order."""
 
-    lists: np.ndarray  # their numbers, ascending
     requests: list[Request]
     prompts: list[DecodeRequest]
     settings: DecodeSettings
+    answer: Answering
     trajectories: list[Trajectory]
+    readings: list[Reading]
 
 
 def test_rows(corpus: Corpus, users: str, limit: int) -> np.ndarray:
     """Which test lists are decoded: hits first, then (for `all`) the others."""
-    hit_L = corpus.lists["test"].hit_L >= 0
+    hit_L = corpus.judged("test").hit_L >= 0
     numbers = np.flatnonzero(hit_L)
     if users == "all":
         numbers = np.concatenate([numbers, np.flatnonzero(~hit_L)])
@@ -67,34 +76,68 @@ def test_rows(corpus: Corpus, users: str, limit: int) -> np.ndarray:
     return np.sort(numbers[:limit] if limit else numbers)
 
 
-def requests_for(
-    corpus: Corpus, rows: np.ndarray, *, reasoning: bool
-) -> tuple[list[DecodeRequest], list[Request]]:
-    """Decode requests of these test lists, and the requests behind them."""
-    template = corpus.template
-    shown = [corpus.request("test", int(row)) for row in rows]
+def prompts_for(
+    corpus: Corpus, requests: Sequence[Request], answer: Answering, *, reasoning: bool = True
+) -> list[DecodeRequest]:
+    """What is decoded for these requests."""
+    template, how = corpus.template, {"reasoning": reasoning}
     return [
-        DecodeRequest(template.prompt(request, reasoning=reasoning), template.grammar(request))
-        for request in shown
-    ], shown
+        DecodeRequest(template.prompt(r, **how), template.grammar(r, answer=answer, **how))
+        for r in requests
+    ]
 
 
-def decode_lists(
+def decode_requests(
     corpus: Corpus,
     model: Model,
-    lists: np.ndarray,
+    requests: Sequence[Request],
     how: str,
     *,
     batch: int,
     reasoning: bool = True,
+    answer: Answering = "said",
     on_done: Callable[[int], None] | None = None,
     **given: Any,
 ) -> Decoded:
-    """Decode these test lists; `how` and `given` are those of `decode.settings.settings_of`."""
+    """Decode these requests; `how` and `given` are those of `decode.settings.settings_of`."""
+    template = corpus.template
+    answer = answer if answer in template.answers else template.answers[-1]
     settings = corpus.settings(model.contract, how, **given)
-    prompts, requests = requests_for(corpus, lists, reasoning=reasoning)
-    trajectories = decode(model.lean, prompts, settings, batch=batch, on_done=on_done)
-    return Decoded(lists, requests, prompts, settings, trajectories)
+    prompts = prompts_for(corpus, requests, answer, reasoning=reasoning)
+    texts = decode(model.lean, prompts, settings, batch=batch, on_done=on_done)
+    readings = [
+        template.read(text.tokens_T.tolist(), request, text.level_T)
+        for text, request in zip(texts, requests, strict=True)
+    ]
+    return Decoded(list(requests), prompts, settings, answer, texts, readings)
+
+
+def told_of(
+    corpus: Corpus,
+    row: int,
+    decoded: Decoded,
+    n: int,
+    order_K: np.ndarray,
+    *,
+    markdown: bool = False,
+) -> Told:
+    """The n-th output of a decoding, on a test list, as people read it."""
+    catalogue, lists, template = corpus.dataset.catalogue, corpus.judged("test"), corpus.template
+    reading, request, order = decoded.readings[n], decoded.requests[n], order_K.tolist()
+    items = lists.items_LK[row].tolist()
+    history = corpus.dataset.histories.of(int(lists.user_L[row]), int(lists.end_L[row]))
+    history = history[-len(request.history_HL) :] if len(request.history_HL) else history[:0]
+    names = [catalogue.titles[item] for item in items]
+    kinds = [corpus.kinds[item] for item in history.tolist()]
+    newest = [catalogue.titles[item] for item in history.tolist()]
+    tokens = decoded.trajectories[n].tokens_T.tolist()
+    if isinstance(template, Compact):
+        spoken = (template.words, template.phrases, request, reading, order)
+        whose = (template.vocab.spec.strengths, names, kinds, newest)
+        text = account(*spoken, *whose, markdown=markdown)
+    else:
+        text = template.english(tokens, request, names)
+    return Told(request, reading, order, text, tokens, names, kinds, newest)
 
 
 def text_digest(tokens_T: np.ndarray) -> int:
@@ -103,19 +146,37 @@ def text_digest(tokens_T: np.ndarray) -> int:
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
-def outputs_of(corpus: Corpus, name: str, decoded: Decoded) -> SystemOutputs:
-    """Parse, repair and count."""
-    template, repair = corpus.template, POLICIES[corpus.recipe.decode.repair]
+def orders_of(decoded: Decoded, policy: str) -> list[np.ndarray]:
+    """The ranking of each output; what was not judged comes last, in floor order."""
+    repair = POLICIES[policy]
+    return [
+        reading.said_order()
+        if decoded.answer == "said"
+        else repair(reading.answer("written").order, request.k)
+        for reading, request in zip(decoded.readings, decoded.requests, strict=True)
+    ]
+
+
+def outputs_of(
+    corpus: Corpus, name: str, lists: np.ndarray, decoded: Decoded, policy: str
+) -> SystemOutputs:
+    """Read, repair and count; `lists` are the test lists that were decoded."""
+    template = corpus.template
     texts = [t.tokens_T.tolist() for t in decoded.trajectories]
     pairs = list(zip(texts, decoded.requests, strict=True))
-    answers = [template.parse(*pair) for pair in pairs]
-    k = corpus.lists["test"].k
+    answers = [reading.answer(decoded.answer) for reading in decoded.readings]
+    orders = orders_of(decoded, policy)
     cited_L2 = np.array([template.citations(*pair) for pair in pairs], dtype=np.int32)
+    said = decoded.answer == "said"
+    found = [
+        len(contradictions(template, told_of(corpus, int(row), decoded, n, orders[n])))
+        for n, row in enumerate(lists)
+    ]
     return SystemOutputs(
         name=name,
-        order_LK=np.array([repair(answer.order, k) for answer in answers], dtype=np.int16),
+        order_LK=np.stack(orders).astype(np.int16),
         n_lists=len(corpus.lists["test"]),
-        rows_L=decoded.lists.astype(np.int32),
+        rows_L=lists.astype(np.int32),
         raw_valid_L=np.array([answer.valid for answer in answers]),
         failures_LX=np.array([[kind in a.failures for kind in FAILURES] for a in answers]),
         n_tokens_L=np.array([len(text) for text in texts], dtype=np.int32),
@@ -124,7 +185,12 @@ def outputs_of(corpus: Corpus, name: str, decoded: Decoded) -> SystemOutputs:
         cited_right_L=cited_L2[:, 0],
         cited_total_L=cited_L2[:, 1],
         text_L=np.array([text_digest(t.tokens_T) for t in decoded.trajectories]),
-        meta={key: getattr(decoded.settings, key) for key in DESCRIBED},
+        levels_LK=np.stack([r.levels_K for r in decoded.readings]).astype(np.float32)
+        if said
+        else None,
+        contradictions_L=np.array(found, dtype=np.int32),
+        meta={key: getattr(decoded.settings, key) for key in DESCRIBED}
+        | {"answer": decoded.answer},
     )
 
 
@@ -132,16 +198,23 @@ def run_row(ctx: StageContext, spec: RowSpec) -> dict[str, Any]:
     config, corpus = ctx.recipe.evaluate, open_corpus(ctx.inputs, ctx.recipe)
     lists = test_rows(corpus, config.users, config.max_users)
     model = Model.open(ctx.inputs[spec.model])
+    requests = [corpus.request("test", int(row)) for row in lists]
     with ctx.progress.task(ctx.name, len(lists)) as bar:
         work: dict[str, Any] = {"batch": config.batch, "on_done": lambda _: bar.advance()}
-        decoded = decode_lists(corpus, model, lists, spec.how, reasoning=spec.reasoning, **work)
-    outputs = outputs_of(corpus, spec.name, decoded)
+        how: dict[str, Any] = {"reasoning": spec.reasoning, "answer": spec.answer}
+        decoded = decode_requests(corpus, model, requests, spec.how, **how, **work)
+    policy = spec.policy(ctx.recipe.decode.repair)
+    outputs = outputs_of(corpus, spec.name, lists, decoded, policy)
     save_outputs(ctx.out, outputs)
     assert outputs.raw_valid_L is not None
-    first_L = outputs.order_LK[:, 0] == corpus.lists["test"].hit_L[lists]
+    assert outputs.contradictions_L is not None
+    first_L = outputs.order_LK[:, 0] == corpus.judged("test").hit_L[lists]
+    texts = decoded.trajectories
     return {
         "lists": len(lists),
         "raw_valid": round(float(outputs.raw_valid_L.mean()), 4),
+        "coherent": round(float((outputs.contradictions_L == 0).mean()), 4),
         "r@1": round(float(first_L.mean()), 4),
-        "tokens_per_forward": round(float(np.mean([t.tpf for t in decoded.trajectories])), 3),
+        "tokens_per_forward": round(float(np.mean([t.tpf for t in texts])), 3),
+        "forwards": round(float(np.mean([t.nfe for t in texts])), 3),
     }

@@ -1,9 +1,10 @@
 """SFT: imitate the teacher's traces, reasoning and answer weighted apart (GR2 §SFT).
 
-Contract: L = −λ_r Σ log p(reasoning) − λ_o Σ log p(answer), λ_r < λ_o, on response tokens only. A
-share of rows shows shuffled candidates (against position bias), a share asks for the answer without
-reasoning, so that one model serves both; both are drawn from the row's own stream. Not here: making
-traces (`traces`), the loop (`train`).
+Contract: L = −λ_r Σ log p(reasoning) − λ_o Σ log p(answer), λ_r < λ_o, on response tokens only;
+strengths are answers, and a target between two levels is both to its share. Lists are shown at all
+lengths, some with shuffled candidates (against position bias) or without part of their evidence; a
+share of rows asks for the answer without reasoning, so that one model serves both. All of it is
+drawn from the row's own stream. Not here: making traces (`traces`), the loop (`train`).
 """
 
 from dataclasses import dataclass
@@ -13,11 +14,10 @@ from torch import nn
 
 from diffgr2.config import SftConfig
 from diffgr2.model.load import device, open_model
-from diffgr2.objectives.likelihood import chosen_logp
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.compact import ANSWER, REASONING
 from diffgr2.stages.batches import Text, WeightedMicro, chunks, epoch_order, imitation
-from diffgr2.stages.common import by_part, train_stage
+from diffgr2.stages.common import answer_to_learn, by_part, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.streams import generator
 from diffgr2.train.loop import Loss
@@ -39,12 +39,12 @@ class SftTask:
         """The training text of the corpus's n-th trace."""
         corpus, rng = self.corpus, generator(self.seed, self.name, "example", *key)
         split, at = corpus.examples[n]
-        row = int(corpus.traces[split].row_N[at])
-        request, order_K = corpus.shown(split, row, self.config.shuffle, rng)
+        shown, trace = corpus.lesson(split, at, self.config, rng)
         reasoning = bool(rng.random() >= self.config.direct)
-        trace = corpus.trace(split, at).reordered(order_K)
-        prompt = corpus.template.prompt(request, reasoning=reasoning)
-        return Text(prompt, *corpus.template.response(request, trace, reasoning=reasoning))
+        answer = answer_to_learn(corpus, rng, reasoning=reasoning)
+        prompt = corpus.template.prompt(shown.request, reasoning=reasoning)
+        made = corpus.template.response(shown.request, trace, reasoning=reasoning, answer=answer)
+        return Text(prompt, made.tokens, made.kinds, made.other, made.share)
 
     def micros(self, step: int, model: nn.Module) -> list[WeightedMicro]:
         config, corpus = self.config, self.corpus
@@ -57,8 +57,7 @@ class SftTask:
     def loss(self, model: nn.Module, micro: WeightedMicro) -> Loss:
         micro = micro.to(device())
         logits_NV = micro.logits(model, self.corpus.vocab.mask_id)
-        nll_N = -chosen_logp(logits_NV, micro.target_N)
-        right_N = logits_NV.argmax(-1) == micro.target_N
+        nll_N, right_N = micro.nll(logits_NV), micro.right(logits_NV)
         parts = {"reasoning": micro.kind_N == REASONING, "answer": micro.kind_N == ANSWER}
         metrics = by_part("loss", nll_N.detach(), parts) | by_part("accuracy", right_N, parts)
         return Loss((nll_N * micro.weight_N).sum(), metrics)

@@ -25,8 +25,9 @@ from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import chunks
+from diffgr2.stages.common import trained_answers
 from diffgr2.stages.corpus import Corpus, open_corpus
-from diffgr2.stages.score import Model, decode_lists, outputs_of, requests_for, test_rows
+from diffgr2.stages.score import Model, decode_requests, outputs_of, prompts_for, test_rows
 
 BATCHES = (1, 32)
 GENERATE_LISTS = 6  # the slow baseline is timed on fewer lists
@@ -55,8 +56,8 @@ def timed(
     tokens = forwards = 0
     for part in chunks(requests, batch):
         running = Batch(lean)
-        writers = [make_writer(i, request, settings) for i, request in enumerate(part)]
         start = time.perf_counter()
+        writers = [make_writer(i, request, settings) for i, request in enumerate(part)]
         running.add(writers)
         if lean.device.type == "cuda":  # queued work is no part of decoding
             torch.cuda.synchronize()
@@ -149,13 +150,19 @@ def decoder_speeds(
 
 def frontier(corpus: Corpus, block: Model) -> list[dict[str, Any]]:
     """Quality, validity and tokens per forward over τ, for both rules."""
-    config, lists = corpus.recipe.evaluate, corpus.lists["test"]
+    config, lists = corpus.recipe.evaluate, corpus.judged("test")
     rows = test_rows(corpus, "hit", config.frontier_lists)
     points = []
-    for rule, tau in product(("raw", "permutation"), config.thresholds):
-        plan = {"accept": "threshold", "threshold": tau, "rule": rule}
-        decoded = decode_lists(corpus, block, rows, "recommended", batch=config.batch, **plan)
-        outputs = outputs_of(corpus, "frontier", decoded)
+    requests = [corpus.request("test", int(row)) for row in rows]
+    for rule, tau in product(("raw", "grammar"), config.thresholds):
+        # The plain rule can only be read by what it writes out; the papers' frontier is that.
+        plan: dict[str, Any] = {"accept": "threshold", "threshold": tau, "rule": rule}
+        plan["answer"] = "said" if rule == "grammar" else trained_answers(corpus)[-1]
+        decoded = decode_requests(
+            corpus, block, requests, "recommended", batch=config.batch, **plan
+        )
+        policy = "floor" if rule == "raw" else corpus.recipe.decode.repair
+        outputs = outputs_of(corpus, "frontier", rows, decoded, policy)
         values_LM = values_of(ranks_of(outputs.order_LK, lists.hit_L[rows]), lists.k)
         account = accounting(outputs, np.ones(len(rows), dtype=bool))
         point = {
@@ -190,7 +197,7 @@ def lengths(
     points = []
     for length in [n for n in corpus.recipe.evaluate.lengths if n <= room]:
         for name, plan in plans.items():
-            settings = replace(plan, end_id=NEVER, max_tokens=length)
+            settings = replace(plan, end_id=NEVER, max_tokens=length, rule="raw")
             rate = max(timed(block.lean, requests[:2], settings, 1).rate for _ in range(2))
             points.append({"decoder": name, "length": length, "tokens_per_s": rate})
     return points
@@ -199,7 +206,8 @@ def lengths(
 def run(ctx: StageContext) -> dict[str, Any]:
     corpus = open_corpus(ctx.inputs, ctx.recipe)
     rows = test_rows(corpus, "hit", ctx.recipe.evaluate.speed_lists)
-    requests, _ = requests_for(corpus, rows, reasoning=True)
+    shown = [corpus.request("test", int(row)) for row in rows]
+    requests = prompts_for(corpus, shown, corpus.template.answers[0])
     ar_model, block = open_model(ctx.inputs["rl"]), Model.open(ctx.inputs["block_rl"])
     ctx.progress.line(f"{ctx.name}: decoders take turns on {len(requests)} lists")
     speeds = decoder_speeds(corpus, requests, block, ar_model)

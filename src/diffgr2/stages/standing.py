@@ -26,8 +26,8 @@ from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
 from diffgr2.pipeline import STANDS, Runner
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.plan import CORPUS
-from diffgr2.stages.rows import ROWS
-from diffgr2.stages.score import Decoded, Model, decode_lists
+from diffgr2.stages.rows import rows_of_recipe
+from diffgr2.stages.score import Decoded, Model, decode_requests
 from diffgr2.types import CandidateLists
 
 TIMED = {"ar": "ar", "block": "cft_opd_rl", "block_raw": "cft_opd_rl_raw", "verify": "verify"}
@@ -55,8 +55,8 @@ class Standing:
 
     @cached_property
     def lists(self) -> CandidateLists:
-        """The test lists."""
-        return load_lists(self.root / "candidates", "test")
+        """The test lists, as long as results are about."""
+        return load_lists(self.root / "candidates", "test", self.recipe.candidates.k)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -70,6 +70,11 @@ class Standing:
     def speed(self) -> dict[str, Any] | None:
         """The timing run's measurements."""
         return read_json(self.root / "speed" / "speed.json") if "speed" in self.stages else None
+
+    @cached_property
+    def probes(self) -> dict[str, Any]:
+        """What the probes found, {} without them."""
+        return read_json(self.root / "probes" / "probes.json") if "probes" in self.stages else {}
 
     @cached_property
     def truth(self) -> np.ndarray | None:
@@ -88,7 +93,7 @@ class Standing:
     def systems(self) -> list[SystemOutputs]:
         """Every row that stands: evidence scorers, then decoded rows."""
         rows = self._evidence() if "evidence" in self.stages else []
-        for spec in ROWS:
+        for spec in rows_of_recipe(self.recipe):
             if f"score_{spec.name}" in self.stages:
                 outputs = load_outputs(self.root / f"score_{spec.name}", spec.name)
                 rows.append(replace(outputs, timing=self._timing(outputs)))
@@ -99,7 +104,8 @@ class Standing:
         chosen, rows = self.recipe.evidence.scorer, []
         for kind in sorted(KINDS, key=lambda kind: (kind != chosen, kind)):
             path = self.root / "evidence" / f"scores_{kind}_test.safetensors"
-            order_LK = order_from_scores(load_arrays(path)["score_LK"], path.name)
+            score_LK = load_arrays(path)["score_LK"][:, : self.lists.k]
+            order_LK = order_from_scores(score_LK, path.name)
             name = "evidence" if kind == chosen else f"evidence_{kind}"
             rows.append(SystemOutputs(name, order_LK, len(order_LK), meta={"scorer": kind}))
         return rows
@@ -122,4 +128,5 @@ class Standing:
         """Test lists decoded one by one with a stage's model."""
         if stage not in self.models:
             self.models[stage] = Model.open(self.root / stage)
-        return decode_lists(self.corpus, self.models[stage], rows, how, batch=1)
+        requests = [self.corpus.request("test", int(row)) for row in rows]
+        return decode_requests(self.corpus, self.models[stage], requests, how, batch=1)

@@ -1,10 +1,10 @@
 """The traces stage: what the teacher says about the training and validation lists.
 
-Contract: writes `<split>.safetensors` (a `Traces` each), `edges.safetensors` and, with the llm
-teacher, `<split>.jsonl` (row, order and explanation of each trace). What was paid for is kept in
-`journals/traces.sqlite` of the run, outside the stage's directory, so no restart or changed setting
-pays for an answer twice. The test split gets no traces. Not here: how a decision is made
-(`traces.decide`, `traces.llm`).
+Contract: writes `<split>.safetensors` (a `Traces` each), `scale.safetensors` (which scores the
+levels stand for) and, with the llm teacher, `<split>.jsonl` (row, order and explanation of each
+trace). What was paid for is kept in `journals/traces.sqlite` of the run, outside the stage's
+directory, so no restart or changed setting pays for an answer twice. Neither the test split nor
+selection users get traces. Not here: how a decision is made (`traces.decide`, `traces.llm`).
 """
 
 from collections.abc import Mapping
@@ -13,107 +13,120 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.artifacts import load_arrays, save_arrays
+from diffgr2.artifacts import load_arrays
 from diffgr2.candidates.index import NAMES
-from diffgr2.candidates.lists import load_lists
+from diffgr2.candidates.lists import load_lists, selection_users
 from diffgr2.candidates.scorers import LinearScorer
-from diffgr2.data.store import read_dataset
+from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import ConfigError, DataError
 from diffgr2.items.sids import SemanticIds
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.chat import Chat
-from diffgr2.prompts.request import request_at
+from diffgr2.prompts.english import Phrases, wording
+from diffgr2.prompts.request import NONE, request_at
 from diffgr2.stages.corpus import KNOWN
 from diffgr2.streams import permutation
-from diffgr2.traces.decide import Traces, decide, strength_edges
+from diffgr2.traces.decide import Scale, Traces, counting, decide
 from diffgr2.traces.llm import TracePrompt, TraceReport, generate
 from diffgr2.traces.words import from_orders, write_explanations
-from diffgr2.types import CandidateLists
+from diffgr2.types import MISS, CandidateLists
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
     recipe, evidence = ctx.recipe, ctx.inputs["evidence"]
-    config, cites = recipe.traces, recipe.prompt.cites
+    config, k, kind = recipe.traces, recipe.candidates.k, recipe.evidence.scorer
     scorecard = LinearScorer.load(evidence / "linear.safetensors")
-    kind = recipe.evidence.scorer
-    scores = {
-        split: load_arrays(evidence / f"scores_{kind}_{split}.safetensors")["score_LK"]
-        for split in KNOWN
-    }
-    edges_S = strength_edges(np.concatenate(list(scores.values())), recipe.prompt.strengths)
-    save_arrays(ctx.out / "edges.safetensors", edges_S=edges_S)
-    lists = {split: load_lists(ctx.inputs["candidates"], split) for split in KNOWN}
-    buckets = {
-        split: load_arrays(evidence / f"{split}.safetensors")["buckets_LKF"] for split in KNOWN
-    }
+    phrases = Phrases(wording(recipe.prompt.template), NAMES, recipe.evidence.buckets)
+    dataset = read_dataset(ctx.inputs["data"])
+    held_U = selection_users(dataset.histories.n_users)
+    scores, lists, buckets, able = {}, {}, {}, {}
+    for split in KNOWN:
+        lists[split] = load_lists(ctx.inputs["candidates"], split, k)
+        able[split] = np.flatnonzero(~held_U[lists[split].user_L])
+        scores[split] = load_arrays(evidence / f"scores_{kind}_{split}.safetensors")["score_LK"]
+        buckets[split] = load_arrays(evidence / f"{split}.safetensors")["buckets_LKF"]
+    known = np.concatenate([scores[split][able[split]].ravel() for split in KNOWN])
+    scale = Scale.of(known, recipe.prompt.strengths)
+    scale.save(ctx.out / "scale.safetensors")
+
     metrics: dict[str, Any] = {}
-    asked, report = {split: len(lists[split]) for split in KNOWN}, None
+    asked, report = {split: len(able[split]) for split in KNOWN}, None
     if config.teacher == "llm":
-        report, asked = ask(ctx, lists, buckets)
+        report, asked = ask(ctx, dataset, lists, buckets, able)
         metrics |= {f"llm/{name}": value for name, value in report.metrics.items()}
     for split in KNOWN:
         score_LK, hit_L = scores[split], lists[split].hit_L
         said_LKF = scorecard.contributions(buckets[split])
+        cites_LKC = counting(said_LKF, phrases.sides(buckets[split]), scale)
         if report is not None:
             mine = [a for a in report.accepted if a.id.startswith(f"{split}/")]
             rows = [int(a.id.removeprefix(f"{split}/")) for a in mine]
             orders = [a.answer.order for a in mine]
-            traces = from_orders(rows, orders, score_LK, said_LKF, edges_S, cites)
+            traces = from_orders(rows, orders, scale.levels(score_LK), cites_LKC, k)
             words = [a.answer.reasoning for a in mine]
             write_explanations(ctx.out / f"{split}.jsonl", traces, words)
         else:
-            traces = decide(
-                score_LK, said_LKF, hit_L, edges_S, config, cites=cites, seed=recipe.seed
-            )
+            given = (able[split], score_LK, cites_LKC, hit_L, scale, config)
+            traces = decide(*given, k=k, seed=recipe.seed)
         traces.save(ctx.out / f"{split}.safetensors")
-        metrics |= figures(split, traces, hit_L, asked[split])
+        metrics |= figures(split, traces, lists[split], asked[split], recipe.prompt.cites)
     return metrics
 
 
-def figures(split: str, traces: Traces, hit_L: np.ndarray, asked: int) -> dict[str, Any]:
-    """How many lists were put to the teacher, how many traces came of it, how right they are."""
-    hits_N = hit_L[traces.row_N] != -1
-    first_N = traces.order_NK[:, 0] == hit_L[traces.row_N]
+def figures(
+    split: str, traces: Traces, lists: CandidateLists, asked: int, cites: int
+) -> dict[str, Any]:
+    """How many lists the teacher was given, how many traces came of it, what they are like."""
+    hit_N = lists.hit_L[traces.row_N]
+    first_N = traces.level_NK[:, : lists.k].argmax(1)
+    right_N = (first_N == hit_N)[hit_N != MISS]
+    cited_NK = (traces.cites_NKC[..., :cites] != NONE).sum(-1)[~np.isnan(traces.level_NK)]
     return {
         f"{split}/lists": asked,
         f"{split}/traces": len(traces),
         f"{split}/accepted": round(len(traces) / max(asked, 1), 4),
-        f"{split}/target_first": round(float(first_N[hits_N].mean()), 4) if hits_N.any() else 0.0,
+        f"{split}/target_first": round(float(right_N.mean()), 4) if len(right_N) else 0.0,
+        f"{split}/cited": round(float(cited_NK.mean()), 4) if len(cited_NK) else 0.0,
     }
 
 
-def chosen(ctx: StageContext, lists: Mapping[str, CandidateLists]) -> list[tuple[str, int]]:
+def chosen(
+    ctx: StageContext, lists: Mapping[str, CandidateLists], able: Mapping[str, np.ndarray]
+) -> list[tuple[str, int]]:
     """The lists that are put to the endpoint: all that the mode can use, or a random share."""
     config = ctx.recipe.traces
-    able = [
-        (split, row)
+    usable = [
+        (split, int(row))
         for split in KNOWN
-        for row in range(len(lists[split]))
-        if config.mode == "plain" or lists[split].hit_L[row] >= 0
+        for row in able[split]
+        if config.mode == "plain" or lists[split].hit_L[row] != MISS
     ]
-    if config.max_lists and config.max_lists < len(able):
-        picks = permutation(len(able), ctx.seed, "traces", "lists")[: config.max_lists]
-        able = [able[i] for i in np.sort(picks)]
-    return able
+    if config.max_lists and config.max_lists < len(usable):
+        picks = permutation(len(usable), ctx.seed, "traces", "lists")[: config.max_lists]
+        usable = [usable[i] for i in np.sort(picks)]
+    return usable
 
 
 def ask(
-    ctx: StageContext, lists: Mapping[str, CandidateLists], buckets: Mapping[str, np.ndarray]
+    ctx: StageContext,
+    dataset: Dataset,
+    lists: Mapping[str, CandidateLists],
+    buckets: Mapping[str, np.ndarray],
+    able: Mapping[str, np.ndarray],
 ) -> tuple[TraceReport, dict[str, int]]:
     """The endpoint's accepted answers, and how many lists of each split were asked about."""
-    recipe = ctx.recipe
-    if recipe.prompt.strengths < recipe.candidates.k:
+    recipe, k = ctx.recipe, ctx.recipe.candidates.k
+    if recipe.prompt.strengths < k:
         raise ConfigError(
             f"prompt.strengths: {recipe.prompt.strengths} levels cannot tell candidates.k "
-            f"({recipe.candidates.k}) apart, which traces.teacher llm needs"
+            f"({k}) apart, which traces.teacher llm needs"
         )
-    dataset, shown = read_dataset(ctx.inputs["data"]), recipe.prompt.history
-    codes_IL = SemanticIds.load(ctx.inputs["items"]).codes_IL
+    shown, codes_IL = recipe.prompt.history, SemanticIds.load(ctx.inputs["items"]).codes_IL
     # The teacher always reads the chat with texts, whatever the student's template shows.
     chat = Chat(NAMES, recipe.evidence.buckets)
     mode, config, prompts = recipe.traces.mode, recipe.traces.llm, []
-    for split, row in chosen(ctx, lists):
-        own, buckets_KF = lists[split], buckets[split][row]
+    for split, row in chosen(ctx, lists, able):
+        own, buckets_KF = lists[split], buckets[split][row, :k]
         request = request_at(own, row, dataset, codes_IL, buckets_KF, shown, texts=True)
         target = None if mode == "plain" else int(own.hit_L[row])
         told = target if mode == "targeted" else None

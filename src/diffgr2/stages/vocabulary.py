@@ -42,7 +42,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         text_tokenizer(recipe, texts),
         levels=recipe.items.levels,
         codes=recipe.items.codes,
-        k=recipe.candidates.k,
+        k=recipe.candidates.k_max,
         fields=fields,
         buckets=recipe.evidence.buckets,
         strengths=recipe.prompt.strengths,

@@ -1,11 +1,12 @@
-"""The evidence teacher: a listwise scorer's decision, verbalised from the evidence that moved it.
+"""The evidence teacher: a listwise scorer's verdicts, and the evidence that moved them.
 
-Contract: from scores and per-field contributions of L lists, `plain` writes every list's decision;
-`targeted` knows the target and ranks it first; `rejection` hides it, draws orders by adding Gumbel
-noise to the scores and keeps the first of `attempts` that ranks the target first. A decision is a
-strength per candidate (quantised score), the order it implies, and the fields that speak most for
-and most against each candidate. Deterministic in the seed. Not here: words (`prompts`), the scorer
-itself (`candidates.scorers`), LLM teachers (`llm`).
+Contract: from scores and per-field contributions of L lists, `plain` states every list's verdicts;
+`targeted` knows the target and puts it above all others; `rejection` hides it, adds Gumbel noise to
+the scores and keeps the first of `attempts` that ranks the target first among the first k
+candidates. A verdict is a level of strength per candidate, on one `Scale` for all lists, and the
+fields that count: those whose contribution is not small and has the sign of the side on which a
+person puts their grade. Deterministic in the seed. Not here: words (`prompts`), the scorer itself
+(`candidates.scorers`), LLM teachers (`llm`).
 """
 
 from __future__ import annotations
@@ -17,25 +18,64 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.config import TracesConfig
-from diffgr2.prompts.request import Trace, order_by_strength
+from diffgr2.prompts.request import NONE, Trace
 from diffgr2.streams import generator
+from diffgr2.types import MISS
+
+LEAST = 0.03
+"""Share of the whole scale that a field has to move a score by to count."""
+
+BULK = (0.001, 0.999)
+"""Quantiles of the scores that the lowest and the highest level stand for."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Which scores the lowest and the highest of `strengths` levels stand for."""
+
+    low: float
+    high: float
+    strengths: int
+
+    @staticmethod
+    def of(score_X: np.ndarray, strengths: int) -> Scale:
+        """The scale of these scores' bulk."""
+        low, high = (float(q) for q in np.quantile(score_X, BULK))
+        return Scale(low, high, strengths)
+
+    @property
+    def step(self) -> float:
+        """What a score rises by from one level to the next."""
+        return max(self.high - self.low, 1e-9) / (self.strengths - 1)
+
+    def levels(self, score_X: np.ndarray) -> np.ndarray:
+        """Verdicts between 0 and strengths − 1, as fine as ties are told apart (4 digits)."""
+        level_X = (score_X.astype(np.float64) - self.low) / self.step
+        return np.round(np.clip(level_X, 0, self.strengths - 1), 4)
+
+    def save(self, path: Path) -> None:
+        save_arrays(path, **{name: np.array(value) for name, value in vars(self).items()})
+
+    @classmethod
+    def load(cls, path: Path) -> Scale:
+        return cls(**{name: array.item() for name, array in load_arrays(path).items()})
 
 
 @dataclass(frozen=True)
 class Traces:
     """Decisions on N of a split's lists; `row_N` says which."""
 
-    row_N: np.ndarray
-    order_NK: np.ndarray
-    strength_NK: np.ndarray
-    for_NKC: np.ndarray
-    against_NKA: np.ndarray
+    row_N: np.ndarray  # int32
+    level_NK: np.ndarray  # float32, NaN behind the candidates that were judged
+    cites_NKC: np.ndarray  # int8, all fields that count, the weightiest first, ended by NONE
 
     def __len__(self) -> int:
         return len(self.row_N)
 
     def at(self, n: int) -> Trace:
-        return Trace(self.order_NK[n], self.strength_NK[n], self.for_NKC[n], self.against_NKA[n])
+        """The n-th decision, on the candidates that were judged (a list's first ones)."""
+        judged = int((~np.isnan(self.level_NK[n])).sum())
+        return Trace(self.level_NK[n, :judged], self.cites_NKC[n, :judged])
 
     def save(self, path: Path) -> None:
         save_arrays(path, **vars(self))
@@ -45,62 +85,71 @@ class Traces:
         return cls(**load_arrays(path))
 
 
-def strength_edges(score_LK: np.ndarray, levels: int) -> np.ndarray:
-    """Inner edges of evenly spaced strength levels over the bulk of the scores."""
-    low, high = np.quantile(score_LK, [0.005, 0.995])
-    return np.linspace(low, high, levels + 1)[1:-1].astype(np.float64)
-
-
-def strengths(score_LK: np.ndarray, edges_S: np.ndarray) -> np.ndarray:
-    """Level of each score."""
-    return np.searchsorted(edges_S, score_LK, side="right").astype(np.int32)
-
-
-def cited(contribution_LKF: np.ndarray, cites: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fields for (strongest first) and against (strongest first) each candidate, never the same."""
-    order_LKF = np.argsort(-contribution_LKF, axis=-1, kind="stable").astype(np.int32)
-    against = max(1, min(cites - 1, contribution_LKF.shape[-1] - cites))
-    return order_LKF[..., :cites], order_LKF[..., ::-1][..., :against]
+def counting(contribution_LKF: np.ndarray, side_LKF: np.ndarray, scale: Scale) -> np.ndarray:
+    """The fields that count for or against each candidate, int8 (L, K, F); see `Traces`."""
+    least = LEAST * (scale.high - scale.low)
+    moved_LKF = contribution_LKF * side_LKF  # positive where both say the same
+    counts_LKF = (moved_LKF > 0) & (moved_LKF >= least)
+    order_LKF = np.argsort(-np.where(counts_LKF, moved_LKF, 0.0), axis=-1, kind="stable")
+    in_order_LKF = np.take_along_axis(counts_LKF, order_LKF, axis=-1)
+    return np.where(in_order_LKF, order_LKF, NONE).astype(np.int8)
 
 
 def decide(
+    row_N: np.ndarray,
     score_LK: np.ndarray,
-    contribution_LKF: np.ndarray,
+    cites_LKC: np.ndarray,
     hit_L: np.ndarray,
-    edges_S: np.ndarray,
+    scale: Scale,
     config: TracesConfig,
     *,
-    cites: int,
+    k: int,
     seed: int,
 ) -> Traces:
-    """Traces of the lists that the mode accepts; `hit_L` is used by targeted and rejection only."""
-    rows = np.arange(len(score_LK))
-    score_LK = score_LK.astype(np.float64)
+    """Traces of those of these lists that the mode accepts.
+
+    `hit_L` is read by targeted and rejection only, and is MISS beyond the first k candidates.
+    """
+    score_NK = score_LK[row_N].astype(np.float64)
+    if config.mode == "rejection":
+        level_NK = _rejection(score_NK, hit_L[row_N], scale, config, k=k, seed=seed)
+    else:
+        level_NK = scale.levels(score_NK)
     if config.mode == "targeted":
-        rows = rows[hit_L >= 0]
-        score_LK = score_LK[rows].copy()
-        step = edges_S[1] - edges_S[0] if len(edges_S) > 1 else 1.0
-        score_LK[np.arange(len(rows)), hit_L[rows]] = score_LK.max(1) + step
-    elif config.mode == "rejection":
-        rows, score_LK = _rejection(score_LK, hit_L, config, seed)
-    strength_NK = strengths(score_LK, edges_S)
-    for_NKC, against_NKA = cited(contribution_LKF[rows], cites)
-    order_NK = order_by_strength(strength_NK).astype(np.int32)
-    return Traces(rows.astype(np.int32), order_NK, strength_NK, for_NKC, against_NKA)
+        level_NK = _targeted(level_NK, hit_L[row_N], scale.strengths - 1)
+    kept_N = ~np.isnan(level_NK[:, 0])
+    rows = row_N[kept_N].astype(np.int32)
+    return Traces(rows, level_NK[kept_N].astype(np.float32), cites_LKC[rows])
+
+
+def _targeted(level_NK: np.ndarray, hit_N: np.ndarray, top: int) -> np.ndarray:
+    """Targets a level above all others; where the scale ends, the others give way."""
+    each_N, others_NK = np.arange(len(hit_N)), level_NK.copy()
+    others_NK[each_N, hit_N] = -np.inf
+    own_N = np.minimum(others_NK.max(1) + 1, top)
+    result_NK = np.minimum(others_NK, own_N[:, None] - 1)
+    result_NK[each_N, hit_N] = own_N
+    result_NK[hit_N == MISS] = np.nan
+    return result_NK
 
 
 def _rejection(
-    score_LK: np.ndarray, hit_L: np.ndarray, config: TracesConfig, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lists accepted within the attempts, and the noisy scores that were accepted."""
-    kept = np.full(len(score_LK), False)
-    drawn_LK = score_LK.copy()
+    score_NK: np.ndarray,
+    hit_N: np.ndarray,
+    scale: Scale,
+    config: TracesConfig,
+    *,
+    k: int,
+    seed: int,
+) -> np.ndarray:
+    """Levels of the first accepted attempt; NaN for lists without one."""
+    level_NK = np.full(score_NK.shape, np.nan)
     for attempt in range(config.attempts):
         # The first attempt is the scorer's own order; noise comes only where that was wrong.
-        scale = config.noise if attempt else 0.0
-        gumbel_LK = generator(seed, "traces", "rejection", attempt).gumbel(size=score_LK.shape)
-        trial_LK = score_LK + scale * gumbel_LK
-        good_L = (hit_L >= 0) & (trial_LK.argmax(1) == hit_L) & ~kept
-        drawn_LK[good_L] = trial_LK[good_L]
-        kept |= good_L
-    return np.flatnonzero(kept), drawn_LK[kept]
+        noise = config.noise if attempt else 0.0
+        gumbel_NK = generator(seed, "traces", "rejection", attempt).gumbel(size=score_NK.shape)
+        trial_NK = scale.levels(score_NK + noise * gumbel_NK)
+        right_N = (hit_N != MISS) & (trial_NK[:, :k].argmax(1) == hit_N)
+        right_N &= np.isnan(level_NK[:, 0])
+        level_NK[right_N] = trial_NK[right_N]
+    return level_NK

@@ -1,10 +1,11 @@
-"""Traces in a language model's own words: order, strengths that imply it, explanation.
+"""Traces in a language model's own words: strengths that imply its order, and its explanation.
 
 Contract: `from_orders` turns accepted orders into `Traces`, so that every template can use them:
-strengths follow the evidence scorer's as far as the order allows and fall strictly along it, and
-the cited fields are those that the scorer says moved it. `write_explanations` and
-`read_explanations` keep the words beside them, one JSON line per trace. Not here: asking
-(`traces.llm`) and tokenizing (`prompts.gr2`).
+levels follow the evidence scorer's as far as the order allows and fall by at least one along it,
+and the cited fields are those that the scorer says moved it. The model read the first k candidates
+of each list; the others are not judged. `write_explanations` and `read_explanations` keep the words
+beside them, one JSON line per trace. Not here: asking (`traces.llm`) and tokenizing
+(`prompts.gr2`).
 """
 
 import json
@@ -13,17 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from diffgr2.traces.decide import Traces, cited, strengths
+from diffgr2.prompts.request import NONE
+from diffgr2.traces.decide import Traces
 
 
-def falling(strength_NK: np.ndarray, order_NK: np.ndarray) -> np.ndarray:
-    """The same levels, dealt out strictly falling along each order; needs at least K levels.
+def falling(level_NK: np.ndarray, order_NK: np.ndarray) -> np.ndarray:
+    """The same levels, dealt out falling by one or more along each order; needs K levels.
 
     >>> falling(np.array([[5, 5, 0]]), np.array([[1, 2, 0]])).tolist()
     [[0, 5, 4]]
     """
     k = order_NK.shape[1]
-    best_first_NK = -np.sort(-strength_NK, axis=1)
+    best_first_NK = -np.sort(-level_NK, axis=1)
     # Room below for those that follow; and never more than one less than the one before.
     best_first_NK = np.maximum(best_first_NK, np.arange(k - 1, -1, -1))
     for j in range(1, k):
@@ -36,25 +38,25 @@ def falling(strength_NK: np.ndarray, order_NK: np.ndarray) -> np.ndarray:
 def from_orders(
     row_N: Sequence[int],
     orders: Sequence[Sequence[int]],
-    score_LK: np.ndarray,
-    contribution_LKF: np.ndarray,
-    edges_S: np.ndarray,
-    cites: int,
+    level_LK: np.ndarray,
+    cites_LKC: np.ndarray,
+    k: int,
 ) -> Traces:
-    """Traces of these lists with these orders."""
+    """Traces of these lists with these orders of their first k candidates."""
     rows = np.array(row_N, dtype=np.int32)
-    order_NK = np.array(orders, dtype=np.int32).reshape(len(rows), score_LK.shape[1])
-    strength_NK = strengths(score_LK[rows].astype(np.float64), edges_S)
-    for_NKC, against_NKA = cited(contribution_LKF[rows], cites)
-    strength_NK = falling(strength_NK, order_NK).astype(np.int32)
-    return Traces(rows, order_NK, strength_NK, for_NKC, against_NKA)
+    order_NK = np.array(orders, dtype=np.int32).reshape(len(rows), k)
+    level_NK, cites_NKC = level_LK[rows].astype(np.float32), cites_LKC[rows]
+    level_NK[:, :k] = falling(level_NK[:, :k], order_NK)
+    level_NK[:, k:], cites_NKC[:, k:] = np.nan, NONE
+    return Traces(rows, level_NK, cites_NKC)
 
 
 def write_explanations(path: Path, traces: Traces, explanations: Sequence[str]) -> None:
     """One line {row, order, explanation} per trace."""
     with path.open("w", encoding="utf-8") as file:
-        for row, order_K, words in zip(traces.row_N, traces.order_NK, explanations, strict=True):
-            record = {"row": int(row), "order": order_K.tolist(), "explanation": words}
+        for n, words in enumerate(explanations):
+            order = traces.at(n).order_K.tolist()
+            record = {"row": int(traces.row_N[n]), "order": order, "explanation": words}
             file.write(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
 
 

@@ -1,0 +1,280 @@
+"""What a shown text tells, read back from its English.
+
+Contract: `Reader(words, phrases, request, ...).read(text)` gives the statements of a text as plain
+facts: what the history is said to be, the verdict, strengths, points for and against, and how many
+are left. It knows the wording (a template's YAML) and the names, longest first, and nothing of how
+the text was made, so that it can disagree with it. Line by line for templates that render their
+text; for free text, what follows a candidate's name or semantic ID. Markdown is read, too. Not
+here: whether any of it is so (`coherence`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffgr2.items.sids import sid_text
+from diffgr2.prompts.english import AGAINST, FOR, NEITHER, Phrases
+from diffgr2.prompts.request import Request
+from diffgr2.prompts.vocab import BEGIN, FINISH
+
+Who = frozenset[int]
+"""The candidates that a name may mean; empty for what is none of them."""
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~])")
+_REST = {"rest": True, "rest_one": True, "behind": False, "behind_one": False}
+_SIDES = {"for": FOR, "because": FOR, "against": AGAINST, "weaker": AGAINST}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A field said to have one of these buckets."""
+
+    who: Who
+    field: int
+    buckets: frozenset[int]
+    side: int  # FOR, AGAINST, or NEITHER where the text does not say
+    sentence: int
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the text says of the history."""
+
+    named: tuple[tuple[str, int, int | None], ...] = ()  # kind, how many, of how many
+    whole: bool = False  # these are all kinds
+    items: tuple[str, ...] = ()  # by name instead
+    nothing: bool = False  # there is no history
+    readable: bool = True
+
+
+@dataclass
+class Told:
+    """The statements of one text."""
+
+    pasts: list[Past] = field(default_factory=list)
+    verdicts: list[tuple[tuple[str, Who], tuple[str, Who] | None]] = field(default_factory=list)
+    lines: list[Who] = field(default_factory=list)  # candidates with a line of their own
+    strengths: list[tuple[Who, int]] = field(default_factory=list)  # word's number, -1 unsaid
+    points: list[Point] = field(default_factory=list)
+    rests: list[tuple[int, bool]] = field(default_factory=list)  # how many, said to be no stronger
+    unread: int = 0  # sentences that no rule can read
+
+
+def form(pattern: str, *, named: bool = True, **slots: str) -> str:
+    """A wording as a regular expression; `slots` are what may stand for its `{names}`.
+
+    >>> form("{n} of {all}.", named=False, n=r"[0-9]")
+    '(?:[0-9])\\\\ of\\\\ (?:.*?)\\\\.'
+    """
+    parts = re.split(r"\{(\w+)\}", pattern)
+    return "".join(
+        f"({f'?P<{part}>' if named else '?:'}{slots.get(part, '.*?')})"
+        if i % 2
+        else re.escape(part)
+        for i, part in enumerate(parts)
+    )
+
+
+def one_of(texts: Iterable[str]) -> str:
+    """Any of these texts, the longest first."""
+    return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)"
+
+
+def list_of(entry: str) -> str:
+    """An English list of such entries."""
+    return rf"(?:{entry})(?:, (?:{entry}))*(?: and (?:{entry}))?"
+
+
+def plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def both(text: str) -> tuple[str, str]:
+    """As it stands, and as Markdown."""
+    return text, _MARKUP.sub(r"\\\1", text)
+
+
+class Reader:
+    """Reads the texts about one request."""
+
+    def __init__(
+        self,
+        words: Mapping[str, Any],
+        phrases: Phrases,
+        request: Request,
+        names: Sequence[str],
+        kinds: Sequence[str] = (),
+        newest: Sequence[str] = (),
+    ) -> None:
+        """`names` are the candidates', `kinds` and `newest` of the history, oldest first."""
+        self._words, self._phrases = words, phrases
+        self._kind = {form: kind for kind in map(plain, kinds) if kind for form in both(kind)}
+        self._item = {label: item for item in map(plain, newest) for label in _bold(item) if item}
+        self._who: dict[str, Who] = {}
+        if "steps" in words:
+            self._who |= dict.fromkeys(self._item, frozenset())
+        self._learn_names(request, names)
+        self._any_name = one_of(self._who)
+        self._any_phrase = one_of(phrases.all())
+        self._told, self._sentence = Told(), 0
+
+    def _learn_names(self, request: Request, names: Sequence[str]) -> None:
+        shown = [plain(names[i]) if i < len(names) else "" for i in range(request.k)]
+        twins, same = Counter(shown), self._words.get("same_name", "{name}")
+        for i, name in enumerate(shown):
+            for label in _bold(name) if name else (f"#{i + 1}",):
+                self._who[label] = self._who.get(label, frozenset()) | {i}
+                if twins[name] > 1 and name:
+                    self._who[same.format(name=label, place=i + 1)] = frozenset({i})
+            sid = sid_text(request.codes_KL[i].tolist())
+            self._who |= dict.fromkeys((sid, BEGIN + sid + FINISH), frozenset({i}))
+
+    def read(self, text: str) -> Told:
+        """All that the text tells."""
+        self._told, self._sentence = Told(), 0
+        if "steps" in self._words:
+            self._free(text)
+        else:
+            for line in filter(None, map(str.strip, text.split("\n"))):
+                self._sentence += 1
+                self._told.unread += not self._line(line.removeprefix("- "))
+        return self._told
+
+    # ------------------------------------------------------------------- rendered, line by line
+
+    def _line(self, line: str) -> bool:
+        """Whether some rule could read this line."""
+        return self._past(line) or self._verdict(line) or self._candidate(line) or self._rest(line)
+
+    def _match(self, name: str, line: str, **slots: str) -> re.Match[str] | None:
+        wording = self._words.get(name)
+        return re.fullmatch(form(wording, **slots), line) if wording else None
+
+    def _past(self, line: str) -> bool:
+        past = None
+        kind = one_of(self._kind)
+        entry = form(self._words.get("kind", "{kind}"), kind=kind, n=r"\d+", all=r"\d+")
+        loose = form(self._words.get("kind", ""), named=False, kind=kind, n=r"\d+", all=r"\d+")
+        if self._match("history_none", line):
+            past = Past(nothing=True)
+        elif self._match("history_nameless", line):
+            past = Past()
+        for name in ("history_more", "history"):
+            found = self._match(name, line, kinds=list_of(f"{loose}|{kind}"))
+            if past is None and found:
+                entries = re.finditer(f"{entry}|(?P<one>{kind})", found["kinds"])
+                past = Past(tuple(self._counted(e) for e in entries), whole=name == "history")
+        found = self._match("history_unknown", line, items=list_of(one_of(self._item)))
+        if past is None and found:
+            items = re.findall(one_of(self._item), found["items"])
+            past = Past(items=tuple(self._item[item] for item in items))
+        loosely = ("history", "history_more", "history_unknown")
+        if past is None and any(self._match(name, line) for name in loosely):
+            past = Past(readable=False)
+        if past is not None:
+            self._told.pasts.append(past)
+        return past is not None
+
+    def _counted(self, entry: re.Match[str]) -> tuple[str, int, int | None]:
+        groups = entry.groupdict()
+        if groups["one"]:
+            return self._kind[groups["one"]], 1, None
+        return self._kind[groups["kind"]], int(groups["n"]), int(groups["all"])
+
+    def _verdict(self, line: str) -> bool:
+        slots = dict.fromkeys(("first", "second"), self._any_name)
+        for name in ("verdict", "only"):
+            if found := self._match(name, line, **slots):
+                self._decided(found, "first")
+                return True
+        return False
+
+    def _decided(self, found: re.Match[str], first: str) -> None:
+        """A verdict, and what its brackets say."""
+        said = found.groupdict()
+        second = said.get("second")
+        pair = (said[first], self._who[said[first]])
+        self._told.verdicts.append((pair, (second, self._who[second]) if second else None))
+        for name, subject in (("because", first), ("for", first), ("weaker", "second")):
+            if said.get(name):
+                self._points(self._who[said[subject]], said[name], _SIDES[name])
+        if second and said.get("against"):
+            self._points(self._who[second], said["against"], AGAINST)
+
+    def _candidate(self, line: str) -> bool:
+        words = self._words
+        grades = [*words["strengths"], words["unsaid"]]
+        side = form(words["points"], named=False, side=one_of(words["sides"].values()))
+        shape = form(words["candidate"], name=self._any_name, strength=one_of(grades))
+        found = re.fullmatch(f"{shape}(?P<points>(?:{side})*)", line)
+        if not found:
+            return False
+        who, grade = self._who[found["name"]], grades.index(found["strength"])
+        self._told.lines.append(who)
+        self._told.strengths.append((who, grade if grade < len(words["strengths"]) else -1))
+        ending = (
+            rf"(?={form(words['points'], named=False, side=one_of(words['sides'].values()))}|$)"
+        )
+        told = form(words["points"], side=one_of(words["sides"].values())) + ending
+        for part in re.finditer(told, found["points"]):
+            title = next(name for name, text in words["sides"].items() if text == part["side"])
+            self._points(who, part["phrases"], _SIDES[title], strict=True)
+        return True
+
+    def _points(self, who: Who, text: str, side: int, *, strict: bool = False) -> None:
+        """Phrases about a candidate; `strict`: there is nothing else."""
+        if strict and not re.fullmatch(list_of(self._any_phrase), text):
+            self._told.unread += 1
+        for number, buckets in self._phrases.find(f": {text.strip()}."):
+            self._told.points.append(Point(who, number, buckets, side, self._sentence))
+
+    def _rest(self, line: str) -> bool:
+        for name, weaker in _REST.items():
+            if found := self._match(name, line, n=r"\d+"):
+                count = found.groupdict().get("n")
+                self._told.rests.append((int(count) if count else 1, weaker))
+                return True
+        return False
+
+    # ---------------------------------------------------------------------------- free text
+
+    def _free(self, text: str) -> None:
+        steps, name = self._words["steps"], self._any_name
+        # What the template's own sentences say on which side; the rest has no sides.
+        for found in re.finditer(form(steps["candidate"].strip(), sid=name), text):
+            self._sentence += 1
+            for part in ("for", "against"):
+                self._points(self._who[found["sid"]], found[part], _SIDES[part])
+            text = text.replace(found[0], " ", 1)
+        for kind in ("verdict", "only"):
+            for found in re.finditer(form(steps[kind].strip(), best=name, second=name), text):
+                self._sentence += 1
+                self._decided(found, "best")
+                text = text.replace(found[0], " ", 1)
+        so, first, ahead = _glue(steps["verdict"])
+        loose = rf"{so} (?P<best>{name}) {first}\b(?:.*?{ahead} (?P<second>{name}))?"
+        for found in re.finditer(loose, text):
+            self._decided(found, "best")
+        self._loose_points(text)
+
+    def _loose_points(self, text: str) -> None:
+        """Phrases that follow a name; a sentence that names nobody is about the last one named."""
+        parts = re.split(f"({self._any_name})", text)
+        for at in range(1, len(parts), 2):
+            self._sentence += 1
+            self._points(self._who[parts[at]], parts[at + 1].rstrip(" ."), NEITHER)
+
+
+def _bold(name: str) -> tuple[str, str]:
+    as_is, marked = both(name)
+    return as_is, f"**{marked}**"
+
+
+def _glue(verdict: str) -> list[str]:
+    """The words before, between and behind the names of a verdict, as patterns."""
+    literal = re.split(r"\{\w+\}", verdict)
+    return [re.escape(re.sub(r"^\W+|\W+$", "", part)) for part in literal[:3]]

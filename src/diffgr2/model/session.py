@@ -1,0 +1,163 @@
+"""The torch backend's session: rows of any decoder share forwards over one cache.
+
+Contract: see `backend`. A batch gives what single rows give, up to rounding. Not here: what is done
+with the answers (`decode`), the forward itself (`forward`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffgr2.errors import DecodeError
+from diffgr2.model.backend import NO_TOKEN, NOTHING_BANNED, Chosen, Span, View
+from diffgr2.model.forward import KVCache, LeanQwen3
+from diffgr2.model.sampling import inverse_transform, log_normalised
+
+
+class TorchView:
+    """See `backend.View`; what is large stays on the device."""
+
+    def __init__(self, logp_TV: Tensor) -> None:
+        self._logp_TV = logp_TV
+        self._numpy = logp_TV.numpy() if logp_TV.device.type == "cpu" else None
+
+    def __len__(self) -> int:
+        return len(self._logp_TV)
+
+    def among(self, row_N: np.ndarray, tokens_NA: np.ndarray) -> np.ndarray:
+        if self._numpy is not None:
+            logp_NA = self._numpy[row_N[:, None], tokens_NA]
+        else:
+            row = torch.from_numpy(row_N).to(self._logp_TV.device)[:, None]
+            tokens = torch.from_numpy(tokens_NA).to(self._logp_TV.device)
+            logp_NA = self._logp_TV[row, tokens].cpu().numpy()
+        return np.where(tokens_NA == NO_TOKEN, -np.inf, logp_NA)
+
+    def best(self, row_N: np.ndarray, banned: np.ndarray = NOTHING_BANNED) -> Chosen:
+        if self._numpy is not None:
+            return _best(self._numpy[row_N], banned)
+        logp_NV = self._logp_TV[torch.from_numpy(row_N).to(self._logp_TV.device)]
+        if len(banned):
+            logp_NV[:, torch.from_numpy(banned).to(logp_NV.device)] = -torch.inf
+        raw_N, token_N = logp_NV.max(-1)
+        rest_N = torch.logsumexp(logp_NV, -1) if len(banned) else torch.zeros_like(raw_N)
+        logp_N = (raw_N - rest_N).cpu().numpy()
+        return token_N.cpu().numpy(), logp_N, raw_N.cpu().numpy()
+
+    def drawn(
+        self,
+        row_N: np.ndarray,
+        temperature: float,
+        uniform_N: np.ndarray,
+        banned: np.ndarray = NOTHING_BANNED,
+    ) -> Chosen:
+        raw_NV = self.rows(row_N)
+        allowed_NV = raw_NV.copy()
+        allowed_NV[:, banned] = -np.inf
+        hot_NV = log_normalised(allowed_NV / temperature)
+        token_N = inverse_transform(hot_NV, uniform_N)
+        every = np.arange(len(token_N))
+        return token_N, hot_NV[every, token_N], raw_NV[every, token_N]
+
+    def rows(self, row_N: np.ndarray) -> np.ndarray:
+        if self._numpy is not None:
+            return self._numpy[row_N]
+        return self._logp_TV[torch.from_numpy(row_N).to(self._logp_TV.device)].cpu().numpy()
+
+
+def _best(logp_NV: np.ndarray, banned: np.ndarray) -> Chosen:
+    every = np.arange(len(logp_NV))
+    if not len(banned):
+        token_N = logp_NV.argmax(-1)  # the lowest id of equals
+        raw_N = logp_NV[every, token_N]
+        return token_N, raw_N, raw_N
+    allowed_NV = logp_NV.copy()
+    allowed_NV[:, banned] = -np.inf
+    token_N = allowed_NV.argmax(-1)
+    logp_N = log_normalised(allowed_NV)[every, token_N]
+    return token_N, logp_N, logp_NV[every, token_N]
+
+
+class TorchSession:
+    """See `backend.Session`."""
+
+    def __init__(self, model: LeanQwen3, mask_id: int) -> None:
+        self.model, self.mask_id = model, mask_id
+        self._cache: KVCache | None = None
+
+    @torch.inference_mode()
+    def add(self, prompts: Sequence[Span], slots: int) -> None:
+        room = self.model.max_positions
+        slots += 1  # the last slot takes what padding writes
+        if slots > room:
+            raise DecodeError(f"prompt and output need {slots} positions, the model has {room}")
+        cache = KVCache(self.model, len(prompts), slots)
+        if max(len(span.ids) for span in prompts) > 0:
+            self.model.fill(*_inputs(prompts, cache, self.model))
+        if self._cache is None:
+            self._cache = cache
+        else:
+            self._cache.append_rows(cache)
+
+    @torch.inference_mode()
+    def forward(self, spans: Sequence[Span]) -> list[View]:
+        assert self._cache is not None
+        skipped = min(span.logits_from for span in spans)
+        logits_BTV = self.model(*_inputs(spans, self._cache, self.model), logits_from=skipped)
+        logits_BTV = logits_BTV.float()
+        logits_BTV[..., self.mask_id] = -torch.inf
+        logp_BTV = torch.log_softmax(logits_BTV, -1)
+        # A softmax over NaN, over +inf, or over nothing finite is NaN everywhere.
+        if bool(torch.isnan(logp_BTV[..., 0]).any()):
+            raise DecodeError(
+                "logits hold NaN, +inf or no finite value: the model's output is broken"
+            )
+        return [
+            TorchView(logp_BTV[b, span.logits_from - skipped : len(span.ids) - skipped])
+            for b, span in enumerate(spans)
+        ]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        if not rows:
+            self._cache = None
+        elif self._cache is not None and len(rows) < self._cache.rows:
+            self._cache.select(torch.tensor(rows, device=self.model.device))
+
+
+def _inputs(
+    spans: Sequence[Span], cache: KVCache, model: LeanQwen3
+) -> tuple[Tensor, Tensor, KVCache, int | Tensor, Tensor | None, int]:
+    """Arguments of one forward; a single row takes no padding (the latency path)."""
+    device = model.device
+    if len(spans) == 1:
+        span = spans[0]
+        start, length, seen = span.start, len(span.ids), max(span.hi)
+        mask_BTC = None
+        if min(span.hi) != seen:
+            hi_T = torch.tensor(span.hi, device=device)
+            mask_BTC = (model.positions[:seen] < hi_T[:, None])[None]
+        ids_BT = torch.tensor([span.ids], device=device)
+        position_BT = model.positions[None, start : start + length]
+        return ids_BT, position_BT, cache, start, mask_BTC, seen
+    length = max(len(span.ids) for span in spans)
+    start_B = np.array([span.start for span in spans])
+    ids = np.zeros((len(spans), length), dtype=np.int64)
+    hi = np.ones((len(spans), length), dtype=np.int64)  # padding sees slot 0, nobody sees it
+    for b, span in enumerate(spans):
+        ids[b, : len(span.ids)] = span.ids
+        hi[b, : len(span.hi)] = span.hi
+    # Padding writes behind its row's span, where nothing valid stands, or into the last slot.
+    slot_BT = torch.from_numpy(
+        np.minimum(start_B[:, None] + np.arange(length), cache.slots - 1)
+    ).to(device)
+    seen = int(hi.max())
+    mask_BTC = None
+    if not (hi == seen).all():
+        mask_BTC = model.positions[:seen] < torch.from_numpy(hi).to(device)[..., None]
+    aligned = bool((start_B == start_B[0]).all()) and start_B[0] + length < cache.slots
+    slot = int(start_B[0]) if aligned else slot_BT
+    return torch.from_numpy(ids).to(device), slot_BT, cache, slot, mask_BTC, seen
