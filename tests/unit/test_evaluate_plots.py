@@ -85,6 +85,7 @@ DRAW = {
     **{f"probed {name}": lambda n=name: probed.figures(PROBES)[n] for name in PROBES},
     "curves": lambda: plots.training_curves(LOG),
     "trajectory": lambda: plots.trajectory(np.array([0, 1, 0, 2]), ["a", "$x", "\n", " b"], 2, 2),
+    "trajectory_given": lambda: plots.trajectory(np.array([-1, 0, -1, 1]), ["a"] * 4, 4, 4),
     "trajectory_long": lambda: plots.trajectory(np.arange(150) // 4, ["a"] * 150, 32, 8),
     "moves": lambda: plots.rank_moves(np.array([0, 2, -1]), np.array([0, 0, -1]), 3, "ar"),
     "sids": lambda: plots.sid_usage(CODES_IL, 16),

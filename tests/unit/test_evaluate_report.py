@@ -288,6 +288,7 @@ def test_only_what_is_to_lose_nothing_says_whether_it_is_level():
     steps = {step["from"]: step for step in row(report, "cft_opd_rl")["steps"]}
     assert steps["ar"]["equivalence"]["r@1"] == "loss"
     assert all("equivalence" not in step for step in row(report, "ar")["steps"])
+    assert "equivalence" not in row(report, "verify", "all")["steps"][0]  # misses are level anyway
     assert {step["from"] for step in row(report, "ar")["steps"]} == {"floor", "ar_written"}
 
 

@@ -239,8 +239,9 @@ def trajectory(
     step_of_T: np.ndarray, texts: Sequence[str], block_size: int, first_border: int
 ) -> Figure:
     """Position × forward: a filled cell is the commit, the tint above it is waiting masked, the
-    shade below it is done. Blocks of `block_size` have dashed borders, from `first_border` on."""
-    n, steps = len(step_of_T), int(step_of_T.max()) + 1
+    shade below it is done (a whole column of it: given before the first forward). Blocks of
+    `block_size` have dashed borders, from `first_border` on."""
+    n, steps = len(step_of_T), max(int(step_of_T.max()) + 1, 1)
     shown = n <= TEXTS
     width = min(16.0, max(7.0, 1.2 + n * (0.2 if shown else 0.12)))
     height = min(9.0, max(2.6, 1.6 + 0.2 * steps)) + (1.0 if shown else 0.0)

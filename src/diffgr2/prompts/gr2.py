@@ -20,7 +20,7 @@ from itertools import groupby
 import numpy as np
 
 from diffgr2.config import PromptConfig
-from diffgr2.decode.grammar import AnswerGrammar
+from diffgr2.decode.grammar import Grammar as AnswerGrammar
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.chat import Chat, Piece, Sid, UserText, one_line, pieces_of, places_of, sids_of
 from diffgr2.prompts.compact import ANSWER, REASONING

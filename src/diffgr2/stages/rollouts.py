@@ -170,4 +170,4 @@ def rollout_settings(
 ) -> DecodeSettings:
     """The decoder whose rollouts are trained on: autoregressive, or the plain block decoder."""
     given = config.model_dump(include={"temperature", "threshold", "rule"})
-    return corpus.settings(contract, "raw" if "rule" in given else "ar", max_tokens=0, **given)
+    return corpus.settings(contract, "raw" if "threshold" in given else "ar", max_tokens=0, **given)
