@@ -163,11 +163,14 @@ class Text:
         if self.grammar is None:
             return None
         free = self.grammar.free
-        end = self.end() or len(self.grammar.head) + (free.room if free else 0)
+        end = self.end()
+        if end is None:
+            end = len(self.grammar.head) + (free.room if free else 0)
         return min(end, self.settings.max_tokens)
 
     def done(self) -> bool:
-        return self.first_open() >= min(self.end() or np.inf, self.settings.max_tokens)
+        end = self.end()
+        return self.first_open() >= min(np.inf if end is None else end, self.settings.max_tokens)
 
     def rows(self) -> Iterator[tuple[int, Places]]:
         """(start, row of places) of each row whose start is known."""
@@ -383,17 +386,19 @@ def verify(
         logp_TV = model.logp(ids, causal + [p + end] * (end - checked))
         # Who predicts which position: clean tokens the next, masks their own (or the next).
         back = {at: at <= checked or settings.alignment == "shifted" for at in range(end + 1)}
-        ahead = {at: logp_TV[p + at - back[at]] for at in range(start, end)}
+        rows = {at: p + at - back[at] for at in back if at >= start}
         while not text.done() and (at := text.first_open()) <= checked:
             text.commit(at, text.choose(at, logp_TV[p + at - 1], 0, 0))
             if draft.get(at) != text.known[at]:
                 break
         text.nfe += 1
         draft, guess = {}, text.copy()
-        for at in range(text.first_open(), end):
+        for at in range(text.first_open(), min(start + settings.canvas, settings.max_tokens)):
+            if rows.get(at, p + end) >= p + end:
+                break
             if at not in guess.known:
                 if not guess.may(at, logp_TV.shape[1]):
                     break
-                guess.commit(at, guess.choose(at, ahead[at], 0, 0))
+                guess.commit(at, guess.choose(at, logp_TV[rows[at]], 0, 0))
             draft[at] = guess.known[at]
     return text.result()
