@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 
 from diffgr2.artifacts import read_manifest
-from diffgr2.config import Recipe
+from diffgr2.config import Recipe, ShowConfig
 from diffgr2.errors import ConfigError, DataError
 from diffgr2.pipeline import Runner
 from diffgr2.progress import Progress
-from diffgr2.prompts.chat import MENTION
+from diffgr2.prompts.chat import MENTION, sids_of
 from diffgr2.recipe import validate
 from diffgr2.stages.corpus import KNOWN, Corpus, open_corpus
 from diffgr2.stages.plan import STAGES
@@ -114,7 +114,7 @@ def recipe(url: str, mode: str = "rejection", template: str = "gr2", **prompt: A
         "data": {"shop": {"n_items": 200, "n_users": 400}},
         "items": {"quantizer": "rkmeans", "codes": 32, "levels": 3, "vector_dim": 16},
         "retriever": {"kind": "itemknn"},
-        "candidates": {"k": 5, "prefixes": 1},
+        "candidates": {"k": 5, "k_max": 7, "prefixes": 1},
         "prompt": {"template": template, "text_vocab": 600, **prompt},
         "traces": {"teacher": "llm", "mode": mode, "max_lists": ASKED, "llm": llm},
     }
@@ -156,24 +156,22 @@ def test_an_endpoint_teaches(
     revealed = ["next purchase was" in question for question in teacher.questions]
     assert all(revealed) if mode == "targeted" else not any(revealed)
     for n, (split, at) in enumerate(corpus.examples):
-        traces, row = corpus.traces[split], int(corpus.traces[split].row_N[at])
-        hit = int(corpus.lists[split].hit_L[row])
-        assert mode == "plain" or traces.order_NK[at, 0] == hit
+        row, order_K = int(corpus.traces[split].row_N[at]), corpus.trace(split, at).order_K
+        assert mode == "plain" or order_K[0] == corpus.judged(split).hit_L[row]
         # Strengths imply the order, whatever order the candidates are shown in.
-        request, order_K = corpus.shown(split, row, 0.5, generator(0, "t", n))
-        trace = corpus.trace(split, at).reordered(order_K)
-        response, _ = corpus.template.response(request, trace, reasoning=True)
+        shown, trace = corpus.lesson(split, at, ShowConfig(shuffle=0.5), generator(0, "t", n))
+        request = shown.request
+        response = corpus.template.response(request, trace, reasoning=True).tokens
         answer = corpus.template.parse(response, request)
-        codes_KL = corpus.request(split, row).codes_KL[traces.order_NK[at]]
+        codes_KL = corpus.request(split, row).codes_KL[order_K]
         assert answer.valid
+        assert request.k == len(order_K) == corpus.k
         assert (request.codes_KL[list(answer.order)] == codes_KL).all()
-        right, total = corpus.template.citations(response, request)
-        assert right == total
         if template == "gr2":
-            text = corpus.template.english(response, request, list(request.texts))
-            second = corpus.request(split, row).texts[traces.order_NK[at, 1]]
-            assert text.startswith('The shopper liked "this". Then ')
-            assert second in text
+            told = corpus.template.read(response, request).told
+            assert told.startswith("The shopper liked ")
+            first, second = (sids_of(request.codes_KL)[i].text for i in trace.order_K[:2])
+            assert f" Then {first} fits, {second} less so." in told
     lines = [json.loads(x) for s in KNOWN for x in (root / f"traces/{s}.jsonl").open()]
     assert len(lines) == len(corpus.examples)
     assert all(set(line) == {"row", "order", "explanation"} for line in lines)

@@ -1,67 +1,59 @@
-"""A catalogue of three category levels: groups are called by the most specific one."""
+"""Items are called by the widest category level that tells them apart."""
 
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from diffgr2.prompts.account import kinds_of, telling_level
 from diffgr2.rerank.reranker import Reranker
 from support.live import ids
 
-LEVELS = ("Department", "Shelf", "Drawer")
+
+def path_of(item: int) -> list[str]:
+    """Three of four items share a department; shelves are even; every item has its own drawer."""
+    return [f"Department {int(item % 4 == 0)}", f"Shelf {item % 5}", f"Drawer {item}"]
 
 
 @pytest.fixture(scope="module")
 def deep(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Reranker:
-    """The micro shop's model over a catalogue whose categories have three levels.
-
-    An item's drawer is named after its first code, mostly: of every eight items one lies wrong.
-    """
+    """The micro shop's model over a catalogue whose categories have three levels."""
     folder = tmp_path_factory.mktemp("deep") / "bundle"
     shutil.copytree(run_dir / "bundle", folder)
-    code_I = Reranker(folder).sids.codes_IL[:, 0].tolist()
     table = pl.read_parquet(folder / "data" / "items.parquet")
-    paths = [
-        [
-            f"Department {code % 2}",
-            f"Shelf {code % 3}",
-            f"Drawer {code if item % 8 else 'of lost things'}",
-        ]
-        for item, code in enumerate(code_I)
-    ]
+    paths = [path_of(item) for item in range(len(table))]
     categories = pl.Series("categories", paths, dtype=pl.List(pl.String))
     table.with_columns(categories).write_parquet(folder / "data" / "items.parquet")
     return Reranker(folder)
 
 
-def test_a_group_is_called_by_its_most_frequent_last_level(deep: Reranker) -> None:
-    code_I = deep.sids.codes_IL[:, 0].tolist()
-    used = set(code_I)
-    assert len(used) > 10
-    for code, label in enumerate(deep.group_labels):
-        inside = [deep.catalogue.categories[i][-1] for i, c in enumerate(code_I) if c == code]
-        if code not in used:
-            assert label == f"group {code}"
-            continue
-        best = max(Counter(inside).values())
-        assert label == min(name for name, n in Counter(inside).items() if n == best)
+def test_a_level_that_most_items_share_tells_nothing() -> None:
+    paths = [path_of(item) for item in range(40)]
+    assert telling_level(paths) == 1
+    assert kinds_of(paths) == [f"Shelf {item % 5}" for item in range(40)]
+    assert kinds_of([path[::2] for path in paths]) == [f"Drawer {item}" for item in range(40)]
 
 
-def test_the_english_names_drawers_and_no_departments(deep: Reranker) -> None:
+def test_items_of_fewer_levels_are_called_by_their_last_one() -> None:
+    paths = [*(path_of(item) for item in range(40)), ["Department 0"], []]
+    assert kinds_of(paths)[-2:] == ["Department 0", ""]
+    assert kinds_of([[], []]) == ["", ""]
+    assert kinds_of([["Beauty"]] * 3) == ["Beauty"] * 3, "there is no better name"
+
+
+def test_the_english_names_shelves_and_neither_departments_nor_drawers(deep: Reranker) -> None:
     n = len(deep.catalogue)
-    texts = []
-    for seed in range(12):
-        history = ids(deep, *((seed * 17 + i) % n for i in range(3)))
-        candidates = ids(deep, *((seed * 11 + 50 + i) % n for i in range(4)))
+    for seed in range(6):
+        history = [(seed * 17 + i) % n for i in range(3)]
+        candidates = [(seed * 11 + 50 + i) % n for i in range(4)]
         decode = {"decoder": "ar"}
-        result = deep.rank(history, candidates, decode=decode, return_reasoning=True)
-        texts.append(result.reasoning or "")
-    first_lines = [text.splitlines()[0] for text in texts]
-    assert sum("Drawer" in line for line in first_lines) >= 6
-    for line in first_lines:
-        assert "Department" not in line
-        assert "Shelf" not in line
+        result = deep.rank(
+            ids(deep, *history), ids(deep, *candidates), decode=decode, return_reasoning=True
+        )
+        first_line = (result.reasoning or "").splitlines()[0]
+        assert any(f"Shelf {item % 5}" in first_line for item in history)
+        assert "Department" not in first_line
+        assert "Drawer" not in first_line

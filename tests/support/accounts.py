@@ -103,7 +103,15 @@ def drawn(rng: np.random.Generator, k: int) -> Case:
         levels_K = np.round(levels_K)
     levels_K[rng.random(k) < 0.05] = np.nan
     goods = ["Soap", "Hair, Skin and Nails", "Care (men's)", "<b>Creams</b>", "Oils * 2", ""]
-    names = ["rose soap", "rose soap: large", "rose", "a, ahead of b.", "*stars* [x]", "", "lip  oil"]
+    names = [
+        "rose soap",
+        "rose soap: large",
+        "rose",
+        "a, ahead of b.",
+        "*stars* [x]",
+        "",
+        "lip  oil",
+    ]
     return Case(
         request,
         Reading(levels_K, tuple(tuple(map(int, fields)) for fields in cites)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from diffgr2.candidates.index import NAMES
 from diffgr2.prompts.chat import LONGEST_EXPLANATION, Chat, Sid, pieces_of, sids_of
-from diffgr2.prompts.request import Request
+from diffgr2.prompts.request import MISSING, Request
 from diffgr2.types import FAILURES
 
 K = 4
@@ -113,6 +114,15 @@ def test_pieces_make_up_the_text(text: str) -> None:
     for mark in ("<|sid_begin|>", "<|sid_end|>"):
         drop = [part.replace(mark, "") for part in drop]
     assert drop[0] == drop[1]
+
+
+def test_evidence_that_is_missing_is_not_told() -> None:
+    buckets_KF = REQUEST.buckets_KF.copy()
+    buckets_KF[:] = 5
+    buckets_KF[1] = MISSING
+    lines = CHAT.messages(replace(REQUEST, buckets_KF=buckets_KF))[1]["content"].splitlines()
+    shown = [len(list(CHAT.phrases.find(line))) for line in lines if "Evidence" in line]
+    assert shown == [len(NAMES), 0, len(NAMES), len(NAMES)]
 
 
 def test_the_target_is_told_in_targeted_messages_only() -> None:

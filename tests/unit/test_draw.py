@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffgr2.decode.draw import among, draw, entropy, prepare, tempered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffgr2.decode.draw import among, draw, entropy, prepare, tempered
 from diffgr2.decode.verify import speculative
 from diffgr2.errors import DecodeError
 

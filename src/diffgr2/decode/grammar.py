@@ -174,10 +174,9 @@ class _Section:
     def _spell(self, group: Group, tokens_T: np.ndarray) -> None:
         """Entries of several tokens: a matching keeps every entry completable."""
         may_JC = spellings(tokens_T[group.at_JN], group.choices_CN)
-        for (j, n), at in np.ndenumerate(group.at_JN):
-            if tokens_T[at] == UNKNOWN:
-                fits = np.unique(group.choices_CN[may_JC[j], n])
-                self.may_TA[at] = np.isin(self.places.allowed_TA[at], fits)
+        for at_J, choice_C in zip(group.at_JN.T, group.choices_CN.T, strict=True):
+            is_JAC = self.places.allowed_TA[at_J][:, :, None] == choice_C
+            self.may_TA[at_J] = (is_JAC & may_JC[:, None, :]).any(-1)
 
 
 class Guide:

@@ -158,19 +158,15 @@ class Text:
         closers = [at for at, t in self.known.items() if at >= head and t == free.closer]
         return min(closers) + 1 + tail if closers else None
 
-    def limit(self) -> int | None:
-        """Nothing can be chosen from this position on; None without a grammar."""
-        if self.grammar is None:
-            return None
-        free = self.grammar.free
+    def limit(self) -> int:
+        """Nothing can be chosen from this position on."""
         end = self.end()
-        if end is None:
-            end = len(self.grammar.head) + (free.room if free else 0)
-        return min(end, self.settings.max_tokens)
+        if self.grammar is not None and end is None:
+            end = len(self.grammar.head) + (self.grammar.free.room if self.grammar.free else 0)
+        return self.settings.max_tokens if end is None else min(end, self.settings.max_tokens)
 
     def done(self) -> bool:
-        end = self.end()
-        return self.first_open() >= min(np.inf if end is None else end, self.settings.max_tokens)
+        return self.first_open() >= self.limit()
 
     def rows(self) -> Iterator[tuple[int, Places]]:
         """(start, row of places) of each row whose start is known."""
@@ -350,7 +346,8 @@ def block(
         if saved < start and not settings.fused and text.nfe:  # what is clean enters the cache
             text.nfe += 1
         saved = start
-        end = min(end, text.limit() or end)
+        if text.grammar is not None:
+            end = min(end, text.limit())
         logp = canvas_logp(model, prompt, text.known, start, end, settings)
         hot = settings.temperature
         choice = {
@@ -379,7 +376,7 @@ def verify(
     while not text.done():
         start = text.first_open()
         checked = start + len(draft)
-        end = min(start + settings.canvas, text.limit() or settings.max_tokens, settings.max_tokens)
+        end = min(start + settings.canvas, text.limit())
         shown = {**draft, **text.known}
         ids = prompt + [shown.get(at, settings.mask_id) for at in range(end)]
         causal = [t + 1 for t in range(p + checked)]
@@ -393,7 +390,7 @@ def verify(
                 break
         text.nfe += 1
         draft, guess = {}, text.copy()
-        for at in range(text.first_open(), min(start + settings.canvas, settings.max_tokens)):
+        for at in range(text.first_open(), min(start + settings.canvas, text.limit())):
             if rows.get(at, p + end) >= p + end:
                 break
             if at not in guess.known:

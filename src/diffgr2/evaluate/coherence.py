@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any, Protocol
 
 import numpy as np
 
+from diffgr2.evaluate.significance import wilson
 from diffgr2.evaluate.told import Past, Point, Reader, Told, Who, plain
 from diffgr2.prompts.english import AGAINST, FOR, NEITHER, Phrases
 from diffgr2.prompts.reading import Reading
@@ -51,9 +51,14 @@ DIGITS = 4
 class Writes(Protocol):
     """What is asked of a template."""
 
-    vocab: Vocabulary
-    words: Any
-    phrases: Phrases
+    @property
+    def vocab(self) -> Vocabulary: ...
+
+    @property
+    def words(self) -> Mapping[str, Any]: ...
+
+    @property
+    def phrases(self) -> Phrases: ...
 
     def thought(self, tokens: list[int]) -> list[int]: ...
 
@@ -159,7 +164,7 @@ def _strengths(told: Told, words: Mapping[str, Any], levels: int, shown: Shown) 
     for who, said in by_who.items():
         if len(said) > len(who):  # candidates of one name may have one each
             yield "two_strengths"
-        elif not all(any(w in _words_of(levels_K[i], words, levels) for i in who) for w in said):
+        elif not all(any(w == _word(levels_K[i], words, levels) for i in who) for w in said):
             yield "strength"
     known_K = np.round(np.asarray(levels_K, dtype=float)[list(shown.order)], DIGITS)
     judged = known_K[~np.isnan(known_K)]
@@ -168,13 +173,11 @@ def _strengths(told: Told, words: Mapping[str, Any], levels: int, shown: Shown) 
         yield "rising"
 
 
-def _words_of(level: float, words: Mapping[str, Any], levels: int) -> set[int]:
-    """Numbers of the words that a level may have: two on the edge between them, -1 for none."""
-    if np.isnan(level):
-        return {-1}
+def _word(level: float, words: Mapping[str, Any], levels: int) -> int:
+    """The number of the word for a level, -1 for none: equal parts of the scale."""
     n = len(words["strengths"])
-    near = level / (levels - 1) * n + np.array([-1e-6, 1e-6])
-    return {int(word) for word in np.clip(near, 0, n - 1)}
+    edges = np.arange(1, n) * (levels - 1) / n
+    return -1 if np.isnan(level) else int((level >= edges - 1e-6).sum())
 
 
 def _ranking(told: Told, shown: Shown) -> Iterator[str]:
@@ -228,21 +231,7 @@ def _response(template: Writes, shown: Shown) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------ rates
 
 
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share.
-
-    By hand: 0 of 10 has the lower end 0 and the upper z² / (10 + z²) = .2775.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    share, spread = hits / n, z * z / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * sqrt(share * (1 - share) / n + spread / (4 * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def coherence_rate(counts: Sequence[int] | np.ndarray) -> tuple[float, tuple[float, float]]:
     """Share of outputs without a contradiction, from each output's number of them."""
-    coherent = int((np.asarray(counts) == 0).sum())
-    n = len(counts)
-    return coherent / max(n, 1), wilson(coherent, n)
+    coherent, n = int((np.asarray(counts) == 0).sum()), len(counts)
+    return (coherent / n, wilson(coherent, n)) if n else (0.0, (0.0, 1.0))

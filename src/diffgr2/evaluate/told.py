@@ -118,7 +118,7 @@ class Reader:
         if "steps" in words:
             self._who |= dict.fromkeys(self._item, frozenset())
         self._learn_names(request, names)
-        self._any_name = one_of(self._who)
+        self._any_name = rf"(?<!\w)(?:{one_of(self._who)})(?!\w)"  # whole words
         self._any_phrase = one_of(phrases.all())
         self._told, self._sentence = Told(), 0
 
@@ -130,8 +130,9 @@ class Reader:
                 self._who[label] = self._who.get(label, frozenset()) | {i}
                 if twins[name] > 1 and name:
                     self._who[same.format(name=label, place=i + 1)] = frozenset({i})
-            sid = sid_text(request.codes_KL[i].tolist())
-            self._who |= dict.fromkeys((sid, BEGIN + sid + FINISH), frozenset({i}))
+            if "steps" in self._words:
+                sid = sid_text(request.codes_KL[i].tolist())
+                self._who |= dict.fromkeys((sid, BEGIN + sid + FINISH), frozenset({i}))
 
     def read(self, text: str) -> Told:
         """All that the text tells."""
@@ -141,7 +142,8 @@ class Reader:
         else:
             for line in filter(None, map(str.strip, text.split("\n"))):
                 self._sentence += 1
-                self._told.unread += not self._line(line.removeprefix("- "))
+                if not self._line(line.removeprefix("- ")):
+                    self._told.unread += 1
         return self._told
 
     # ------------------------------------------------------------------- rendered, line by line
@@ -152,7 +154,7 @@ class Reader:
 
     def _match(self, name: str, line: str, **slots: str) -> re.Match[str] | None:
         wording = self._words.get(name)
-        return re.fullmatch(form(wording, **slots), line) if wording else None
+        return re.fullmatch(form(wording, named=True, **slots), line) if wording else None
 
     def _past(self, line: str) -> bool:
         past = None
@@ -186,9 +188,8 @@ class Reader:
         return self._kind[groups["kind"]], int(groups["n"]), int(groups["all"])
 
     def _verdict(self, line: str) -> bool:
-        slots = dict.fromkeys(("first", "second"), self._any_name)
         for name in ("verdict", "only"):
-            if found := self._match(name, line, **slots):
+            if found := self._match(name, line, first=self._any_name, second=self._any_name):
                 self._decided(found, "first")
                 return True
         return False

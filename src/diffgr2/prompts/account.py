@@ -78,7 +78,8 @@ def strength_word(words: Mapping[str, Any], level: float, levels: int) -> str:
     if np.isnan(level):
         return words["unsaid"]
     grades = words["strengths"]
-    return grades[min(int(level / (levels - 1) * len(grades)), len(grades) - 1)]
+    # A hair below an edge is on it: sums of probabilities end there.
+    return grades[min(int(level / (levels - 1) * len(grades) + 1e-6), len(grades) - 1)]
 
 
 def history_line(

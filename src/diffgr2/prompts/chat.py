@@ -18,8 +18,8 @@ import numpy as np
 from diffgr2.candidates.index import FIELDS
 from diffgr2.items.sids import SID_TOKEN, parse_sid, sid_text
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
-from diffgr2.prompts.english import Phrases, listed, wording
-from diffgr2.prompts.request import Request, Trace
+from diffgr2.prompts.english import AGAINST, FOR, Phrases, listed, wording
+from diffgr2.prompts.request import MISSING, NONE, Request, Trace
 from diffgr2.prompts.vocab import BEGIN, FINISH
 from diffgr2.types import Answer
 
@@ -103,7 +103,7 @@ class Chat:
     def __init__(self, fields: Sequence[str], buckets: int) -> None:
         self.words = wording("gr2")
         self.fields = tuple(fields)
-        self.phrases = Phrases(self.words["fields"], self.words["scales"], fields, buckets)
+        self.phrases = Phrases(self.words, fields, buckets)
 
     def user(self, request: Request, *, reasoning: bool) -> list[Piece]:
         """The user's turn."""
@@ -126,7 +126,7 @@ class Chat:
         shown = [
             self.phrases.say(f, bucket)
             for f, bucket in enumerate(request.buckets_KF[position].tolist())
-            if bucket or self.fields[f] not in _KNOWN_ABSENT
+            if bucket != MISSING and (bucket or self.fields[f] not in _KNOWN_ABSENT)
         ]
         return ", ".join(shown) or self.words["no_evidence"]
 
@@ -147,38 +147,51 @@ class Chat:
         names = ("system", "history", "candidates", "task", "reason", "direct")
         return [*(self.words[n] for n in names), *self.words["steps"].values(), *self.phrases.all()]
 
-    def explanation(self, request: Request, trace: Trace) -> list[Piece]:
-        """A trace's reasoning in three steps: history, for and against, verdict."""
+    def explanation(self, request: Request, trace: Trace) -> list[list[Piece]]:
+        """A trace's reasoning, sentence by sentence: history, for and against, verdict."""
         steps, sids = self.words["steps"], sids_of(request.codes_KL)
+        side_KF = self.phrases.sides(request.buckets_KF)
 
-        def said(position: int, fields_KX: np.ndarray, most: int) -> list[Piece]:
-            buckets_F, fields = request.buckets_KF[position], fields_KX[position, :most]
-            return [listed([self.phrases.say(int(f), int(buckets_F[f])) for f in fields])]
+        def said(position: int, side: int, most: int) -> list[str]:
+            """The weightiest cited evidence on one side, as a list in words; or nothing."""
+            fields = [f for f in trace.cites_KC[position].tolist() if f != NONE]
+            fields = [f for f in fields if side_KF[position, f] == side][:most]
+            buckets_F = request.buckets_KF[position]
+            return (
+                [listed([self.phrases.say(f, int(buckets_F[f])) for f in fields])] if fields else []
+            )
 
-        out, order = self._habit(request), trace.order_K.tolist()
+        out, order = [self._habit(request)], trace.order_K.tolist()
         for i in order[: self.words["cited"]]:
-            points = said(i, trace.for_KC, self.words["points"])
-            values = {"sid": [sids[i]], "for": points, "against": said(i, trace.against_KA, 1)}
-            out += filled(steps["candidate"], values)
-        best = order[0]
-        values = {"best": [sids[best]], "for": said(best, trace.for_KC, 1)}
+            points, doubts = said(i, FOR, self.words["points"]), said(i, AGAINST, 1)
+            if points or doubts:
+                name = "both" if points and doubts else "for" if points else "against"
+                said_of: dict[str, list[Piece]] = {"for": [*points], "against": [*doubts]}
+                out.append(filled(steps[name], {"sid": [sids[i]], **said_of}))
+        why = [steps["why"].format(phrase=phrase) for phrase in said(order[0], FOR, 1)]
+        values: dict[str, list[Piece]] = {"best": [sids[order[0]]], "why": [*why]}
         if len(order) == 1:
-            return out + filled(steps["only"], values)
-        second = order[1]
-        values |= {"second": [sids[second]], "against": said(second, trace.against_KA, 1)}
-        return out + filled(steps["verdict"], values)
+            return [*out, filled(steps["only"], values)]
+        but = [steps["but"].format(phrase=phrase) for phrase in said(order[1], AGAINST, 1)]
+        values |= {"second": [sids[order[1]]], "but": [*but]}
+        return [*out, filled(steps["verdict"], values)]
 
     def _habit(self, request: Request) -> list[Piece]:
+        """What most of the shown purchases are, where that is so of more than one of them."""
         steps = self.words["steps"]
         if not len(request.history_HL):
             return [steps["nothing"]]
-        newest = sids_of(request.history_HL[-1:])
+        newest: list[Piece] = [*sids_of(request.history_HL[-1:])]
         # Counter keeps the order of arrival, so of equally frequent kinds the newest wins.
         kinds = Counter(kind for kind in reversed(request.history_kinds) if kind)
-        if not kinds:
-            return filled(steps["newest"], {"newest": [*newest]})
-        kind = UserText(kinds.most_common(1)[0][0])
-        return filled(steps["habit"], {"kind": [kind], "newest": [*newest]})
+        kind, n = (*kinds.most_common(1), ("", 0))[0]
+        if n > 1:
+            counts: dict[str, list[Piece]] = {"all": [str(len(request.history_HL))], "n": [str(n)]}
+            name = "habit_all" if n == len(request.history_HL) else "habit"
+            return filled(steps[name], {**counts, "kind": [UserText(kind)], "newest": newest})
+        last = request.history_kinds[-1] if kinds else ""
+        name = "newest_of" if last else "newest"
+        return filled(steps[name], {"kind": [UserText(last)], "newest": newest})
 
     def parse_text(self, text: str, request: Request) -> Answer:
         """A teacher's answer: JSON (fenced or among words), or `[3] > [1] > ...`."""

@@ -5,25 +5,33 @@ Prompt    system, user and assistant turns in Qwen's chat format; history and ca
 Response  {"explanation": "...", "recommendations": ["<sid>", "<sid>", ...]} <|im_end|>
           (without `explanation` where no reasoning is asked for)
 
-Contract: `prompt`, `response`, `parse`, `citations` and `english` agree with each other, as those
-of `compact` do. Control tokens and semantic IDs are placed by id; everything else
-is text with special tokens off, so a reserved token that a title spells stays text. The pieces of
-the answer are tokenized one by one, so its entries lie at fixed distances. Wording is in
-`gr2.yaml`, sentences and text answers in `chat`. Not here: decoding, and where traces come from.
+Contract: what `response` writes `grammar` allows and `parse` reads back, as in `compact`; there are
+no strengths, so the only answer is the written one. The grammar forces the JSON around the
+explanation and lets the entries spell each candidate once; the explanation is free but for what
+would break its JSON string, and ends with the one token that closes it. Control tokens and semantic
+IDs are placed by id; everything else is text with special tokens off, so a reserved token that a
+title spells stays text. Wording is in `gr2.yaml`, sentences and text answers in `chat`. Not here:
+decoding, and where traces come from.
 """
 
+from __future__ import annotations
+
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 
 import numpy as np
 
-from diffgr2.config import PromptConfig
-from diffgr2.decode.grammar import Grammar as AnswerGrammar
+from diffgr2.config import Answering, PromptConfig
+from diffgr2.decode.grammar import Free, Grammar, Group, Places, row_of_places
+from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.chat import Chat, Piece, Sid, UserText, one_line, pieces_of, places_of, sids_of
-from diffgr2.prompts.compact import ANSWER, REASONING
+from diffgr2.prompts.compact import ANSWER, REASONING, Written
+from diffgr2.prompts.english import wording
+from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import Request, Trace
 from diffgr2.prompts.vocab import BEGIN, END, FINISH, Vocabulary
 from diffgr2.types import Answer
@@ -39,11 +47,25 @@ CLOSE = '"]}'
 LEFT, RIGHT, STRANGE = "\ue000", "\ue001", "\ufffd"
 
 
-def escaped(text: str) -> str:
-    """Text as it stands inside a JSON string; a blank at either end stays, others follow it."""
+# What may stand in a JSON string, token by token: no bare quote, no control character, and only
+# escapes that one token completes.
+HARMLESS = re.compile(r"(?:[^\"\\\x00-\x1f]|\\[\"\\/nt])+")
+_OPENING = re.compile(r"(^|[\s(\[])\"")
+_CONTROL = re.compile(r"[\x00-\x1f]+")
+
+
+def quotable(text: str) -> str:
+    """Text as it stands inside a JSON string without escapes: quotes are curly, slashes lean right.
+
+    A blank at either end stays, others follow it.
+
+    >>> quotable('a 12" brush, "Pro"')
+    'a 12” brush, “Pro”'
+    """
     lead = " " if text[:1].isspace() else ""
     tail = " " if text[-1:].isspace() and text.strip() else ""
-    return json.dumps(lead + one_line(text) + tail, ensure_ascii=False)[1:-1]
+    line = one_line(_CONTROL.sub(" ", text))
+    return lead + _OPENING.sub(r"\1“", line).replace('"', "”").replace("\\", "/") + tail
 
 
 def recommendations(text: str) -> list[str]:
@@ -59,19 +81,40 @@ def recommendations(text: str) -> list[str]:
 
 class Gr2:
     shows_text = True
+    answers: tuple[Answering, ...] = ("written",)
 
     def __init__(self, vocab: Vocabulary, config: PromptConfig) -> None:
-        self.vocab = vocab
+        self.vocab, self.config = vocab, config
         self.chat = Chat(vocab.spec.fields, vocab.spec.buckets)
-        self._open, self._shut, self._bare, self._marker, self._between, self._close = map(
-            vocab.text_ids, (OPEN, SHUT, BARE, MARKER, BETWEEN, CLOSE)
+        self.words, self.phrases = wording("compact"), self.chat.phrases  # for `account`
+        self._open, self._bare, self._marker, self._between, self._close = map(
+            vocab.text_ids, (OPEN, BARE, MARKER, BETWEEN, CLOSE)
         )
+        self._shut = vocab.text_ids(SHUT)
+        if not vocab.decode(self._shut[:1]).startswith(SHUT[0]):  # a quote that nothing precedes
+            quote = vocab.tokenizer.token_to_id(SHUT[0])
+            if quote is None:
+                raise ArtifactError("tokenizer: no token begins with a quote")
+            self._shut = [quote, *vocab.text_ids(SHUT[1:])]
         self._begin, self._finish = vocab.control[BEGIN], vocab.control[FINISH]
         self._reserved = frozenset(vocab.tokenizer.get_added_tokens_decoder())
 
     def _sid(self, sid: Sid) -> list[int]:
         codes = self.vocab.sid_ids(np.array(sid.codes)).tolist()
         return [self._begin, *codes, self._finish]
+
+    @cached_property
+    def _banned(self) -> np.ndarray:
+        """Tokens that no explanation may hold; of what is not text only semantic IDs may stand."""
+        ids = [[token] for token in range(self.vocab.spec.size)]
+        texts = self.vocab.tokenizer.decode_batch(ids, skip_special_tokens=False)
+        banned_V = np.array([HARMLESS.fullmatch(text) is None for text in texts])
+        banned_V[list(self._reserved)] = True
+        spec = self.vocab.spec
+        sids = spec.bases["sid"] + np.arange(spec.levels * spec.codes)
+        banned_V[[*sids, self._begin, self._finish]] = False
+        banned_V[self._shut[0]] = False  # ends the explanation: allowed once, by being the closer
+        return np.flatnonzero(banned_V)
 
     def _tokens(self, pieces: Sequence[Piece], *, quoted: bool) -> list[int]:
         """Token ids of pieces; `quoted` inside a JSON string."""
@@ -84,14 +127,14 @@ class Gr2:
                 text = one_line(piece.text)
                 out += self._cut(text, cap) if quoted else self.vocab.text_ids(text)[:cap]
             else:
-                out += self.vocab.text_ids(escaped(piece) if quoted else piece)
+                out += self.vocab.text_ids(quotable(piece) if quoted else piece)
         return out
 
     def _cut(self, text: str, cap: int) -> list[int]:
-        """At most `cap` tokens inside a JSON string: whole words, so that no escape is cut."""
+        """At most `cap` tokens inside a JSON string: whole words from the beginning."""
         lead, words = " " * text[:1].isspace(), one_line(text).split(" ")
         while words:
-            ids = self.vocab.text_ids(escaped(lead + " ".join(words)))
+            ids = self.vocab.text_ids(quotable(lead + " ".join(words)))
             if len(ids) <= cap:
                 return ids
             words.pop()
@@ -109,23 +152,44 @@ class Gr2:
         ]
 
     def response(
-        self, request: Request, trace: Trace, *, reasoning: bool = True
-    ) -> tuple[list[int], list[int]]:
-        """Token ids of the response, and each token's kind (REASONING or ANSWER)."""
-        if not reasoning:
-            head = self._bare
-        elif trace.explanation:
-            head = [*self._open, *self._told(request, trace.explanation), *self._shut]
-        else:
-            thought = self._tokens(self.chat.explanation(request, trace), quoted=True)
+        self,
+        request: Request,
+        trace: Trace,
+        *,
+        reasoning: bool = True,
+        answer: Answering = "written",
+    ) -> Written:
+        """The response that says this trace; every token is its own target."""
+        if answer not in self.answers:
+            raise ConfigError(f"prompt.answer: template gr2 has no answer {answer!r}")
+        head = self._bare
+        if reasoning:
+            told = trace.explanation
+            thought = self._told(request, told) if told else self._own(request, trace)
             head = [*self._open, *thought, *self._shut]
-        sids, answer = sids_of(request.codes_KL), [*self._marker]
-        for j, position in enumerate(trace.order_K.tolist()):
-            answer += (self._between if j else []) + self._sid(sids[position])
-        answer += [*self._close, self.vocab.end_id]
-        # The opening of a direct answer is part of it: there is no reasoning to weigh.
-        kind = REASONING if reasoning else ANSWER
-        return head + answer, [kind] * len(head) + [ANSWER] * len(answer)
+        sids = self._entries(request)[trace.order_K]
+        tokens = [*head, *self._marker]
+        for j, sid_E in enumerate(sids.tolist()):
+            tokens += (self._between if j else []) + sid_E
+        tokens += [*self._close, self.vocab.end_id]
+        kinds = self.kinds(tokens).tolist()
+        return Written(tokens, kinds, list(tokens), [0.0] * len(tokens))
+
+    def _entries(self, request: Request) -> np.ndarray:
+        """Each candidate's entry [K, levels + 2]: its semantic ID between the brackets."""
+        sids_KL = self.vocab.sid_ids(request.codes_KL)
+        return np.pad(
+            sids_KL, ((0, 0), (1, 1)), constant_values=((0, 0), (self._begin, self._finish))
+        )
+
+    def _own(self, request: Request, trace: Trace) -> list[int]:
+        """The explanation of a trace; what has no room, from the second sentence, is left out."""
+        sentences = [
+            self._tokens(pieces, quoted=True) for pieces in self.chat.explanation(request, trace)
+        ]
+        while len(sentences) > 1 and sum(map(len, sentences)) > self._room:
+            sentences.pop(-2)
+        return list(chain.from_iterable(sentences))[: self._room]
 
     def _told(self, request: Request, explanation: str) -> list[int]:
         """An explanation in a teacher's own words; semantic IDs of no item here stay text."""
@@ -134,7 +198,7 @@ class Gr2:
         for piece in pieces_of(explanation):
             if isinstance(piece, Sid) and piece not in known:
                 piece = piece.text
-            room = self.chat.words["explanation_tokens"] - len(thought)
+            room = self._room - len(thought)
             ids = self._tokens([piece], quoted=True)
             if len(ids) > room and isinstance(piece, str):
                 ids = self._cut(piece, room)
@@ -143,29 +207,48 @@ class Gr2:
             thought += ids
         return thought
 
+    @property
+    def _room(self) -> int:
+        """Most tokens of an explanation."""
+        return self.chat.words["explanation_tokens"]
+
     def max_response(self, k: int) -> int:
         """Most tokens of a response to k candidates."""
         frame = len(self._open) + len(self._shut) + len(self._marker) + len(self._close) + 1
         entry = self.vocab.spec.levels + 2
-        answer = k * entry + (k - 1) * len(self._between)
-        return frame + answer + max(self._longest_own, self.chat.words["explanation_tokens"])
+        return frame + self._room + k * entry + (k - 1) * len(self._between)
 
-    @cached_property
-    def _longest_own(self) -> int:
-        """A bound on the explanations of `Chat.explanation`."""
-        words, text = self.chat.words, self.vocab.text_ids
-        fixed = {name: len(text(pattern)) for name, pattern in words["steps"].items()}
-        phrase = max(len(text(" " + p)) for p in self.chat.phrases.all()) + 2
-        sid = self.vocab.spec.levels + 2
-        opening = max(fixed["habit"], fixed["newest"], fixed["nothing"])
-        each = fixed["candidate"] + sid + phrase * (words["points"] + 1)
-        verdict = fixed["verdict"] + 2 * (sid + phrase)
-        return opening + words["kind_tokens"] + sid + words["cited"] * each + verdict
+    def grammar(
+        self, request: Request, *, reasoning: bool = True, answer: Answering = "written"
+    ) -> Grammar:
+        """What may stand where in a response to this request."""
+        if answer not in self.answers:
+            raise ConfigError(f"prompt.answer: template gr2 has no answer {answer!r}")
+        before = [*(self._shut[1:] if reasoning else self._bare), *self._marker]
+        rest = self._places(before, self._entries(request))
+        if not reasoning:
+            return Grammar(rest)
+        free = Free(self._shut[0], self._room + 1, self._banned)
+        return Grammar(Places(row_of_places([[token] for token in self._open])), free, rest)
 
-    def grammar(self, request: Request) -> AnswerGrammar:
-        """What the permutation rule may know of the answer."""
-        stride = self.vocab.spec.levels + 2 + len(self._between)
-        return AnswerGrammar(tuple(self._marker), 1, stride, self.vocab.sid_ids(request.codes_KL))
+    def _places(self, before: list[int], entries_KE: np.ndarray) -> Places:
+        """The list of recommendations, with what stands before and behind it."""
+        k, width = entries_KE.shape
+        own = [np.unique(column).tolist() for column in entries_KE.T]
+        sets = [[token] for token in before]
+        starts = len(sets) + np.arange(k) * (width + len(self._between))
+        for j in range(k):
+            sets += [[token] for token in (self._between if j else [])] + own
+        sets += [[token] for token in (*self._close, self.vocab.end_id)]
+        group = Group(starts[:, None] + np.arange(1, width - 1), entries_KE[:, 1:-1])
+        return Places(row_of_places(sets), (group,))
+
+    def kinds(self, tokens: list[int]) -> np.ndarray:
+        """REASONING or ANSWER of each token of a response."""
+        start = self.answer_start(tokens)
+        # The opening of a direct answer is part of it: there is no reasoning to weigh.
+        start = 0 if tokens[:start] == self._bare else start
+        return np.where(np.arange(len(tokens)) >= start, ANSWER, REASONING)
 
     def answer_start(self, tokens: list[int]) -> int:
         """Index of the answer's marker, or the length where there is none."""
@@ -220,42 +303,58 @@ class Gr2:
             else:
                 text += segment
         try:
-            order = [numbered[entry] for entry in recommendations(text)]
+            order = [numbered[entry.strip()] for entry in recommendations(text)]
         except (ValueError, RecursionError, LookupError):
             order = []
         return make_answer(order, request.k) if order else Answer((), ("unparseable",))
 
-    def citations(self, tokens: list[int], request: Request) -> tuple[int, int]:
-        """(right, all) phrases of evidence that the explanation says of a candidate."""
-        places = places_of(request)
+    def _cited(self, tokens: list[int], request: Request) -> list[tuple[int | None, int, bool]]:
+        """(candidate, field, whether that is so) of each phrase of evidence that is told."""
+        places, out = places_of(request), []
         subject: int | None = None
-        right = total = 0
         for segment in self._segments(self.thought(tokens)):
             if isinstance(segment, Sid):
                 subject = places.get(segment)
                 continue
-            for field, buckets in self.chat.phrases.find(segment):
-                total += 1
-                if subject is not None:
-                    right += int(request.buckets_KF[subject, field]) in buckets
-        return right, total
+            for field, buckets in self.phrases.find(segment):
+                right = subject is not None and int(request.buckets_KF[subject, field]) in buckets
+                out.append((subject, field, right))
+        return out
 
-    def english(
-        self, tokens: list[int], request: Request, names: Sequence[str], labels: Sequence[str] = ()
-    ) -> str:
+    def citations(self, tokens: list[int], request: Request) -> tuple[int, int]:
+        """(right, all) phrases of evidence that the explanation says of a candidate."""
+        cited = self._cited(tokens, request)
+        return sum(right for _, _, right in cited), len(cited)
+
+    def read(
+        self, tokens: list[int], request: Request, level_T: np.ndarray | None = None
+    ) -> Reading:
+        """What a response says, whatever it is: no strengths, so `level_T` counts for nothing."""
+        cites: list[dict[int, None]] = [{} for _ in range(request.k)]
+        for subject, field, _ in self._cited(tokens, request):
+            if subject is not None:
+                cites[subject][field] = None
+        levels_K = np.full(request.k, np.nan)
+        told = self._text(tokens, lambda sid: sid.text)
+        return Reading(levels_K, tuple(map(tuple, cites)), self.parse(tokens, request), told)
+
+    def english(self, tokens: list[int], request: Request, names: Sequence[str]) -> str:
         """The explanation with items by name; history items by their texts."""
         titles = (text.rsplit(" (", 1)[0] for text in request.history_texts)
         called = dict(zip(sids_of(request.history_HL), titles, strict=False))
         called |= dict(zip(sids_of(request.codes_KL), names, strict=False))
+        return self._text(tokens, lambda sid: called.get(sid, "an item not in the list"))
+
+    def _text(self, tokens: list[int], name: Callable[[Sid], str]) -> str:
+        """The explanation as text; a broken one is given as it stands."""
         text = ""
         for segment in self._segments(self.thought(tokens)):
             if isinstance(segment, Sid):
-                name = called.get(segment, "an item not in the list")
-                text += json.dumps(name, ensure_ascii=False)[1:-1]
+                text += json.dumps(name(segment), ensure_ascii=False)[1:-1]
             else:
                 text += segment
-        text = text.removeprefix(OPEN).removesuffix(SHUT)
+        text = "" if text == BARE else text.removeprefix(OPEN).removesuffix(SHUT)
         try:
             return str(json.loads(f'"{text}"', strict=False)).strip()
-        except ValueError:  # a broken explanation is shown as it stands
+        except ValueError:
             return text.strip()

@@ -44,11 +44,9 @@ class Reading:
 
     def restored(self, order_K: np.ndarray) -> Reading:
         """Of a request shown as `request.taken(order_K)`: the same in the request's order."""
-        levels_K, cites = np.empty_like(self.levels_K), [()] * len(order_K)
-        levels_K[order_K] = self.levels_K
-        for shown, place in enumerate(order_K.tolist()):
-            cites[place] = self.cites[shown]
-        return replace(self, levels_K=levels_K, cites=tuple(cites))
+        shown_K = np.argsort(order_K)
+        cites = tuple(self.cites[shown] for shown in shown_K.tolist())
+        return replace(self, levels_K=self.levels_K[shown_K], cites=cites)
 
 
 def order_by_level(levels_K: np.ndarray, floor_K: np.ndarray | None = None) -> np.ndarray:

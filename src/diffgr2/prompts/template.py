@@ -1,8 +1,19 @@
 """The templates by name, and what decoding must know of one.
 
-Contract: a `Template` writes prompts and responses as token ids and reads responses back; what
-`response` writes, `parse` reads and `citations` finds right. `make_template` builds the one that
-the recipe names. Not here: the templates themselves (`compact`, `gr2`).
+Contract: a `Template` turns a request into token ids and token ids back into what they say:
+
+    prompt(request, reasoning)              token ids of the prompt
+    grammar(request, reasoning, answer)     what may stand where in a response
+    response(request, trace, ...)           the response that says a trace, which the grammar allows
+    read(tokens, request, level_T)          a `Reading` of any tokens
+    parse(tokens, request)                  the written permutation alone
+    citations(tokens, request)              (right, all) pieces of evidence that it cites
+    kinds(tokens)                           REASONING or ANSWER of each token
+    answers, max_response(k)                read-outs it has; its grammar's longest text
+
+`words` and `phrases` are what `account` renders a reading with; `gr2`, whose reasoning is the
+model's own words, tells those with `english`. No reader raises, whatever the tokens.
+`make_template` builds the one that the recipe names. Not here: the templates themselves.
 """
 
 from diffgr2.config import PromptConfig
@@ -15,11 +26,11 @@ Template = Compact | Gr2
 TEMPLATES: dict[str, type[Template]] = {"compact": Compact, "gr2": Gr2}
 
 SPARE = 32
-"""Output tokens beyond the longest proper answer: an overlong one shows as such."""
+"""Output tokens beyond the longest proper answer: a raw one that is overlong shows as such."""
 
 
 def frame_of(template: Template) -> Frame:
-    """What decoding must know of a template."""
+    """What decoding must know of a template; `spec.k` is the longest list that one prompt holds."""
     vocab = template.vocab
     return Frame(vocab.mask_id, vocab.end_id, template.max_response(vocab.spec.k) + SPARE)
 

@@ -22,8 +22,8 @@ from diffgr2.prompts.request import NONE, Trace
 from diffgr2.streams import generator
 from diffgr2.types import MISS
 
-LEAST = 0.03
-"""Share of the whole scale that a field has to move a score by to count."""
+LEAST = 0.06
+"""Share of the whole scale that a field has to move a score by to count: about one level of 16."""
 
 BULK = (0.001, 0.999)
 """Quantiles of the scores that the lowest and the highest level stand for."""
