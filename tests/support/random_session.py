@@ -31,7 +31,7 @@ def arbitrary_logits(rng: np.random.Generator, kind: str, rows: int, vocabulary:
         logits_TV[rng.random(logits_TV.shape) < 0.7] = -np.inf
         logits_TV[np.arange(rows), rng.integers(1, vocabulary, rows)] = 0.0
         return logits_TV
-    return logits_TV * np.float32(5e37) if kind == "huge" else logits_TV
+    return logits_TV * np.float32(1e37) if kind == "huge" else logits_TV
 
 
 class RandomView:
@@ -60,7 +60,7 @@ class RandomView:
         banned: np.ndarray = NOTHING_BANNED,
     ) -> Chosen:
         raw_NV, allowed_NV = self._allowed(row_N, banned)
-        hot_NV = log_normalised(allowed_NV / temperature)
+        hot_NV = log_normalised(allowed_NV.astype(np.float64) / temperature)
         token_N = inverse_transform(hot_NV, uniform_N)
         every = np.arange(len(token_N))
         return token_N, hot_NV[every, token_N], raw_NV[every, token_N]
