@@ -76,7 +76,9 @@ def check_trajectory(out: Trajectory, grammar: Grammar | None, chosen: DecodeSet
     assert length <= chosen.max_tokens
     assert MASK not in tokens
     assert all(0 <= token < VOCAB for token in tokens)
-    assert np.isfinite(out.logprob_T).all()
+    possible_T = np.isfinite(out.logprob_T)  # between two levels one may be impossible
+    assert possible_T.all() or (out.level_T is not None and chosen.temperature == 0)
+    assert out.level_T is None or not np.isnan(out.level_T[~possible_T]).any()
     assert (out.logprob_T <= 1e-6).all()
     assert (out.logprob_T[forced_T] == 0).all()
     assert ((decided_T >= 0) & (decided_T < out.nfe)).all()
@@ -110,12 +112,22 @@ def test_arbitrary_logits_end_in_a_text_or_a_named_error(decoder, grammar, seed)
     one_case(seed, decoder, grammar=grammar)
 
 
+def check_grammars(decoder: str, n: int) -> None:
+    first = DECODERS.index(decoder) * 10_000
+    ends = [one_case(seed, decoder) for seed in range(first, first + n)]
+    assert ends.count("finished") > 0.9 * n
+    assert ends.count("error") < 0.01 * n
+
+
+@by_decoder
+def test_a_thousand_grammars_end_in_a_text_of_theirs_or_a_named_error(decoder):
+    check_grammars(decoder, 1_000)
+
+
+@pytest.mark.slow
 @by_decoder
 def test_ten_thousand_grammars_end_in_a_text_of_theirs_or_a_named_error(decoder):
-    first = DECODERS.index(decoder) * 10_000
-    ends = [one_case(seed, decoder) for seed in range(first, first + 10_000)]
-    assert ends.count("finished") > 8_000
-    assert ends.count("error") < 100
+    check_grammars(decoder, 10_000)
 
 
 # ------------------------------------------------------------------------ against the reference
@@ -151,9 +163,9 @@ def test_verify_writes_what_ar_writes(seed):
     model, request, chosen = a_case(seed, "verify", greedy=True)
     try:
         (plain,) = decode(model, [request], replace(chosen, decoder="ar"))
-    except DecodeError:
+        (out,) = decode(model, [request], chosen)
+    except DecodeError:  # of a draft perhaps
         return
-    (out,) = decode(model, [request], chosen)
     assert out.tokens_T.tolist() == plain.tokens_T.tolist()
     assert out.nfe <= plain.nfe
     assert out.finished == plain.finished

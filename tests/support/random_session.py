@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from diffgr2.errors import DecodeError
-from diffgr2.model.backend import NO_TOKEN, NOTHING_BANNED, Chosen, Span
+from diffgr2.model.backend import NO_TOKEN, NOTHING_BANNED, Chosen, Session, Span, View
 from diffgr2.model.sampling import inverse_transform, log_normalised
 
 KINDS = ("normal", "peaked", "ties", "impossible", "huge")
@@ -71,8 +70,6 @@ class RandomView:
     def _allowed(self, row_N: np.ndarray, banned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         allowed_NV = self.logp_TV[row_N].copy()
         allowed_NV[:, banned] = -np.inf
-        if np.isneginf(allowed_NV).all(-1).any():
-            raise DecodeError("no token that may stand here has a probability")
         return self.logp_TV[row_N], allowed_NV
 
 
@@ -96,7 +93,7 @@ class RandomModel:
         rows = [self.row(ids[:seen], at) for at, seen in enumerate(sees)]
         return torch.from_numpy(self.logp_RV[rows])
 
-    def session(self, mask_id: int) -> RandomSession:
+    def session(self, mask_id: int) -> Session:
         assert mask_id == self.mask_id
         return RandomSession(self)
 
@@ -111,7 +108,7 @@ class RandomSession:
         self.texts += [list(span.ids) for span in prompts]
         self.slots += [slots] * len(prompts)
 
-    def forward(self, spans: Sequence[Span]) -> list[RandomView]:
+    def forward(self, spans: Sequence[Span]) -> list[View]:
         return [self._one(b, span) for b, span in enumerate(spans)]
 
     def _one(self, b: int, span: Span) -> RandomView:

@@ -205,9 +205,9 @@ class Text:
 
     def scale(self, at: int) -> bool:
         """Whether a strength stands here."""
-        row = self.row_of(at)
-        scale_T = row[1].scale_T if row is not None else None
-        return scale_T is not None and row is not None and bool(scale_T[at - row[0]])
+        start, places = self.row_of(at) or (0, None)
+        scale_T = places.scale_T if places is not None else None
+        return scale_T is not None and bool(scale_T[at - start])
 
     def choose(self, at: int, logp_V: Tensor, temperature: float, uniform: float) -> Choice:
         allowed = self.may(at, len(logp_V))
@@ -391,11 +391,10 @@ def verify(
         text.nfe += 1
         draft, guess = {}, text.copy()
         for at in range(text.first_open(), min(start + settings.canvas, text.limit())):
-            if rows.get(at, p + end) >= p + end:
+            over = text.grammar is not None and at >= guess.limit()
+            if over or rows.get(at, len(ids)) >= len(ids):
                 break
             if at not in guess.known:
-                if not guess.may(at, logp_TV.shape[1]):
-                    break
                 guess.commit(at, guess.choose(at, logp_TV[rows[at]], 0, 0))
             draft[at] = guess.known[at]
     return text.result()
