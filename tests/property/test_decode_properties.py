@@ -138,7 +138,7 @@ def assert_same(fast: Trajectory, slow: Slow) -> None:
     assert fast.step_of_T.tolist() == slow.steps
     np.testing.assert_allclose(fast.logprob_T, slow.logps, atol=1e-4)
     assert (fast.nfe, fast.finished) == (slow.nfe, slow.finished)
-    if fast.forced_T is not None:
+    if fast.forced_T is not None and fast.level_T is not None:
         assert fast.forced_T.tolist() == slow.forced
         np.testing.assert_allclose(fast.level_T, slow.levels, atol=1e-4)
 
@@ -173,6 +173,8 @@ def test_verify_writes_what_ar_writes(seed):
     assert plain.forced_T is not None
     assert out.forced_T.tolist() == plain.forced_T.tolist()
     np.testing.assert_allclose(out.logprob_T, plain.logprob_T, atol=1e-5)
+    assert out.level_T is not None
+    assert plain.level_T is not None
     np.testing.assert_allclose(out.level_T, plain.level_T, atol=1e-5)
 
 
