@@ -10,13 +10,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0.0)]
-Amount = Annotated[float, Field(ge=0.0)]
+from diffgr2.section import Amount, Count, Positive, Rate, Section, Share
 
 Answering = Literal["said", "written"]
 """Read from the strengths that a response states, or the permutation written at its end."""
@@ -31,12 +27,6 @@ DECODERS: dict[Decoder, tuple[str, ...]] = {
     "verify": ("temperature", "canvas", "rule"),
 }
 """What each decoder reads of a recipe's `decode` section."""
-
-
-class Section(BaseModel):
-    """Base of all sections: strict types, no unknown keys, no mutation."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------------------- data and candidates
@@ -378,6 +368,8 @@ class EvaluateConfig(Section):
     thresholds: list[float] = [1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
     frontier_lists: Positive = 400  # hit lists decoded per threshold
     lengths: list[Positive] = [64, 128, 256, 512, 1024]  # output tokens, for throughput
+    list_lengths: list[Positive] = [*range(1, 21), 25, 40, 100]  # candidates, for the probes
+    views: list[Positive] = [1, 2, 3, 5]  # presentations averaged, for the probes
 
 
 class Recipe(Section):

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.support.accounts import K_MAX, Case, drawn, template
 
-from diffgr2.evaluate.coherence import contradictions
-from diffgr2.prompts.reading import mean_reading
+from diffgr2.evaluate.coherence import Shown, contradictions
+from diffgr2.prompts.gr2 import Gr2
+from diffgr2.prompts.said import mean_reading
+from support import templates
+from support.accounts import K_MAX, Case, drawn, template
 
 NEAR = {"unread", "uncited", "two_grades", "two_sides", "repeated"}
 """What else it is where a grade is another field's, or is said of the field elsewhere."""
@@ -57,6 +59,24 @@ def test_a_written_order_is_incoherent_just_where_strengths_rise(case, random):
     levels = np.round(case.reading.levels_K[order], 4)
     rises = bool((np.diff(levels[~np.isnan(levels)]) > 0).any())
     assert case.kinds_found(case.text(order), order=order) == ("rising",) * rises
+
+
+@given(st.integers(0, 10_000), st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_an_explanation_by_the_chat_contradicts_nothing(seed, k):
+    gr2 = templates.template("gr2", "trained")
+    assert isinstance(gr2, Gr2)
+    request = templates.draw_request(seed, k)
+    trace = templates.draw_trace(seed, request, gr2)
+    tokens = gr2.response(request, trace).tokens
+    names = [f"item {chr(97 + i)}" for i in range(k)]
+    newest = [text.rsplit(" (", 1)[0] for text in request.history_texts]
+    text, order = gr2.english(tokens, request, names), trace.order_K.tolist()
+    shown = Shown(request, gr2.read(tokens, request), order, text, tokens, names, newest=newest)
+    assert contradictions(gr2, shown) == ()
+    if k > 1:
+        turned = replace(shown, order=order[::-1])
+        assert "verdict" in contradictions(gr2, turned)
 
 
 def changes(case: Case, text: str):

@@ -259,3 +259,17 @@ def test_grammars_that_cannot_be_are_refused() -> None:
         Group(at_JN, np.array([[1], [1]]), filler=9)
     with pytest.raises(DecodeError, match="no token"):
         Places(row_of_places([[1], []]))
+
+
+def test_what_is_wanted_behind_the_end_of_free_text_comes_too_early() -> None:
+    head, tail = Places(row_of_places([[60]])), Places(row_of_places([[61, 62], [63]]))
+    grammar = Grammar(head, Free(CLOSER, 6, np.array(BANNED)), tail)
+    guide = Guide(grammar, np.full(grammar.longest, UNKNOWN, dtype=np.int64))
+    at_N, token_N = np.array([1, 2, 3, 4, 5]), np.array([PLAIN[0], CLOSER, PLAIN[0], CLOSER, 61])
+    assert guide.stop == 1 + 6
+    assert guide.too_early(at_N, token_N).tolist() == [False, False, True, True, True]
+    guide.commit(3, PLAIN[0])  # no closer stands before it any more
+    assert guide.too_early(at_N, token_N).tolist() == [False, False, False, False, True]
+    guide.commit(4, CLOSER)
+    assert guide.stop == guide.end == 7
+    assert not guide.too_early(at_N, token_N).any()

@@ -13,8 +13,8 @@ from diffgr2.evaluate.coherence import Shown, contradictions
 from diffgr2.prompts.account import account
 from diffgr2.prompts.compact import Compact
 from diffgr2.prompts.english import NEITHER
-from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import NONE, Request, Trace
+from diffgr2.prompts.said import Reading
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
 
 BUCKETS, STRENGTHS, K_MAX, CITES = 8, 16, 20, 3

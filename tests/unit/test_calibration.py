@@ -10,12 +10,13 @@ from scipy.special import softmax
 
 from diffgr2.evaluate.calibration import (
     FEWEST,
+    FLATTEST,
     STEEPEST,
     calibration_error,
     chances,
     fit_scale,
 )
-from diffgr2.prompts.reading import order_by_level
+from diffgr2.prompts.said import order_by_level
 from diffgr2.types import MISS
 
 
@@ -55,7 +56,7 @@ def test_few_or_mute_lists_leave_the_default():
 def test_strengths_that_never_err_or_always_do_have_an_end():
     levels_LK = np.tile([3.0, 2.0], (30, 1))
     assert fit_scale(levels_LK, np.zeros(30, int), 0.3) == STEEPEST
-    assert fit_scale(levels_LK, np.ones(30, int), 0.3) == 0.0
+    assert fit_scale(levels_LK, np.ones(30, int), 0.3) == FLATTEST
 
 
 def test_chances_by_hand():

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.accounts import STRENGTHS, Case, request_of, template
 
 from diffgr2.evaluate.coherence import (
     KINDS,
@@ -17,7 +16,8 @@ from diffgr2.evaluate.coherence import (
     contradictions,
 )
 from diffgr2.prompts.english import Phrases
-from diffgr2.prompts.reading import Reading
+from diffgr2.prompts.said import Reading
+from support.accounts import STRENGTHS, Case, request_of, template
 
 # The columns are rank, gap, copurchase, lift, last, next, session, brand, category, text.
 EVIDENCE = [
@@ -46,8 +46,8 @@ def test_the_text_itself_contradicts_nothing():
         "purchases and described very much like earlier purchases. Against it: never bought on "
         "the same day as the latest purchase.\n"
         "Fern balm: a strong match. In its favour: very often bought together with earlier "
-        "purchases and exceptionally often bought with the latest purchase. Against it: weakly "
-        "linked to earlier purchases.\n"
+        "purchases and remarkably often bought with the latest purchase. Against it: bought "
+        "with earlier purchases slightly more than its popularity suggests.\n"
         "Vela oil: a fair match. In its favour: often bought soon after earlier purchases. "
         "Against it: of a brand that this shopper never buys.\n"
         "The other 2 follow, none of them stronger."
@@ -97,7 +97,7 @@ def test_two_contradictions_are_two():
 
 def test_what_is_said_of_the_favourite_needs_no_saying():
     told = f"{FERN.replace('Against', 'Against')}"
-    praised = told.replace(" and exc", ", scored level with the shop's favourite and exc")
+    praised = told.replace(" and rem", ", scored level with the shop's favourite and rem")
     reading = replace(CASE.reading, cites=((2, 4, 3, 1), *CASE.reading.cites[1:]))
     text = CASE.text().replace(FERN, praised)
     assert CASE.kinds_found(text, reading=reading, tokens=()) == ("wrong_side",)
@@ -212,11 +212,12 @@ FIRST = Worded(
         "strengths": ["very unlikely", "unlikely", "possible", "likely", "very likely"],
     }
 )
+MORE = "bought with earlier purchases slightly more than its popularity suggests"
 FIRST_TEXT = """Oro soap is very likely. Best points: very often bought together with earlier \
 purchases. Weaker points: never bought on the same day as the latest purchase.
-Fern balm is likely. Best points: exceptionally often bought with the latest purchase.
+Fern balm is likely. Best points: remarkably often bought with the latest purchase.
 First choice is Oro soap (very often bought together with earlier purchases), ahead of Fern balm \
-(weaker: weakly linked to earlier purchases).
+(weaker: bought with earlier purchases slightly more than its popularity suggests).
 The other 3 are less likely."""
 
 
@@ -226,7 +227,11 @@ The other 3 are less likely."""
         ("", "", ()),
         ("ahead of Fern balm", "ahead of Oro soap", ("misstated", "uncited", "self")),
         ("Fern balm is likely", "Fern balm is very likely", ("strength",)),
-        ("points: exc", "points: weakly linked to earlier purchases and exc", ("two_sides",)),
+        (
+            "points: rem",
+            f"points: {MORE} and rem",
+            ("two_sides",),
+        ),
         ("The other 3", "The other 7", ("rest",)),
     ],
 )
@@ -248,7 +253,7 @@ CHAT_TEXT = (
     "The shopper mostly buys from Oil, most recently d. In favour of Oro soap: very often bought "
     "together with earlier purchases; less so: never bought on the same day as the latest "
     "purchase. So Oro soap comes first (very often bought together with earlier purchases), ahead "
-    "of Fern balm (weaker: weakly linked to earlier purchases)."
+    f"of Fern balm (weaker: {MORE})."
 )
 UNSAID = Reading(np.full(5, np.nan), ((),) * 5)
 SID = "<|sid_begin|><s_a_0><s_b_0><|sid_end|>"

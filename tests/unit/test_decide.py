@@ -8,8 +8,8 @@ import pytest
 from diffgr2.candidates.index import NAMES
 from diffgr2.config import TracesConfig
 from diffgr2.prompts.english import AGAINST, FOR, Phrases, wording
-from diffgr2.prompts.reading import order_by_level
 from diffgr2.prompts.request import NONE
+from diffgr2.prompts.said import order_by_level
 from diffgr2.traces.decide import LEAST, Scale, Traces, counting, decide
 from diffgr2.traces.words import falling, from_orders
 from diffgr2.types import MISS

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.accounts import K_MAX, drawn, template
 
 from diffgr2.evaluate.faithfulness import Removal, choose, faithfulness, moved
 from diffgr2.prompts.english import AGAINST, FOR, NEITHER
 from diffgr2.prompts.request import MISSING
+from support.accounts import K_MAX, drawn, template
 
 
 def removal(number: int, side: int, before: float, after: float, *, cited: bool = True) -> Removal:

@@ -83,10 +83,16 @@ class BlockWriter(Writer):
         if self._saving:
             self._saving = False
             return
-        at_N = self.start + np.flatnonzero(self.tokens_T[self.start : self.end] == UNKNOWN)
+        end = self.end if self.guide is None else min(self.end, self.guide.stop)
+        at_N = self.start + np.flatnonzero(self.tokens_T[self.start : end] == UNKNOWN)
         row_N = self._canvas_row + at_N - self.start
         found = self.wanted(view, row_N, at_N, self.uniforms(len(at_N)))
         commit_N = self._accept(found.sure_N, view, row_N)
+        if self.guide is not None:
+            early_N = self.guide.too_early(at_N, found.token_N)
+            commit_N &= ~early_N
+            if not commit_N.any():
+                commit_N[np.where(early_N, -np.inf, found.sure_N).argmax()] = True
         surest = np.argsort(-np.where(commit_N, found.sure_N, -np.inf), kind="stable")
         for n in surest[: commit_N.sum()].tolist():
             at, token = int(at_N[n]), int(found.token_N[n])

@@ -215,8 +215,8 @@ class Guide:
         return self._sections[-1].end if len(self._sections) > 1 else None
 
     @property
-    def _stop(self) -> int:
-        """Behind the last position that is known to exist: where the tail begins is seen late."""
+    def stop(self) -> int:
+        """No token may stand at or behind it: the end, or as far as open free text can go."""
         if self.end is not None:
             return self.end
         assert self.grammar.free is not None
@@ -272,13 +272,24 @@ class Guide:
         if section is not None:
             place = at - section.start
             return section.places.allowed_TA[place][section.may_TA[place]]
-        if free is None or at >= self._stop:
+        if free is None or at >= self.stop:
             raise DecodeError(f"grammar: position {at} is behind the response's end")
-        return np.array([free.closer]) if self.end is None and at == self._stop - 1 else None
+        return np.array([free.closer]) if self.end is None and at == self.stop - 1 else None
 
     def closable(self, at: int) -> bool:
         """Whether the token that ends the free text may stand at this open position of it."""
         return at >= self._free_end
+
+    def too_early(self, at_N: np.ndarray, token_N: np.ndarray) -> np.ndarray:
+        """Which of these wishes lie behind one to end the open free text: too early to grant.
+
+        What such a position wants may belong to the tail; granted, it would keep the text open.
+        """
+        free = self.grammar.free
+        if free is None or self.end is not None:
+            return np.zeros(len(at_N), dtype=bool)
+        closing_N = (token_N == free.closer) & (at_N >= self._free_end)
+        return at_N > at_N[closing_N].min(initial=self.stop)
 
     def without(self, at: int) -> np.ndarray:
         """The tokens that may not stand at an open position of the free text."""
@@ -288,7 +299,7 @@ class Guide:
 
     def may(self, at: int, token: int) -> bool:
         """Whether this token may be committed there now."""
-        if at >= min(len(self.tokens_T), self._stop) or self.tokens_T[at] != UNKNOWN:
+        if at >= min(len(self.tokens_T), self.stop) or self.tokens_T[at] != UNKNOWN:
             return False
         free, allowed = self.grammar.free, self.allowed(at)
         if allowed is not None:
@@ -319,7 +330,7 @@ class Guide:
 
     def _settle_closer(self) -> None:
         """Free text that fills its room but for the last place can only be closed there."""
-        free, at = self.grammar.free, self._stop - 1
+        free, at = self.grammar.free, self.stop - 1
         if free is None or self.end is not None or not self._free_end == at < len(self.tokens_T):
             return
         self.tokens_T[at], self.forced_T[at] = free.closer, True
@@ -328,5 +339,5 @@ class Guide:
 
     def open_places(self, start: int, stop: int) -> Iterator[int]:
         """Open positions in [start, stop) that a token may be committed to."""
-        stop = min(stop, self._stop)
+        stop = min(stop, self.stop)
         return iter((start + np.flatnonzero(self.tokens_T[start:stop] == UNKNOWN)).tolist())

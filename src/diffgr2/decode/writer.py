@@ -71,9 +71,8 @@ class Writer(ABC):
     @property
     def limit(self) -> int:
         """No position at or behind it is written."""
-        end = self.guide.end if self.guide is not None else None
         most = self.settings.max_tokens
-        return most if end is None else min(most, end)
+        return most if self.guide is None else min(most, self.guide.stop)
 
     def token(self, at: int) -> int:
         """The token at a position; the prompt's are at −1, −2, …"""

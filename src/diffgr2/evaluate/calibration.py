@@ -15,14 +15,14 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import softmax
 
-from diffgr2.prompts.reading import order_by_level
+from diffgr2.prompts.said import order_by_level
 from diffgr2.types import MISS
 
 FEWEST = 20
 """Lists with their target that a scale needs."""
 
-STEEPEST = 20.0
-"""Largest scale, per level of strength: lists that are ranked without a fault set no limit."""
+FLATTEST, STEEPEST = 1e-3, 20.0
+"""Scales per level of strength: lists that are ranked without a fault, or at random, set none."""
 
 
 def fit_scale(levels_LK: np.ndarray, hit_L: np.ndarray, default: float) -> float:
@@ -44,11 +44,11 @@ def fit_scale(levels_LK: np.ndarray, hit_L: np.ndarray, default: float) -> float
         chance_LK = softmax(np.where(held_LK, scale * level_LK, -np.inf), axis=1)
         return float((own_L - (chance_LK * level_LK).sum(1)).mean())
 
-    if slope(0.0) <= 0.0:  # strengths say nothing here, or the contrary
-        return 0.0
+    if slope(FLATTEST) <= 0.0:  # strengths say nothing here, or the contrary
+        return FLATTEST
     if slope(STEEPEST) >= 0.0:
         return STEEPEST
-    return float(brentq(slope, 0.0, STEEPEST, xtol=1e-9))  # type: ignore[arg-type]
+    return float(brentq(slope, FLATTEST, STEEPEST, xtol=1e-9))  # type: ignore[arg-type]
 
 
 def chances(levels_K: np.ndarray, scale: float, order_K: np.ndarray | None = None) -> np.ndarray:

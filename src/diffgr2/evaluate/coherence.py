@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +19,9 @@ import numpy as np
 from diffgr2.evaluate.significance import wilson
 from diffgr2.evaluate.told import Past, Point, Reader, Told, Who, plain
 from diffgr2.prompts.english import AGAINST, FOR, NEITHER, Phrases
-from diffgr2.prompts.reading import Reading
+from diffgr2.prompts.gr2 import Gr2
 from diffgr2.prompts.request import Request
+from diffgr2.prompts.said import Reading
 from diffgr2.prompts.vocab import Vocabulary
 
 MEANING = {
@@ -81,17 +82,22 @@ class Shown:
 
 def contradictions(template: Writes, shown: Shown) -> tuple[str, ...]:
     """The kind of every contradiction, in KINDS' order."""
-    words, phrases = template.words, template.phrases
-    reader = Reader(words, phrases, shown.request, shown.names, shown.kinds, shown.newest)
-    told = reader.read(shown.text)
+    words, phrases, request = template.words, template.phrases, shown.request
+    if isinstance(template, Gr2):  # its text is the model's own; its words are those of the chat
+        words, shown = template.chat.words, replace(shown, kinds=request.history_kinds)
+    free = "steps" in words
+    told = Reader(words, phrases, request, shown.names, shown.kinds, shown.newest).read(shown.text)
     found = [
         *["unread"] * told.unread,
         *["history" for past in told.pasts if not _true_past(past, shown)],
-        *_points(told.points, phrases, shown, rendered="steps" not in words),
+        *_points(told.points, phrases, shown, rendered=not free),
         *_strengths(told, words, template.vocab.spec.strengths, shown),
         *_ranking(told, shown),
         *_response(template, shown),
     ]
+    if free and (twice := min(found.count("misstated"), found.count("citation"))):
+        for _ in range(twice):  # the text is the response
+            found.remove("citation")
     return tuple(sorted(found, key=KINDS.index))
 
 
@@ -100,7 +106,7 @@ def contradictions(template: Writes, shown: Shown) -> tuple[str, ...]:
 
 def _true_past(past: Past, shown: Shown) -> bool:
     """Whether the history is as it is said to be."""
-    held = len(shown.request.history_HL)
+    held = max(len(shown.request.history_HL), len(shown.kinds), len(shown.newest))
     if past.nothing or not past.readable:
         return past.readable and held == 0
     if past.items:
@@ -111,12 +117,14 @@ def _true_past(past: Past, shown: Shown) -> bool:
     numbers = [n for _, n, _ in past.named]
     return (
         held > 0
-        and (past.whole or not named or len(counts) > len(named))
-        and (not past.whole or len(counts) == len(named))
+        and past.whole in (None, len(counts) == len(named))
+        and past.latest in (None, plain([*shown.kinds, ""][len(shown.kinds) - 1]))
         and len(set(named)) == len(named)
         and numbers == sorted(numbers, reverse=True)
         and numbers == [n for _, n in counts.most_common(len(named))]
-        and all(counts[kind] == n and total in (None, held) for kind, n, total in past.named)
+        and all(
+            counts[kind] == n and total in (None, len(shown.kinds)) for kind, n, total in past.named
+        )
     )
 
 

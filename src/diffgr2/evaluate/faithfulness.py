@@ -17,8 +17,8 @@ import numpy as np
 
 from diffgr2.evaluate.significance import ratio_interval
 from diffgr2.prompts.english import NEITHER
-from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import MISSING
+from diffgr2.prompts.said import Reading
 
 STILL = 1e-4
 """Strengths nearer than this are the same, as in the said order."""

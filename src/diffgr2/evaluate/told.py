@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,9 @@ Who = frozenset[int]
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~])")
 _REST = {"rest": True, "rest_one": True, "behind": False, "behind_one": False}
 _SIDES = {"for": FOR, "because": FOR, "against": AGAINST, "weaker": AGAINST}
+_WHY, _BUT = ("why", "because", "for"), ("but", "weaker", "against")
+_SHORT, _ASIDE = r"[^.;]*", r"(?: \([^()]*\))?"
+_STRANGER = "an item not in the list"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Past:
     """What the text says of the history."""
 
     named: tuple[tuple[str, int, int | None], ...] = ()  # kind, how many, of how many
-    whole: bool = False  # these are all kinds
+    whole: bool | None = None  # whether these are all kinds, where the text says
+    latest: str | None = None  # kind of the newest
     items: tuple[str, ...] = ()  # by name instead
     nothing: bool = False  # there is no history
     readable: bool = True
@@ -93,6 +97,10 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
+def _letters(text: str) -> str:
+    return "".join(character for character in text if character.isalnum())
+
+
 def both(text: str) -> tuple[str, str]:
     """As it stands, and as Markdown."""
     return text, _MARKUP.sub(r"\\\1", text)
@@ -116,7 +124,7 @@ class Reader:
         self._item = {label: item for item in map(plain, newest) for label in _bold(item) if item}
         self._who: dict[str, Who] = {}
         if "steps" in words:
-            self._who |= dict.fromkeys(self._item, frozenset())
+            self._who |= dict.fromkeys([*self._item, _STRANGER], frozenset())
         self._learn_names(request, names)
         self._any_name = rf"(?<!\w)(?:{one_of(self._who)})(?!\w)"  # whole words
         self._any_phrase = one_of(phrases.all())
@@ -200,11 +208,10 @@ class Reader:
         second = said.get("second")
         pair = (said[first], self._who[said[first]])
         self._told.verdicts.append((pair, (second, self._who[second]) if second else None))
-        for name, subject in (("because", first), ("for", first), ("weaker", "second")):
-            if said.get(name):
-                self._points(self._who[said[subject]], said[name], _SIDES[name])
-        if second and said.get("against"):
-            self._points(self._who[second], said["against"], AGAINST)
+        for names, subject, side in ((_WHY, first, FOR), (_BUT, "second", AGAINST)):
+            for name in names:
+                if said.get(name) and said.get(subject):
+                    self._points(self._who[said[subject]], said[name], side)
 
     def _candidate(self, line: str) -> bool:
         words = self._words
@@ -244,16 +251,22 @@ class Reader:
     # ---------------------------------------------------------------------------- free text
 
     def _free(self, text: str) -> None:
+        """First what the template's own sentences say, and on which side; then all the rest."""
         steps, name = self._words["steps"], self._any_name
-        # What the template's own sentences say on which side; the rest has no sides.
-        for found in re.finditer(form(steps["candidate"].strip(), sid=name), text):
-            self._sentence += 1
-            for part in ("for", "against"):
-                self._points(self._who[found["sid"]], found[part], _SIDES[part])
-            text = text.replace(found[0], " ", 1)
-        for kind in ("verdict", "only"):
-            for found in re.finditer(form(steps[kind].strip(), best=name, second=name), text):
-                self._sentence += 1
+        for step in ("habit_all", "habit", "newest_of", "nothing"):
+            if found := re.search(form(steps.get(step, "(?!)"), n=r"\d+", all=r"\d+"), text):
+                self._told.pasts.append(self._habit(step, found.groupdict()))
+                break
+        sided: dict[str, Any] = {"sid": name, "for": _SHORT, "against": _SHORT}
+        for step in ("both", "candidate", "for", "against"):
+            for found in self._taken(text, step, **sided):
+                for part in ("for", "against"):
+                    if said := found.groupdict().get(part):
+                        self._points(self._who[found["sid"]], said, _SIDES[part])
+                text = text.replace(found[0], " ", 1)
+        verdict: dict[str, Any] = {"best": name, "second": name, "why": _ASIDE, "but": _ASIDE}
+        for step in ("verdict", "only"):
+            for found in self._taken(text, step, **verdict):
                 self._decided(found, "best")
                 text = text.replace(found[0], " ", 1)
         so, first, ahead = _glue(steps["verdict"])
@@ -261,6 +274,28 @@ class Reader:
         for found in re.finditer(loose, text):
             self._decided(found, "best")
         self._loose_points(text)
+
+    def _taken(self, text: str, step: str, **slots: str) -> Iterator[re.Match[str]]:
+        """Sentences of this wording, one by one."""
+        wording = self._words["steps"].get(step)
+        for found in (
+            re.finditer(form(wording.strip(), named=True, **slots), text) if wording else ()
+        ):
+            self._sentence += 1
+            yield found
+
+    def _habit(self, step: str, said: Mapping[str, str]) -> Past:
+        """What the first sentence says; a name may be cut, and spelled with other marks."""
+        kind = plain(said.get("kind", ""))
+        begins = [k for k in self._kind.values() if _letters(k).startswith(_letters(kind))]
+        kind = begins[0] if kind and begins and kind not in begins else kind
+        if step == "nothing":
+            return Past(nothing=True)
+        if step == "newest_of":
+            return Past(latest=kind)
+        n = int(said["n"])
+        whole = step == "habit_all"
+        return Past(((kind, n, n if whole else int(said["all"])),), whole or None)
 
     def _loose_points(self, text: str) -> None:
         """Phrases that follow a name; a sentence that names nobody is about the last one named."""

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from diffgr2.prompts.english import AGAINST, FOR, Phrases, listed
-from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import Request
+from diffgr2.prompts.said import Reading
 
 COMMON = 0.5
 """A category name that more than this share of the items has tells nothing."""
@@ -32,7 +32,7 @@ def telling_level(paths: Sequence[Sequence[str]]) -> int:
     >>> telling_level([["Beauty", "Hair"], ["Beauty", "Skin"], ["Beauty", "Nails"]])
     1
     """
-    deepest = max(map(len, paths), default=1)
+    deepest = max(map(len, paths), default=0)
     for level in range(deepest):
         names = Counter(path[level] for path in paths if len(path) > level)
         if names.most_common(1)[0][1] <= COMMON * names.total():
@@ -84,13 +84,14 @@ def strength_word(words: Mapping[str, Any], level: float, levels: int) -> str:
 
 def history_line(
     words: Mapping[str, Any],
-    shown: int,
     kinds: Sequence[str],
     newest: Sequence[str],
     *,
+    shown: int = 0,
     markdown: bool = False,
 ) -> str:
-    """What the `shown` purchases are; `kinds` and names of the newest, oldest first."""
+    """What the shown purchases are: `kinds` and names of the newest, oldest first, or neither."""
+    shown = max(shown, len(kinds), len(newest))
     if not shown:
         return words["history_none"]
     # Of equally frequent kinds the newest comes first.
@@ -103,7 +104,7 @@ def history_line(
     told = []
     for kind, n in counts.most_common(words["kinds"]):
         name = escaped(kind) if markdown else kind
-        told.append(words["kind"].format(kind=name, n=n, all=shown) if n > 1 else name)
+        told.append(words["kind"].format(kind=name, n=n, all=len(kinds)) if n > 1 else name)
     more = "history_more" if len(counts) > len(told) else "history"
     return words[more].format(kinds=listed(told))
 
@@ -122,7 +123,7 @@ def account(
     markdown: bool = False,
 ) -> str:
     """The reasoning in plain English, or Markdown, for candidates in the order that is shown."""
-    lines = [history_line(words, len(request.history_HL), kinds, newest, markdown=markdown)]
+    lines = [history_line(words, kinds, newest, shown=len(request.history_HL), markdown=markdown)]
     name = labels(words, names, request.k, markdown=markdown)
     if len(order) > 1:
         lines.append(words["verdict"].format(first=name[order[0]], second=name[order[1]]))

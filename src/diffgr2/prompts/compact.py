@@ -24,8 +24,8 @@ from diffgr2.config import Answering, PromptConfig
 from diffgr2.decode.grammar import NO_PLACES, Grammar, Group, Places, row_of_places
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.english import NEITHER, Phrases, wording
-from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import MISSING, NONE, Request, Trace
+from diffgr2.prompts.said import Reading
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.types import Answer
 
@@ -112,8 +112,9 @@ class Compact:
         return k * (2 + self.config.cites) + k + 2
 
     def citable(self, request: Request) -> np.ndarray:
-        """Which fields [K, F] may be cited of each candidate."""
-        return self.phrases.sides(request.buckets_KF) != NEITHER
+        """Which fields [K, F] may be cited of each candidate; without a history, the list's own."""
+        citable_KF = self.phrases.sides(request.buckets_KF) != NEITHER
+        return citable_KF if len(request.history_HL) else citable_KF & self.phrases.alone_F
 
     def grammar(
         self, request: Request, *, reasoning: bool = True, answer: Answering = "said"
@@ -157,7 +158,8 @@ class Compact:
     def kinds(self, tokens: list[int]) -> np.ndarray:
         """REASONING or ANSWER of each token of a response."""
         start = self.answer_start(tokens)
-        said = [self.vocab.strength_of(token) is not None for token in tokens]
+        end, strength = self.vocab.end_id, self.vocab.strength_of
+        said = [strength(token) is not None or token == end for token in tokens]
         answers_T = (np.arange(len(tokens)) >= start) | np.array(said, dtype=bool)
         return np.where(answers_T, ANSWER, REASONING)
 

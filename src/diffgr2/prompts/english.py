@@ -52,6 +52,8 @@ class Phrases:
         """`words` are a template's; see `wording`."""
         self._phrase = [[_phrase(words, f, b, n) for b in range(n)] for f in fields]
         self.side_FB = np.array([[_side(words, f, b, n) for b in range(n)] for f in fields])
+        # Fields that say something of a shopper without any purchases.
+        self.alone_F = np.array([bool(words["fields"][f].get("alone")) for f in fields])
         # (field, the field in whose bucket 0 it says nothing new)
         self._but = [
             (f, fields.index(words["fields"][name]["but"]))
@@ -80,7 +82,8 @@ class Phrases:
         fields_F = np.arange(self.side_FB.shape[0])
         side_XF = np.where(known_XF, self.side_FB[fields_F, np.where(known_XF, buckets_XF, 0)], 0)
         for field, other in self._but:
-            side_XF[..., field][buckets_XF[..., other] == 0] = NEITHER
+            first_X = np.isin(buckets_XF[..., other], (0, MISSING))
+            side_XF[..., field][first_X] = NEITHER
         return side_XF
 
     def find(self, text: str) -> Iterator[tuple[int, frozenset[int]]]:

@@ -31,8 +31,8 @@ from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.chat import Chat, Piece, Sid, UserText, one_line, pieces_of, places_of, sids_of
 from diffgr2.prompts.compact import ANSWER, REASONING, Written
 from diffgr2.prompts.english import wording
-from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import Request, Trace
+from diffgr2.prompts.said import Reading
 from diffgr2.prompts.vocab import BEGIN, END, FINISH, Vocabulary
 from diffgr2.types import Answer
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from diffgr2.data.store import Dataset
-from diffgr2.prompts.reading import order_by_level
+from diffgr2.prompts.said import order_by_level
 from diffgr2.types import CandidateLists, Catalogue
 
 MISSING = 255

@@ -78,8 +78,7 @@ def counted(
     index.save(ctx.out)
     buckets = {split: index.buckets(features[split]) for split in lists}
     for split in lists:
-        arrays = {"features_LKF": features[split], "buckets_LKF": buckets[split]}
-        save_arrays(ctx.out / f"{split}.safetensors", **arrays)
+        save_arrays(ctx.out / f"{split}.safetensors", buckets_LKF=buckets[split])
     return buckets
 
 

@@ -56,6 +56,8 @@ _TIMED = (
     "evaluate.batch evaluate.speed_lists evaluate.rounds evaluate.thresholds "
     "evaluate.frontier_lists evaluate.lengths"
 )
+_SAID = " ".join(f"decode.{key}" for key in READ_BY["recommended"].split())
+_PROBED = "evaluate.frontier_lists evaluate.list_lengths evaluate.views evaluate.bootstrap"
 
 
 def _scoring(row: RowSpec) -> Stage:
@@ -96,6 +98,8 @@ _TABLE = (
            "RL on the diffusion policy", "rl"),
     _stage("cft_rl", "corpus cft", "cft_rl prompt candidates decode.clean_kv",
            "the same without OPD", "rl"),
+    _stage("calibrate", "corpus rl block_rl", f"{_SAID} prompt candidates",
+           "what a level of strength is worth as a chance"),
     _stage("bundle", "data items evidence retriever block_rl", _BUNDLED,
            "one model directory to serve: the diffusion model", "pack", "block_rl", version=2),
     _stage("bundle_ar", "data items evidence retriever rl", _BUNDLED,
@@ -103,6 +107,9 @@ _TABLE = (
     *map(_scoring, ROWS),
     _stage("speed", "corpus rl block_rl", f"decode {_TIMED} prompt candidates",
            "decoders timed in one run, quality against speed"),
+    _stage("probes", "corpus retriever rl block_rl calibrate",
+           f"{_SAID} {_PROBED} prompt candidates",
+           "list lengths, views, faithfulness, reliability"),
 )
 # fmt: on
 
@@ -111,7 +118,7 @@ GOALS = {
     "candidates": ["evidence"],
     "teacher": ["rl", "direct_rl", "score_ar_direct", "score_ar_sft", "score_ar"],
     "ladder": list(MEASURED),
-    "all": [*MEASURED, "speed", "bundle"],
+    "all": [*MEASURED, "speed", "probes", "bundle"],
 }
 
 

@@ -32,8 +32,8 @@ from diffgr2.pipeline import StageContext
 from diffgr2.prompts.account import account
 from diffgr2.prompts.answers import POLICIES
 from diffgr2.prompts.compact import Compact
-from diffgr2.prompts.reading import Reading
 from diffgr2.prompts.request import Request
+from diffgr2.prompts.said import Reading
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.rows import RowSpec
 from diffgr2.types import FAILURES, Trajectory

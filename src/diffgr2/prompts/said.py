@@ -46,7 +46,12 @@ class Reading:
         """Of a request shown as `request.taken(order_K)`: the same in the request's order."""
         shown_K = np.argsort(order_K)
         cites = tuple(self.cites[shown] for shown in shown_K.tolist())
-        return replace(self, levels_K=self.levels_K[shown_K], cites=cites)
+        written = self.written
+        if written is not None:
+            k, place = len(order_K), order_K.tolist()
+            moved = tuple(place[i] if 0 <= i < k else i for i in written.order)
+            written = replace(written, order=moved)
+        return replace(self, levels_K=self.levels_K[shown_K], cites=cites, written=written)
 
 
 def order_by_level(levels_K: np.ndarray, floor_K: np.ndarray | None = None) -> np.ndarray:

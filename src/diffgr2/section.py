@@ -1,0 +1,20 @@
+"""What every part of the recipe's schema is made of: the strict base class, and kinds of numbers.
+
+Contract: no unknown keys, no conversion, no mutation. Not here: any section (`config`).
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0.0)]
+Amount = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: strict types, no unknown keys, no mutation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
