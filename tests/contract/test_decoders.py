@@ -16,15 +16,20 @@ from transformers import Qwen3ForCausalLM
 
 from diffgr2.decode import reference
 from diffgr2.decode.batch import Batch, DecodeRequest, decode, make_writer
-from diffgr2.decode.reference import Slow, SlowModel
+from diffgr2.decode.grammar import Grammar
+from diffgr2.decode.reference import Slow, SlowModel, Text
+from diffgr2.decode.replay import decisions
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.errors import DecodeError
 from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.session import TorchSession
 from diffgr2.types import Trajectory
+from support.grammars import GRAMMARS, accepts
 from support.tiny_qwen import VOCAB, tiny
 
 MASK, END = VOCAB - 1, 0
 MAX_TOKENS = 21
+RULED = 40  # room for every grammar
 PROMPTS = (1, 7, 8, 9, 16)  # lengths around multiples of the block size
 
 
@@ -46,6 +51,9 @@ class Spoilt:
         logits_BTV = self._model(*args, **more)
         logits_BTV[..., -1, 5] = self._value
         return logits_BTV
+
+    def session(self, mask_id: int) -> TorchSession:
+        return TorchSession(self, mask_id)  # type: ignore[arg-type]
 
 
 def same(one: Trajectory, two: Trajectory) -> None:
@@ -69,11 +77,19 @@ class Decoder:
     settings: DecodeSettings
     temperature = 0.8
 
-    def slow(self, model: SlowModel, prompt: list[int], settings: DecodeSettings) -> Slow:
+    def slow(
+        self,
+        model: SlowModel,
+        prompt: list[int],
+        settings: DecodeSettings,
+        grammar: Grammar | None = None,
+    ) -> Slow:
         """The reference's greedy output."""
         raise NotImplementedError
 
-    def replayed(self, model: SlowModel, prompt: list[int], out: Trajectory) -> list[torch.Tensor]:
+    def replayed(
+        self, model: SlowModel, prompt: list[int], out: Trajectory, grammar: Grammar | None = None
+    ) -> list[torch.Tensor]:
         """Per token, the log-probabilities in the state in which it was committed."""
         raise NotImplementedError
 
@@ -85,9 +101,17 @@ class Decoder:
     def model(self, module: Qwen3ForCausalLM) -> LeanQwen3:
         return LeanQwen3(module)
 
-    def run(self, model: LeanQwen3, batch: int = 64, name: str = "a", **changes) -> list:
+    def run(
+        self,
+        model: LeanQwen3,
+        batch: int = 64,
+        name: str = "a",
+        grammar: Grammar | None = None,
+        **changes,
+    ) -> list:
         requests = [
-            DecodeRequest(prompt, None, ("contract", name, i)) for i, prompt in enumerate(prompts())
+            DecodeRequest(prompt, grammar, ("contract", name, i))
+            for i, prompt in enumerate(prompts())
         ]
         return decode(model, requests, replace(self.settings, **changes), batch=batch)
 
@@ -98,6 +122,48 @@ class Decoder:
             assert out.step_of_T.tolist() == wanted.steps
             np.testing.assert_allclose(out.logprob_T, wanted.logps, atol=1e-4)
             assert (out.nfe, out.finished) == (wanted.nfe, wanted.finished)
+
+    @pytest.mark.parametrize("name", GRAMMARS)
+    def test_greedy_equals_the_reference_under_a_grammar(self, module, model, name: str) -> None:
+        chosen = replace(self.settings, rule="grammar", max_tokens=RULED)
+        grammar = GRAMMARS[name]
+        outs = self.run(model, grammar=grammar, rule="grammar", max_tokens=RULED)
+        for prompt, out in zip(prompts(), outs, strict=True):
+            wanted = self.slow(SlowModel(module, MASK), prompt, chosen, grammar)
+            assert out.tokens_T.tolist() == wanted.tokens
+            assert out.step_of_T.tolist() == wanted.steps
+            assert out.forced_T.tolist() == wanted.forced
+            np.testing.assert_allclose(out.logprob_T, wanted.logps, atol=1e-4)
+            np.testing.assert_allclose(out.level_T, wanted.levels, atol=1e-5)
+            assert out.nfe == wanted.nfe
+            assert out.finished
+            assert accepts(grammar, out.tokens_T.tolist())
+
+    @pytest.mark.parametrize("name", GRAMMARS)
+    @pytest.mark.parametrize("temperature", [0.0, 0.8])
+    def test_a_replay_under_a_grammar_gives_the_log_probabilities(
+        self, module, model, temperature: float, name: str
+    ) -> None:
+        grammar = GRAMMARS[name]
+        heat = {"temperature": temperature, "rule": "grammar", "max_tokens": RULED}
+        outs = self.run(model, grammar=grammar, **heat)
+        for prompt, out in zip(prompts(), outs, strict=True):
+            logp_of = self.replayed(SlowModel(module, MASK), prompt, out, grammar)
+            found = decisions(out, grammar)
+            assert sorted(found.at_D.tolist()) == np.flatnonzero(~out.forced_T).tolist()
+            for at, allowed_A, banned in zip(
+                found.at_D.tolist(), found.allowed_DA, found.banned_D, strict=True
+            ):
+                logp_V = logp_of[at].clone()
+                if banned is None:
+                    keep_A = torch.from_numpy(allowed_A[allowed_A >= 0])
+                    logp_V = torch.full_like(logp_V, -torch.inf)
+                    logp_V[keep_A] = logp_of[at][keep_A]
+                else:
+                    logp_V[torch.from_numpy(banned)] = -torch.inf
+                hot_V = torch.log_softmax(logp_V / (temperature or 1.0), -1)
+                own = float(hot_V[out.tokens_T[at]])
+                assert own == pytest.approx(float(out.logprob_T[at]), abs=1e-4)
 
     @pytest.mark.parametrize("temperature", [0.0, 0.8])
     def test_a_batch_gives_what_single_decoding_gives(self, model, temperature: float) -> None:
@@ -202,23 +268,28 @@ def settings(**changes) -> DecodeSettings:
 class TestAr(Decoder):
     settings = settings(decoder="ar")
 
-    def slow(self, model, prompt, settings):
-        return reference.ar(model, prompt, settings)
+    def slow(self, model, prompt, settings, grammar=None):
+        return reference.ar(model, prompt, settings, grammar)
 
-    def replayed(self, model, prompt, out):
+    def replayed(self, model, prompt, out, grammar=None):
         return causal(model, prompt, out)
 
     def test_it_writes_one_token_a_forward(self, model) -> None:
         assert all(out.nfe == len(out.tokens_T) for out in self.run(model))
 
+    @pytest.mark.parametrize("name", GRAMMARS)
+    def test_it_makes_one_decision_a_forward(self, model, name: str) -> None:
+        for out in self.run(model, grammar=GRAMMARS[name], rule="grammar", max_tokens=RULED):
+            assert out.nfe == (~out.forced_T).sum()
+
 
 class TestVerify(Decoder):
     settings = settings(decoder="verify")
 
-    def slow(self, model, prompt, settings):
-        return reference.verify(model, prompt, settings)
+    def slow(self, model, prompt, settings, grammar=None):
+        return reference.verify(model, prompt, settings, grammar)
 
-    def replayed(self, model, prompt, out):
+    def replayed(self, model, prompt, out, grammar=None):
         return causal(model, prompt, out)
 
     def test_it_writes_what_ar_writes(self, model) -> None:
@@ -230,20 +301,23 @@ class TestVerify(Decoder):
 class TestBlock(Decoder):
     settings = settings(decoder="block", threshold=0.3)
 
-    def slow(self, model, prompt, settings):
-        return reference.block(model, prompt, settings)
+    def slow(self, model, prompt, settings, grammar=None):
+        return reference.block(model, prompt, settings, grammar)
 
-    def replayed(self, model, prompt, out):
+    def replayed(self, model, prompt, out, grammar=None):
         """A token's own canvas, with what stood on it when the token was committed."""
-        canvas = out.canvas_T.tolist()
-        step_T = out.canvas_step_T.tolist()
-        ends = reference.boundaries(len(prompt) + len(canvas), self.settings, len(prompt))
+        canvas, step_T = out.canvas_T.tolist(), out.canvas_step_T.tolist()
+        chosen, p = self.settings, len(prompt)
+        ends = [end - p for end in reference.boundaries(p + len(canvas), chosen, p)[p:]]
         result = []
         for at, step in enumerate(out.step_of_T.tolist()):
-            end = ends[len(prompt) + at] - len(prompt)
-            start = max(0, end - self.settings.block_size)
-            state = [t if 0 <= s < step else None for t, s in zip(canvas, step_T, strict=True)]
-            logp = reference.canvas_logp(model, prompt, state, start, end, self.settings)
+            text = Text(replace(chosen, max_tokens=RULED), grammar)
+            text.known = {t: canvas[t] for t, s in enumerate(step_T) if s < step}
+            # A canvas ends with the response, as far as its end was known then.
+            end = min(ends[at], text.limit()) if grammar else ends[at]
+            logp = reference.canvas_logp(
+                model, prompt, text.known, ends.index(ends[at]), max(end, at + 1), chosen
+            )
             result.append(logp[at])
         return result
 

@@ -1,38 +1,37 @@
 """What the decoders mean: plain loops over the stock model, no cache, no batching. Read this first.
 
 Contract: every forward recomputes the whole document through `Qwen3ForCausalLM` with an explicit
-boolean mask, permutations are enumerated, and nothing else of `decode` or `model.layout` is used;
-the fast decoders (`ar`, `block`, `verify`) must write the same tokens in the same steps, which the
-oracle tests check. Not here: speed; nothing but tests and readers uses this module.
+boolean mask, what a grammar allows is found by listing all its texts, and nothing else of `decode`
+or `model.layout` is used; the fast decoders (`ar`, `block`, `verify`) must write the same tokens in
+the same steps, which the oracle tests check. Not here: speed; nothing but tests and readers uses
+this module.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import permutations
+from math import floor, nan
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
-from diffgr2.decode.grammar import AnswerGrammar
+from diffgr2.decode.grammar import NOTHING, Grammar, Group, Places
 from diffgr2.decode.settings import DecodeSettings
 
-MARKER_GUESS = 0.5
-
-Slots = dict[int, tuple[int, int]]  # position -> (entry, index in the entry)
-Known = dict[tuple[int, int], int]  # (entry, index in the entry) -> committed token
-Choice = tuple[int, float, float]  # token, log-probability at the temperature, confidence
 Random = np.random.Generator | None
 
 
 @dataclass
 class Slow:
-    """What a decode produced."""
+    """What a decode produced, per position; see `types.Trajectory`."""
 
     tokens: list[int]
     steps: list[int]
     logps: list[float]
+    levels: list[float]
+    forced: list[bool]
     nfe: int
     finished: bool
 
@@ -55,85 +54,209 @@ class SlowModel:
         return torch.log_softmax(logits, -1)
 
 
-def pick(logp_V: Tensor, temperature: float, uniform: float) -> Choice:
-    """(token, log-probability at the temperature, confidence)."""
-    if temperature == 0:
-        token = int(logp_V.argmax())
-        return token, float(logp_V[token]), float(logp_V[token].exp())
-    hot_V = torch.log_softmax(logp_V / temperature, -1)
-    total = 0.0
-    sums = [total := total + float(x) for x in hot_V.double().exp()]
-    token = next(i for i, s in enumerate(sums) if s > uniform * total)
-    return token, float(hot_V[token]), float(logp_V[token].exp())
+# ----------------------------------------------------------------------- one choice of a token
 
 
-# ------------------------------------------------------------------------- permutation rule
+@dataclass(frozen=True)
+class Choice:
+    token: int
+    logp: float  # at the temperature, over what was allowed
+    confidence: float  # of all tokens, allowed or not, at temperature 1
+    level: float = nan  # expected level where a strength stands
 
 
-def first_marker(tokens: Sequence[int | None], marker: Sequence[int]) -> int | None:
-    """Where the answer begins: behind the first complete marker. None = masked token."""
-    for at in range(len(tokens) - len(marker) + 1):
-        if tuple(tokens[at : at + len(marker)]) == tuple(marker):
-            return at + len(marker)
-    return None
+def choose(
+    logp_V: Tensor, allowed: Sequence[int], scale: bool, temperature: float, uniform: float
+) -> Choice:
+    """Pick among the allowed tokens; on a scale these are the levels in order."""
+    raw = logp_V[list(allowed)].double()
+    if not torch.isfinite(raw).any():
+        raw = torch.zeros(len(allowed), dtype=torch.float64)
+    logp = torch.log_softmax(raw, 0)
+    level = sum(i * float(p) for i, p in enumerate(logp.exp())) if scale else nan
+    if temperature > 0:
+        logp = torch.log_softmax(raw / temperature, 0)
+        total = 0.0
+        sums = [total := total + float(p) for p in logp.exp()]
+        best = next(i for i, s in enumerate(sums) if s > uniform * total)
+    elif scale:
+        best = floor(level + 0.5)
+    else:
+        best = min(range(len(allowed)), key=lambda i: (-float(logp[i]), allowed[i]))
+    near = allowed[max(best - 1, 0) : best + 2] if scale else [allowed[best]]
+    confidence = sum(float(logp_V[token].exp()) for token in near)
+    return Choice(allowed[best], float(logp[best]), confidence, level)
 
 
-def answer_slots(grammar: AnswerGrammar, start: int) -> Slots:
-    """{position: (entry, index in entry)}."""
-    k, n = grammar.choices_KN.shape
-    return {
-        start + grammar.offset + grammar.stride * j + i: (j, i) for j in range(k) for i in range(n)
-    }
+# ------------------------------------------------------------------------------- the grammar
 
 
-def spelled(tokens: Sequence[int | None], slots: Slots) -> Known:
-    """{(entry, index): token} of the committed entry tokens."""
-    found = {where: tokens[at] for at, where in slots.items() if at < len(tokens)}
-    return {where: token for where, token in found.items() if token is not None}
+def group_texts(group: Group) -> Iterator[dict[int, int]]:
+    """All {place: token} that a group can be: different choices, then nothing but fillers."""
+    at, choices = group.at_JN.tolist(), group.choices_CN.tolist()
+    most = min(len(at), len(choices))
+    for chosen in range(0 if group.filler is not None else len(at), most + 1):
+        for order in permutations(choices, chosen):
+            entries = [*order, *[[group.filler]] * (len(at) - chosen)]
+            yield {
+                place: token
+                for places, entry in zip(at, entries, strict=True)
+                for place, token in zip(places, entry, strict=True)
+            }
 
 
-def orders(grammar: AnswerGrammar, known: Known) -> list[tuple[int, ...]]:
-    """All permutations that agree with the committed entry tokens."""
-    choices = grammar.choices_KN.tolist()
-    return [
-        order
-        for order in permutations(range(len(choices)))
-        if all(choices[order[j]][i] == token for (j, i), token in known.items())
-    ]
+def row_allows(places: Places, known: dict[int, int]) -> list[list[int]]:
+    """What may stand at each place of a row: whatever some text has that agrees with the known."""
+    rows = [[t for t in row if t != NOTHING] for row in places.allowed_TA.tolist()]
+    may = [{known[at]} if at in known else set(row) for at, row in enumerate(rows)]
+    for group in places.groups:
+        found = {at: set() for at in group.at_JN.ravel().tolist()}
+        for text in group_texts(group):
+            if all(token in may[at] for at, token in text.items()):
+                for at, token in text.items():
+                    found[at].add(token)
+        for at, tokens in found.items():
+            may[at] = tokens
+    return [[t for t in row if t in some] for row, some in zip(rows, may, strict=True)]
 
 
-def may_take(grammar: AnswerGrammar, known: Known, j: int, i: int) -> list[int]:
-    """Tokens that entry j may take at index i."""
-    choices = grammar.choices_KN.tolist()
-    possible = orders(grammar, known)
-    if possible:
-        return sorted({choices[order[j]][i] for order in possible})
-    # No permutation is left: candidates that agree with the entry, unused ones first.
-    agree = [c for c in choices if all(c[b] == t for (a, b), t in known.items() if a == j)]
-    full = [
-        [known.get((a, b)) for b in range(len(choices[0]))] for a in range(len(choices)) if a != j
-    ]
-    unused = [c for c in agree if c not in full]
-    return sorted({c[i] for c in unused or agree})
+@dataclass
+class Text:
+    """A response under way: what is known of each position, and what may stand at the others."""
 
+    settings: DecodeSettings
+    grammar: Grammar | None
+    known: dict[int, int] = field(default_factory=dict)
+    steps: dict[int, int] = field(default_factory=dict)
+    choices: dict[int, Choice] = field(default_factory=dict)  # none for forced tokens
+    nfe: int = 0
 
-def settle(
-    grammar: AnswerGrammar, known: Known, wanted: Iterable[tuple[float, int, int, int]]
-) -> set[tuple[int, int]]:
-    """Of (confidence, entry, index, token), those that commit, the surest first."""
-    known = dict(known)
-    kept: set[tuple[int, int]] = set()
-    broken = not orders(grammar, known)
-    single = grammar.choices_KN.shape[1] == 1
-    for _, j, i, token in sorted(wanted, key=lambda w: (-w[0], w[1], w[2])):
-        if broken:
-            fits = not single or token not in known.values()
-        else:
-            fits = bool(orders(grammar, {**known, (j, i): token}))
-        if fits:
-            known[j, i] = token
-            kept.add((j, i))
-    return kept
+    @classmethod
+    def begin(cls, settings: DecodeSettings, grammar: Grammar | None) -> "Text":
+        text = cls(settings, None if settings.rule == "raw" else grammar)
+        text.settle(-1)
+        return text
+
+    def copy(self) -> "Text":
+        more = dict(self.known), dict(self.steps), dict(self.choices)
+        return Text(self.settings, self.grammar, *more, self.nfe)
+
+    def first_open(self) -> int:
+        at = 0
+        while at in self.known:
+            at += 1
+        return at
+
+    def end(self) -> int | None:
+        """The response's length, None where it is not known yet."""
+        if self.grammar is None:  # an end token behind which nothing is open
+            ends = [at for at, token in self.known.items() if token == self.settings.end_id]
+            return min(ends) + 1 if ends and min(ends) < self.first_open() else None
+        head, free, tail = len(self.grammar.head), self.grammar.free, len(self.grammar.tail)
+        if free is None:
+            return head + tail
+        closers = [at for at, t in self.known.items() if at >= head and t == free.closer]
+        return min(closers) + 1 + tail if closers else None
+
+    def limit(self) -> int:
+        """Nothing can be chosen from this position on."""
+        end = self.end()
+        if self.grammar is not None and end is None:
+            end = len(self.grammar.head) + (self.grammar.free.room if self.grammar.free else 0)
+        return self.settings.max_tokens if end is None else min(end, self.settings.max_tokens)
+
+    def done(self) -> bool:
+        return self.first_open() >= self.limit()
+
+    def rows(self) -> Iterator[tuple[int, Places]]:
+        """(start, row of places) of each row whose start is known."""
+        if self.grammar is not None:
+            yield 0, self.grammar.head
+            end = self.end()
+            if end is not None:
+                yield end - len(self.grammar.tail), self.grammar.tail
+
+    def row_of(self, at: int) -> tuple[int, Places] | None:
+        return next((r for r in self.rows() if r[0] <= at < r[0] + len(r[1])), None)
+
+    def may(self, at: int, vocabulary: int) -> list[int]:
+        """The tokens that may stand at this position."""
+        every = [t for t in range(vocabulary) if t != self.settings.mask_id]
+        if self.grammar is None:
+            return every
+        row = self.row_of(at)
+        if row is not None:
+            start, places = row
+            return row_allows(places, self.part(start, places))[at - start]
+        free, head = self.grammar.free, len(self.grammar.head)
+        end = self.end()
+        if free is None or at >= head + free.room or (end is not None and at >= end):
+            return []
+        behind = max((p for p in self.known if p >= head), default=-1)
+        if at == head + free.room - 1:
+            return [free.closer] if at > behind else []
+        banned = {*free.banned.tolist(), *([free.closer] if at < behind else [])}
+        return [t for t in every if t not in banned]
+
+    def part(self, start: int, places: Places) -> dict[int, int]:
+        """The known tokens of a row, by place."""
+        inside = range(start, start + len(places))
+        return {at - start: token for at, token in self.known.items() if at in inside}
+
+    def scale(self, at: int) -> bool:
+        """Whether a strength stands here."""
+        start, places = self.row_of(at) or (0, None)
+        scale_T = places.scale_T if places is not None else None
+        return scale_T is not None and bool(scale_T[at - start])
+
+    def closes(self, at: int, token: int) -> bool:
+        """Whether this token would end the open free text."""
+        free = self.grammar.free if self.grammar else None
+        return bool(free and self.row_of(at) is None and token == free.closer)
+
+    def choose(self, at: int, logp_V: Tensor, temperature: float, uniform: float) -> Choice:
+        allowed = self.may(at, len(logp_V))
+        return choose(logp_V, allowed, self.scale(at), temperature, uniform)
+
+    def commit(self, at: int, choice: Choice) -> None:
+        """Write a token, and all that has one possibility now."""
+        self.known[at], self.steps[at], self.choices[at] = choice.token, self.nfe, choice
+        self.settle(self.nfe)
+
+    def settle(self, step: int) -> None:
+        while forced := self.forced():
+            for at, token in forced.items():
+                self.known[at], self.steps[at] = token, step
+
+    def forced(self) -> dict[int, int]:
+        """Open positions of which only one token is possible."""
+        found = {}
+        for start, places in self.rows():
+            for at, tokens in enumerate(row_allows(places, self.part(start, places)), start):
+                if len(tokens) == 1 and at not in self.known:
+                    found[at] = tokens[0]
+        free = self.grammar.free if self.grammar is not None else None
+        if self.grammar is not None and free is not None and self.end() is None:
+            first, last = len(self.grammar.head), len(self.grammar.head) + free.room - 1
+            if last == first or any(last - 1 <= at for at in self.known):  # no other is left
+                found[last] = free.closer
+        return found
+
+    def result(self) -> Slow:
+        end = self.end()
+        limit = self.settings.max_tokens
+        finished = end is not None and end <= limit
+        every = range(end if end is not None and finished else limit)
+        chosen = [self.choices.get(at, Choice(self.known[at], 0.0, 1.0)) for at in every]
+        return Slow(
+            [self.known[at] for at in every],
+            [self.steps[at] for at in every],
+            [choice.logp for choice in chosen],
+            [choice.level for choice in chosen],
+            [at not in self.choices for at in every],
+            self.nfe,
+            finished,
+        )
 
 
 # ---------------------------------------------------------------------------------- decoders
@@ -143,29 +266,18 @@ def ar(
     model: SlowModel,
     prompt: list[int],
     settings: DecodeSettings,
-    grammar: AnswerGrammar | None = None,
+    grammar: Grammar | None = None,
     rng: Random = None,
 ) -> Slow:
-    """One token a forward."""
-    out = Slow([], [], [], 0, False)
-    while not out.finished and len(out.tokens) < settings.max_tokens:
-        ids = prompt + out.tokens
+    """One choice a forward, from left to right."""
+    text = Text.begin(settings, grammar)
+    while not text.done():
+        at = text.first_open()
+        ids = prompt + [text.known[t] for t in range(at)]
         logp_V = model.logp(ids, [t + 1 for t in range(len(ids))])[-1]
-        if settings.rule == "permutation" and grammar is not None:
-            start = first_marker(out.tokens, grammar.marker)
-            slots = answer_slots(grammar, start) if start is not None else {}
-            if len(out.tokens) in slots:
-                allowed = may_take(grammar, spelled(out.tokens, slots), *slots[len(out.tokens)])
-                keep_V = torch.full_like(logp_V, -torch.inf)
-                keep_V[allowed] = logp_V[allowed]
-                logp_V = torch.log_softmax(keep_V, -1)
-        token, logp, _ = pick(logp_V, settings.temperature, rng.random() if rng else 0)
-        out.tokens.append(token)
-        out.logps.append(logp)
-        out.steps.append(out.nfe)
-        out.nfe += 1
-        out.finished = token == settings.end_id
-    return out
+        text.commit(at, text.choose(at, logp_V, settings.temperature, rng.random() if rng else 0))
+        text.nfe += 1
+    return text.result()
 
 
 def boundaries(length: int, settings: DecodeSettings, prompt_length: int) -> list[int]:
@@ -180,20 +292,16 @@ def boundaries(length: int, settings: DecodeSettings, prompt_length: int) -> lis
     return ends
 
 
-def surest(confidence: dict[int, float]) -> int:
-    """The position of the highest confidence, the first of equals."""
-    return max(confidence, key=lambda at: (confidence[at], -at))
-
-
 def accepted(
     settings: DecodeSettings, confidence: dict[int, float], entropy: dict[int, float]
-) -> set[int]:
-    """The positions that commit, of {position: confidence}."""
-    commit = {surest(confidence)}
+) -> list[int]:
+    """The positions that commit, of {position: confidence}, the surest (leftmost) first."""
+    order = sorted(confidence, key=lambda at: (-confidence[at], at))
+    commit = {order[0]}
     if settings.accept == "threshold":
         commit |= {at for at, c in confidence.items() if c > settings.threshold}
     elif settings.accept == "static":
-        commit |= set(sorted(confidence, key=lambda at: (-confidence[at], at))[: settings.per_step])
+        commit |= set(order[: settings.per_step])
     else:
         total = 0.0
         for at in sorted(confidence, key=lambda at: (entropy[at], at)):
@@ -201,13 +309,13 @@ def accepted(
                 break
             commit.add(at)
             total += entropy[at]
-    return commit
+    return [at for at in order if at in commit]
 
 
 def canvas_logp(
     model: SlowModel,
     prompt: list[int],
-    tokens: Sequence[int | None],
+    known: dict[int, int],
     start: int,
     end: int,
     settings: DecodeSettings,
@@ -215,7 +323,7 @@ def canvas_logp(
     """{canvas position: log-probabilities} of one denoising forward."""
     p = len(prompt)
     ends = boundaries(p + end, settings, p)
-    ids = prompt + [settings.mask_id if t is None else t for t in tokens[:end]]
+    ids = prompt + [known.get(at, settings.mask_id) for at in range(end)]
     if settings.clean_kv == "causal":
         sees = [t + 1 for t in range(p + start)]
     else:
@@ -230,132 +338,64 @@ def block(
     model: SlowModel,
     prompt: list[int],
     settings: DecodeSettings,
-    grammar: AnswerGrammar | None = None,
+    grammar: Grammar | None = None,
     rng: Random = None,
 ) -> Slow:
     """Denoise block after block; every step commits what is sure, and at least one position."""
-    tokens: list[int | None] = []
-    steps: list[int] = []
-    logps: list[float] = []
-    nfe = start = 0
-    while True:
+    text, start, saved = Text.begin(settings, grammar), 0, 0
+    while not text.done():
         end = boundaries(len(prompt) + start + 1, settings, len(prompt))[-1] - len(prompt)
-        tokens += [None] * (end - start)
-        steps += [-1] * (end - start)
-        logps += [0.0] * (end - start)
-        while None in tokens:
-            logp = canvas_logp(model, prompt, tokens, start, end, settings)
-            choice = {
-                at: pick(logp[at], settings.temperature, rng.random() if rng else 0) for at in logp
-            }
-            for at, (token, value) in _one_step(
-                tokens, start, end, logp, choice, settings, grammar
-            ).items():
-                tokens[at], logps[at], steps[at] = token, value, nfe
-            nfe += 1
-            known = tokens.index(None) if None in tokens else len(tokens)
-            for length in range(start + 1, min(known, settings.max_tokens) + 1):
-                if tokens[length - 1] == settings.end_id:
-                    return _cut(tokens, steps, logps, length, nfe, finished=True)
-            if known >= settings.max_tokens:
-                return _cut(tokens, steps, logps, settings.max_tokens, nfe, finished=False)
-        start = end
-        nfe += 0 if settings.fused else 1
+        if text.first_open() >= end:
+            start = end
+            continue
+        if saved < start and not settings.fused and text.nfe:  # what is clean enters the cache
+            text.nfe += 1
+        saved = start
+        if text.grammar is not None:
+            end = min(end, text.limit())
+        logp = canvas_logp(model, prompt, text.known, start, end, settings)
+        hot, places = settings.temperature, [t for t in range(start, end) if t not in text.known]
+        choice = {t: text.choose(t, logp[t], hot, rng.random() if rng else 0) for t in places}
+        entropy = {at: float(-(logp[at].exp() * logp[at].clamp(min=-1e9)).sum()) for at in choice}
+        confidence = {at: chosen.confidence for at, chosen in choice.items()}
+        # What stands behind a wish to end the free text may belong to the tail: too early.
+        closing = [t for t in places if text.closes(t, choice[t].token)]
+        first = [t for t in places if t <= min([*closing, end])]
+        sure = [at for at in accepted(settings, confidence, entropy) if at in first]
+        for at in sure or [max(first, key=lambda t: confidence[t])]:
+            if at not in text.known and choice[at].token in text.may(at, len(logp[at])):
+                text.commit(at, choice[at])
+        text.nfe += 1
+    return text.result()
 
 
-def _cut(
-    tokens: Sequence[int | None],
-    steps: list[int],
-    logps: list[float],
-    n: int,
-    nfe: int,
-    *,
-    finished: bool,
+def verify(
+    model: SlowModel, prompt: list[int], settings: DecodeSettings, grammar: Grammar | None = None
 ) -> Slow:
-    """The first n positions, all of them committed."""
-    whole = [token for token in tokens[:n] if token is not None]
-    assert len(whole) == n
-    return Slow(whole, steps[:n], logps[:n], nfe, finished)
-
-
-def _one_step(
-    tokens: Sequence[int | None],
-    start: int,
-    end: int,
-    logp: dict[int, Tensor],
-    choice: dict[int, Choice],
-    settings: DecodeSettings,
-    grammar: AnswerGrammar | None,
-) -> dict[int, tuple[int, float]]:
-    """{position: (token, log-probability)} that commit in this step."""
-    masked = [at for at in range(start, end) if tokens[at] is None]
-    entropy = {at: float(-(logp[at].exp() * logp[at].clamp(min=-1e9)).sum()) for at in masked}
-    commit = accepted(settings, {at: choice[at][2] for at in masked}, entropy)
-    if settings.rule == "permutation" and grammar is not None:
-        soon = [choice[at][0] if at in commit else token for at, token in enumerate(tokens)]
-        answer = first_marker(soon, grammar.marker)
-        if answer is None and len(grammar.marker) == 1:
-            sure = {at: float(logp[at][grammar.marker[0]].exp()) for at in masked}
-            if sure[surest(sure)] > MARKER_GUESS:
-                answer = surest(sure) + 1
-        if answer is not None:
-            assert settings.temperature == 0, "the reference restricts greedy choices only"
-            slots = answer_slots(grammar, answer)
-            known = spelled(tokens, slots)
-            for at in masked:
-                if at in slots:
-                    allowed = may_take(grammar, known, *slots[at])
-                    if not allowed:  # a token that spells no candidate got there before the rule
-                        continue
-                    among = torch.log_softmax(logp[at][allowed], -1)
-                    best = int(among.argmax())
-                    token = allowed[best]
-                    choice[at] = (token, float(among[best]), float(logp[at][token].exp()))
-            marker = {at for at in commit if answer - len(grammar.marker) <= at < answer}
-            commit = accepted(settings, {at: choice[at][2] for at in masked}, entropy)
-            wanted = [(choice[at][2], *slots[at], choice[at][0]) for at in commit if at in slots]
-            kept = settle(grammar, known, wanted)
-            commit = {at for at in commit if at not in slots or slots[at] in kept} | marker
-            soon = [choice[at][0] if at in commit else token for at, token in enumerate(tokens)]
-            found = first_marker(soon, grammar.marker)
-            if found not in (None, answer):  # another one got in: it commits alone
-                commit = {at for at in commit if found - len(grammar.marker) <= at < found}
-    return {at: choice[at][:2] for at in commit}
-
-
-def verify(model: SlowModel, prompt: list[int], settings: DecodeSettings) -> Slow:
-    """Greedy verified decoding."""
-    out = Slow([], [], [], 0, False)
-
-    def room() -> int:
-        return settings.max_tokens - len(out.tokens)
-
-    def commit(logp_V: Tensor) -> int:
-        token, logp, _ = pick(logp_V, 0, 0)
-        out.tokens.append(token)
-        out.logps.append(logp)
-        out.steps.append(out.nfe)
-        out.finished = token == settings.end_id
-        return token
-
-    draft: list[int] = []
-    while not out.finished and room():
-        known = prompt + out.tokens
-        end = len(known) + min(settings.canvas, room())
-        ids = known + draft
-        masks = end - len(ids)
-        causal = [t + 1 for t in range(len(ids))]
-        logp_TV = model.logp(ids + [settings.mask_id] * masks, causal + [end] * masks)
+    """What `ar` writes (greedy): a draft of what comes next is checked in one causal forward."""
+    text, p = Text.begin(settings, grammar), len(prompt)
+    draft: dict[int, int] = {}  # the tokens from the first open position on, without a gap
+    while not text.done():
+        start = text.first_open()
+        checked = start + len(draft)
+        end = min(start + settings.canvas, text.limit())
+        shown = {**draft, **text.known}
+        ids = prompt + [shown.get(at, settings.mask_id) for at in range(end)]
+        causal = [t + 1 for t in range(p + checked)]
+        logp_TV = model.logp(ids, causal + [p + end] * (end - checked))
         # Who predicts which position: clean tokens the next, masks their own (or the next).
-        ahead = {t + 1: logp_TV[t] for t in range(len(known) - 1, len(ids))}
-        for t in range(len(ids), end):
-            at = t + 1 if settings.alignment == "shifted" else t
-            if at < end:
-                ahead.setdefault(at, logp_TV[t])
-        for token in [*draft, None]:
-            if commit(ahead[len(prompt + out.tokens)]) != token or out.finished or not room():
+        back = {at: at <= checked or settings.alignment == "shifted" for at in range(end + 1)}
+        rows = {at: p + at - back[at] for at in back if at >= start}
+        while not text.done() and (at := text.first_open()) <= checked:
+            text.commit(at, text.choose(at, logp_TV[p + at - 1], 0, 0))
+            if draft.get(at) != text.known[at]:
                 break
-        start = len(prompt + out.tokens)
-        draft = [int(ahead[at].argmax()) for at in range(start, end)][: room()]
-        out.nfe += 1
-    return out
+        text.nfe += 1
+        draft, guess = {}, text.copy()
+        for at in range(text.first_open(), min(start + settings.canvas, text.limit())):
+            if (text.grammar and at >= guess.limit()) or rows.get(at, len(ids)) >= len(ids):
+                break
+            if at not in guess.known:
+                guess.commit(at, guess.choose(at, logp_TV[rows[at]], 0, 0))
+            draft[at] = guess.known[at]
+    return text.result()
