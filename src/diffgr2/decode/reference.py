@@ -4,7 +4,6 @@ Contract: every forward recomputes the whole document through `Qwen3ForCausalLM`
 boolean mask, what a grammar allows is found by listing all its texts, and nothing else of `decode`
 or `model.layout` is used; the fast decoders (`ar`, `block`, `verify`) must write the same tokens in
 the same steps, which the oracle tests check. Not here: speed; nothing but tests and readers uses
-this module.
 """
 
 from collections.abc import Iterator, Sequence
@@ -209,6 +208,11 @@ class Text:
         scale_T = places.scale_T if places is not None else None
         return scale_T is not None and bool(scale_T[at - start])
 
+    def closes(self, at: int, token: int) -> bool:
+        """Whether this token would end the open free text."""
+        free = self.grammar.free if self.grammar else None
+        return bool(free and self.row_of(at) is None and token == free.closer)
+
     def choose(self, at: int, logp_V: Tensor, temperature: float, uniform: float) -> Choice:
         allowed = self.may(at, len(logp_V))
         return choose(logp_V, allowed, self.scale(at), temperature, uniform)
@@ -349,15 +353,15 @@ def block(
         if text.grammar is not None:
             end = min(end, text.limit())
         logp = canvas_logp(model, prompt, text.known, start, end, settings)
-        hot = settings.temperature
-        choice = {
-            at: text.choose(at, logp[at], hot, rng.random() if rng else 0)
-            for at in range(start, end)
-            if at not in text.known
-        }
+        hot, places = settings.temperature, [t for t in range(start, end) if t not in text.known]
+        choice = {t: text.choose(t, logp[t], hot, rng.random() if rng else 0) for t in places}
         entropy = {at: float(-(logp[at].exp() * logp[at].clamp(min=-1e9)).sum()) for at in choice}
         confidence = {at: chosen.confidence for at, chosen in choice.items()}
-        for at in accepted(settings, confidence, entropy):
+        # What stands behind a wish to end the free text may belong to the tail: too early.
+        closing = [t for t in places if text.closes(t, choice[t].token)]
+        first = [t for t in places if t <= min([*closing, end])]
+        sure = [at for at in accepted(settings, confidence, entropy) if at in first]
+        for at in sure or [max(first, key=lambda t: confidence[t])]:
             if at not in text.known and choice[at].token in text.may(at, len(logp[at])):
                 text.commit(at, choice[at])
         text.nfe += 1
@@ -365,10 +369,7 @@ def block(
 
 
 def verify(
-    model: SlowModel,
-    prompt: list[int],
-    settings: DecodeSettings,
-    grammar: Grammar | None = None,
+    model: SlowModel, prompt: list[int], settings: DecodeSettings, grammar: Grammar | None = None
 ) -> Slow:
     """What `ar` writes (greedy): a draft of what comes next is checked in one causal forward."""
     text, p = Text.begin(settings, grammar), len(prompt)
@@ -391,8 +392,7 @@ def verify(
         text.nfe += 1
         draft, guess = {}, text.copy()
         for at in range(text.first_open(), min(start + settings.canvas, text.limit())):
-            over = text.grammar is not None and at >= guess.limit()
-            if over or rows.get(at, len(ids)) >= len(ids):
+            if (text.grammar and at >= guess.limit()) or rows.get(at, len(ids)) >= len(ids):
                 break
             if at not in guess.known:
                 guess.commit(at, guess.choose(at, logp_TV[rows[at]], 0, 0))
