@@ -44,8 +44,7 @@ class BlockWriter(Writer):
     def end(self) -> int:
         """Where the canvas ends: with its block, or with the response."""
         end = self._bounds(self.start)[1]
-        known = self.guide.end if self.guide is not None else None
-        return end if known is None else min(end, known)
+        return end if self.guide is None else min(end, self.limit)
 
     def _sees(self, at: int) -> int:
         """How far a clean token sees, in document positions."""
@@ -115,12 +114,13 @@ class BlockWriter(Writer):
         moved = False
         self.advance()
         while not self.done and self.length >= self.end:
-            self.start, moved = self.length, True
+            self.start, moved = self.end, True
             self.advance()
         self._saving = moved and self.nfe > 0 and not self.settings.fused
 
     def result(self) -> Trajectory:
         """With the terminal block as a whole, for replay."""
-        canvas_T, step_T = (a[: self.end].copy() for a in (self.tokens_T, self.step_T))
+        end = max(self.end, self.length)  # blocks without an open position were never entered
+        canvas_T, step_T = (a[:end].copy() for a in (self.tokens_T, self.step_T))
         step_T[canvas_T == UNKNOWN] = NEVER
         return replace(super().result(), canvas_T=canvas_T, canvas_step_T=step_T)

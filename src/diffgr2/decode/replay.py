@@ -1,12 +1,13 @@
 """What was allowed when each token was committed: for scoring rollouts as they were sampled.
 
 Contract: `decisions` walks a finished text in the order in which it was committed and gives, for
-every token that was a decision, what the grammar allowed just before its step; tokens of one step
-are decided side by side, as the decoders do. Not here: the states of the model in which they were
-decided (`stages.noisy`), probabilities (`objectives.likelihood`).
+every token that was a decision, what the grammar allowed just before it: tokens of one step of
+`block` are decided side by side, all others one after the other. Not here: the states of the model
+in which they were decided (`stages.noisy`), probabilities (`objectives.likelihood`).
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -39,13 +40,15 @@ def decisions(text: Trajectory, grammar: Grammar | None) -> Decisions:
     order = np.lexsort((np.arange(n), text.step_of_T))
     found: list[tuple[int, np.ndarray | None, np.ndarray | None]] = []
     own = [int(at) for at in order if not forced_T[at]]
-    for step in np.unique(text.step_of_T[own]).tolist() if own else []:
-        members = [at for at in own if text.step_of_T[at] == step]
-        for at in members:
+    sided = text.canvas_T is not None  # block: one step's tokens do not know of each other
+    for _, members in groupby(own, key=lambda at: int(text.step_of_T[at]) if sided else at):
+        step = list(members)
+        for at in step:
             allowed = guide.allowed(at)
             found.append((at, allowed, guide.without(at) if allowed is None else None))
-        for at in members:
-            guide.commit(at, int(text.tokens_T[at]))
+        for at in step:
+            if guide.tokens_T[at] == UNKNOWN:  # else another of this step has settled it
+                guide.commit(at, int(text.tokens_T[at]))
     sets = [allowed if allowed is not None else [] for _, allowed, _ in found]
     at_D = np.array([at for at, _, _ in found], dtype=np.int64)
     return Decisions(at_D, row_of_places(sets), tuple(banned for _, _, banned in found))

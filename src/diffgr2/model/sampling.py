@@ -6,14 +6,19 @@ Not here: what may be drawn (`decode.grammar`), the model (`session`).
 
 import numpy as np
 
+from diffgr2.errors import DecodeError
+
 
 def log_normalised(x_NA: np.ndarray) -> np.ndarray:
-    """Log-probabilities along the last axis; some entry of each row must be finite.
+    """Log-probabilities along the last axis; a row without a finite entry is a DecodeError.
 
     >>> np.exp(log_normalised(np.log([[1.0, 3.0]]))).round(2).tolist()
     [[0.25, 0.75]]
     """
-    shifted_NA = x_NA.astype(np.float64) - x_NA.max(-1, keepdims=True)
+    top_N1 = x_NA.max(-1, keepdims=True)
+    if not np.isfinite(top_N1).all():
+        raise DecodeError("of the tokens that may stand here none has a probability")
+    shifted_NA = x_NA.astype(np.float64) - top_N1
     return shifted_NA - np.log(np.exp(shifted_NA).sum(-1, keepdims=True))
 
 
