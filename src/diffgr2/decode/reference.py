@@ -4,7 +4,6 @@ Contract: every forward recomputes the whole document through `Qwen3ForCausalLM`
 boolean mask, what a grammar allows is found by listing all its texts, and nothing else of `decode`
 or `model.layout` is used; the fast decoders (`ar`, `block`, `verify`) must write the same tokens in
 the same steps, which the oracle tests check. Not here: speed; nothing but tests and readers uses
-this module.
 """
 
 from collections.abc import Iterator, Sequence
