@@ -17,6 +17,9 @@ from diffgr2.model.backend import NO_TOKEN, NOTHING_BANNED, Chosen, Span, View
 from diffgr2.model.forward import KVCache, LeanQwen3
 from diffgr2.model.sampling import inverse_transform, log_normalised
 
+FEW = 2**25
+"""So many log-probabilities are fetched from a device as a whole: small vocabularies'."""
+
 
 class TorchView:
     """See `backend.View`; what is large stays on the device."""
@@ -116,6 +119,8 @@ class TorchSession:
             raise DecodeError(
                 "logits hold NaN, +inf or no finite value: the model's output is broken"
             )
+        if logp_BTV.numel() <= FEW:  # one copy for all rows, instead of one per question
+            logp_BTV = logp_BTV.cpu()
         return [
             TorchView(logp_BTV[b, span.logits_from - skipped : len(span.ids) - skipped])
             for b, span in enumerate(spans)
