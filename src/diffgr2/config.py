@@ -320,7 +320,7 @@ class OpdConfig(TrainConfig):
     positions: Literal["frontier", "all"] = "frontier"  # all: the trap of a causal teacher
     rollouts: Positive = 4  # per prompt
     temperature: Amount = 1.0  # of the student's rollouts
-    teacher_temperature: Rate = 1.0  # below 1: nearer to what the teacher would choose greedily
+    teacher_temperature: Rate = 1.0  # below 1: nearer to its greedy choice; strengths keep 1
     threshold: Share = 0.2
     rule: Rule = "grammar"
     answer: Answering = "said"  # what is rolled out: to the last strength, or the permutation too

@@ -57,6 +57,7 @@ class OpdMicro(Micro):
 
     clean: TokenBatch  # prompt + response for the teacher
     teacher_N: Tensor  # flat places in it
+    heat_N: Tensor  # the teacher's temperature there
 
 
 @dataclass
@@ -135,16 +136,22 @@ class OpdTask:
         batch = noisy_batch([row for row, _, _ in rows], pad_id)
         texts = [row.prompt + row.response_R[:length].tolist() for row, _, length in rows]
         clean = causal_batch(texts, pad_id)
-        compared, heads = [], []  # (row, place in the student's batch, place in the teacher's)
+        compared, heads = [], []  # (row, place in the student's batch, in the teacher's, token)
         for b, (row, at_N, length) in enumerate(rows):
-            compared.append((b, row.noisy_places(0, at_N), row.clean_places(at_N)))
+            places = (row.noisy_places(0, at_N), row.clean_places(at_N))
+            compared.append((b, *places, row.response_R[at_N]))
             if row.clean_causal:
                 head_M = row.clean_places(np.arange(length))
-                heads.append((b, head_M, head_M))
-        row_N, student_N, teacher_N = columns([*compared, *heads])
+                heads.append((b, head_M, head_M, row.response_R[:length]))
+        row_N, student_N, teacher_N, token_N = columns([*compared, *heads])
         (target_N,) = columns([row.response_R[at_N]] for row, at_N, _ in rows)
         student_N, teacher_N = batch.flat(row_N, student_N), clean.flat(row_N, teacher_N)
-        return OpdMicro(batch, student_N, target_N, clean, teacher_N)
+        # A strength is its whole distribution: a colder teacher would say another one.
+        said_N = torch.tensor(
+            [self.corpus.vocab.strength_of(t) is not None for t in token_N.tolist()]
+        )
+        heat_N = torch.where(said_N, 1.0, self.config.teacher_temperature)
+        return OpdMicro(batch, student_N, target_N, clean, teacher_N, heat_N)
 
     def loss(self, model: nn.Module, micro: OpdMicro) -> Loss:
         config, mask_id, n = self.config, self.corpus.vocab.mask_id, micro.tokens
@@ -156,7 +163,7 @@ class OpdTask:
         logp = torch.log_softmax(logits, -1)
         with torch.no_grad():
             taught = micro.clean.logits(self.teacher, micro.teacher_N, mask_id)
-            taught = torch.log_softmax(taught / config.teacher_temperature, -1)
+            taught = torch.log_softmax(taught / micro.heat_N[:, None], -1)
         gap_N = divergence(taught[:n], logp[:n], config.divergence)
         metrics: dict[str, Any] = {"kl": (gap_N.detach().sum(), n)}
         total = gap_N.sum()
