@@ -12,24 +12,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_decode_oracles import BLOCK, MASK, PROMPTS, prompts, settings, tiny
+from test_decode_oracles import BLOCK, PROMPTS, prompts, ruled
 from test_forward_oracles import denoising_states
 
 from diffgr2.decode.batch import decode
+from diffgr2.decode.grammar import Free, Grammar
 from diffgr2.decode.settings import DecodeRequest
 from diffgr2.errors import DecodeError
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3
-from diffgr2.objectives.likelihood import chosen_logp, logits_at
+from diffgr2.objectives.likelihood import allowed_logp, logits_at
 from diffgr2.objectives.noise import frontier
 from diffgr2.stages.batches import epoch_order
 from diffgr2.stages.noisy import realised, response_blocks
 from diffgr2.stages.opd import one_state_per_block
-from diffgr2.stages.rl import causal_micro, replay_micro, replay_row
-from diffgr2.stages.rollouts import Rollout
+from diffgr2.stages.rl import Ids, causal_micro, replay_micro, replay_row
+from diffgr2.stages.rollouts import Asked, Rollout
 from diffgr2.streams import generator
-from diffgr2.types import Answer
+from diffgr2.types import Answer, Trajectory
 from support import tiny_stages
+from support.grammars import END, GRAMMARS, MASK, Row
+from support.tiny_qwen import VOCAB, tiny
 
 CONTRACTS = list(
     product(("causal", "block_causal"), ("same_position", "shifted"), ("document", "response"))
@@ -45,14 +48,46 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def rollouts(module: Any, chosen: Any, lengths: tuple[int, ...] = PROMPTS) -> list[Rollout]:
+def hasty() -> Grammar:
+    """Free text of two words that ends at any time, long before its room does."""
+    banned = np.setdiff1d(np.arange(VOCAB), [5, 6, 20])
+    tail = Row().fixed(21).group(3, [[1], [2], [3]]).fixed(END)
+    return Grammar(Row().fixed(16, 17).done(), Free(20, 24, banned), tail.done())
+
+
+RULED = {None: None, **GRAMMARS, "hasty": hasty()}
+IDS = Ids(PAD, MASK)
+
+
+def rollouts(
+    module: Any, chosen: Any, grammar: Grammar | None = None, lengths: tuple[int, ...] = PROMPTS
+) -> list[Rollout]:
     given = prompts(21, lengths)
-    requests = [DecodeRequest(p, None, ("replay", i)) for i, p in enumerate(given)]
+    requests = [DecodeRequest(p, grammar, ("replay", i)) for i, p in enumerate(given)]
     done = decode(LeanQwen3(module), requests, chosen)
+    return [rollout(p, grammar, t) for p, t in zip(given, done, strict=True)]
+
+
+def rollout(prompt: list[int], grammar: Grammar | None, text: Trajectory) -> Rollout:
     nobody: Any = None
-    return [
-        Rollout(p, nobody, 0, t, Answer((), ()), 0.0, 1.0) for p, t in zip(given, done, strict=True)
-    ]
+    return Rollout(Asked(prompt, grammar, nobody, 0), text, Answer((), ()), 0.0, 1.0)
+
+
+def decided(row: Rollout) -> list[int]:
+    """The tokens that the grammar left open."""
+    text = row.trajectory
+    forced_T = np.zeros(len(text.tokens_T), bool) if text.forced_T is None else text.forced_T
+    return text.tokens_T[~forced_T].tolist()
+
+
+def check_replay(rows: list[Rollout], micro: Any, logits_NV: torch.Tensor, heat: float) -> None:
+    """Every decision once, none of what was forced, and each as likely as it was drawn."""
+    sets = (micro.allowed_NA, micro.banned_NB)
+    replay_N = allowed_logp(logits_NV, micro.target_N, *sets, heat)
+    torch.testing.assert_close(replay_N, micro.old_logp_N, atol=1e-4, rtol=0)
+    every = sum(map(decided, rows), [])
+    assert sorted(micro.target_N.tolist()) == sorted(every)
+    assert len(replay_N) == len(every) == micro.count > 0
 
 
 @torch.no_grad()
@@ -70,47 +105,59 @@ def block_logits(module: Any, batch: Any, index_N: torch.Tensor) -> torch.Tensor
 # ------------------------------------------------------------------------- rolled out = replayed
 
 
+@pytest.mark.parametrize("name", RULED)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_ar_rollouts_replay_to_their_own_log_probabilities(temperature):
+def test_ar_rollouts_replay_to_their_own_log_probabilities(temperature, name):
     module = tiny(21)
-    rows = rollouts(module, settings(temperature=temperature))
-    assert len({len(row.trajectory.tokens_T) for row in rows}) > 1  # padding is at work
-    micro = causal_micro(rows, PAD)
+    rows = rollouts(module, ruled(temperature=temperature), RULED[name])
+    lengths = {len(row.trajectory.tokens_T) for row in rows}
+    assert len(lengths) > 1 or name in ("said", "written", "spelled")  # padding is at work
+    micro = causal_micro(rows, IDS)
     with torch.no_grad():
         logits_NV = logits_at(module, micro.batch.ids_BT, micro.index_N, MASK)
-    replay_N = chosen_logp(logits_NV, micro.target_N, temperature)
-    assert len(replay_N) == sum(len(row.trajectory.tokens_T) for row in rows) == micro.count
-    torch.testing.assert_close(replay_N, micro.old_logp_N, atol=1e-4, rtol=0)
+    check_replay(rows, micro, logits_NV, temperature)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("name", RULED)
 @pytest.mark.parametrize(("clean_kv", "alignment", "origin"), CONTRACTS)
-def test_block_rollouts_replay_to_their_own_log_probabilities(
-    clean_kv, alignment, origin, temperature
-):
+def test_block_rollouts_replay_to_their_own_log_probabilities(clean_kv, alignment, origin, name):
+    """Over several blocks; with free text the canvas's end depends on the step."""
     module = tiny(22)
     contract = BlockContract(
         block_size=BLOCK, mask_token_id=MASK, alignment=alignment, origin=origin
     )
-    together = 0
-    for changes in ({"threshold": 0.2}, {"threshold": 0.9, "fused": False}, {"max_tokens": 11}):
-        chosen = settings(decoder="block", clean_kv=clean_kv, alignment=alignment, origin=origin)
-        chosen = replace(chosen, temperature=temperature, **changes)
-        rows = rollouts(module, chosen)
-        causal = clean_kv == "causal"
-        micro = replay_micro(rows, contract, PAD, clean_causal=causal)
-        replay_N = chosen_logp(
-            block_logits(module, micro.batch, micro.index_N), micro.target_N, temperature
-        )
-        torch.testing.assert_close(replay_N, micro.old_logp_N, atol=1e-4, rtol=0)
-        tokens = [row.trajectory.tokens_T for row in rows]
-        assert len(replay_N) == sum(map(len, tokens)) == micro.count
-        assert sorted(micro.target_N.tolist()) == sorted(np.concatenate(tokens).tolist())
-        together += sum(
-            len(t) - len(np.unique(row.trajectory.step_of_T))
-            for t, row in zip(tokens, rows, strict=True)
-        )
+    together = longest = 0
+    changes = ({"threshold": 0.2}, {"threshold": 0.9, "fused": False}, {"max_tokens": 11})
+    for number, change in enumerate(changes):
+        chosen = ruled(decoder="block", clean_kv=clean_kv, alignment=alignment, origin=origin)
+        chosen = replace(chosen, temperature=(1.0, 0.7)[number % 2], **change)
+        rows = rollouts(module, chosen, RULED[name])
+        micro = replay_micro(rows, contract, IDS, clean_causal=clean_kv == "causal")
+        logits_NV = block_logits(module, micro.batch, micro.index_N)
+        check_replay(rows, micro, logits_NV, chosen.temperature)
+        for row in rows:
+            text = row.trajectory
+            together += len(text.tokens_T) - len(np.unique(text.step_of_T))
+            longest = max(longest, len(text.tokens_T))
     assert together > 20  # many tokens were committed beside others
+    assert longest > BLOCK or name == "loose"
+
+
+def test_a_canvas_is_as_wide_as_it_was_before_its_free_text_had_ended():
+    """Wider than the whole text, or narrower; both are met, and the padding is never a target."""
+    module, met = tiny(22), set()
+    contract = BlockContract(block_size=BLOCK, mask_token_id=MASK)
+    for name in ("text", "hasty"):
+        chosen = ruled(decoder="block", temperature=1.0, threshold=0.3)
+        for row in rollouts(module, chosen, RULED[name]):
+            grammar, text = row.asked.grammar, row.trajectory
+            found = realised(row.asked.prompt, text, contract, PAD, grammar)
+            assert found.end == len(text.tokens_T)
+            noisy, _, _ = replay_row(row, contract, PAD, clean_causal=True)
+            assert not noisy.masked_CR[~noisy.there_CR].any()
+            met.add(("wider", len(found.tokens_R) > found.end))
+            met.add(("narrower", bool((~noisy.there_CR[:, : found.end]).any())))
+    assert met >= {("wider", True), ("narrower", True)}
 
 
 def test_a_replay_under_other_weights_is_refused_by_both_stages():
@@ -132,45 +179,53 @@ def test_a_replay_under_other_weights_is_refused_by_both_stages():
 # ----------------------------------------------------------------------------- realised states
 
 
+@pytest.mark.parametrize("name", [None, "written", "text", "hasty"])
 @pytest.mark.parametrize(("clean_kv", "alignment", "origin"), CONTRACTS)
-def test_replay_and_opd_use_the_states_that_the_decoder_was_in(clean_kv, alignment, origin):
+def test_replay_and_opd_use_the_states_that_the_decoder_was_in(clean_kv, alignment, origin, name):
     """The canvases are recorded while decoding; nothing is derived from the trajectory there."""
     module = tiny(23)
-    chosen = settings(decoder="block", clean_kv=clean_kv, alignment=alignment, origin=origin)
+    chosen = ruled(decoder="block", clean_kv=clean_kv, alignment=alignment, origin=origin)
     chosen = replace(chosen, temperature=1.0, threshold=0.3)
     contract = BlockContract(
         block_size=BLOCK, mask_token_id=MASK, alignment=alignment, origin=origin
     )
-    nobody: Any = None
+    grammar = RULED[name]
     for prompt in prompts(23, (1, 7, 8, 9)):
-        row = denoising_states(LeanQwen3(module), prompt, chosen)
+        row = denoising_states(LeanQwen3(module), prompt, chosen, grammar)
         trajectory = row.result()
         seen: dict[int, list[list[bool]]] = {}
         for start, canvas, _ in row.states:
             seen.setdefault(start, []).append((canvas < 0).tolist())
-        given = Rollout(prompt, nobody, 0, trajectory, Answer((), ()), 0.0, 1.0)
-        noisy, scored_CR = replay_row(given, contract, PAD, clean_causal=True)
+        given = rollout(prompt, grammar, trajectory)
+        noisy, made, copy_D = replay_row(given, contract, PAD, clean_causal=True)
         for start, states in seen.items():
-            width = len(states[0])
+            block_R = noisy.blocks == noisy.blocks[start]
             for copy, state in enumerate(states):
-                assert noisy.masked_CR[copy, start : start + width].tolist() == state
-        count_R = scored_CR.sum(0)
-        assert noisy.masked_CR[scored_CR].all()
+                there_R = noisy.there_CR[copy] & block_R
+                assert np.flatnonzero(there_R).tolist() == [start + i for i in range(len(state))]
+                assert noisy.masked_CR[copy, there_R].tolist() == state
+        assert noisy.masked_CR[copy_D, made.at_D].all()
         length = len(trajectory.tokens_T)
-        assert count_R.tolist() == [1] * length + [0] * (len(count_R) - length)
+        open_T = np.ones(length, bool) if grammar is None else ~trajectory.forced_T
+        assert sorted(made.at_D.tolist()) == np.flatnonzero(open_T).tolist()
         assert noisy.response_R[:length].tolist() == trajectory.tokens_T.tolist()
 
-        _, step_R, block_R, shift = realised(prompt, trajectory, contract, PAD)
-        assert shift == noisy.shift
-        assert (block_R == response_blocks(len(prompt), len(step_R), BLOCK, shift)).all()
+        text = realised(prompt, trajectory, contract, PAD, grammar)
+        assert text.shift == noisy.shift
+        length = len(text.tokens_R)
+        assert (text.block_R == response_blocks(len(prompt), length, BLOCK, text.shift)).all()
         found: dict[int, set[int]] = {start: set() for start in seen}
         for draw in range(60):
-            masked_R = one_state_per_block(step_R, block_R, generator("state", draw))
+            masked_R, there_R = one_state_per_block(text, generator("state", draw))
             for start, states in seen.items():
-                state = masked_R[start : start + len(states[0])].tolist()
-                found[start].add(states.index(state))
+                own_R = there_R & (text.block_R == text.block_R[start])
+                found[start].add(states.index(masked_R[own_R].tolist()))
         for start, states in seen.items():  # each of them has its chance
             assert len(found[start]) == len(states) or len(states) > 12
+        first_R, there_R = one_state_per_block(text, None)
+        for start, states in seen.items():
+            own_R = there_R & (text.block_R == text.block_R[start])
+            assert first_R[own_R].tolist() == states[0]
 
 
 # --------------------------------------------------------------------------------------- OPD
