@@ -17,6 +17,7 @@ from diffgr2.objectives.policy import (
     overlong_penalty,
     reward,
 )
+from diffgr2.stages.noisy import Realised, rounds_of
 from diffgr2.stages.opd import one_state_per_block
 from diffgr2.types import NEVER
 
@@ -105,11 +106,20 @@ def test_the_share_of_fully_masked_blocks_and_of_masked_tokens_is_as_asked():
 # ------------------------------------------------------------------------------- realised states
 
 
+def state_of(step_R: np.ndarray, block_R: np.ndarray, seed: int) -> np.ndarray:
+    """Masked [R] of one state per block, without free text."""
+    rounds, n = rounds_of(step_R, block_R), len(step_R)
+    text = Realised(np.zeros(n, dtype=np.int64), step_R, block_R, 0, rounds, -1, n, n)
+    masked_R, there_R = one_state_per_block(text, np.random.default_rng(seed))
+    assert there_R.all()
+    return masked_R
+
+
 @given(trajectories(), seeds)
 @settings(max_examples=200, deadline=None)
 def test_one_state_per_block_is_a_state_that_the_decoder_saw(trajectory, seed):
     step_R, block_R = trajectory
-    masked_R = one_state_per_block(step_R, block_R, np.random.default_rng(seed))
+    masked_R = state_of(step_R, block_R, seed)
     assert not masked_R[step_R < 0].any()
     for block in np.unique(block_R):
         members = block_R == block
@@ -137,7 +147,7 @@ def test_replaying_from_the_first_step_masks_all_decisions_and_each_step_uncover
 def test_the_frontier_has_only_masked_positions_with_no_commit_behind(trajectory, seed):
     """What the grammar gave is no commit: the teacher knows it, too."""
     step_R, block_R = trajectory
-    masked_R = one_state_per_block(step_R, block_R, np.random.default_rng(seed))
+    masked_R = state_of(step_R, block_R, seed)
     given_R = step_R < 0
     ahead_R = frontier(masked_R, block_R, given_R)
     plain_R = frontier(masked_R, block_R)

@@ -119,9 +119,16 @@ def response_blocks(prompt_length: int, length: int, block_size: int, shift: int
     return np.asarray(block_of(prompt_length + np.arange(length), block_size, shift))
 
 
-def rounds_of(step_R: np.ndarray, block_R: np.ndarray) -> dict[int, np.ndarray]:
-    """The steps, in order, that committed tokens of each block that had any."""
+def rounds_of(
+    step_R: np.ndarray, block_R: np.ndarray, forced_R: np.ndarray | None = None
+) -> dict[int, np.ndarray]:
+    """The steps, in order, that decided tokens of each block that had any.
+
+    What was forced may have been settled by a step of an earlier block, which is no state of this.
+    """
     made_R = (step_R >= 0) & (step_R != NEVER)
+    if forced_R is not None:
+        made_R[: len(forced_R)] &= ~forced_R
     rounds = {b: np.unique(step_R[(block_R == b) & made_R]) for b in np.unique(block_R)}
     return {b: steps for b, steps in rounds.items() if len(steps)}
 
@@ -138,14 +145,10 @@ class Realised:
     step_R: np.ndarray
     block_R: np.ndarray
     shift: int
+    rounds: dict[int, np.ndarray]  # see `rounds_of`
     closed: int
     open_end: int
     end: int
-
-    @property
-    def rounds(self) -> dict[int, np.ndarray]:
-        """See `rounds_of`."""
-        return rounds_of(self.step_R, self.block_R)
 
     def state(self, step_of_block: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """(masked [R], on the canvas [R]) just before one step of each of these blocks."""
@@ -187,8 +190,9 @@ def realised(
         tokens_R = np.pad(tokens_R, (0, more), constant_values=fill)
         step_R = np.pad(step_R, (0, more), constant_values=NEVER)
     block_R = response_blocks(len(prompt), len(tokens_R), size, shift)
-    before = -1 if closed is None else closed
-    return Realised(tokens_R.astype(np.int64), step_R, block_R, shift, before, open_end, end)
+    rounds = rounds_of(step_R, block_R, trajectory.forced_T)
+    reach = (-1 if closed is None else closed, open_end, end)
+    return Realised(tokens_R.astype(np.int64), step_R, block_R, shift, rounds, *reach)
 
 
 def closed_at(tokens_R: np.ndarray, step_R: np.ndarray, grammar: Grammar | None) -> int | None:
