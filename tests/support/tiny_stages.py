@@ -51,12 +51,16 @@ BLOCK = 4
 STEPS = 12
 
 
+def shown_config(direct: float) -> DistillConfig:
+    """All lists, some of them shuffled, longer, or without part of their evidence."""
+    return DistillConfig(lists=0, direct=direct, shuffle=1 / 3, vary=0.3, hide=0.2)
+
+
 @cache
 def lessons(direct: bool = False) -> list[tuple[Asked, Trajectory]]:
     """The lists as `distill` asks for them, and what a flawless teacher would write."""
     shop, made = corpus(), []
-    config = DistillConfig(lists=0, direct=float(direct), shuffle=1 / 3, vary=0.3, hide=0.2)
-    for one in asked(shop, config, SEED):
+    for one in asked(shop, shown_config(float(direct)), SEED):
         shown = one.shown
         trace = shop.taught(KNOWN[one.split], one.row, shown)  # the tiny corpus traces every list
         how: Any = {"reasoning": not direct, "answer": one.answer}
@@ -104,7 +108,7 @@ def fresh(seed: int = SEED, *, tied: bool = True, dim: int = 24, layers: int = 2
                 num_key_value_heads=1,
                 head_dim=12,
                 intermediate_size=2 * dim,
-                max_position_embeddings=256,
+                max_position_embeddings=2048,
                 tie_word_embeddings=tied,
                 initializer_range=0.1,
                 bos_token_id=None,
@@ -215,6 +219,10 @@ def block_rl_task(
     return RlTask(roller, contract), config
 
 
+def lean(net: Any) -> LeanQwen3:
+    return LeanQwen3(net.eval())
+
+
 def asked_of(task: OpdTask, n: int, *key: str | int) -> DecodeRequest:
     """The n-th output as OPD asks for it, from a random stream of its own."""
     return DecodeRequest(task.outputs.prompt(task.corpus, n), task._grammar(n), (*key, n))
@@ -222,7 +230,7 @@ def asked_of(task: OpdTask, n: int, *key: str | int) -> DecodeRequest:
 
 def rolled(net: Any, settings: DecodeSettings, requests: Sequence[DecodeRequest]) -> list[Any]:
     """Trajectories of these requests."""
-    return decode(LeanQwen3(net.eval()), requests, settings)
+    return decode(lean(net), requests, settings)
 
 
 # ---------------------------------------------------------------------- factories for the battery
