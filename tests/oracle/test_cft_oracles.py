@@ -81,6 +81,7 @@ def meant(task: Any, rows: list[NoisyRow], micro: Any) -> list[tuple[int, int, i
 def test_a_complementary_pair_supervises_every_open_token_exactly_once(
     clean, alignment, random_origin
 ):
+    """Every token that the grammar leaves open."""
     task = task_of(clean, alignment, random_origin=random_origin)
     attentions = set()
     for step in range(1, 9):
