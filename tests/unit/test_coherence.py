@@ -42,9 +42,9 @@ def test_the_text_itself_contradicts_nothing():
     assert CASE.text() == (
         "Lately bought: Oil (2 of 4) and Soap (2 of 4).\n"
         "First choice: Oro soap, ahead of Fern balm.\n"
-        "Oro soap: a very strong match. In its favour: very frequently bought together with earlier "
-        "purchases and described very much like earlier purchases. Against it: not once bought on "
-        "the same day as the latest purchase.\n"
+        "Oro soap: a very strong match. In its favour: very frequently bought together with "
+        "earlier purchases and described very much like earlier purchases. Against it: not once "
+        "bought on the same day as the latest purchase.\n"
         "Fern balm: a strong match. In its favour: very frequently bought together with earlier "
         "purchases and most frequently paired with the latest purchase. Against it: bought "
         "with earlier purchases slightly more than its popularity suggests.\n"
