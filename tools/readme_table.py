@@ -1,8 +1,8 @@
 """Rewrites the results tables of a README from committed reports.
 
 Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands what
-`results/NAME.json` says and nothing else: its main rows (`rows:NAME`: all of them; `speed:NAME`: its
-timing run; `serving:NAME`: a serving benchmark); running it twice changes nothing. Not here:
+`results/NAME.json` says and nothing else: its main rows (`rows:NAME`: all of them; `speed:NAME`:
+its timing run; `serving:NAME`: a serving benchmark); running it twice changes nothing. Not here:
 measuring.
 Run: `python tools/readme_table.py README.md results [--check]`.
 """
