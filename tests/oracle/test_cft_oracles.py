@@ -78,9 +78,7 @@ def meant(task: Any, rows: list[NoisyRow], micro: Any) -> list[tuple[int, int, i
 
 @pytest.mark.parametrize(("clean", "alignment"), CONTRACTS)
 @pytest.mark.parametrize("random_origin", [True, False])
-def test_a_complementary_pair_supervises_every_open_token_exactly_once(
-    clean, alignment, random_origin
-):
+def test_a_complementary_pair_supervises_every_token_exactly_once(clean, alignment, random_origin):
     """Every token that the grammar leaves open."""
     task = task_of(clean, alignment, random_origin=random_origin)
     attentions = set()

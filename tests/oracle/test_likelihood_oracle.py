@@ -6,6 +6,7 @@ Sets of allowed tokens, free text with banned ones, strengths between two levels
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_sft_loss_is_a_loop_over_tokens_with_strengths_between_their_levels():
         split: type(t)(t.row_N, np.clip(t.level_NK - 0.35, 0, None), t.cites_NKC)
         for split, t in shop.traces.items()
     }
-    task.corpus = type(shop)(**{**vars(shop), "traces": soft})
+    task.corpus = replace(shop, traces=soft)
     texts = [task.text(n, 1, n) for n in range(8)]
     micro = imitation(texts, (0.25, 1.0), shop.vocab.pad_id)
     with torch.no_grad():
