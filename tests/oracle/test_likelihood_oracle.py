@@ -127,6 +127,14 @@ def test_the_loss_is_least_where_the_distribution_has_the_taught_mean():
 # ----------------------------------------------------------------------------------------- SFT
 
 
+@pytest.mark.parametrize(("share", "right"), [(0.0, [5]), (0.4, [5, 6]), (1.0, [6])])
+def test_a_prediction_is_right_where_the_target_has_a_share_in_it(share, right):
+    """A level on a step has one right strength, one between two steps has two."""
+    micro = imitation([Text([1], [5], [ANSWER], [6], [share])], (1.0, 1.0), 0)
+    found = [token for token in range(V) if micro.right(torch.eye(V)[[token]]).all()]
+    assert found == right
+
+
 def test_sft_loss_is_a_loop_over_tokens_with_strengths_between_their_levels():
     task, config = tiny_stages.sft_task(rows=8, direct=0.4, reasoning_weight=0.25)
     shop, net = task.corpus, tiny_stages.fresh(4).eval()

@@ -88,9 +88,9 @@ class WeightedMicro(Micro):
         return -between_logp(logits_NV, self.target_N, self.other_N, self.share_N)
 
     def right(self, logits_NV: Tensor) -> Tensor:
-        """Whether the likeliest token is the target, or the other one of the two [N]."""
-        best_N = logits_NV.argmax(-1)
-        return (best_N == self.target_N) | (best_N == self.other_N)
+        """Whether the likeliest token is one that the target has a share in [N]."""
+        best_N, own_N = logits_NV.argmax(-1), self.share_N < 1
+        return ((best_N == self.target_N) & own_N) | ((best_N == self.other_N) & (self.share_N > 0))
 
     @property
     def count(self) -> float:
