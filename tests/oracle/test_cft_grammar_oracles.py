@@ -111,6 +111,7 @@ def test_strengths_are_taught_as_the_level_that_was_expected():
             assert token == rows[b].response_R[at]
             continue
         assert high == low + 1
+        assert 0 <= share <= 1
         mean = (1 - share) * low + share * high
         assert mean == pytest.approx(soft_NT[numbers[b], at], abs=1e-5)
         between += 0 < share < 1
