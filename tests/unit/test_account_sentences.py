@@ -117,7 +117,7 @@ def test_what_has_no_name_is_called_by_its_place() -> None:
     [
         ([], [], "No earlier purchases to go by."),
         (["", ""], ["", ""], "Lately bought: items without a name."),
-        (["", ""], ["Soap", "Gel"], "Lately bought: Gel and Soap."),
+        (["", ""], ["Soap", "Gel"], "To go by: Gel and Soap."),
         (["Hair"], [], "Lately bought: Hair."),
         (["Hair", "Skin"], [], "Lately bought: Skin and Hair."),
         (["A", "B", "C", "D", "A"], [], "Lately bought: A (2 of 5), D and C, among others."),
