@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from diffgr2.artifacts import load_arrays
-from diffgr2.candidates.index import NAMES
+from diffgr2.candidates.index import NAMES, EvidenceIndex
 from diffgr2.candidates.lists import load_lists, save_lists, selection_users
 from diffgr2.candidates.scorers import KINDS, LinearScorer
 from diffgr2.config import Recipe
@@ -65,14 +65,19 @@ def run(stage: Any, shop: Path, out: Path, **inputs: Path) -> dict[str, Any]:
 
 
 def test_evidence_of_every_column_is_relative_to_the_whole_list(shop: Path) -> None:
+    index = EvidenceIndex.load(shop / "evidence")
     for split in SPLITS:
         lists = load_lists(shop / "candidates", split)
-        features_LKF = load_arrays(shop / f"evidence/{split}.safetensors")["features_LKF"]
+        buckets_LKF = load_arrays(shop / f"evidence/{split}.safetensors")["buckets_LKF"]
         assert lists.k == LONG
-        assert features_LKF.shape == (len(lists), LONG, len(NAMES))
-        assert (features_LKF[..., 0] == np.arange(LONG)).all()
+        assert buckets_LKF.shape == (len(lists), LONG, len(NAMES))
+        rank_LK = np.broadcast_to(np.arange(LONG, dtype=np.float32), (len(lists), LONG))
         gap_LK = lists.scores_LK[:, :1] - lists.scores_LK
-        np.testing.assert_allclose(features_LKF[..., 1], gap_LK, rtol=1e-6)
+        for name, value_LK in (("rank", rank_LK), ("gap", gap_LK)):
+            edges_B = index.edges_FB[NAMES.index(name)]
+            level_LK = np.searchsorted(edges_B, value_LK, side="right")
+            assert (buckets_LKF[..., NAMES.index(name)] == level_LK).all()
+        assert len(np.unique(buckets_LKF[..., NAMES.index("gap")])) > 2
         for kind in KINDS:
             score_LK = load_arrays(shop / f"evidence/scores_{kind}_{split}.safetensors")["score_LK"]
             assert score_LK.shape == (len(lists), K if split == "test" else LONG)

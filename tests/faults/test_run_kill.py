@@ -1,8 +1,8 @@
 """kill -9 at random moments of a whole run: what stands at the end equals an undisturbed run.
 
 Some kills come right before a random act on a file (from inside), some after a random time (from
-outside). Every run after a kill goes on in the same directory. `speed` holds timings and is left
-out of the comparison; nothing else is.
+outside). Every run after a kill goes on in the same directory. `speed` and `probes` hold timings
+and are left out of the comparison; nothing else is.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ SHORT = [
     *("distill.lists=24", "distill.keep=all", "opd.checkpoint_every=1", "evaluate.max_users=6"),
     *("evaluate.lengths=[16]", "evaluate.thresholds=[0.5]", "evaluate.frontier_lists=4"),
 ]
-ROWS_ONLY = set(STAGES) - {"speed", "bundle", "bundle_ar"}
-EVERYTHING = set(STAGES) - {"speed", "bundle_ar"}
+TIMED = {"speed", "probes"}
+EVERYTHING = set(STAGES) - TIMED - {"bundle_ar"}
+ROWS_ONLY = EVERYTHING - {"calibrate", "bundle"}
 
 
 @contextmanager

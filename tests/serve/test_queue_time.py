@@ -70,7 +70,7 @@ def asked(reranker: Reranker) -> tuple[list[dict[str, float]], dict[str, float]]
 
 def test_the_first_one_hardly_waits_and_the_others_wait_for_those_before_them(asked) -> None:
     times, _ = asked
-    assert times[0]["inference"] > 10 * FORWARD_S, "there was something to wait for"
+    assert times[0]["inference"] > 5 * FORWARD_S, "there was something to wait for"
     assert times[0]["queue"] < 0.3 * times[0]["total"], "the wait is not the whole time"
     ahead = 0.0
     for before, one in itertools.pairwise(times):

@@ -64,11 +64,22 @@ def test_nothing_is_said_of_the_rest_that_an_order_of_another_kind_belies() -> N
     request, reading = read(1, 20)
     order = reading.said_order().tolist()[::-1]
     assert said(request, reading, order).endswith("The other 17 follow.")
-    unjudged = Reading(np.full(20, np.nan), ((),) * 20)
-    text = said(request, unjudged, order)
+    levels_K = reading.levels_K.copy()
+    levels_K[order[1:]] = np.nan
+    text = said(request, Reading(levels_K, reading.cites), order)
     assert text.endswith("The other 17 follow.")
-    assert text.count("not judged") == 3
-    assert said(request, unjudged, [], names=[]).split("\n")[1:] == ["The other 20 follow."][:0]
+    assert text.count("not judged") == 2
+
+
+def test_where_nobody_was_judged_history_and_verdict_are_all() -> None:
+    request, _ = read(1, 20)
+    unjudged = Reading(np.full(20, np.nan), ((),) * 20)
+    for order in ([4, 2, *range(5, 20)], [7], []):
+        for markdown in (False, True):
+            text = said(request, unjudged, order, markdown=markdown)
+            lines = text.split("\n\n" if markdown else "\n")
+            assert len(lines) == 1 + bool(order)
+            assert not order or lines[1].startswith(("First choice", "The only candidate"))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +117,7 @@ def test_what_has_no_name_is_called_by_its_place() -> None:
     [
         ([], [], "No earlier purchases to go by."),
         (["", ""], ["", ""], "Lately bought: items without a name."),
-        (["", ""], ["Soap", "Gel"], "Lately bought: Gel and Soap."),
+        (["", ""], ["Soap", "Gel"], "To go by: Gel and Soap."),
         (["Hair"], [], "Lately bought: Hair."),
         (["Hair", "Skin"], [], "Lately bought: Skin and Hair."),
         (["A", "B", "C", "D", "A"], [], "Lately bought: A (2 of 5), D and C, among others."),

@@ -26,6 +26,7 @@ from diffgr2.prompts.english import NEITHER
 from diffgr2.prompts.request import MISSING, Request
 from diffgr2.prompts.said import Reading
 from diffgr2.recipe import validate
+from diffgr2.rerank.readout import dealt
 from diffgr2.stages import calibrate, probes
 from diffgr2.stages.corpus import Corpus
 from diffgr2.types import MISS, Catalogue, Histories
@@ -212,7 +213,7 @@ def test_the_report_draws_what_was_probed(found) -> None:
 
 def test_windows_are_dealt_like_cards() -> None:
     for n in range(1, 101):
-        parts = probes.windows(n, 20)
+        parts = dealt(np.arange(n), 20)
         assert sorted(np.concatenate(parts).tolist()) == list(range(n))
         sizes = {len(part) for part in parts}
         assert max(sizes) <= 20

@@ -61,9 +61,10 @@ def described(decision: Decision) -> str:
     """A decision in a few lines: its likeliest strengths, and the likeliest at each place."""
     ranked = sorted(enumerate(decision.strengths), key=lambda pair: -pair[1])[:SHOWN_CHANCES]
     lines = ["strength " + ", ".join(f"{level} ({chance:.0%})" for level, chance in ranked)]
-    for place in decision.evidence:
-        pieces = place[:SHOWN_CHANCES]
-        said = (f"{one.phrase or 'nothing more'} ({one.probability:.0%})" for one in pieces)
+    for place, pieces in enumerate(decision.evidence):
+        none = "nothing more" if place else "nothing"
+        shown = pieces[:SHOWN_CHANCES]
+        said = (f"{one.phrase or none} ({one.probability:.0%})" for one in shown)
         lines.append("counts: " + ", ".join(said))
     return "\n  ".join(lines) if decision.strengths else "not judged"
 

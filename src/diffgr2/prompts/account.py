@@ -1,9 +1,10 @@
 """A reading in English: what follows from strengths and prompt is rendered here, never written.
 
 Contract: `account` says what the newest purchases are, which candidate comes first and ahead of
-which, and of the first few how strong they are, for which reasons and against which. Everything is
-computed from the request, the reading and the order that is shown, so no sentence can contradict
-another or the ranking. `kinds_of` names items by the widest category level that tells them apart.
+which, and of the first few how strong they are, for which reasons and against which; where nobody
+was judged, history and verdict are all. Everything is computed from the request, the reading and
+the order that is shown, so no sentence can contradict another or the ranking. `kinds_of` names
+items by the widest category level that tells them apart.
 Not here: phrases of single pieces of evidence (`english`), the model's own words (`gr2`).
 """
 
@@ -129,6 +130,9 @@ def account(
         lines.append(words["verdict"].format(first=name[order[0]], second=name[order[1]]))
     elif len(order) == 1:
         lines.append(words["only"].format(first=name[order[0]]))
+    between = "\n\n" if markdown else "\n"
+    if np.isnan(reading.levels_K).all():
+        return between.join(lines)  # nothing was said of any candidate
     side_KF = phrases.sides(request.buckets_KF)
     for position in order[: words["shown"]]:
         strength = strength_word(words, float(reading.levels_K[position]), levels)
@@ -144,7 +148,7 @@ def account(
         lines.append(("- " if markdown else "") + line)
     if rest := list(order[words["shown"] :]):
         lines.append(_rest_line(words, reading.levels_K, list(order[: words["shown"]]), rest))
-    return ("\n\n" if markdown else "\n").join(lines)
+    return between.join(lines)
 
 
 def _rest_line(

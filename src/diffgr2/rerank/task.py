@@ -231,7 +231,7 @@ class RankTask:
         if isinstance(template, Gr2):
             return self._told(template, names, markdown=markdown)
         shown = query.history[-world.recipe.prompt.history :]
-        text = account(
+        return account(
             template.words,
             template.phrases,
             self.whole,
@@ -243,11 +243,6 @@ class RankTask:
             [world.names.title(item) for item in shown],
             markdown=markdown,
         )
-        if not np.isnan(self.reading.levels_K).all():
-            return text
-        # Nothing was said of any candidate: history and verdict are all there is.
-        between = "\n\n" if markdown else "\n"
-        return between.join(text.split(between)[:2])
 
     def _told(self, template: Gr2, names: list[str], *, markdown: bool) -> str:
         """Free text, a part per window; the last window decided the top, so it comes first."""

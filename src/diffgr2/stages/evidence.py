@@ -1,8 +1,8 @@
 """Stage `evidence`: what speaks for each candidate, and scorers that read nothing else.
 
-Reads data, items and candidates; writes the index, each split's features and buckets (all k_max
-columns, relative to the whole list), the linear scorer and every scorer's scores (all columns of
-training and validation lists, the first k of test lists). What is fitted, bucket edges and scorers,
+Reads data, items and candidates; writes the index, each split's buckets (all k_max columns,
+relative to the whole list), the linear scorer and every scorer's scores (all columns of training
+and validation lists, the first k of test lists). What is fitted, bucket edges and scorers,
 is fitted on the first k columns of training and validation lists that hold their target there,
 never on lists of selection users. Every list leaves its own user out of the counts, so the three
 splits look alike. The scorers are fitted on `evidence.fit_on`; the metrics judge a second set,

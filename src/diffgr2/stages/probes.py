@@ -29,6 +29,7 @@ from diffgr2.evaluate.significance import bootstrap_means, interval
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import Request, request_at
 from diffgr2.prompts.said import Reading, mean_reading, order_by_level
+from diffgr2.rerank.readout import dealt
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.score import Model, decode_requests, test_rows
 from diffgr2.streams import generator, permutation
@@ -77,23 +78,13 @@ def target_rank(level_K: np.ndarray, hit: int) -> int:
 # ------------------------------------------------------------------------------------- lengths
 
 
-def windows(n: int, most: int) -> list[np.ndarray]:
-    """Windows of nearly equal length, dealt like cards.
-
-    >>> [window.tolist() for window in windows(5, 2)]
-    [[0, 3], [1, 4], [2]]
-    """
-    count = -(-n // most)
-    return [np.arange(n)[first::count] for first in range(count)]
-
-
 def strengths(bench: Bench, requests: Sequence[Request]) -> list[np.ndarray]:
     """Strengths of each request's candidates, however many; one candidate is not decoded."""
     most = bench.ctx.recipe.candidates.k_max
     parts = [
         (number, places)
         for number, request in enumerate(requests)
-        for places in windows(request.k, most)
+        for places in dealt(np.arange(request.k), most)
         if request.k > 1
     ]
     levels = [np.zeros(r.k) if r.k == 1 else np.full(r.k, np.nan) for r in requests]
