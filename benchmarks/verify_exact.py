@@ -16,7 +16,7 @@ import numpy as np
 
 from diffgr2.artifacts import write_json
 from diffgr2.cli import runs
-from diffgr2.decode.batch import DecodeRequest, decode
+from diffgr2.decode.batch import decode
 from diffgr2.model.contract import contract_of
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
@@ -24,7 +24,7 @@ from diffgr2.progress import Progress
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.plan import CORPUS
 from diffgr2.stages.report import commit
-from diffgr2.stages.score import requests_for, test_rows
+from diffgr2.stages.score import prompts_for, test_rows
 from diffgr2.types import Trajectory
 
 CHUNK = 1024  # lists between two lines of progress
@@ -64,7 +64,8 @@ def main() -> None:
     with Progress().task("verify against greedy", len(rows)) as bar:
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
-            requests: list[DecodeRequest] = requests_for(corpus, part, reasoning=True)[0]
+            shown = [corpus.request("test", int(row)) for row in part]
+            requests = prompts_for(corpus, shown, corpus.template.answers[0])
             texts: dict[str, list[Trajectory]] = {}
             for how, settings in plans.items():
                 texts[how] = decode(lean, requests, settings, batch=run.recipe.evaluate.batch)

@@ -1,8 +1,9 @@
 """Rewrites the results tables of a README from committed reports.
 
 Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands what
-`results/NAME.json` says and nothing else (`speed:NAME`: its timing run; `serving:NAME`: a serving
-benchmark); running it twice changes nothing. Not here: measuring.
+`results/NAME.json` says and nothing else: its main rows (`rows:NAME`: all of them; `speed:NAME`:
+its timing run; `serving:NAME`: a serving benchmark); running it twice changes nothing. Not here:
+measuring.
 Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
@@ -27,12 +28,20 @@ from diffgr2.evaluate.tables import (
     timings_table,
 )
 
-OPEN = re.compile(r"^<!-- (results|serving|speed):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
+OPEN = re.compile(r"^<!-- (results|rows|serving|speed):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
-def results_table(report: dict[str, Any]) -> str:
-    """The short table: hit users' metrics, the paired interval, what outputs are worth, speed; what
-    an older report does not hold is a dash."""
+MAIN_ROWS = (
+    *("floor", "oracle", "evidence", "evidence_mlp", "ar_direct", "block_direct"),
+    *("ar", "ar_written", "naive", "cft", "cft_opd", "cft_opd_rl"),
+    *("cft_opd_rl_written", "cft_opd_rl_raw", "verify"),
+)
+"""What a reader needs first; the others are in the full table."""
+
+
+def results_table(report: dict[str, Any], *, every: bool) -> str:
+    """Hit users' metrics, the paired interval, what outputs are worth, speed; what an older report
+    does not hold is a dash."""
     hit, overall = rows_of(report, "hit"), rows_of(report, "all")
     columns: list[Any] = [("row", lambda row: f"`{row['name']}`"), ("n", at("n"))]
     columns += [(metric.upper(), at(f"metrics.{metric}")) for metric in MAIN]
@@ -45,7 +54,8 @@ def results_table(report: dict[str, Any]) -> str:
         f"{report['data']}, tie order {report['tie_order']}, seed {report['seed']}: "
         f"{n_hit:,} hit users of {n_all:,}. Made by `{report['command']}`."
     )
-    return f"{markdown_table(hit, columns)}\n\n{note}"
+    shown = [row for row in hit if every or row["name"] in MAIN_ROWS]
+    return f"{markdown_table(shown, columns)}\n\n{note}"
 
 
 def several_seeds(summary: dict[str, Any]) -> str:
@@ -84,7 +94,9 @@ def table_of(kind: str, report: dict[str, Any]) -> str:
         return serving_table(report)
     if kind == "speed":
         return speed_table(report)
-    return several_seeds(report) if "seeds" in report else results_table(report)
+    if "seeds" in report:
+        return several_seeds(report)
+    return results_table(report, every=kind == "rows")
 
 
 def rewrite(text: str, results: Path) -> str:

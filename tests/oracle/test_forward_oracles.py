@@ -7,19 +7,21 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from test_decode_oracles import BLOCK, END, MASK, VOCAB, prompts, settings, tiny
+from test_decode_oracles import BLOCK, prompts, ruled, settings
 
 from diffgr2.config import ModelConfig
-from diffgr2.decode.answer_rule import UNKNOWN
 from diffgr2.decode.batch import Batch, decode
 from diffgr2.decode.block import BlockWriter
 from diffgr2.decode.settings import DecodeRequest
-from diffgr2.decode.writer import View
+from diffgr2.decode.spelling import UNKNOWN
 from diffgr2.errors import CheckpointError
 from diffgr2.model import forward
+from diffgr2.model.backend import View
 from diffgr2.model.forward import ONEDNN_ROWS, KVCache, LeanQwen3
 from diffgr2.model.layout import response_shift, row_mask, row_positions
 from diffgr2.model.load import build
+from support.grammars import END, GRAMMARS, MASK
+from support.tiny_qwen import VOCAB, tiny
 
 
 def causal_mask(length: int) -> torch.Tensor:
@@ -124,14 +126,14 @@ class Recorded(BlockWriter):
 
     def update(self, view: View) -> None:
         if not self._saving:
-            rows = slice(self._canvas_row, self._canvas_row + self.end - self.start)
+            at = self._canvas_row + np.arange(self.end - self.start)
             canvas = self.tokens_T[self.start : self.end].copy()
-            self.states.append((self.start, canvas, view.logp_TV[rows].clone()))
+            self.states.append((self.start, canvas, torch.from_numpy(view.rows(at))))
         super().update(view)
 
 
-def denoising_states(lean, prompt, chosen):
-    row = Recorded(0, DecodeRequest(prompt, stream=("layout",)), chosen)
+def denoising_states(lean, prompt, chosen, grammar=None):
+    row = Recorded(0, DecodeRequest(prompt, grammar, ("layout",)), chosen)
     row.states = []
     batch = Batch(lean)
     batch.add([row])
@@ -144,12 +146,15 @@ def denoising_states(lean, prompt, chosen):
     ("clean_kv", "alignment", "origin"),
     product(("causal", "block_causal"), ("same_position", "shifted"), ("document", "response")),
 )
-def test_training_layout_gives_the_distributions_that_decoding_saw(clean_kv, alignment, origin):
+@pytest.mark.parametrize("grammar", [None, GRAMMARS["written"]], ids=["raw", "written"])
+def test_training_layout_gives_the_distributions_that_decoding_saw(
+    clean_kv, alignment, origin, grammar
+):
     module = tiny(15)
     lean = LeanQwen3(module)
-    chosen = settings(decoder="block", clean_kv=clean_kv, alignment=alignment, origin=origin)
+    chosen = ruled(decoder="block", clean_kv=clean_kv, alignment=alignment, origin=origin)
     for prompt in prompts(15, (1, 7, 8, 13)):
-        row = denoising_states(lean, prompt, chosen)
+        row = denoising_states(lean, prompt, chosen, grammar)
         assert len(row.states) >= 3
         length, size = len(prompt), row.end
         x0 = row.tokens_T[:size].copy()

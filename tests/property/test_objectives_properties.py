@@ -17,7 +17,9 @@ from diffgr2.objectives.policy import (
     overlong_penalty,
     reward,
 )
+from diffgr2.stages.noisy import Realised, rounds_of
 from diffgr2.stages.opd import one_state_per_block
+from diffgr2.types import NEVER
 
 shares = st.floats(0, 1)
 seeds = st.integers(0, 2**32)
@@ -32,13 +34,19 @@ def blocks(draw) -> np.ndarray:
 
 @st.composite
 def trajectories(draw) -> tuple[np.ndarray, np.ndarray]:
-    """(step, block) as a block decoder leaves them: blocks in turn, the last one maybe open."""
+    """(step, block) as a block decoder leaves them: blocks in turn, the last one maybe open.
+
+    Steps below 0 are what a grammar settled before the first forward; a whole block may be that.
+    """
     block_R = draw(blocks())
     rng = np.random.default_rng(draw(seeds))
-    step_R = np.full(len(block_R), -1)
+    step_R = np.full(len(block_R), NEVER)
+    step_R[rng.random(len(block_R)) < draw(st.sampled_from([0.0, 0.3, 0.8]))] = -1
     now = 0
     for block in np.unique(block_R):
-        members = rng.permutation(np.flatnonzero(block_R == block))
+        members = rng.permutation(np.flatnonzero((block_R == block) & (step_R == NEVER)))
+        if not len(members):
+            continue
         last = block == block_R[-1]
         keep = rng.integers(1, len(members) + 1) if last else len(members)
         for group in np.array_split(members[:keep], rng.integers(1, keep + 1)):
@@ -98,39 +106,55 @@ def test_the_share_of_fully_masked_blocks_and_of_masked_tokens_is_as_asked():
 # ------------------------------------------------------------------------------- realised states
 
 
+def state_of(step_R: np.ndarray, block_R: np.ndarray, seed: int) -> np.ndarray:
+    """Masked [R] of one state per block, without free text."""
+    rounds, n = rounds_of(step_R, block_R), len(step_R)
+    text = Realised(np.zeros(n, dtype=np.int64), step_R, block_R, 0, rounds, -1, n, n)
+    masked_R, there_R = one_state_per_block(text, np.random.default_rng(seed))
+    assert there_R.all()
+    return masked_R
+
+
 @given(trajectories(), seeds)
 @settings(max_examples=200, deadline=None)
 def test_one_state_per_block_is_a_state_that_the_decoder_saw(trajectory, seed):
     step_R, block_R = trajectory
-    masked_R = one_state_per_block(step_R, block_R, np.random.default_rng(seed))
+    masked_R = state_of(step_R, block_R, seed)
+    assert not masked_R[step_R < 0].any()
     for block in np.unique(block_R):
         members = block_R == block
-        steps = np.unique(step_R[members & (step_R >= 0)])
-        seen = [((step_R < 0) | (step_R >= step))[members].tolist() for step in steps]
-        assert masked_R[members].tolist() in seen
+        own = step_R[members]
+        seen = [(own >= step).tolist() for step in np.unique(own[(own >= 0) & (own < NEVER)])]
+        # A block that was given as a whole, or never reached, has no state to draw.
+        assert masked_R[members].tolist() in (seen or [[False] * int(members.sum())])
 
 
 @given(trajectories())
 @settings(max_examples=100, deadline=None)
-def test_replaying_from_the_first_step_masks_all_and_each_step_uncovers_what_it_committed(
+def test_replaying_from_the_first_step_masks_all_decisions_and_each_step_uncovers_its_own(
     trajectory,
 ):
     step_R, _ = trajectory
-    assert replay_state(step_R, 0).all()
-    for step in range(int(step_R.max()) + 1):
+    assert np.array_equal(replay_state(step_R, 0), step_R >= 0)
+    made_R = step_R < NEVER
+    for step in range(int(step_R[made_R].max(initial=-1)) + 1):
         gone_R = replay_state(step_R, step) & ~replay_state(step_R, step + 1)
         assert np.array_equal(gone_R, step_R == step)
 
 
 @given(trajectories(), seeds)
 @settings(max_examples=200, deadline=None)
-def test_the_frontier_has_only_masked_positions_with_nothing_committed_behind(trajectory, seed):
+def test_the_frontier_has_only_masked_positions_with_no_commit_behind(trajectory, seed):
+    """What the grammar gave is no commit: the teacher knows it, too."""
     step_R, block_R = trajectory
-    masked_R = one_state_per_block(step_R, block_R, np.random.default_rng(seed))
-    ahead_R = frontier(masked_R, block_R)
+    masked_R = state_of(step_R, block_R, seed)
+    given_R = step_R < 0
+    ahead_R = frontier(masked_R, block_R, given_R)
+    plain_R = frontier(masked_R, block_R)
     for at in range(len(step_R)):
         behind = (block_R == block_R[at]) & (np.arange(len(step_R)) > at)
-        assert ahead_R[at] == (masked_R[at] and masked_R[behind].all())
+        assert ahead_R[at] == (masked_R[at] and (masked_R | given_R)[behind].all())
+        assert plain_R[at] == (masked_R[at] and masked_R[behind].all())
 
 
 # ------------------------------------------------------------------------------------ rewards

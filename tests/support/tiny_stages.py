@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,66 +25,67 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from diffgr2.config import (
     BlockRlConfig,
     CftConfig,
+    DistillConfig,
     OpdConfig,
     RlConfig,
     SftConfig,
     TrainConfig,
 )
 from diffgr2.decode.batch import decode
-from diffgr2.decode.settings import DecodeRequest
+from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.progress import Progress
 from diffgr2.stages.cft import CftTask
 from diffgr2.stages.corpus import KNOWN
-from diffgr2.stages.distill import Outputs
+from diffgr2.stages.distill import Asked, Outputs, asked, packed
 from diffgr2.stages.opd import OpdTask
 from diffgr2.stages.rl import RlTask
 from diffgr2.stages.rollouts import Roller, rollout_settings
 from diffgr2.stages.sft import SftTask
-from diffgr2.streams import generator
 from diffgr2.train.loop import Task, fit
-from support.tiny_corpus import SEED, K, corpus, vocabulary
+from diffgr2.types import Trajectory
+from support.tiny_corpus import K_MAX, SEED, corpus, vocabulary
 
 BLOCK = 4
 STEPS = 12
 
 
+def shown_config(direct: float) -> DistillConfig:
+    """All lists, some of them shuffled, longer, or without part of their evidence."""
+    return DistillConfig(lists=0, direct=direct, shuffle=1 / 3, vary=0.3, hide=0.2)
+
+
+@cache
+def lessons(direct: bool = False) -> list[tuple[Asked, Trajectory]]:
+    """The lists as `distill` asks for them, and what a flawless teacher would write."""
+    shop, made = corpus(), []
+    for one in asked(shop, shown_config(float(direct)), SEED):
+        shown = one.shown
+        trace = shop.taught(KNOWN[one.split], one.row, shown)  # the tiny corpus traces every list
+        how: Any = {"reasoning": not direct, "answer": one.answer}
+        tokens = shop.template.response(shown.request, trace, **how).tokens
+        if one.answer == "said":
+            tokens = tokens[:-1]  # decoding ends with the last strength
+        levels = [shop.vocab.strength_of(token) for token in tokens]
+        level_T = np.array([np.nan if v is None else v for v in levels], dtype=np.float32)
+        level_T[np.isfinite(level_T)] = trace.level_K[: np.isfinite(level_T).sum()]
+        nothing_T = np.zeros(len(tokens), dtype=np.float32)
+        steps_T = np.arange(len(tokens), dtype=np.int32)
+        given = (np.array(tokens), steps_T, nothing_T, len(tokens), True)
+        made.append((one, Trajectory(*given, level_T=level_T)))
+    return made
+
+
 @cache
 def outputs(direct: bool = False) -> Outputs:
-    """The traces as a flawless teacher would write them, a third with candidates shuffled."""
-    shop, rng = corpus(), generator(SEED, "tiny", "outputs")
-    rows: list[tuple[int, int, np.ndarray]] = []
-    texts: list[list[int]] = []
-    for s, split in enumerate(KNOWN):
-        for row in range(len(shop.lists[split])):
-            order_K = rng.permutation(K) if rng.random() < 1 / 3 else np.arange(K)
-            request = shop.request(split, row, order_K)
-            trace = shop.trace(split, row).taken(order_K)
-            texts.append(shop.template.response(request, trace, reasoning=not direct).tokens)
-            rows.append((s, row, order_K))
-    width = max(len(text) for text in texts)
-    tokens_NT = np.zeros((len(texts), width), dtype=np.int32)
-    for n, text in enumerate(texts):
-        tokens_NT[n, : len(text)] = text
-    return Outputs(
-        np.array([s for s, _, _ in rows], dtype=np.int32),
-        np.array([row for _, row, _ in rows], dtype=np.int32),
-        np.stack([order_K for _, _, order_K in rows]).astype(np.int32),
-        np.full(len(rows), direct),
-        np.array([len(text) for text in texts], dtype=np.int32),
-        tokens_NT,
-    )
+    """What the flawless teacher wrote, with reasoning or without."""
+    return packed(lessons(direct), K_MAX)
 
 
 def both() -> Outputs:
     """Outputs with and without reasoning."""
-    reasoned, direct = vars(outputs()), vars(outputs(direct=True))
-    width = reasoned["tokens_NT"].shape[1]
-    short_NT = direct["tokens_NT"]
-    wide_NT = np.pad(short_NT, ((0, 0), (0, width - short_NT.shape[1])))
-    joined = {**direct, "tokens_NT": wide_NT}
-    return Outputs(**{key: np.concatenate([reasoned[key], joined[key]]) for key in reasoned})
+    return packed(lessons() + lessons(direct=True), K_MAX)
 
 
 # -------------------------------------------------------------------------------------- the models
@@ -106,7 +108,7 @@ def fresh(seed: int = SEED, *, tied: bool = True, dim: int = 24, layers: int = 2
                 num_key_value_heads=1,
                 head_dim=12,
                 intermediate_size=2 * dim,
-                max_position_embeddings=256,
+                max_position_embeddings=2048,
                 tie_word_embeddings=tied,
                 initializer_range=0.1,
                 bos_token_id=None,
@@ -217,10 +219,18 @@ def block_rl_task(
     return RlTask(roller, contract), config
 
 
-def rolled(net: Any, settings: Any, prompts: list[list[int]], *key: str | int) -> list[Any]:
-    """Trajectories of these prompts, each from its own stream."""
-    requests = [DecodeRequest(p, None, (*key, i)) for i, p in enumerate(prompts)]
-    return decode(LeanQwen3(net.eval()), requests, settings)
+def lean(net: Any) -> LeanQwen3:
+    return LeanQwen3(net.eval())
+
+
+def asked_of(task: OpdTask, n: int, *key: str | int) -> DecodeRequest:
+    """The n-th output as OPD asks for it, from a random stream of its own."""
+    return DecodeRequest(task.outputs.prompt(task.corpus, n), task._grammar(n), (*key, n))
+
+
+def rolled(net: Any, settings: DecodeSettings, requests: Sequence[DecodeRequest]) -> list[Any]:
+    """Trajectories of these requests."""
+    return decode(lean(net), requests, settings)
 
 
 # ---------------------------------------------------------------------- factories for the battery

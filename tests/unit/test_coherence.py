@@ -42,11 +42,11 @@ def test_the_text_itself_contradicts_nothing():
     assert CASE.text() == (
         "Lately bought: Oil (2 of 4) and Soap (2 of 4).\n"
         "First choice: Oro soap, ahead of Fern balm.\n"
-        "Oro soap: a very strong match. In its favour: very often bought together with earlier "
-        "purchases and described very much like earlier purchases. Against it: never bought on "
-        "the same day as the latest purchase.\n"
-        "Fern balm: a strong match. In its favour: very often bought together with earlier "
-        "purchases and remarkably often bought with the latest purchase. Against it: bought "
+        "Oro soap: a very strong match. In its favour: very frequently bought together with "
+        "earlier purchases and described very much like earlier purchases. Against it: not once "
+        "bought on the same day as the latest purchase.\n"
+        "Fern balm: a strong match. In its favour: very frequently bought together with earlier "
+        "purchases and most frequently paired with the latest purchase. Against it: bought "
         "with earlier purchases slightly more than its popularity suggests.\n"
         "Vela oil: a fair match. In its favour: often bought soon after earlier purchases. "
         "Against it: of a brand that this shopper never buys.\n"
@@ -97,7 +97,7 @@ def test_two_contradictions_are_two():
 
 def test_what_is_said_of_the_favourite_needs_no_saying():
     told = f"{FERN.replace('Against', 'Against')}"
-    praised = told.replace(" and rem", ", scored level with the shop's favourite and rem")
+    praised = told.replace(" and most", ", scored level with the shop's favourite and most")
     reading = replace(CASE.reading, cites=((2, 4, 3, 1), *CASE.reading.cites[1:]))
     text = CASE.text().replace(FERN, praised)
     assert CASE.kinds_found(text, reading=reading, tokens=()) == ("wrong_side",)
@@ -213,11 +213,12 @@ FIRST = Worded(
     }
 )
 MORE = "bought with earlier purchases slightly more than its popularity suggests"
-FIRST_TEXT = """Oro soap is very likely. Best points: very often bought together with earlier \
-purchases. Weaker points: never bought on the same day as the latest purchase.
-Fern balm is likely. Best points: remarkably often bought with the latest purchase.
-First choice is Oro soap (very often bought together with earlier purchases), ahead of Fern balm \
-(weaker: bought with earlier purchases slightly more than its popularity suggests).
+FIRST_TEXT = """Oro soap is very likely. Best points: very frequently bought together with earlier \
+purchases. Weaker points: not once bought on the same day as the latest purchase.
+Fern balm is likely. Best points: most frequently paired with the latest purchase.
+First choice is Oro soap (very frequently bought together with earlier purchases), \
+ahead of Fern balm (weaker: bought with earlier purchases slightly more than its popularity \
+suggests).
 The other 3 are less likely."""
 
 
@@ -228,8 +229,8 @@ The other 3 are less likely."""
         ("ahead of Fern balm", "ahead of Oro soap", ("misstated", "uncited", "self")),
         ("Fern balm is likely", "Fern balm is very likely", ("strength",)),
         (
-            "points: rem",
-            f"points: {MORE} and rem",
+            "points: most",
+            f"points: {MORE} and most",
             ("two_sides",),
         ),
         ("The other 3", "The other 7", ("rest",)),
@@ -250,10 +251,10 @@ CHAT = Worded(
     }
 )
 CHAT_TEXT = (
-    "The shopper mostly buys from Oil, most recently d. In favour of Oro soap: very often bought "
-    "together with earlier purchases; less so: never bought on the same day as the latest "
-    "purchase. So Oro soap comes first (very often bought together with earlier purchases), ahead "
-    f"of Fern balm (weaker: {MORE})."
+    "The shopper mostly buys from Oil, most recently d. In favour of Oro soap: very frequently "
+    "bought together with earlier purchases; less so: not once bought on the same day as the "
+    "latest purchase. So Oro soap comes first (very frequently bought together with earlier "
+    f"purchases), ahead of Fern balm (weaker: {MORE})."
 )
 UNSAID = Reading(np.full(5, np.nan), ((),) * 5)
 SID = "<|sid_begin|><s_a_0><s_b_0><|sid_end|>"
@@ -269,11 +270,15 @@ SID = "<|sid_begin|><s_a_0><s_b_0><|sid_end|>"
         ("So Oro", "Vela oil, rarely bought soon after earlier purchases. So Oro", ("misstated",)),
         ("So Oro", "<s_a_0><s_b_0> (ranked first by the shop). So Oro", ()),
         ("So Oro", "<s_a_0><s_b_0> (ranked third by the shop). So Oro", ("misstated",)),
-        ("first (very often bought together with earlier purchases)", "first because I say", ()),
-        ("less so: never", "less so: very often", ("misstated", "wrong_side")),
+        (
+            "first (very frequently bought together with earlier purchases)",
+            "first because I say",
+            (),
+        ),
+        ("less so: not once", "less so: regularly", ("misstated", "wrong_side")),
         (
             "less so",
-            "and very often bought together with earlier purchases; less so",
+            "and very frequently bought together with earlier purchases; less so",
             ("repeated",),
         ),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -158,11 +160,10 @@ def test_only_evidence_that_counts_may_be_cited_and_each_piece_once(case, backwa
     cites, request, _ = case
     compact = template(cites)
     guide, none = guide_of(compact, request), VOCAB.control["<none>"]
-    side_KF = compact.phrases.sides(request.buckets_KF)
+    citable_KF = compact.citable(request)
     for i in range(request.k):
         own = {
-            int(VOCAB.evidence_ids(request.buckets_KF)[i, f])
-            for f in np.flatnonzero(side_KF[i] != NEITHER)
+            int(VOCAB.evidence_ids(request.buckets_KF)[i, f]) for f in np.flatnonzero(citable_KF[i])
         }
         first = i * (cites + 2) + 1
         slots = range(first, first + cites)
@@ -180,11 +181,24 @@ def test_only_evidence_that_counts_may_be_cited_and_each_piece_once(case, backwa
         assert len(set(said)) == len(said) == len(open_)
 
 
+def test_what_a_shopper_without_purchases_is_told_of_is_the_list_alone() -> None:
+    compact, request = example()
+    nobody = replace(request, history_HL=request.history_HL[:0])
+    with_KF, without_KF = compact.citable(request), compact.citable(nobody)
+    assert (compact.phrases.sides(request.buckets_KF) != NEITHER)[with_KF].all()
+    assert not (without_KF & ~with_KF).any()
+    assert (
+        without_KF[:, ~compact.phrases.alone_F].sum()
+        == 0
+        < with_KF[:, ~compact.phrases.alone_F].sum()
+    )
+
+
 def example() -> tuple[Compact, Request]:
     """Candidate 0 is first and scored best (gap says nothing new), 1 has no evidence at all."""
     buckets_KF = np.array([[0, 0, 3, 7, 0], [MISSING] * 5, [2, 1, 7, MISSING, 7]])
     codes_KL = np.arange(3 * LEVELS).reshape(3, LEVELS) % CODES
-    return template(2), Request(codes_KL[:0], codes_KL, buckets_KF)
+    return template(2), Request(codes_KL[:1], codes_KL, buckets_KF)
 
 
 def test_sides_of_the_example() -> None:

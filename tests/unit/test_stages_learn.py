@@ -49,16 +49,18 @@ def test_steps_walk_through_reshuffled_epochs(n, rows):
 @pytest.mark.parametrize(("share", "floor"), [(0.0, 1.0), (0.3, 0.75), (1.0, 1 / 6)])
 def test_rl_shows_the_asked_share_of_prompts_with_shuffled_candidates(share, floor):
     """A shuffle of three candidates leaves them as they were one time in six."""
-    roller = tiny_stages.rl_task(shuffle=share, prompts=100, refill=0)[0].roller
+    plain = {"vary": 0.0, "hide": 0.0, "prompts": 100, "refill": 0}
+    roller = tiny_stages.rl_task(shuffle=share, **plain)[0].roller
     shop = roller.corpus
     as_they_came = {shop.request(*hit).codes_KL.tobytes() for hit in shop.hits}
-    shown = [request for step in range(1, 5) for _, request, _ in roller.prompts(step, 0)]
-    found = np.mean([request.codes_KL.tobytes() in as_they_came for request in shown])
+    shown = [asked for step in range(1, 5) for asked in roller.prompts(step, 0)]
+    found = np.mean([asked.request.codes_KL.tobytes() in as_they_came for asked in shown])
     assert found == pytest.approx(floor, abs=0.08 if share > 0 else 0)
 
 
 def test_sft_learns_two_examples_by_heart():
-    task, config = tiny_stages.sft_task(steps=60, rows=4, lr=1e-2, shuffle=0.0, direct=0.0)
+    as_it_came = {"shuffle": 0.0, "vary": 0.0, "hide": 0.0, "direct": 0.0}
+    task, config = tiny_stages.sft_task(steps=60, rows=4, lr=1e-2, **as_it_came)
     task.corpus = few(1)
     lines = tiny_stages.quietly(task, tiny_stages.fresh(), config)
     assert lines[0]["loss"] > 4

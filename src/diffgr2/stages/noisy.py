@@ -4,12 +4,13 @@ Contract: a `NoisyRow` is one response with one or more noisy copies and says, f
 token, at which place of the row its prediction stands: at its own (masked) place, or with shifted
 alignment one to the left, where a block's first token is predicted by the clean token before it.
 `noisy_batch` pads rows and builds the attention mask; `realised` reads a trajectory as response,
-steps and blocks. Not here: noise (`objectives.noise`), losses, rollouts.
+steps, blocks, and how far a canvas reached when. Not here: noise (`objectives.noise`), losses,
+rollouts.
 
 Letters: P prompt, R response (padded to its last block's end), B rows, T tokens, N predictions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,18 +18,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffgr2.decode.grammar import Grammar
 from diffgr2.model.contract import BlockContract
-from diffgr2.model.layout import block_of, response_shift, row_mask, row_positions, stack_masks
+from diffgr2.model.layout import (
+    block_bounds,
+    block_of,
+    response_shift,
+    row_mask,
+    row_positions,
+    stack_masks,
+)
+from diffgr2.objectives.noise import replay_state
 from diffgr2.stages.batches import TokenBatch
 from diffgr2.types import NEVER, Trajectory
 
 
 @dataclass(frozen=True)
 class NoisyRow:
-    """One response and its noisy copies; `response_R` fills its last block.
+    """One response and its noisy copies; `response_R` ends where the last block's canvas does.
 
     A block of a copy without a mask stays out of the row: nothing is predicted there, and no other
-    token sees it. The full layout (`model.layout`) is the row with those blocks in it.
+    token sees it; so does what a copy's canvas did not reach (`there_CR`, None: it reached all).
+    The full layout (`model.layout`) is the row with all of that in it.
     """
 
     prompt: list[int]
@@ -37,6 +48,7 @@ class NoisyRow:
     shift: int
     clean_causal: bool
     contract: BlockContract
+    there_CR: np.ndarray | None = None
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -55,6 +67,8 @@ class NoisyRow:
         start_b = np.flatnonzero(np.diff(self.blocks, prepend=-1))
         used_Cb = np.logical_or.reduceat(self.masked_CR, start_b, axis=1)
         noisy_CR = np.repeat(used_Cb, np.diff(start_b, append=length), axis=1)
+        if self.there_CR is not None:
+            noisy_CR &= self.there_CR
         return np.concatenate([np.ones(prompt + length, dtype=bool), noisy_CR.ravel()])
 
     def ids(self) -> np.ndarray:
@@ -105,25 +119,86 @@ def response_blocks(prompt_length: int, length: int, block_size: int, shift: int
     return np.asarray(block_of(prompt_length + np.arange(length), block_size, shift))
 
 
-def rounds_of(step_R: np.ndarray, block_R: np.ndarray) -> dict[int, np.ndarray]:
-    """The steps, in order, that committed tokens of each block that had any."""
+def rounds_of(
+    step_R: np.ndarray, block_R: np.ndarray, forced_R: np.ndarray | None = None
+) -> dict[int, np.ndarray]:
+    """The steps, in order, that decided tokens of each block that had any.
+
+    What was forced may have been settled by a step of an earlier block, which is no state of this.
+    """
     made_R = (step_R >= 0) & (step_R != NEVER)
+    if forced_R is not None:
+        made_R[: len(forced_R)] &= ~forced_R
     rounds = {b: np.unique(step_R[(block_R == b) & made_R]) for b in np.unique(block_R)}
     return {b: steps for b, steps in rounds.items() if len(steps)}
 
 
+@dataclass(frozen=True)
+class Realised:
+    """A trajectory as training reads it: R tokens, up to where a canvas of the last block reached.
+
+    A canvas ends with the response, which is not known before its free text has ended: up to the
+    step `closed` it ends at `open_end`, behind it at `end`.
+    """
+
+    tokens_R: np.ndarray
+    step_R: np.ndarray
+    block_R: np.ndarray
+    shift: int
+    rounds: dict[int, np.ndarray]  # see `rounds_of`
+    closed: int
+    open_end: int
+    end: int
+
+    def state(self, step_of_block: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """(masked [R], on the canvas [R]) just before one step of each of these blocks."""
+        masked_R = np.zeros(len(self.step_R), dtype=bool)
+        there_R = np.ones_like(masked_R)
+        for block, step in step_of_block.items():
+            own_R = self.block_R == block
+            reach = self.open_end if step <= self.closed else self.end
+            there_R &= ~own_R | (np.arange(len(own_R)) < reach)
+            masked_R |= own_R & replay_state(self.step_R, step)
+        return masked_R & there_R, there_R
+
+
 def realised(
-    prompt: list[int], trajectory: Trajectory, contract: BlockContract, fill: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """(tokens [R], step [R], block [R], shift) up to the end of the terminal block.
+    prompt: list[int],
+    trajectory: Trajectory,
+    contract: BlockContract,
+    fill: int,
+    grammar: Grammar | None,
+) -> Realised:
+    """A text as it was decoded under this grammar, None: under none.
 
     A position that was never committed has the token `fill` and the step NEVER; what a grammar
     settled before the first forward has a step below 0.
     """
-    step_R = trajectory.canvas_step_T
-    assert trajectory.canvas_T is not None
+    step_R, tokens_R, size = trajectory.canvas_step_T, trajectory.canvas_T, contract.block_size
+    assert tokens_R is not None
     assert step_R is not None
-    tokens_R = np.where(step_R == NEVER, fill, trajectory.canvas_T).astype(np.int64)
-    shift = response_shift(len(prompt), contract.block_size, contract.origin)
-    block_R = response_blocks(len(prompt), len(tokens_R), contract.block_size, shift)
-    return tokens_R, step_R, block_R, shift
+    end = open_end = len(tokens_R)
+    tokens_R = np.where(step_R == NEVER, fill, tokens_R)
+    shift = response_shift(len(prompt), size, contract.origin)
+    closed = closed_at(tokens_R, step_R, grammar)
+    if closed is not None and grammar is not None and grammar.free is not None:
+        # A text that its limit cut was never longer.
+        open_end = len(grammar.head) + grammar.free.room
+        open_end = open_end if trajectory.finished else min(open_end, len(trajectory.tokens_T))
+        block_end = block_bounds(len(prompt) + end - 1, size, shift)[1] - len(prompt)
+        more = max(min(open_end, block_end) - end, 0)
+        tokens_R = np.pad(tokens_R, (0, more), constant_values=fill)
+        step_R = np.pad(step_R, (0, more), constant_values=NEVER)
+    block_R = response_blocks(len(prompt), len(tokens_R), size, shift)
+    rounds = rounds_of(step_R, block_R, trajectory.forced_T)
+    reach = (-1 if closed is None else closed, open_end, end)
+    return Realised(tokens_R.astype(np.int64), step_R, block_R, shift, rounds, *reach)
+
+
+def closed_at(tokens_R: np.ndarray, step_R: np.ndarray, grammar: Grammar | None) -> int | None:
+    """The step that ended the free text; None: there is none, or it was not ended."""
+    if grammar is None or grammar.free is None:
+        return None
+    head = len(grammar.head)
+    found = np.flatnonzero((tokens_R[head:] == grammar.free.closer) & (step_R[head:] != NEVER))
+    return int(step_R[head + found[0]]) if len(found) else None

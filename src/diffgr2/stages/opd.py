@@ -27,13 +27,13 @@ from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import device, open_model
 from diffgr2.objectives.divergence import divergence
 from diffgr2.objectives.likelihood import chosen_logp
-from diffgr2.objectives.noise import frontier, replay_state
+from diffgr2.objectives.noise import frontier
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import Micro, TokenBatch, causal_batch, chunks, columns, epoch_order
 from diffgr2.stages.common import train_stage, trained_answers
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.distill import Outputs
-from diffgr2.stages.noisy import NoisyRow, noisy_batch, realised, rounds_of
+from diffgr2.stages.noisy import NoisyRow, Realised, noisy_batch, realised
 from diffgr2.stages.rollouts import DECODE_BATCH, rollout_settings, text_metrics
 from diffgr2.streams import generator
 from diffgr2.train.dist import rollout_model
@@ -42,13 +42,17 @@ from diffgr2.types import Trajectory
 
 
 def one_state_per_block(
-    step_R: np.ndarray, block_R: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Masked [R]: for every block one of its realised states, drawn uniformly."""
-    masked_R = np.zeros(len(step_R), dtype=bool)
-    for block, steps in rounds_of(step_R, block_R).items():
-        masked_R |= (block_R == block) & replay_state(step_R, int(rng.choice(steps)))
-    return masked_R
+    text: Realised, rng: np.random.Generator | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(masked [R], on the canvas [R]): of every block one of its realised states.
+
+    Drawn uniformly, without a generator the first.
+    """
+    picks = {
+        block: int(steps[0] if rng is None else rng.choice(steps))
+        for block, steps in text.rounds.items()
+    }
+    return text.state(picks)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class OpdTask:
                 texts = decode(lean, requests, careful, batch=DECODE_BATCH)
         self._metrics = text_metrics(sampled, [text.finished for text in sampled])
         rows = [
-            self._row(request.prompt, text, generator(self.seed, self.name, "state", step, place))
+            self._row(request, text, generator(self.seed, self.name, "state", step, place))
             for place, (request, text) in enumerate(zip(requests, texts, strict=True))
             if text.finished  # else cut by the limit: there is no end to teach
         ]
@@ -112,23 +116,24 @@ class OpdTask:
         return template.grammar(request, reasoning=not direct, answer=answer)
 
     def _row(
-        self, prompt: list[int], text: Trajectory, rng: np.random.Generator
+        self, request: DecodeRequest, trajectory: Trajectory, rng: np.random.Generator
     ) -> tuple[NoisyRow, np.ndarray, int]:
         """(row, compared positions, response length) of a rollout or of a careful output."""
         config, contract, pad_id = self.config, self.contract, self.corpus.vocab.pad_id
-        tokens_R, step_R, block_R, shift = realised(prompt, text, contract, pad_id)
-        masked_R = one_state_per_block(step_R, block_R, rng)
-        compared_R, given_R = masked_R, step_R < 0
-        if config.teacher == "self_careful":
-            # The careful text is the target wherever the aggressive decoder still had a mask:
-            # whole blocks open, as in its first step, or any realised state.
-            if rng.random() < 0.5:
-                masked_R = compared_R = ~given_R
-        elif config.positions == "frontier":
-            compared_R = frontier(masked_R, block_R, given_R)
-        length = len(text.tokens_T)
+        grammar = request.grammar if self.settings.rule == "grammar" else None
+        text = realised(request.prompt, trajectory, contract, pad_id, grammar)
+        # The careful text is the target wherever the aggressive decoder still had a mask: in its
+        # first step, or in any realised state.
+        careful = config.teacher == "self_careful"
+        first = careful and rng.random() < 0.5
+        masked_R, there_R = one_state_per_block(text, None if first else rng)
+        compared_R = masked_R
+        if config.positions == "frontier" and not careful:
+            compared_R = frontier(masked_R, text.block_R, text.step_R < 0)
+        length = len(trajectory.tokens_T)
         causal = self.settings.clean_kv == "causal"
-        row = NoisyRow(prompt, tokens_R, masked_R[None], shift, causal, contract)
+        given = (request.prompt, text.tokens_R, masked_R[None], text.shift, causal, contract)
+        row = NoisyRow(*given, there_R[None])
         return row, np.flatnonzero(compared_R[:length]), length
 
     def _micro(self, rows: Sequence[tuple[NoisyRow, np.ndarray, int]]) -> OpdMicro:

@@ -26,13 +26,12 @@ from diffgr2.errors import DecodeError
 from diffgr2.model.contract import BlockContract, contract_of
 from diffgr2.model.load import device, open_model
 from diffgr2.objectives.likelihood import allowed_logp, entropy_of
-from diffgr2.objectives.noise import replay_state
 from diffgr2.objectives.policy import clipped_objective
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import Micro, TokenBatch, causal_batch, chunks, columns
 from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import open_corpus
-from diffgr2.stages.noisy import NoisyRow, noisy_batch, realised, rounds_of
+from diffgr2.stages.noisy import NoisyRow, noisy_batch, realised
 from diffgr2.stages.rollouts import Roller, Rollout, rollout_settings
 from diffgr2.train.loop import Loss
 
@@ -93,20 +92,21 @@ def replay_row(
     rollout: Rollout, contract: BlockContract, pad_id: int, *, clean_causal: bool
 ) -> tuple[NoisyRow, Decisions, np.ndarray]:
     """(row, decisions, the copy [D] that scores each); what follows the end is context only."""
-    prompt, trajectory = rollout.asked.prompt, rollout.trajectory
-    tokens_R, step_R, block_R, shift = realised(prompt, trajectory, contract, pad_id)
-    rounds = rounds_of(step_R, block_R)
-    made = decisions(trajectory, rollout.asked.grammar)
+    asked, trajectory = rollout.asked, rollout.trajectory
+    text = realised(asked.prompt, trajectory, contract, pad_id, asked.grammar)
+    rounds, made = text.rounds, decisions(trajectory, asked.grammar)
     copies = max((len(steps) for steps in rounds.values()), default=1)
-    masked_CR = np.zeros((copies, len(tokens_R)), dtype=bool)
-    for block, steps in rounds.items():
-        for copy, step in enumerate(steps):
-            masked_CR[copy] |= (block_R == block) & replay_state(step_R, int(step))
+    states = [
+        text.state({b: int(steps[copy]) for b, steps in rounds.items() if copy < len(steps)})
+        for copy in range(copies)
+    ]
+    masked_CR, there_CR = (np.stack(part) for part in zip(*states, strict=True))
     copy_D = np.array(
-        [np.searchsorted(rounds[int(block_R[at])], step_R[at]) for at in made.at_D], dtype=np.int64
+        [np.searchsorted(rounds[int(text.block_R[at])], text.step_R[at]) for at in made.at_D],
+        dtype=np.int64,
     )
-    row = NoisyRow(prompt, tokens_R, masked_CR, shift, clean_causal, contract)
-    return row, made, copy_D
+    given = (asked.prompt, text.tokens_R, masked_CR, text.shift, clean_causal, contract, there_CR)
+    return NoisyRow(*given), made, copy_D
 
 
 def replay_micro(
