@@ -86,8 +86,11 @@ def draw_trace(seed: int, request: Request, made: Compact | Gr2, cites: int = 3)
     rng = np.random.default_rng([seed, 1])
     level_K = rng.permutation(request.k) * (STRENGTHS - 1) / max(request.k, 2)
     cites_KC = np.full((request.k, cites), NONE)
-    for i, side_F in enumerate(made.phrases.sides(request.buckets_KF)):
-        fields = rng.permutation(np.flatnonzero(side_F != NEITHER))[: rng.integers(0, cites + 1)]
+    may_KF = made.phrases.sides(request.buckets_KF) != NEITHER
+    if isinstance(made, Compact):
+        may_KF = made.citable(request)
+    for i, may_F in enumerate(may_KF):
+        fields = rng.permutation(np.flatnonzero(may_F))[: rng.integers(0, cites + 1)]
         cites_KC[i, : len(fields)] = fields
     return Trace(level_K, cites_KC)
 

@@ -79,7 +79,7 @@ def choose(
         sums = [total := total + float(p) for p in logp.exp()]
         best = next(i for i, s in enumerate(sums) if s > uniform * total)
     elif scale:
-        best = floor(level + 0.5)
+        best = floor(round(level, 6) + 0.5)
     else:
         best = min(range(len(allowed)), key=lambda i: (-float(logp[i]), allowed[i]))
     near = allowed[max(best - 1, 0) : best + 2] if scale else [allowed[best]]

@@ -94,11 +94,11 @@ class Compact:
     def _judge(self, out: Written, request: Request, trace: Trace, *, reasoning: bool) -> None:
         """Evidence and strength of every candidate."""
         vocab, most = self.vocab, len(self._levels) - 1
-        evidence_KF = vocab.evidence_ids(request.buckets_KF)
+        evidence_KF, citable_KF = vocab.evidence_ids(request.buckets_KF), self.citable(request)
         for i in range(request.k):
             _put(out, [vocab.index_id(i)], REASONING)
             if reasoning:
-                fields = [f for f in trace.cites_KC[i].tolist() if f != NONE]
+                fields = [f for f in trace.cites_KC[i].tolist() if f != NONE and citable_KF[i, f]]
                 cited = evidence_KF[i, fields[: self.config.cites]].tolist()
                 cited += [self._ids["<none>"]] * (self.config.cites - len(cited))
                 _put(out, cited, REASONING)
