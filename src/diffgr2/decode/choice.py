@@ -48,7 +48,7 @@ def among(
     if temperature == 0.0 or uniform_N is None:
         best_NA = logp_NA == logp_NA.max(-1, keepdims=True)
         pick_N = np.where(best_NA, tokens_NA, np.iinfo(np.int64).max).argmin(-1)
-        # Rounded first: an expectation half-way between two levels goes up, whatever its last digit.
+        # Rounded first: half-way between two levels it goes up, whatever the last digit says.
         pick_N[scale_N] = np.floor(np.round(level_N[scale_N], 6) + 0.5).astype(np.int64)
         hot_NA = logp_NA
     else:
