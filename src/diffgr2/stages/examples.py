@@ -43,7 +43,8 @@ def described(corpus: Corpus, row: int, decoded: Decoded, n: int, order_K: np.nd
         *(f"{place}. {names[at]} (came {at + 1}.)" for place, at in enumerate(order, 1)),
         "",
         f"Bought next: {names[hit]}, place {hit + 1} before, {order.index(hit) + 1} after. "
-        f"{len(trajectory.tokens_T)} tokens in {trajectory.nfe} forwards.",
+        f"{len(trajectory.tokens_T)} tokens in {trajectory.nfe} "
+        f"forward{'s' * (trajectory.nfe != 1)}.",
         "",
     ]
 

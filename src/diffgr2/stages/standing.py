@@ -22,6 +22,7 @@ from diffgr2.config import Recipe
 from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import ArtifactError
 from diffgr2.evaluate.baselines import order_from_scores
+from diffgr2.evaluate.calibration import chances
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
 from diffgr2.pipeline import STANDS, Runner
 from diffgr2.stages.corpus import Corpus, open_corpus
@@ -32,6 +33,9 @@ from diffgr2.types import CandidateLists
 
 TIMED = {"ar": "ar", "block": "cft_opd_rl", "block_raw": "cft_opd_rl_raw", "verify": "verify"}
 """Decoder of the timing run -> row whose speed it is."""
+
+SCALED = {"ar": "teacher_ar", "cft_opd_rl": "block", "verify": "verify", "student_ar": "ar"}
+"""Row -> the scale that was fitted for its model and decoder."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ class Standing:
         for spec in rows_of_recipe(self.recipe):
             if f"score_{spec.name}" in self.stages:
                 outputs = load_outputs(self.root / f"score_{spec.name}", spec.name)
-                rows.append(replace(outputs, timing=self._timing(outputs)))
+                known = {"timing": self._timing(outputs), "chance_LK": self._chances(outputs)}
+                rows.append(replace(outputs, **known))
         return rows
 
     def _evidence(self) -> list[SystemOutputs]:
@@ -109,6 +114,20 @@ class Standing:
             name = "evidence" if kind == chosen else f"evidence_{kind}"
             rows.append(SystemOutputs(name, order_LK, len(order_LK), meta={"scorer": kind}))
         return rows
+
+    def _chances(self, outputs: SystemOutputs) -> np.ndarray | None:
+        """Calibrated probabilities, where strengths are said and their scale is known."""
+        scale = self.scales.get(SCALED.get(outputs.name, ""))
+        if scale is None or outputs.levels_LK is None:
+            return None
+        pairs = zip(outputs.levels_LK, outputs.order_LK, strict=True)
+        return np.stack([chances(levels_K, scale, order_K) for levels_K, order_K in pairs])
+
+    @cached_property
+    def scales(self) -> dict[str, float]:
+        """What a level of strength is worth, by decoder."""
+        path = self.root / "calibrate" / "calibration.json"
+        return read_json(path) if "calibrate" in self.stages else {}
 
     def _timing(self, outputs: SystemOutputs) -> dict[str, Any]:
         """Speed at batch 1 from the timing run, scaled to this row's mean output."""
