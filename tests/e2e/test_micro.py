@@ -193,8 +193,10 @@ def test_report_files_are_there_and_figures_are_pictures(
         *("stages", "validity", "coherence", "frontier_tpf", "frontier_speedup"),
         *("throughput", "training"),
         *("trajectory", "rank_moves", "semantic_ids"),
-        *("lengths", "views", "faithfulness", "reliability"),
+        *("lengths", "views", "reliability"),
     }
+    # A model so briefly trained may cite nothing in so few lists: then there is nothing to remove.
+    figures |= {"faithfulness"} if report["probes"]["faithfulness"] else set()
     assert {path.stem for path in folder.glob("*.png")} == figures
     for path in folder.glob("*.png"):
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
