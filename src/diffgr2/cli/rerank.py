@@ -94,8 +94,9 @@ def show(reranker: Reranker, result: RankResult, titles: list[str]) -> None:
         console.print(f"\n{escape(titles[was])}: {escape(described(decision))}", highlight=False)
     facts = result.decode
     state = "valid" if result.valid else "repaired" if result.repaired else "fell back to the floor"
+    forwards = f"{facts['forwards']} forward{'s' * (facts['forwards'] != 1)}"
     console.print(
-        f"\n[dim]{facts['decoder']}, {facts['tokens']} tokens in {facts['forwards']} forwards "
+        f"\n[dim]{facts['decoder']}, {facts['tokens']} tokens in {forwards} "
         f"({facts['tokens_per_forward']:g} each), {state}[/]",
         highlight=False,
     )
