@@ -16,7 +16,7 @@ model's own words, tells those with `english`. No reader raises, whatever the to
 `make_template` builds the one that the recipe names. Not here: the templates themselves.
 """
 
-from diffgr2.config import PromptConfig
+from diffgr2.config import Answering, PromptConfig
 from diffgr2.decode.settings import Frame
 from diffgr2.prompts.compact import Compact
 from diffgr2.prompts.gr2 import Gr2
@@ -33,6 +33,12 @@ def frame_of(template: Template) -> Frame:
     """What decoding must know of a template; `spec.k` is the longest list that one prompt holds."""
     vocab = template.vocab
     return Frame(vocab.mask_id, vocab.end_id, template.max_response(vocab.spec.k) + SPARE)
+
+
+def trained_answers(template: Template, config: PromptConfig) -> tuple[Answering, ...]:
+    """The read-outs that a recipe trains: the template's, up to `prompt.answer`."""
+    known, wanted = template.answers, config.answer
+    return known[: known.index(wanted) + 1] if wanted in known else known
 
 
 def make_template(vocab: Vocabulary, config: PromptConfig) -> Template:

@@ -26,7 +26,7 @@ from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import contract_of
 from diffgr2.prompts.account import kinds_of
 from diffgr2.prompts.request import Request, item_kind, item_text
-from diffgr2.prompts.template import frame_of, make_template
+from diffgr2.prompts.template import frame_of, make_template, trained_answers
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.rerank.bundle import read_note
 from diffgr2.rerank.names import Item, Names, Seats
@@ -124,8 +124,7 @@ class World:
     @property
     def answers(self) -> tuple[Answering, ...]:
         """The ways to answer that this model was trained for, the usual one first."""
-        able, trained = self.template.answers, self.recipe.prompt.answer
-        return ("said",) if "said" in able and trained == "said" else able
+        return trained_answers(self.template, self.recipe.prompt)
 
     def kind(self, item: Item) -> str:
         """What kind of goods an item is; "" where it is not known."""

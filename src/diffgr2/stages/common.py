@@ -63,15 +63,9 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return {"steps": len(lines), **means}
 
 
-def trained_answers(corpus: Corpus) -> tuple[Answering, ...]:
-    """The read-outs that this recipe trains: the template's, up to `prompt.answer`."""
-    known, wanted = corpus.template.answers, corpus.recipe.prompt.answer
-    return known[: known.index(wanted) + 1] if wanted in known else known
-
-
 def answer_to_learn(corpus: Corpus, rng: np.random.Generator, *, reasoning: bool) -> Answering:
     """How a training text ends: behind reasoning with all that is trained, else one at random."""
-    answers = trained_answers(corpus)
+    answers = corpus.answers
     drawn = answers[int(rng.integers(len(answers)))]
     return answers[-1] if reasoning else drawn
 

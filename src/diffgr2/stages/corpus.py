@@ -21,14 +21,14 @@ import numpy as np
 from diffgr2.artifacts import load_arrays
 from diffgr2.candidates.lists import first_columns, load_lists, selection_users
 from diffgr2.candidates.scorers import LinearScorer
-from diffgr2.config import Recipe, ShowConfig
+from diffgr2.config import Answering, Recipe, ShowConfig
 from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.decode.settings import DecodeSettings, settings_of
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import BlockContract
 from diffgr2.prompts.account import kinds_of
 from diffgr2.prompts.request import MISSING, NONE, Request, Trace, request_at
-from diffgr2.prompts.template import Template, frame_of, make_template
+from diffgr2.prompts.template import Template, frame_of, make_template, trained_answers
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.traces.decide import Scale, Traces
 from diffgr2.traces.words import read_explanations
@@ -75,6 +75,11 @@ class Corpus:
     def kinds(self) -> list[str]:
         """What kind of goods each item is, by a name that tells them apart."""
         return kinds_of(self.dataset.catalogue.categories)
+
+    @property
+    def answers(self) -> tuple[Answering, ...]:
+        """The read-outs that this recipe trains."""
+        return trained_answers(self.template, self.recipe.prompt)
 
     @property
     def k(self) -> int:

@@ -30,7 +30,7 @@ from diffgr2.objectives.likelihood import chosen_logp
 from diffgr2.objectives.noise import frontier
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import Micro, TokenBatch, causal_batch, chunks, columns, epoch_order
-from diffgr2.stages.common import train_stage, trained_answers
+from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.distill import Outputs
 from diffgr2.stages.noisy import NoisyRow, Realised, noisy_batch, realised
@@ -110,7 +110,7 @@ class OpdTask:
         """What the student is asked for: the read-out that it is trained for, where it knows it."""
         template, direct = self.corpus.template, bool(self.outputs.direct_N[n])
         answer = self.outputs.answer(n)
-        if not direct and self.config.answer in trained_answers(self.corpus):
+        if not direct and self.config.answer in self.corpus.answers:
             answer = self.config.answer
         request = self.outputs.request(self.corpus, n)
         return template.grammar(request, reasoning=not direct, answer=answer)

@@ -23,7 +23,6 @@ from diffgr2.model.contract import BlockContract
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.objectives.policy import INVALID, advantages, overlong_penalty, reward
 from diffgr2.prompts.request import Request
-from diffgr2.stages.common import trained_answers
 from diffgr2.stages.corpus import Corpus
 from diffgr2.streams import generator, permutation
 from diffgr2.train.dist import rollout_model
@@ -67,7 +66,7 @@ class Roller:
     @property
     def answer(self) -> Answering:
         """The read-out that is rewarded: the recipe's, where the model is trained for it."""
-        known, wanted = trained_answers(self.corpus), self.config.answer
+        known, wanted = self.corpus.answers, self.config.answer
         return wanted if wanted in known else known[-1]
 
     def prompts(self, step: int, round_: int) -> list[Asked]:

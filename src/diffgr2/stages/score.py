@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +168,6 @@ def outputs_of(
     orders = orders_of(decoded, policy)
     cited_L2 = np.array([template.citations(*pair) for pair in pairs], dtype=np.int32)
     said = decoded.answer == "said"
-    found = [
-        len(contradictions(template, told_of(corpus, int(row), decoded, n, orders[n])))
-        for n, row in enumerate(lists)
-    ]
     return SystemOutputs(
         name=name,
         order_LK=np.stack(orders).astype(np.int16),
@@ -188,10 +184,19 @@ def outputs_of(
         levels_LK=np.stack([r.levels_K for r in decoded.readings]).astype(np.float32)
         if said
         else None,
-        contradictions_L=np.array(found, dtype=np.int32),
         meta={key: getattr(decoded.settings, key) for key in DESCRIBED}
         | {"answer": decoded.answer},
     )
+
+
+def with_contradictions(corpus: Corpus, outputs: SystemOutputs, decoded: Decoded) -> SystemOutputs:
+    """The same outputs, each with the number of contradictions found in it."""
+    pairs = enumerate(zip(outputs.rows.tolist(), outputs.order_LK, strict=True))
+    found = [
+        len(contradictions(corpus.template, told_of(corpus, row, decoded, n, order_K)))
+        for n, (row, order_K) in pairs
+    ]
+    return replace(outputs, contradictions_L=np.array(found, dtype=np.int32))
 
 
 def run_row(ctx: StageContext, spec: RowSpec) -> dict[str, Any]:
@@ -205,6 +210,7 @@ def run_row(ctx: StageContext, spec: RowSpec) -> dict[str, Any]:
         decoded = decode_requests(corpus, model, requests, spec.how, **how, **work)
     policy = spec.policy(ctx.recipe.decode.repair)
     outputs = outputs_of(corpus, spec.name, lists, decoded, policy)
+    outputs = with_contradictions(corpus, outputs, decoded)
     save_outputs(ctx.out, outputs)
     assert outputs.raw_valid_L is not None
     assert outputs.contradictions_L is not None

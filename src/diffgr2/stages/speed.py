@@ -25,7 +25,6 @@ from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import chunks
-from diffgr2.stages.common import trained_answers
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.score import Model, decode_requests, outputs_of, prompts_for, test_rows
 
@@ -157,7 +156,7 @@ def frontier(corpus: Corpus, block: Model) -> list[dict[str, Any]]:
     for rule, tau in product(("raw", "grammar"), config.thresholds):
         # The plain rule can only be read by what it writes out; the papers' frontier is that.
         plan: dict[str, Any] = {"accept": "threshold", "threshold": tau, "rule": rule}
-        plan["answer"] = "said" if rule == "grammar" else trained_answers(corpus)[-1]
+        plan["answer"] = "said" if rule == "grammar" else corpus.answers[-1]
         decoded = decode_requests(
             corpus, block, requests, "recommended", batch=config.batch, **plan
         )
