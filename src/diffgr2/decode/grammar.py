@@ -11,7 +11,7 @@ which token a decoder wants (`choice`), entries of several tokens (`spelling`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -336,8 +336,3 @@ class Guide:
         self.tokens_T[at], self.forced_T[at] = free.closer, True
         self._free_end = at + 1
         self._open_tail()
-
-    def open_places(self, start: int, stop: int) -> Iterator[int]:
-        """Open positions in [start, stop) that a token may be committed to."""
-        stop = min(stop, self.stop)
-        return iter((start + np.flatnonzero(self.tokens_T[start:stop] == UNKNOWN)).tolist())

@@ -10,6 +10,7 @@ what the buckets count (`candidates.index`).
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ FOR, AGAINST, NEITHER = 1, -1, 0
 _SIDE = {"+": FOR, "-": AGAINST, ".": NEITHER}
 
 
+@cache
 def wording(name: str) -> dict[str, Any]:
-    """A template's words; fields and scales that it does not word are those of `compact`."""
+    """A template's words, to be read only; fields and scales it lacks are those of `compact`."""
     path = Path(__file__).parent / f"{name}.yaml"
     words = parse_yaml(path.read_text(encoding="utf-8"), path.name)
     if name != "compact":

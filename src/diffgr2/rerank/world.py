@@ -18,7 +18,7 @@ from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.retrieval import ragged, score
 from diffgr2.config import DECODERS, Answering, DecodeConfig, Decoder
-from diffgr2.data.store import read_dataset
+from diffgr2.data.packed import unpack
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
 from diffgr2.errors import ConfigError, DataError, first_problem
 from diffgr2.items.quantize import Encoder
@@ -67,17 +67,15 @@ class World:
         check_arrays(directory)
         self.contract = contract_of(directory)
         self.decoders: tuple[Decoder, ...] = tuple(DECODERS) if self.contract else ("ar",)
-        dataset = read_dataset(directory / "data")
-        self.histories, self.catalogue = dataset.histories, dataset.catalogue
-        self.raw_users = dataset.raw_users
-        self._user = {raw: user for user, raw in enumerate(dataset.raw_users)}
+        self.histories, self.catalogue, self.raw_users = unpack(directory / "data")
+        self._user = {raw: user for user, raw in enumerate(self.raw_users)}
         self.sids = SemanticIds.load(directory / "items")
         self.names = Names(self.catalogue, self.sids, Encoder.load(directory / "items"))
         self.vocab = Vocabulary.load(directory)
         check_vocabulary(directory, self.vocab)
         self.template = make_template(self.vocab, self.recipe.prompt)
         self.frame = frame_of(self.template)
-        self.retriever = kinds.load(directory / "retriever")
+        self.retriever = kinds.load_scores(directory / "retriever")
         self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue)
         self.scales = read_scales(directory)
         check_shop(self)
