@@ -1,4 +1,4 @@
-"""A process in which some packages cannot be imported: `python -m support.banned BUNDLE NAMES WHAT`.
+"""A process that cannot import some packages: `python -m support.banned BUNDLE NAMES WHAT`.
 
 WHAT is `request` (everything but the model: names, scores, evidence, prompt, grammar, explanation)
 or `all` (rank in Python, as a cross-encoder and on the command line, then serve: HTTP and the
@@ -27,7 +27,7 @@ class Banned(MetaPathFinder):
 
 
 def make_request(bundle: Path) -> dict[str, Any]:
-    """A request of known items and a stranger, without scores, up to what the model would be fed."""
+    """A request of known items and a stranger, without scores, up to what the model is fed."""
     from diffgr2.decode.batch import make_writer
     from diffgr2.rerank.reranker import Query, RankTask
     from diffgr2.rerank.world import World

@@ -28,9 +28,10 @@ def gelu(x: np.ndarray) -> np.ndarray:
     """x times the normal distribution's share below it."""
     z = np.abs(x) * np.float32(0.5**0.5)
     t = 1.0 / (1.0 + np.float32(0.3275911) * z)
-    tail = np.zeros_like(z)
-    for factor in reversed(ERF):
-        tail = (tail + np.float32(factor)) * t
+    tail = np.float32(ERF[-1]) * t
+    for factor in ERF[-2::-1]:
+        tail += np.float32(factor)
+        tail *= t
     tail *= 0.5 * np.exp(-z * z)
     return x * np.where(x < 0, tail, 1.0 - tail)
 
@@ -59,13 +60,18 @@ class AttentionScores:
 
     def score_all(self, queries: Histories) -> np.ndarray:
         """Scores of every item for every query, f32 (L, I); all 0 for an empty history."""
-        items = self.arrays["items.weight"]
-        scores_LI = np.zeros((queries.n_users, self.n_items), np.float32)
+        every_I = np.arange(self.n_items)
+        scores_LI = np.empty((queries.n_users, self.n_items), np.float32)
         for row in range(queries.n_users):
-            items_T = queries.of(row)[-self.config.max_len :]
-            if len(items_T):
-                scores_LI[row] = items @ self._last(items_T)
+            scores_LI[row] = self.score_some(queries.of(row), every_I)
         return scores_LI
+
+    def score_some(self, history_T: np.ndarray, items_K: np.ndarray) -> np.ndarray:
+        """Scores of some items for one history, f32 (K,)."""
+        history_T = history_T[-self.config.max_len :]
+        if not len(history_T):
+            return np.zeros(len(items_K), np.float32)
+        return self.arrays["items.weight"][items_K] @ self._last(history_T)
 
     def _last(self, items_T: np.ndarray) -> np.ndarray:
         """The hidden state of the newest item."""
@@ -97,8 +103,9 @@ class AttentionScores:
         return x @ self.arrays[f"{name}.weight"].T + self.arrays[f"{name}.bias"]
 
     def _norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        centred = x - x.mean(-1, keepdims=True)
-        spread = np.sqrt((centred**2).mean(-1, keepdims=True) + np.float32(EPS))
+        centred = x - np.add.reduce(x, -1, keepdims=True) / np.float32(x.shape[-1])
+        square = np.add.reduce(centred * centred, -1, keepdims=True) / np.float32(x.shape[-1])
+        spread = np.sqrt(square + np.float32(EPS))
         return centred / spread * self.arrays[f"{name}.weight"] + self.arrays[f"{name}.bias"]
 
 

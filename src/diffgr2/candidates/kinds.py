@@ -66,6 +66,9 @@ class Popularity(Counted):
     def score_all(self, queries: Histories) -> np.ndarray:
         return np.repeat(self.count_I[None], queries.n_users, 0)
 
+    def score_some(self, history_T: np.ndarray, items_K: np.ndarray) -> np.ndarray:
+        return self.count_I[items_K]
+
 
 @dataclass(frozen=True)
 class ItemKnn(Counted):
@@ -92,17 +95,19 @@ class ItemKnn(Counted):
         return ItemKnn(count_I, m.data, m.indices.astype(np.int32), m.indptr.astype(np.int64))
 
     def score_all(self, queries: Histories) -> np.ndarray:
-        # Popularity only orders what the neighbours leave at zero.
-        rest_I = 1e-6 * self.count_I / max(float(self.count_I.max()), 1.0)
         scores_LI = np.empty((queries.n_users, self.n_items), np.float32)
         for row in range(queries.n_users):
-            scores_LI[row] = self._near(queries.of(row)) + rest_I
+            scores_LI[row] = self._scores(queries.of(row))
         return scores_LI
 
-    def _near(self, items_N: np.ndarray) -> np.ndarray:
-        """What the recent items of one history say of every item, float64."""
-        near_I = np.zeros(self.n_items)
-        for age, item in enumerate(items_N[: -RECENT - 1 : -1].tolist()):
+    def score_some(self, history_T: np.ndarray, items_K: np.ndarray) -> np.ndarray:
+        return self._scores(history_T)[items_K].astype(np.float32)
+
+    def _scores(self, history_T: np.ndarray) -> np.ndarray:
+        """Of every item for one history, float64."""
+        # Popularity only orders what the neighbours leave at zero.
+        near_I = 1e-6 * self.count_I.astype(np.float64) / max(float(self.count_I.max()), 1.0)
+        for age, item in enumerate(history_T[: -RECENT - 1 : -1].tolist()):
             row = slice(self.indptr[item], self.indptr[item + 1])
             near_I[self.indices[row]] += DECAY**age * self.data[row]  # each neighbour stands once
         return near_I

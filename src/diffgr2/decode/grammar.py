@@ -74,12 +74,21 @@ class Places:
             raise DecodeError("grammar: a place allows no token")
 
     @cached_property
+    def grouped(self) -> np.ndarray:
+        """Which places belong to a group."""
+        grouped_T = np.zeros(len(self), dtype=bool)
+        for group in self.groups:
+            grouped_T[group.at_JN] = True
+        return grouped_T
+
+    @cached_property
     def owner(self) -> dict[int, tuple[Group, int, int]]:
         """Place -> (group, entry, index in the entry)."""
         return {
-            int(at): (group, int(j), int(n))
+            at: (group, j, n)
             for group in self.groups
-            for (j, n), at in np.ndenumerate(group.at_JN)
+            for j, at_N in enumerate(group.at_JN.tolist())
+            for n, at in enumerate(at_N)
         }
 
 
@@ -227,13 +236,11 @@ class Guide:
         places = section.places
         known_T = section.may_TA.sum(1) == 1
         known_T[max(len(self.tokens_T) - section.start, 0) :] = False  # beyond the caller's limit
-        alone_T = known_T.copy()
-        alone_T[list(places.owner)] = False
         # Places of no group settle nothing else, so they are written at once.
-        alone = np.flatnonzero(alone_T)
+        alone = np.flatnonzero(known_T & ~places.grouped)
         self.tokens_T[section.start + alone] = places.allowed_TA[alone][section.may_TA[alone]]
         self.forced_T[section.start + alone] = True
-        for at in np.flatnonzero(known_T & ~alone_T).tolist():
+        for at in np.flatnonzero(known_T & places.grouped).tolist():
             self._force(section, at)
 
     def _force(self, section: _Section, at: int) -> None:

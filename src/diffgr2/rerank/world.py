@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
-from diffgr2.candidates.retrieval import ragged, score
 from diffgr2.config import DECODERS, Answering, DecodeConfig, Decoder
 from diffgr2.data.packed import unpack
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
@@ -159,9 +158,8 @@ class World:
         scores_N = np.zeros(len(items), np.float32)
         if known_N.any():
             seen = np.array([i.number for i in past if i.number is not None], np.int32)
-            wanted = np.array([[i.number for i in items if i.number is not None]], np.int32)
-            query = ragged([seen], len(self.catalogue))
-            scores_N[known_N] = score(self.retriever, query, wanted)[0]
+            wanted = np.array([i.number for i in items if i.number is not None], np.int32)
+            scores_N[known_N] = self.retriever.score_some(seen, wanted)
             scores_N[~known_N] = scores_N[known_N].min()
         return scores_N
 
@@ -183,18 +181,13 @@ class World:
             found = [place[id(i)] if i.number is None else i.number for i in items]
             return np.array(found, np.int32)
 
-        features_1KF = index.features(
-            ragged([numbers(recent)], index.pairs.n_items),
-            numbers(shown)[None],
-            scores_K[None],
-            np.array([user]),
-        )
+        features_KF = index.features_of(numbers(recent), numbers(shown), scores_K, user)
         texts = self.template.shows_text
         described = [self._described(item) for item in past] if texts else []
         return Request(
             np.array([item.codes for item in past], np.int32).reshape(-1, self.sids.levels),
             np.array([item.codes for item in shown], np.int32),
-            index.buckets(features_1KF)[0],
+            index.buckets(features_KF),
             tuple(item_text(*one) for one in described),
             tuple(item_text(*self._described(item)) for item in shown) if texts else (),
             tuple(item_kind(*one) for one in described),
