@@ -38,7 +38,7 @@ def make_request(bundle: Path) -> dict[str, Any]:
     past = world.names.resolve([raw[0], words], "history")
     items = world.names.resolve([raw[3], raw[4], raw[5], words], "candidates")
     query = Query(past, items, items, world.scores_of(past, items, None), -1)
-    task = RankTask(world, query, world.settings(), world.read_out(), reasoning=True)
+    task = RankTask(world, query, world.ways(), reasoning=True)
     (_, wanted), *_ = task.pending()
     writer = make_writer(0, wanted, task.settings)
     return {"prompt": len(wanted.prompt), "planned": len(writer.plan().ids), "told": task.english()}

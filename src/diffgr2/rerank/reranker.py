@@ -24,10 +24,11 @@ import numpy as np
 from diffgr2.decode.batch import decode as decode_all
 from diffgr2.decode.batch import make_writer
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
-from diffgr2.errors import CheckpointError, ConfigError, DataError
+from diffgr2.errors import CheckpointError, DataError
 from diffgr2.model.backends import open_backend
 from diffgr2.rerank.bundle import opened
 from diffgr2.rerank.names import Item, ListProblem
+from diffgr2.rerank.readout import Ways
 from diffgr2.rerank.task import Query, RankResult, RankTask, Telling
 from diffgr2.rerank.world import SEATS, World
 
@@ -63,14 +64,11 @@ class Reranker(World):
         *,
         scores: Sequence[float] | None = None,
         user: str | None = None,
-        decode: Mapping[str, Any] | None = None,
+        decode: Mapping[str, Any] | Ways | None = None,
         reasoning: bool = True,
     ) -> RankTask:
         """Resolve a request; errors name what is wrong with it."""
-        settings, read_out = self.settings(decode), self.read_out(decode)
-        seed = (decode or {}).get("seed")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise ConfigError("decode.seed: expected an integer")
+        ways = decode if isinstance(decode, Ways) else self.ways(decode)
         if history is None:
             past = self.stored_history(user)
         else:
@@ -85,8 +83,7 @@ class Reranker(World):
             raise DataError(f"{strangers} unknown items in one request, at most {SEATS}")
         scores_N = self.scores_of(past, items, scores)
         query = Query(past, items, named, scores_N, self.user_number(user))
-        stream = ("decode",) if seed is None else ("decode", seed)
-        return RankTask(self, query, settings, read_out, reasoning=reasoning, stream=stream)
+        return RankTask(self, query, ways, reasoning=reasoning)
 
     def rank(
         self,

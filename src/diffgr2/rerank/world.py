@@ -2,7 +2,7 @@
 
 Contract: `World(directory)` opens these parts; `request` builds a prompt's content from resolved
 items exactly as the stages build it from lists, `scores_of` rates candidates that came without
-scores, `settings` and `read_out` give a request's ways of decoding and of reading responses.
+scores, `ways` gives a request's ways of decoding and of reading responses.
 Nothing here changes after opening, so threads may share it. Not here: the model (`reranker`), the
 way of one request (`task`).
 """
@@ -36,7 +36,7 @@ from diffgr2.rerank.parts import (
     check_vocabulary,
     read_scales,
 )
-from diffgr2.rerank.readout import ReadOut
+from diffgr2.rerank.readout import ReadOut, Ways
 from diffgr2.types import Catalogue
 
 SEATS = 512
@@ -80,9 +80,19 @@ class World:
         check_shop(self)
         self.kinds = kinds_of(self.catalogue.categories)
 
-    def settings(self, given: Mapping[str, Any] | None = None) -> DecodeSettings:
-        """Decode settings: the recipe's recommendation, changed by `given`."""
-        chosen, config = self._chosen(given), self.recipe.decode
+    def ways(self, given: Mapping[str, Any] | None = None) -> Ways:
+        """How to decode and read: the recipe's recommendation, changed by `given`."""
+        chosen = self._chosen(given)
+        settings, read_out = self._settings(chosen), self._read_out(chosen)
+        seed = (given or {}).get("seed")
+        if seed is None:
+            return Ways(settings, read_out)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ConfigError("decode.seed: expected an integer")
+        return Ways(settings, read_out, ("decode", seed))
+
+    def _settings(self, chosen: Mapping[str, Any]) -> DecodeSettings:
+        config = self.recipe.decode
         given = {key: value for key, value in chosen.items() if key not in READ_KEYS}
         decoder = given.get("decoder") or (config.decoder if self.contract else "ar")
         how = decoder if decoder in PRESETS else "recommended"
@@ -104,9 +114,8 @@ class World:
             raise ConfigError(f"decode.{where[0]}: {message}") from None
         return chosen
 
-    def read_out(self, given: Mapping[str, Any] | None = None) -> ReadOut:
-        """How the responses are read: the recipe's recommendation, changed by `given`."""
-        chosen, config = self._chosen(given), self.recipe.decode
+    def _read_out(self, chosen: Mapping[str, Any]) -> ReadOut:
+        config = self.recipe.decode
         answer: Answering = chosen.get("answer", config.answer)
         if "said" not in self.answers:  # free text states no strengths
             answer = "written"
