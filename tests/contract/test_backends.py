@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
-from diffgr2.errors import DecodeError
+from diffgr2.errors import CheckpointError, DecodeError
 from diffgr2.model.backend import NO_TOKEN, Backend, Session, Span
 from diffgr2.model.backends import backend_of, open_backend, write_graphs
 from diffgr2.model.load import save
@@ -195,3 +195,26 @@ class TestOnnxFromADirectory(TestOnnx):
         save(module, directory)
         write_graphs(directory)
         return open_backend(directory, "onnx")
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_broken_weights_are_an_error(self, value) -> None:
+        """Here they are noticed earlier."""
+        module = tiny(2)
+        with torch.no_grad():
+            module.model.layers[0].mlp.up_proj.weight[0, 0] = value
+        with pytest.raises(CheckpointError, match="not finite"):
+            self.backend(module)
+
+    def test_a_change_of_the_files_does_not_reach_it(self) -> None:
+        model = self.backend(tiny(3))
+        before, after = (self._first(model, change) for change in (False, True))
+        np.testing.assert_array_equal(before, after)
+
+    def _first(self, model: Backend, change: bool) -> np.ndarray:
+        if change:
+            for path in max(self.folder.iterdir(), key=lambda p: int(p.name)).iterdir():
+                path.write_bytes(bytes(path.stat().st_size))
+        session = model.session(MASK)
+        session.add([causal([1, 2, 3], 0)] * 2, SLOTS)
+        views = session.forward([causal([4], 3)] * 2)
+        return views[0].rows(np.array([0]))

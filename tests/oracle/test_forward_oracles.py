@@ -17,8 +17,9 @@ from diffgr2.decode.spelling import UNKNOWN
 from diffgr2.errors import CheckpointError
 from diffgr2.model.backend import View
 from diffgr2.model.forward import KVCache, LeanQwen3
-from diffgr2.model.layout import response_shift, row_mask, row_positions
+from diffgr2.model.layout import response_shift
 from diffgr2.model.load import build
+from diffgr2.model.masks import row_mask, row_positions
 from support.grammars import END, GRAMMARS, MASK
 from support.tiny_qwen import VOCAB, tiny
 

@@ -11,7 +11,7 @@ which token a decoder wants (`choice`), entries of several tokens (`spelling`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -79,12 +79,21 @@ class Places:
             raise DecodeError("grammar: a place allows no token")
 
     @cached_property
+    def grouped(self) -> np.ndarray:
+        """Which places belong to a group."""
+        grouped_T = np.zeros(len(self), dtype=bool)
+        for group in self.groups:
+            grouped_T[group.at_JN] = True
+        return grouped_T
+
+    @cached_property
     def owner(self) -> dict[int, tuple[Group, int, int]]:
         """Place -> (group, entry, index in the entry)."""
         return {
-            int(at): (group, int(j), int(n))
+            at: (group, j, n)
             for group in self.groups
-            for (j, n), at in np.ndenumerate(group.at_JN)
+            for j, at_N in enumerate(group.at_JN.tolist())
+            for n, at in enumerate(at_N)
         }
 
     @cached_property
@@ -255,14 +264,12 @@ class Guide:
         places = section.places
         known_T = np.array(section.left) == 1
         known_T[max(len(self.tokens_T) - section.start, 0) :] = False  # beyond the caller's limit
-        alone_T = known_T.copy()
-        alone_T[list(places.owner)] = False
         # Places of no group settle nothing else, so they are written at once.
-        alone = np.flatnonzero(alone_T)
+        alone = np.flatnonzero(known_T & ~places.grouped)
         self.tokens_T[section.start + alone] = places.allowed_TA[alone][section.may_TA[alone]]
         self.forced_T[section.start + alone] = True
         self.written.extend((section.start + alone).tolist())
-        for at in np.flatnonzero(known_T & ~alone_T).tolist():
+        for at in np.flatnonzero(known_T & places.grouped).tolist():
             self._force(section, at)
 
     def _force(self, section: _Section, at: int) -> None:
@@ -384,8 +391,3 @@ class Guide:
         self.written.append(at)
         self._free_end = at + 1
         self._open_tail()
-
-    def open_places(self, start: int, stop: int) -> Iterator[int]:
-        """Open positions in [start, stop) that a token may be committed to."""
-        stop = min(stop, self.stop)
-        return iter((start + np.flatnonzero(self.tokens_T[start:stop] == UNKNOWN)).tolist())

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from diffgr2.errors import ConfigError
+from diffgr2.errors import CheckpointError, ConfigError
 from diffgr2.model.backend import Backend
 from diffgr2.model.contract import read_config
 
@@ -55,26 +55,43 @@ def _accelerated() -> bool:
     return torch.cuda.is_available()
 
 
-def open_backend(directory: Path, name: str = "auto", threads: int = 0) -> Backend:
-    """A model directory's model; `threads` 0: as many as the machine or torch's setting has."""
+def open_backend(directory: Path, name: str = "auto") -> Backend:
+    """The model of a directory; nothing that happens to its files later reaches the backend."""
     if chosen(name) == "torch":
-        from diffgr2.model.forward import LeanQwen3
-        from diffgr2.model.load import open_model
-
-        return LeanQwen3(open_model(directory))
+        return _torch_backend(directory)
     from diffgr2.model.ort import OrtBackend
+    from diffgr2.model.weights import read
 
-    config, folder = read_config(directory), str(directory)
-    ready = all((directory / file).is_file() for file in GRAPHS.values())
+    config, weights, graphs = read_config(directory), read(directory), {}
+    for single, file in GRAPHS.items():
+        path = directory / file
+        if path.is_file():
+            graphs[single] = path.read_bytes()
 
-    def source(single: bool) -> bytes | str:
-        if ready:
-            return str(directory / GRAPHS[single])
+    def source(single: bool) -> bytes:
+        if single in graphs:
+            return graphs[single]
         from diffgr2.model.graph import beside
 
         return _graph(config, beside(directory), single=single)
 
-    return OrtBackend(_facts(config), source, threads or default_threads(), folder)
+    return OrtBackend(_facts(config), source, default_threads(), weights)
+
+
+def _torch_backend(directory: Path) -> Backend:
+    from diffgr2.model.forward import LeanQwen3
+    from diffgr2.model.load import open_model
+
+    module = open_model(directory)
+    for parameter in module.parameters():
+        # Weights come mapped from their file: who writes to it would write into this model.
+        parameter.data = parameter.data.clone()
+    model = LeanQwen3(module)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.new_empty(0)  # the module lingers, what it held not
+    if not model.finite:
+        raise CheckpointError(f"{directory}: weights are not finite")
+    return model
 
 
 def backend_of(module: Any, name: str = "auto") -> Backend:
@@ -104,10 +121,21 @@ def write_graphs(directory: Path) -> None:
         (directory / file).write_bytes(_graph(config, beside(directory), single=single))
 
 
+_told = 0
+
+
+def use_threads(threads: int) -> None:
+    """So many for backends on the CPU that are opened from now on; 0 leaves the choice to them."""
+    global _told
+    _told = threads
+    if threads and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
 def default_threads() -> int:
-    """As many as torch uses, where it is loaded, or as the process was told; else all cores."""
-    if "torch" in sys.modules:
-        return int(sys.modules["torch"].get_num_threads())
+    """As many as was said, torch uses, or the environment says; else all cores."""
+    if _told or "torch" in sys.modules:
+        return _told or int(sys.modules["torch"].get_num_threads())
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told) > 0:
         return int(told)

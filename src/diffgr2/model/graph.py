@@ -15,7 +15,6 @@ here: running it (`ort`), who sees whom (`decode`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from diffgr2.errors import CheckpointError
+from diffgr2.model.weights import placed
 
 OPSET, IR_VERSION = 23, 11
 END = np.iinfo(np.int64).max
@@ -227,26 +227,16 @@ KINDS = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorPro
 
 
 def beside(directory: Path) -> Weight:
-    """Weights where the directory's safetensors files have them; the graph must lie there too."""
-    places: dict[str, tuple[str, int, dict[str, Any]]] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        places |= {name: (path.name, 8 + length, entry) for name, entry in header.items()}
+    """Weights that are given beside the graph; it says where in the directory's files they are."""
+    places = placed(directory)
 
     def weight(name: str) -> TensorProto:
         if name not in places:
             raise CheckpointError(f"{directory}: tensor {name} is missing")
-        file, base, entry = places[name]
-        start, end = entry["data_offsets"]
-        kind = KINDS.get(entry["dtype"])
-        if kind is None:
-            raise CheckpointError(f"{directory}: tensor {name} is {entry['dtype']}, no float")
-        tensor = TensorProto(name=name, data_type=kind, dims=entry["shape"])
+        place = places[name]
+        tensor = TensorProto(name=name, data_type=KINDS[place.kind], dims=place.shape)
         tensor.data_location = TensorProto.EXTERNAL
-        facts = {"location": file, "offset": base + start, "length": end - start}
+        facts = {"location": place.file, "offset": place.start, "length": place.length}
         for key, value in facts.items():
             tensor.external_data.add(key=key, value=str(value))
         return tensor

@@ -9,7 +9,7 @@ done with the answers (`decode`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,7 +20,8 @@ from diffgr2.errors import CheckpointError, DecodeError, first_line
 from diffgr2.model.backend import Session, Span, View
 from diffgr2.model.view import NumpyView
 
-WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+BFLOAT16 = 16
+"""ONNX's number of that type, whose bits come as uint16."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,17 @@ class Facts:
 
 
 class OrtBackend:
-    """See the module's docstring; `source(single)` is a graph's bytes or its file.
-
-    Weights that a graph in bytes points to lie in `folder`.
-    """
+    """See the module's docstring; `source(single)` is a graph, `weights` what it does not hold."""
 
     def __init__(
         self,
         facts: Facts,
-        source: Callable[[bool], bytes | str],
+        source: Callable[[bool], bytes],
         threads: int,
-        folder: str = "",
+        weights: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.facts, self.threads = facts, threads
-        self._source, self._folder = source, folder
+        self._source, self._weights = source, weights or {}
         self._compiled: dict[bool, ort.InferenceSession] = {}
         self.positions = np.arange(facts.max_positions, dtype=np.int64)
         self._seen = np.zeros(facts.max_positions, dtype=np.float32)
@@ -62,7 +60,7 @@ class OrtBackend:
     def compiled(self, single: bool) -> ort.InferenceSession:
         """The runtime's form of a graph."""
         if single not in self._compiled:
-            self._compiled[single] = _compile(self._source(single), self.threads, self._folder)
+            self._compiled[single] = _compile(self._source(single), self.threads, self._weights)
         return self._compiled[single]
 
     def answers(self, single: bool, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -74,16 +72,23 @@ class OrtBackend:
         return self._seen[:length].reshape(1, 1, 1, length)
 
 
-def _compile(graph: bytes | str, threads: int, folder: str) -> ort.InferenceSession:
+def _compile(graph: bytes, threads: int, weights: Mapping[str, np.ndarray]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4  # what is wrong is raised
-    if isinstance(graph, bytes) and folder:  # where the weights lie that it points to
-        options.add_session_config_entry(WEIGHTS_FOLDER, folder)
     try:
+        if weights:
+            values = [_value(array) for array in weights.values()]
+            options.add_external_initializers(list(weights), values)
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise CheckpointError(f"the graph cannot be compiled ({first_line(error)})") from None
+
+
+def _value(array: np.ndarray) -> ort.OrtValue:
+    if array.dtype == np.uint16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 class OrtSession:

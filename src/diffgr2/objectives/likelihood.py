@@ -2,7 +2,7 @@
 
 Contract: `logits_at` runs the trunk once and the head only where a loss needs it, with the mask
 token at −inf, which no response holds. Losses are sums; who divides is the training loop. Not here:
-which positions, and under which attention (`model.layout`, `stages`).
+which positions, and under which attention (`model.masks`, `stages`).
 
 Letters: B batch, T tokens, N chosen positions, V vocabulary.
 """
