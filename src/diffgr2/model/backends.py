@@ -2,8 +2,8 @@
 
 Contract: `open_backend(directory)` opens a model directory, `backend_of(module)` a model under
 training; both decode alike. `onnx` (a compiled graph on the CPU) is the way where there is no
-accelerator, `torch` where there is one; the environment's DIFFGR2_BACKEND or the caller decides
-otherwise. A directory that holds its graphs (`write_graphs`) is opened with NumPy and ONNX Runtime
+accelerator, `torch` where there is one; the caller, `use`, or the environment's DIFFGR2_BACKEND
+decide otherwise. A directory that holds its graphs (`write_graphs`) is opened with NumPy and ONNX Runtime
 alone; for others the graph is made on the spot, which takes the package `onnx`. Not here: the
 backends themselves (`ort`, `session`).
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -34,6 +35,7 @@ GRAPHS = {True: "forward_single.onnx", False: "forward.onnx"}
 
 def chosen(name: str = "auto") -> Name:
     """The backend that the caller, the environment or the machine asks for."""
+    name = _wish.name if name == "auto" else name
     name = os.environ.get(VARIABLE, "auto") if name == "auto" else name
     if name in NAMES:
         return cast(Name, name)
@@ -121,21 +123,29 @@ def write_graphs(directory: Path) -> None:
         (directory / file).write_bytes(_graph(config, beside(directory), single=single))
 
 
-_told = 0
+@dataclass
+class _Wish:
+    """What the process was told."""
+
+    name: str = "auto"
+    threads: int = 0
 
 
-def use_threads(threads: int) -> None:
-    """So many for backends on the CPU that are opened from now on; 0 leaves the choice to them."""
-    global _told
-    _told = threads
+_wish = _Wish()
+
+
+def use(name: str = "auto", threads: int = 0) -> None:
+    """This backend, and so many threads on the CPU, from now on; auto and 0 leave the choice."""
+    chosen(name)  # an unknown one is an error here
+    _wish.name, _wish.threads = name, threads
     if threads and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
 
 
 def default_threads() -> int:
     """As many as was said, torch uses, or the environment says; else all cores."""
-    if _told or "torch" in sys.modules:
-        return _told or int(sys.modules["torch"].get_num_threads())
+    if _wish.threads or "torch" in sys.modules:
+        return _wish.threads or int(sys.modules["torch"].get_num_threads())
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told) > 0:
         return int(told)
@@ -183,3 +193,14 @@ def _scaled_frequencies(config: Mapping[str, Any]) -> tuple[np.ndarray, float]:
     kind = config["rope_parameters"]["rope_type"]
     frequency, scale = ROPE_INIT_FUNCTIONS[kind](own, torch.device("cpu"))
     return frequency.float().numpy(), float(scale)
+
+
+def described() -> str:
+    """What a model that is opened now is run by."""
+    name = chosen()
+    if name == "torch":
+        return "torch"
+    import onnxruntime
+
+    threads = default_threads()
+    return f"onnx (ONNX Runtime {onnxruntime.__version__}, {threads} thread{'s'[: threads > 1]})"

@@ -80,6 +80,8 @@ class KVCache:
 class LeanQwen3:
     """See the module's docstring."""
 
+    name = "torch"
+
     def __init__(self, module: Any) -> None:  # a Qwen3ForCausalLM
         config = module.config
         if config.attention_bias or config.hidden_act != "silu" or config.use_sliding_window:

@@ -37,6 +37,8 @@ class Facts:
 class OrtBackend:
     """See the module's docstring; `source(single)` is a graph, `weights` what it does not hold."""
 
+    name = "onnx"
+
     def __init__(
         self,
         facts: Facts,
