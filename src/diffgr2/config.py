@@ -228,6 +228,7 @@ class TrainConfig(Section):
     final_lr: Share = 0.1  # cosine ends at this share of lr
     warmup: Count = 50  # steps
     weight_decay: Amount = 0.01
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices in layers, adamw beside it
     clip: Rate = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast
     checkpoint_every: Positive = 200  # steps
