@@ -1,6 +1,6 @@
 """A tiny next-token task for the training battery: real gradients, milliseconds a step.
 
-`make`, `make_rounds`, `make_bf16`, `make_muon` are factories as `battery` wants them. `ToyTask` can be told to
+The functions `make…` are factories as `battery` wants them. `ToyTask` can be told to
 spoil a step (`poison`), which stands for NaN in data, loss, gradient or a metric.
 """
 
