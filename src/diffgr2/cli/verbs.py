@@ -86,7 +86,7 @@ def run_all(
         str,
         typer.Option(
             "--goal",
-            help="candidates, teacher, story (few rows, a bundle), ladder (all rows), all, or a stage.",
+            help="candidates, teacher, story (few rows), ladder (every row), all, or a stage.",
         ),
     ] = "all",
     directory: RunsDir = None,
