@@ -149,7 +149,7 @@ def make_bf16() -> tuple[ToyTask, nn.Module, TrainConfig]:
 
 
 def make_muon() -> tuple[ToyTask, nn.Module, TrainConfig]:
-    config = config_of(optimizer="muon")
+    config = config_of(optimizer="muon", muon_lr=0.03)
     return ToyTask(config), ToyModel(tied=True), config
 
 

@@ -23,7 +23,8 @@ from torch.distributed.tensor import DTensor
 
 def able(model: Any) -> bool:
     """Whether this is a plain Qwen3 whose weights lie whole on a CPU."""
-    config, weight = getattr(model, "config", None), next(model.parameters())
+    config: Any = getattr(model, "config", None)
+    weight = next(model.parameters())
     plain = (
         getattr(config, "model_type", None) == "qwen3"
         and not config.attention_bias
@@ -144,7 +145,8 @@ def _attend(q_NHE: Tensor, k_NGE: Tensor, v_NGE: Tensor, rows: _Rows, *, last: b
     with torch.autocast("cpu", enabled=False):
         for q, k, v, mask in parts:
             if len(q):
-                heads = (x.transpose(0, 1)[None] for x in (q, k, v))
-                how = {"attn_mask": mask, "is_causal": mask is None, "enable_gqa": True}
-                mixed.append(F.scaled_dot_product_attention(*heads, **how)[0].transpose(0, 1))
+                q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+                how: dict[str, Any] = {"attn_mask": mask, "is_causal": mask is None}
+                found = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **how)
+                mixed.append(found[0].transpose(0, 1))
     return torch.cat(mixed)

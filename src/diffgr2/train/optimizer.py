@@ -1,10 +1,10 @@
 """What turns gradients into steps: AdamW alone, or Muon for the hidden matrices beside it.
 
-Contract: `Optimizer` is one or two of torch's optimizers over disjoint parameters, at one learning
-rate: Muon's updates are scaled to the size that AdamW's have. `state_of` is a parameter's state,
-which is all that a checkpoint stores. Muon orthogonalises whole matrices, so it takes the matrices
-inside decoder layers; embeddings, which are tables of rows, norms and biases stay with AdamW. Not
-here: the schedule (`loop`).
+Contract: `Optimizer` is one or two of torch's optimizers over disjoint parameters, on one schedule;
+Muon's peak is its own, in AdamW's units (at one rate both move a weight about as far). `state_of`
+is a parameter's state, which is all that a checkpoint stores. Muon orthogonalises whole matrices,
+so it takes the matrices inside decoder layers; embeddings, which are tables of rows, norms and
+biases stay with AdamW. Not here: the schedule (`loop`).
 """
 
 from typing import Any
@@ -37,9 +37,10 @@ class Optimizer:
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(groups, lr=config.lr, betas=BETAS, fused=True)
         ]
+        self._share = [1.0, config.muon_lr / config.lr]  # of the schedule's rate
         if matrices:
             how: dict[str, Any] = {"momentum": MOMENTUM, "adjust_lr_fn": "match_rms_adamw"}
-            decay = config.weight_decay
+            decay = config.weight_decay * config.lr / config.muon_lr  # as fast as the others'
             self.parts.append(torch.optim.Muon(matrices, config.lr, weight_decay=decay, **how))
         self._part_of = {
             id(p): part
@@ -53,10 +54,10 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def step(self, rate: float) -> None:
-        """One update at this learning rate."""
-        for part in self.parts:
+        """One update at this rate of the schedule."""
+        for part, share in zip(self.parts, self._share, strict=False):
             for group in part.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * share
             part.step()
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
