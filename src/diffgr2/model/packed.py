@@ -24,14 +24,17 @@ from torch.distributed.tensor import DTensor
 def able(model: Any) -> bool:
     """Whether this is a plain Qwen3 whose weights lie whole on a CPU."""
     config: Any = getattr(model, "config", None)
-    weight = next(model.parameters())
     plain = (
         getattr(config, "model_type", None) == "qwen3"
         and not config.attention_bias
         and not config.use_sliding_window
         and config.hidden_act == "silu"
     )
-    return plain and weight.device.type == "cpu" and not isinstance(weight, DTensor)
+    # All of them: while a sharded model is at work, the weights of its root alone are whole.
+    return plain and all(
+        weight.device.type == "cpu" and not isinstance(weight, DTensor)
+        for weight in model.parameters()
+    )
 
 
 @dataclass(frozen=True)
