@@ -3,9 +3,9 @@
 Contract: `open_backend(directory)` opens a model directory, `backend_of(module)` a model under
 training; both decode alike. `onnx` (a compiled graph on the CPU) is the way where there is no
 accelerator, `torch` where there is one; the caller, `use`, or the environment's DIFFGR2_BACKEND
-decide otherwise. A directory that holds its graphs (`write_graphs`) is opened with NumPy and ONNX Runtime
-alone; for others the graph is made on the spot, which takes the package `onnx`. Not here: the
-backends themselves (`ort`, `session`).
+decide otherwise. A directory that holds its graphs (`write_graphs`) is opened with NumPy and ONNX
+Runtime alone; for others the graph is made on the spot, which takes the package `onnx`. Not here:
+the backends themselves (`ort`, `session`).
 """
 
 from __future__ import annotations
