@@ -20,7 +20,7 @@ import torch
 
 from diffgr2.artifacts import MANIFEST
 from diffgr2.cli import run
-from diffgr2.data.packed import pack
+from diffgr2.data.columnar import pack
 from diffgr2.data.store import Dataset
 from diffgr2.errors import ArtifactError, CheckpointError
 from diffgr2.model.load import open_model

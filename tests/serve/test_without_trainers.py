@@ -21,9 +21,6 @@ ROOT = Path(__file__).parents[2]
 
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 
-OF_THE_MODEL = ("torch", "transformers", "scipy", "sklearn", "onnx")
-"""What the backend that opens the model imports by itself; () once it needs none of them."""
-
 
 def asked(bundle: Path, banned: tuple[str, ...], what: str) -> dict[str, Any]:
     """What such an interpreter answers (see `support.banned`)."""
@@ -43,8 +40,7 @@ def test_a_request_is_made_of_numpy_alone(name: str, run_dir: Path) -> None:
 
 
 def test_every_door_answers_without_what_training_needs(run_dir: Path) -> None:
-    banned = tuple(name for name in TRAINING if name not in OF_THE_MODEL)
-    told = asked(run_dir / "bundle", banned, "all")
+    told = asked(run_dir / "bundle", TRAINING, "all")
     assert told["loaded"] == []
     assert told["code"] == 0
     assert told["order"] == told["served"] == told["paired"]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from diffgr2.artifacts import MANIFEST, json_text, sealed
-from diffgr2.data.packed import packed_texts, texts_of
+from diffgr2.data.columnar import packed_texts, texts_of
 from support.bundles import edit_arrays, edit_json, edit_weights
 
 Change = Callable[[Path], object]

@@ -157,6 +157,9 @@ Drain = Annotated[
     float, option("--drain", min=0.0, max=DAY_S, callback=finite, help="Seconds after SIGTERM.")
 ]
 Threads = Annotated[int, option("--threads", min=0, help="Of the model; 0 = as many as it likes.")]
+Backend = Annotated[
+    str, option("--backend", metavar="auto|onnx|torch", help="What runs the model.")
+]
 Log = Annotated[bool, option("--log", help="One JSON line per request on stderr.")]
 TracesTo = Annotated[
     str | None, option("--traces", metavar="URL", help="Send OpenTelemetry traces there.")
@@ -185,6 +188,7 @@ def serve(
     timeout: Timeout = 30.0,
     drain: Drain = 30.0,
     threads: Threads = 0,
+    backend: Backend = "auto",
     log: Log = False,
     traces: TracesTo = None,
 ) -> None:
@@ -201,7 +205,7 @@ def serve(
     if not keys and host not in LOOPBACK and not insecure:
         raise ConfigError(f"--host {host}: needs --keys (or --no-keys if you mean it)")
     tracing = tracing_of(traces)
-    backends.use_threads(threads)
+    backends.use(backend, threads)
     limits = Limits(
         candidates=documents,
         batch=batch,

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 from diffgr2 import strict_json
 from diffgr2.artifacts import MANIFEST, sealed, sha256_of
 from diffgr2.config import Recipe
-from diffgr2.data.packed import HISTORIES, ITEMS, USERS
+from diffgr2.data.columnar import HISTORIES, ITEMS, USERS
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error, first_line
+from diffgr2.model.backends import GRAPHS
 from diffgr2.model.contract import VOCABULARY_FILES
 from diffgr2.recipe import validate
 
@@ -49,7 +50,7 @@ CALIBRATION = "calibrate/calibration.json"
 """What turns strengths into probabilities, by decoder."""
 
 
-REQUIRED = ("config.json", NOTE, *VOCABULARY_FILES)
+REQUIRED = ("config.json", NOTE, *GRAPHS.values(), *VOCABULARY_FILES)
 
 
 @dataclass(frozen=True)

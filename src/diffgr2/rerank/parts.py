@@ -20,7 +20,7 @@ from diffgr2.artifacts import load_arrays
 from diffgr2.candidates.index import NAMES
 from diffgr2.candidates.pairs import KINDS
 from diffgr2.config import Decoder, Recipe
-from diffgr2.data.packed import HISTORIES, ITEMS, USERS
+from diffgr2.data.columnar import HISTORIES, ITEMS, USERS
 from diffgr2.errors import ArtifactError, CheckpointError, first_line
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import BlockContract, read_config

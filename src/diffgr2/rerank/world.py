@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.config import DECODERS, Answering, DecodeConfig, Decoder
-from diffgr2.data.packed import unpack
+from diffgr2.data.columnar import unpack
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
 from diffgr2.errors import ConfigError, DataError, first_problem
 from diffgr2.items.quantize import Encoder

@@ -91,6 +91,7 @@ class Engine:
     ) -> None:
         self.model, self.limits, self.metrics = model, limits, metrics
         self._probe = probe
+        metrics.backend.labels(model.name).inc()
         self._inbox: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
         self._batches: dict[str, Batch] = {}

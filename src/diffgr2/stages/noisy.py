@@ -105,7 +105,8 @@ def noisy_batch(rows: Sequence[NoisyRow], pad_id: int) -> TokenBatch:
         ids_BT[b, : len(stays)] = torch.from_numpy(row.ids())[stays]
         position_BT[b, : len(stays)] = row.positions()[stays]
         masks.append(row.attends()[stays][:, stays])
-    return TokenBatch(ids_BT, position_BT, stack_masks(masks, length))
+    length_B = torch.tensor([len(mask) for mask in masks])
+    return TokenBatch(ids_BT, position_BT, stack_masks(masks, length), length_B)
 
 
 def response_blocks(prompt_length: int, length: int, block_size: int, shift: int) -> np.ndarray:

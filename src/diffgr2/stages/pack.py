@@ -12,8 +12,9 @@ from typing import Any
 
 from diffgr2.artifacts import read_json, read_manifest, write_json
 from diffgr2.config import DECODERS, Recipe
-from diffgr2.data import packed
+from diffgr2.data import columnar
 from diffgr2.data.store import read_dataset
+from diffgr2.model.backends import write_graphs
 from diffgr2.model.contract import VOCABULARY_FILES, contract_of
 from diffgr2.pipeline import StageContext
 from diffgr2.rerank.bundle import CALIBRATION, FORMAT, NOTE, PARTS, SECTIONS
@@ -48,13 +49,14 @@ def run(ctx: StageContext, model: str) -> dict[str, Any]:
     for pattern in MODEL_FILES:
         for path in source.glob(pattern):
             shutil.copyfile(path, out / path.name)
+    write_graphs(out)
     for part, names in PARTS.items():
         (out / part).mkdir()
         for name in names:
             if part not in ("data", "calibrate"):
                 shutil.copyfile(ctx.inputs[part] / name, out / part / name)
     dataset = read_dataset(ctx.inputs["data"])
-    packed.pack(out / "data", dataset)
+    columnar.pack(out / "data", dataset)
     values = recipe.model_dump(mode="json", include=set(SECTIONS))
     whose = {"shoppers": "simulated"} if recipe.data.source == "shop" else {}
     write_json(out / NOTE, {"format": FORMAT, "model": model, "recipe": values, **whose})

@@ -117,6 +117,7 @@ STAGES = {stage.name: stage for stage in _TABLE}
 GOALS = {
     "candidates": ["evidence"],
     "teacher": ["rl", "direct_rl", "score_ar_direct", "score_ar_sft", "score_ar"],
+    "story": ["score_ar", "score_cft_opd_rl", "score_verify", "bundle"],
     "ladder": list(MEASURED),
     "all": [*MEASURED, "speed", "probes", "bundle"],
 }

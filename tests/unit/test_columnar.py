@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffgr2.data.packed import pack, unpack
+from diffgr2.data.columnar import pack, unpack
 from diffgr2.data.store import Dataset, read_dataset, write_dataset
 from diffgr2.errors import ArtifactError
 from diffgr2.types import Catalogue, Histories
