@@ -2,8 +2,8 @@
 
 Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands what
 `results/NAME.json` says and nothing else: its main rows (`rows:NAME`: all of them; `speed:NAME`:
-its timing run; `serving:NAME`: a serving benchmark); running it twice changes nothing. Not here:
-measuring.
+its timing run; `serving:NAME`: a serving benchmark; `growth:NAME`: costs of larger lists); running
+it twice changes nothing. Not here: measuring.
 Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from diffgr2.evaluate.tables import (
     timings_table,
 )
 
-OPEN = re.compile(r"^<!-- (results|rows|serving|speed):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
+OPEN = re.compile(r"^<!-- (results|rows|serving|speed|growth):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
 MAIN_ROWS = (
@@ -88,12 +89,94 @@ def serving_table(report: dict[str, Any]) -> str:
     return f"{markdown_table(report['rows'], columns)}\n\n{note}"
 
 
+SHORT_BATCHES = (1, 32)
+"""Of the short table of peers, which is about one thread."""
+
+
+def decimals(key: str, digits: int = 1) -> Callable[[dict[str, Any]], str]:
+    """A number with all its digits, or a dash."""
+    return lambda row: "–" if row.get(key) is None else f"{row[key]:,.{digits}f}"
+
+
+def percent(key: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: "–" if row.get(key) is None else f"{row[key]:.0%}"
+
+
+def peers_table(report: dict[str, Any]) -> str:
+    """Everybody timed beside each other, at every batch size and number of threads."""
+    columns: list[Any] = [("way", at("name")), ("batch", at("batch")), ("threads", at("threads"))]
+    columns += [("ms per list", decimals("ms_per_list", 2))]
+    columns += [("tokens/s", decimals("tokens_per_s", 0)), ("forwards", decimals("forwards"))]
+    columns += [("of the limit", percent("share_of_limit"))]
+    columns += [("same tokens", percent("same_tokens"))]
+    return f"{markdown_table(report['rows'], columns)}\n\n{peers_note(report)}"
+
+
+def short_peers_table(report: dict[str, Any]) -> str:
+    """One line for each, on one thread; ours on their faster engine."""
+    first, last = SHORT_BATCHES
+    lines: dict[str, dict[str, Any]] = {}
+    for row in report["rows"]:
+        if row["threads"] == 1 and row["batch"] in SHORT_BATCHES:
+            line = lines.setdefault(row["name"], {"name": row["name"]})
+            line |= {f"{key}@{row['batch']}": value for key, value in row.items()}
+    slower = {name for name in lines if f"{name.removesuffix(' (torch)')} (onnx)" in lines}
+    columns: list[Any] = [("way", at("name"))]
+    for batch in SHORT_BATCHES:
+        columns += [
+            (f"ms per list, batch {batch}", decimals(f"ms_per_list@{batch}", 2)),
+            ("tokens/s", decimals(f"tokens_per_s@{batch}", 0)),
+            ("of the limit", percent(f"share_of_limit@{batch}")),
+        ]
+    columns += [("same tokens", percent(f"same_tokens@{last}"))]
+    shown = [
+        line
+        for name, line in lines.items()
+        if name not in slower and {f"name@{first}", f"name@{last}"} <= line.keys()
+    ]
+    return f"{markdown_table(shown, columns)}\n\n{peers_note(report)}"
+
+
+def peers_note(report: dict[str, Any]) -> str:
+    """The machine, what it can do, and how the table was made."""
+    about = report["machine"]
+    limits = "; ".join(
+        f"{one['threads']} thread{'s' * (one['threads'] > 1)}: "
+        f"{one['flop'] / 1e9:,.0f} GFLOP/s, {one['bytes'] / 1e9:,.0f} GB/s"
+        for one in report["limit"]
+    )
+    absent = f" Not installed: {', '.join(report['left_out'])}." if report["left_out"] else ""
+    return (
+        f"{about['processor']}, {about['cores']} cores, load {about['load']}; limit by {limits}."
+        f"{absent} Made by `{report['command']}`."
+    )
+
+
+def growth_table(report: dict[str, Any]) -> str:
+    """What a list costs as one thing grows."""
+    columns: list[Any] = [("grows", at("axis")), ("to", at("value"))]
+    columns += [("`ar` ms", decimals("ar_ms")), ("`block` ms", decimals("block_ms"))]
+    columns += [("its forwards", decimals("block_forwards"))]
+    columns += [
+        ("at once ms", decimals("least_ms")),
+        ("a further forward ms", decimals("further_forward_ms", 2)),
+    ]
+    columns += [("pays up to forwards", decimals("pays_up_to"))]
+    about = report["machine"]
+    note = f"{about['processor']}, one thread, load {about['load']}. Made by `{report['command']}`."
+    return f"{markdown_table(report['rows'], columns)}\n\n{note}"
+
+
 def table_of(kind: str, report: dict[str, Any]) -> str:
     """What stands between the marks of a kind."""
     if kind == "serving":
         return serving_table(report)
     if kind == "speed":
         return speed_table(report)
+    if kind == "growth":
+        return growth_table(report)
+    if "limit" in report:
+        return peers_table(report) if kind == "rows" else short_peers_table(report)
     if "seeds" in report:
         return several_seeds(report)
     return results_table(report, every=kind == "rows")
