@@ -96,42 +96,47 @@ class CompiledGenerate(Generate):
 
 
 class OnnxRuntime(Plain):
-    """A loop in Python over a graph of standard operators: keys and values go out and in again."""
+    """A loop in Python over a graph whose cache stays where it is."""
 
     def __init__(self, contest: Contest, batch: int, threads: int) -> None:
         from onnx_graphs import causal, session_of
+        from onnxruntime import OrtValue
 
         super().__init__(contest, batch, threads)
+        shape, self.value = contest.shape, OrtValue.ortvalue_from_numpy
         self.session: Any = session_of(causal(contest.teacher), threads)
-        self.past = [x.name for x in self.session.get_inputs() if x.name.startswith("past")]
-        shape = self.contest.shape
-        self.kept = (shape.kv_heads, 0, shape.head_dim)
+        self.binding = self.session.io_binding()
+        slots = self.longest + contest.tokens
+        size = (batch, shape.kv_heads, slots, shape.head_dim)
+        self.bound: dict[str, Any] = {}  # a value on the CPU lies in its array
+        for name in (x.name for x in self.session.get_inputs() if x.name.startswith("past")):
+            cache = self.bound[name] = self.value(np.zeros(size, dtype=np.float32))
+            self.binding.bind_ortvalue_input(name, cache)
+            self.binding.bind_ortvalue_output(name.replace("past", "now"), cache)
+        self.logits = self.value(np.zeros((batch, shape.vocab), dtype=np.float32))
+        self.binding.bind_ortvalue_output("logits", self.logits)
 
     def write(self, prompts: Texts, tokens: int) -> Texts:
-        width = max(map(len, prompts))
-        ids_BT, pad_B = left_padded(prompts, width)
-        column_T, pad_B1 = np.arange(width), pad_B[:, None]
-        seen_BTS = (column_T <= column_T[:, None]) & (column_T >= pad_B1[..., None])
-        seen_BTS[..., 0] |= ~seen_BTS.any(-1)  # padding sees something; nobody sees padding
-        nothing = np.zeros((len(prompts), *self.kept), dtype=np.float32)
-        feed = dict.fromkeys(self.past, nothing)
-        feed |= {"ids": ids_BT, "at": np.maximum(column_T - pad_B1, 0), "bias": _bias(seen_BTS)}
-        padded_BS = np.zeros((len(prompts), 1, 1, width + tokens), dtype=np.float32)
-        padded_BS[..., :width] = _bias(column_T >= pad_B1)[:, :, None]
+        length_B = np.array([len(prompt) for prompt in prompts], dtype=np.int32)
+        new_BT = np.zeros((len(prompts), length_B.max()), dtype=np.int64)
+        for row_T, prompt in zip(new_BT, prompts, strict=True):
+            row_T[: len(prompt)] = prompt  # what stands behind a prompt is written over
+        self._bind("last", length_B[:, None].astype(np.int64) - 1)
         written = []
         for step in range(tokens):
-            logits_B1V, *past = self.session.run(None, feed)
-            token_B1 = logits_B1V.argmax(-1)
-            written.append(token_B1)
-            feed = dict(zip(self.past, past, strict=True))
-            feed["ids"], feed["at"] = token_B1, width + step - pad_B1
-            feed["bias"] = padded_BS[..., : width + step + 1]
+            self._bind("ids", new_BT)
+            self._bind("seen", length_B + np.int32(step - 1))
+            self._bind("most", np.array(length_B.max() + step, dtype=np.int32))
+            self.session.run_with_iobinding(self.binding)
+            new_BT = self.logits.numpy().argmax(-1)[:, None]
+            written.append(new_BT)
+            if step == 0:
+                self._bind("last", np.zeros_like(new_BT))
         return np.concatenate(written, axis=1).tolist()
 
-
-def _bias(seen: np.ndarray) -> np.ndarray:
-    """What is added to attention's scores [B, 1, …]."""
-    return np.where(seen, np.float32(0), np.float32(-np.inf))[:, None]
+    def _bind(self, name: str, array: np.ndarray) -> None:
+        self.bound[name] = self.value(array)
+        self.binding.bind_ortvalue_input(name, self.bound[name])
 
 
 TENSORS = {

@@ -1,9 +1,11 @@
-"""The rivals' graphs for ONNX Runtime, built node by node from its standard operators.
+"""The rivals' graphs for ONNX Runtime, built node by node.
 
-Contract: `causal` is a Qwen3 checkpoint as a plain autoregressive loop wants it: new tokens, their
-positions, an additive mask and the past keys and values in; the last token's logits and all keys
-and values out. `cross_encoder` is a BERT-shaped scorer of random weights, one score per document.
-`product` is one large matrix product. Not here: our own graph, which knows canvases and blocks.
+Contract: `causal` is a Qwen3 checkpoint as a plain autoregressive loop wants it: new tokens, rows'
+lengths and the cache in; each row's last logits and the cache out. Its attention is the runtime's
+own causal one, which turns queries and keys and writes into the cache where it lies: that took 6 to
+8 % less than the standard operator with keys and values passed along. `cross_encoder` is a
+BERT-shaped scorer of random weights, one score per document. `product` is one large matrix product.
+Not here: our own graph, which knows canvases and blocks.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from safetensors.numpy import load_file
 from diffgr2.model.contract import read_config
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-OPSET, IR = 23, 10
+INT32, OPSET, IR = TensorProto.INT32, 23, 10
+OWN = "com.microsoft"  # the domain of the runtime's own operators
 
 
 def session_of(model: ModelProto, threads: int) -> onnxruntime.InferenceSession:
@@ -65,7 +68,7 @@ class Graph:
 
     def model(self, name: str) -> ModelProto:
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.weights)
-        opsets = [helper.make_opsetid("", OPSET)]
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(OWN, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR)
 
 
@@ -79,14 +82,16 @@ def product(size: int) -> ModelProto:
 
 
 def causal(directory: Path) -> ModelProto:
-    """See the module's docstring; inputs ids, at, bias, past_k0, past_v0, past_k1, …"""
+    """See the module's docstring. Inputs: ids [B, T], seen [B] (a row's tokens with the new ones,
+    less one), most (of all rows), last [B, 1] (the new token whose logits are wanted), and past_k0,
+    past_v0, past_k1, …, as long as they may get; outputs logits and now_k0, … in their place."""
     config, tensors = read_config(directory), load_file(directory / "model.safetensors")
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     size, eps = config["head_dim"], config["rms_norm_eps"]
-    graph = Graph()
-    ids, at = graph.take("ids", INT64, ["B", "T"]), graph.take("at", INT64, ["B", "T"])
-    bias = graph.take("bias", FLOAT, ["B", 1, "T", "S"])
-    cos, sin = (graph.weight(table) for table in _angles(config))
+    graph, cached = Graph(), ["B", kv_heads, "S", size]
+    ids, last = graph.take("ids", INT64, ["B", "T"]), graph.take("last", INT64, ["B", 1])
+    lengths = graph.take("seen", INT32, ["B"]), graph.take("most", INT32, [])
+    tables = [graph.weight(table) for table in _angles(config)]
     per_head, flat = (graph.weight(np.array(v)) for v in ([0, 0, -1, size], [0, 0, -1]))
 
     def norm(x: str, name: str) -> str:
@@ -96,37 +101,31 @@ def causal(directory: Path) -> ModelProto:
     def linear(x: str, name: str) -> str:
         return graph.op("MatMul", x, graph.weight(tensors[f"{name}.weight"].T))
 
-    def turned(x: str, name: str, count: int) -> str:
-        """Queries or keys, normalised per head and turned by their position."""
+    def per_head_norm(x: str, name: str) -> str:
         split = graph.op("Reshape", linear(x, f"{name}_proj"), per_head)
-        whole = graph.op("Reshape", norm(split, f"{name}_norm"), flat)
-        return graph.op("RotaryEmbedding", whole, cos, sin, at, num_heads=count, interleaved=0)
+        return graph.op("Reshape", norm(split, f"{name}_norm"), flat)
 
     embedding = tensors["model.embed_tokens.weight"]
     x = graph.op("Gather", graph.weight(embedding), ids)
-    outputs = []
     for n in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{n}"
-        past = [graph.take(f"past_{y}{n}", FLOAT, ["B", kv_heads, "C", size]) for y in "kv"]
-        now = (f"now_k{n}", f"now_v{n}")
-        outputs += now
+        layer, now = f"model.layers.{n}", (f"now_k{n}", f"now_v{n}")
+        past = [graph.take(f"past_{y}{n}", FLOAT, cached) for y in "kv"]
         h = norm(x, f"{layer}.input_layernorm")
-        q = turned(h, f"{layer}.self_attn.q", heads)
-        k = turned(h, f"{layer}.self_attn.k", kv_heads)
-        v = linear(h, f"{layer}.self_attn.v_proj")
-        count = {"q_num_heads": heads, "kv_num_heads": kv_heads}
-        mixed = graph.op("Attention", q, k, v, bias, *past, also=now, **count)
+        q, k = (per_head_norm(h, f"{layer}.self_attn.{name}") for name in "qk")
+        given = (q, k, linear(h, f"{layer}.self_attn.v_proj"), *past, *lengths, *tables)
+        how = {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": 1, "domain": OWN}
+        mixed = graph.op("GroupQueryAttention", *given, also=now, **how)
         x = graph.op("Add", x, linear(mixed, f"{layer}.self_attn.o_proj"))
         h = norm(x, f"{layer}.post_attention_layernorm")
         gate, up = (linear(h, f"{layer}.mlp.{name}_proj") for name in ("gate", "up"))
         gate = graph.op("Mul", gate, graph.op("Sigmoid", gate))
         x = graph.op("Add", x, linear(graph.op("Mul", gate, up), f"{layer}.mlp.down_proj"))
-    last = norm(graph.op("Gather", x, graph.weight(np.array([-1])), axis=1), "model.norm")
+    x = norm(graph.op("GatherND", x, last, batch_dims=1), "model.norm")
     head = graph.weight(tensors.get("lm_head.weight", embedding).T)
-    logits = graph.rename(graph.op("MatMul", last, head), "logits")
-    graph.give(logits, ["B", 1, len(embedding)])
-    for name in outputs:
-        graph.give(name, ["B", kv_heads, "S", size])
+    graph.give(graph.rename(graph.op("MatMul", x, head), "logits"), ["B", len(embedding)])
+    for n in range(config["num_hidden_layers"]):
+        for kind in "kv":
+            graph.give(f"now_{kind}{n}", cached)
     return graph.model("causal")
 
 

@@ -22,6 +22,7 @@ from diffgr2.model.contract import contract_of
 from diffgr2.prompts.request import Request
 from diffgr2.prompts.said import mean_reading
 from diffgr2.rerank.readout import view_of
+from diffgr2.stages.batches import chunks
 from diffgr2.stages.score import prompts_for
 
 VIEWS = 3
@@ -91,23 +92,24 @@ class Decoded:
 
     def _ranked(self, backend: Backend, requests: Sequence[Request]) -> Texts:
         corpus, template = self.contest.corpus, self.contest.corpus.template
-        orders = [view_of(r.k, view, ("decode",)) for r in requests for view in range(self.views)]
-        shown = [
-            requests[n // self.views].taken(order) if n % self.views else requests[n // self.views]
-            for n, order in enumerate(orders)
-        ]
+        shown, orders = list(requests), None
+        if self.views > 1:
+            orders = [view_of(r.k, n, ("decode",)) for r in requests for n in range(self.views)]
+            shown = [requests[n // self.views].taken(order) for n, order in enumerate(orders)]
         asked: list[DecodeRequest] = prompts_for(corpus, shown, "said", reasoning=self.reasoning)
         texts = decode(backend, asked, self.settings, batch=len(asked))
+        tokens = [text.tokens_T.tolist() for text in texts]
         readings = [
-            template.read(text.tokens_T.tolist(), request, text.level_T).restored(order)
-            for text, request, order in zip(texts, shown, orders, strict=True)
+            template.read(text, request, one.level_T)
+            for text, request, one in zip(tokens, shown, texts, strict=True)
         ]
-        for first in range(0, len(readings), self.views):
-            mean_reading(readings[first : first + self.views]).said_order()
-        return [
-            [token for text in texts[n : n + self.views] for token in text.tokens_T.tolist()]
-            for n in range(0, len(texts), self.views)
-        ]
+        if orders is not None:
+            pairs = zip(readings, orders, strict=True)
+            whole = [reading.restored(order) for reading, order in pairs]
+            readings = [mean_reading(part) for part in chunks(whole, self.views)]
+        for reading in readings:
+            reading.said_order()
+        return [[token for text in part for token in text] for part in chunks(tokens, self.views)]
 
 
 ENTRIES: dict[str, tuple[str, str, dict[str, Any]]] = {
