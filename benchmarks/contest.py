@@ -79,7 +79,7 @@ class Contest:
         ):
             settings = corpus.settings(contract_of(directory), how)
             asked = prompts_for(corpus, self.requests, "said")
-            texts = decode(open_torch(directory, 1), asked, settings)
+            texts = decode(open_torch(directory), asked, settings)
             found[name] = [text.tokens_T[: self.tokens].tolist() for text in texts]
         return found
 
@@ -94,19 +94,18 @@ class Contest:
 Open = Callable[[Contest, int, int], Way]
 """A way for this contest, size of batch and number of threads; ImportError if not installed."""
 
-OpenBackend = Callable[[Path, int], Backend]
-"""A model directory's backend with so many threads."""
+OpenBackend = Callable[[Path], Backend]
+"""A model directory's backend; its threads are the process's (`machine.pinned`)."""
 
 
-def open_torch(directory: Path, threads: int) -> Backend:
-    """Its threads are the process's (`machine.pin`)."""
+def open_torch(directory: Path) -> Backend:
     return LeanQwen3(open_model(directory))
 
 
-def open_onnx(directory: Path, threads: int) -> Backend:
+def open_onnx(directory: Path) -> Backend:
     from diffgr2.model.backends import open_backend
 
-    return open_backend(directory, "onnx", threads)
+    return open_backend(directory, "onnx")
 
 
 BACKENDS: dict[str, OpenBackend] = {"onnx": open_onnx, "torch": open_torch}

@@ -141,7 +141,7 @@ def points(
 ) -> Iterator[tuple[str, Any, int, Point, bool]]:
     """(axis, value, batch, the lists and the model, whether it is the run's own)."""
     k, history = corpus.k, corpus.recipe.prompt.history
-    backend = open_backend(student, 1)
+    backend = open_backend(student)
 
     def own(count: int, k: int = k, history: int = history) -> Point:
         return Point(corpus, backend, student, lists_of(corpus, count, k, history))
@@ -164,7 +164,7 @@ def points(
                 "model",
                 name,
                 1,
-                Point(corpus, open_backend(directory, 1), directory, lists),
+                Point(corpus, open_backend(directory), directory, lists),
                 False,
             )
 

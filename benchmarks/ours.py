@@ -126,10 +126,10 @@ ENTRIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def opened(
     open_backend: OpenBackend, entry: str, contest: Contest, batch: int, threads: int
 ) -> Way:
-    """See `contest.Open`; the size of the batch is nothing to prepare for."""
+    """See `contest.Open`; a size of batch or a number of threads is nothing to prepare for."""
     whose, how, given = ENTRIES[entry]
     directory = getattr(contest, whose)
-    return Decoded(contest, open_backend(directory, threads), directory, how, **given)
+    return Decoded(contest, open_backend(directory), directory, how, **given)
 
 
 def entries(engine: str, open_backend: OpenBackend) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import engines
 import numpy as np
 import ours
 import pytest
-from contest import Contest, open_torch
+from contest import BACKENDS, Contest, open_torch
 from machine import Limit, Shape, Work
 from peers import RIVALS, measure
 
@@ -28,7 +28,11 @@ WANTS = {
     "LightGBM": ("lightgbm",),
 }
 COMPILED = "transformers generate, static cache, compiled"  # takes a minute
-ENTRIES = {**ours.entries("torch", open_torch), **RIVALS}
+ENGINES = ("torch",)
+ENTRIES: dict[str, Any] = {}
+for engine in ENGINES:
+    ENTRIES |= ours.entries(engine, BACKENDS[engine])
+ENTRIES |= RIVALS
 QUICK = {name: entry for name, entry in ENTRIES.items() if name != COMPILED}
 LISTS = 4
 
@@ -36,9 +40,10 @@ LISTS = 4
 @pytest.fixture(scope="module")
 def contest(tmp_path_factory: pytest.TempPathFactory) -> Contest:
     root = tmp_path_factory.mktemp("models")
-    save(tiny_stages.model("ar"), root / "teacher")
+    # Random weights; other engines want heads of 8 n.
+    save(tiny_stages.fresh(head_dim=16), root / "teacher")
     section = tiny_stages.contract_of().model_dump()
-    save(tiny_stages.model("block"), root / "student", {SECTION: section})
+    save(tiny_stages.fresh(seed=2, head_dim=16), root / "student", {SECTION: section})
     requests = [corpus().request("validation", row) for row in range(LISTS)]
     return Contest(corpus(), requests, root / "teacher", root / "teacher", root / "student", root)
 
@@ -76,7 +81,7 @@ def test_compiled_it_writes_the_same(contest: Contest) -> None:
 
 
 def test_verify_writes_the_students_text_in_fewer_forwards(found: dict[str, Any]) -> None:
-    for row in rows_of(found, ["verify (torch)"]):
+    for row in rows_of(found, [f"verify ({engine})" for engine in ENGINES]):
         assert row["same_tokens"] == 1.0
         assert row["forwards"] < row["tokens"]
 
@@ -98,7 +103,7 @@ def test_a_rival_that_writes_something_else_shows_it(contest: Contest) -> None:
 def test_what_we_ask_of_a_model_is_counted_as_a_plain_loop_is(contest: Contest) -> None:
     """One token a forward: the same positions, and one forward more, for the prompt is its own."""
     shape, length = contest.shape, len(contest.prompts(contest.requests[:1])[0])
-    noting = ours.Noting(open_torch(contest.teacher, 1), shape)
+    noting = ours.Noting(open_torch(contest.teacher), shape)
     settings = contest.corpus.settings(None, "ar_raw", max_tokens=6)
     asked = prompts_for(contest.corpus, contest.requests[:1], "said")
     tokens = len(decode(noting, asked, settings)[0].tokens_T)
@@ -143,7 +148,7 @@ def test_a_checkpoint_becomes_a_file_that_llama_cpp_can_read(
     gguf = pytest.importorskip("gguf")
     engines.write_gguf(contest.teacher, tmp_path / "model.gguf")
     tensors = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
-    model = tiny_stages.model("ar")
+    model = tiny_stages.fresh(head_dim=16)
     assert len(tensors) == len(list(model.named_parameters()))
     query = model.model.layers[1].self_attn.q_proj.weight.detach().numpy()
     assert np.array_equal(tensors["blk.1.attn_q.weight"], query)
