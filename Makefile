@@ -7,7 +7,7 @@ WORKERS ?= 2
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-clients lint format beauty bench peers readme clean
+.PHONY: help setup demo ladder test test-slow test-clients lint format beauty bench peers readme clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,9 +26,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## the whole recipe on the simulated shop: table, plots, three worked examples
-	$(BIN)/diffgr2 run demo
+demo: $(STAMP)  ## the recipe on the simulated shop: table, plots, three examples, a model to serve
+	$(BIN)/diffgr2 run demo --goal story
 	$(BIN)/diffgr2 report demo --examples 3
+	@echo "a page to try it at: $(BIN)/diffgr2 serve --model runs/demo/bundle"
+
+ladder: $(STAMP)  ## what the demo leaves out: every row, speed, probes
+	$(BIN)/diffgr2 run demo
+	$(BIN)/diffgr2 report demo
 
 test: lint  ## lint, types, tests
 	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile

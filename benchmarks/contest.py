@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,9 +19,8 @@ from machine import Shape, Work
 
 from diffgr2.decode.batch import decode
 from diffgr2.model.backend import Backend
+from diffgr2.model.backends import NAMES, open_backend
 from diffgr2.model.contract import contract_of
-from diffgr2.model.forward import LeanQwen3
-from diffgr2.model.load import open_model
 from diffgr2.prompts.request import Request
 from diffgr2.stages.corpus import Corpus
 from diffgr2.stages.score import prompts_for
@@ -79,7 +78,7 @@ class Contest:
         ):
             settings = corpus.settings(contract_of(directory), how)
             asked = prompts_for(corpus, self.requests, "said")
-            texts = decode(open_torch(directory), asked, settings)
+            texts = decode(BACKENDS["torch"](directory), asked, settings)
             found[name] = [text.tokens_T[: self.tokens].tolist() for text in texts]
         return found
 
@@ -98,15 +97,5 @@ OpenBackend = Callable[[Path], Backend]
 """A model directory's backend; its threads are the process's (`machine.pinned`)."""
 
 
-def open_torch(directory: Path) -> Backend:
-    return LeanQwen3(open_model(directory))
-
-
-def open_onnx(directory: Path) -> Backend:
-    from diffgr2.model.backends import open_backend
-
-    return open_backend(directory, "onnx")
-
-
-BACKENDS: dict[str, OpenBackend] = {"onnx": open_onnx, "torch": open_torch}
+BACKENDS: dict[str, OpenBackend] = {name: partial(open_backend, name=name) for name in NAMES}
 """Engines of our own decoders."""

@@ -101,6 +101,8 @@ class Shape:
     def forward(self, spans: Sequence[tuple[Sequence[int], int]]) -> Work:
         """One forward: of each row how far each new token sees, and how many need logits."""
         tokens, logits = sum(len(hi) for hi, _ in spans), sum(n for _, n in spans)
+        if not tokens:
+            return Work()
         looks, slots = sum(sum(hi) for hi, _ in spans), sum(max(hi, default=0) for hi, _ in spans)
         head = self.dim * self.vocab
         flop = 2 * tokens * self.matrices + 2 * logits * head

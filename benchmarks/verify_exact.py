@@ -17,9 +17,8 @@ import numpy as np
 from diffgr2.artifacts import write_json
 from diffgr2.cli import runs
 from diffgr2.decode.batch import decode
+from diffgr2.model.backends import open_backend
 from diffgr2.model.contract import contract_of
-from diffgr2.model.forward import LeanQwen3
-from diffgr2.model.load import open_model
 from diffgr2.progress import Progress
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.plan import CORPUS
@@ -55,7 +54,7 @@ def main() -> None:
     runs.set_threads(run.recipe)
     inputs = {name: run.root / name for name in (*CORPUS, "block_rl")}
     corpus = open_corpus(inputs, run.recipe)
-    lean = LeanQwen3(open_model(inputs["block_rl"]))
+    backend = open_backend(inputs["block_rl"])
     contract = contract_of(inputs["block_rl"])
     plans = {how: corpus.settings(contract, how) for how in ("ar", "verify")}
     rows = test_rows(corpus, options.users, options.limit)
@@ -68,7 +67,7 @@ def main() -> None:
             requests = prompts_for(corpus, shown, corpus.template.answers[0])
             texts: dict[str, list[Trajectory]] = {}
             for how, settings in plans.items():
-                texts[how] = decode(lean, requests, settings, batch=run.recipe.evaluate.batch)
+                texts[how] = decode(backend, requests, settings, batch=run.recipe.evaluate.batch)
                 tokens, forwards = totals[how]
                 tokens += sum(len(t.tokens_T) for t in texts[how])
                 totals[how] = (tokens, forwards + sum(t.nfe for t in texts[how]))

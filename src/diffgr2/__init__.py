@@ -1,6 +1,6 @@
 """diffgr2: generative reasoning re-ranking, autoregressive and block-diffusion.
 
-`Reranker` and `RankResult` are the Python API; opening a bundle is what imports torch.
+`Reranker` and `RankResult` are the Python API.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from diffgr2.errors import ArtifactError
 
@@ -100,7 +100,8 @@ def read_json(path: Path) -> Any:
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write named arrays as one safetensors file (deterministic bytes)."""
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+    # `save_file` would make a file that nobody else may read.
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -1,9 +1,8 @@
 """The recipe's schema: one strict, frozen section per stage.
 
 Contract: unknown keys, wrong types (no silent "3" -> 3) and values out of range are all refused. A
-section holds exactly what its stage depends on: the runner hashes it, so an irrelevant key in it
-would re-run work. Not here: reading a recipe (`recipe`), defaults that depend on data, and anything
-that reads artifacts.
+section holds what its stage depends on and no more: the runner hashes it. Not here: reading a
+recipe (`recipe`), defaults that depend on data, and anything that reads artifacts.
 """
 
 from __future__ import annotations
@@ -228,6 +227,8 @@ class TrainConfig(Section):
     final_lr: Share = 0.1  # cosine ends at this share of lr
     warmup: Count = 50  # steps
     weight_decay: Amount = 0.01
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices in layers, adamw beside it
+    muon_lr: Rate = 6e-3  # its peak learning rate, in AdamW's units
     clip: Rate = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast
     checkpoint_every: Positive = 200  # steps

@@ -57,6 +57,18 @@ class MissingExtraError(Diffgr2Error, ImportError):
     exit_code = 2
 
 
+TRAINING = ("torch", "transformers", "scipy", "sklearn", "polars", "matplotlib", "onnx")
+"""What only training and measuring import: the extra `train`."""
+
+
+def missing_extra(error: ImportError) -> MissingExtraError | None:
+    """The one line for a package of the extra `train` that is not installed."""
+    package = (error.name or "").partition(".")[0]
+    if package not in TRAINING:
+        return None
+    return MissingExtraError(f"{package} is missing: pip install 'diffgr2[train]'")
+
+
 class RemoteError(Diffgr2Error, ConnectionError):
     """A remote endpoint failed for good after all retries."""
 

@@ -8,6 +8,7 @@ catalogue and the user table only. Not here: anything that reads files or knows 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -103,7 +104,7 @@ class CandidateLists:
     def __len__(self) -> int:
         return len(self.user_L)
 
-    @property
+    @cached_property
     def hit_L(self) -> np.ndarray:
         """Position of the target in its list, MISS where absent."""
         match_LK = self.items_LK == self.target_L[:, None]

@@ -21,6 +21,8 @@ from diffgr2.decode.reference import Slow, SlowModel, Text
 from diffgr2.decode.replay import decisions
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.errors import DecodeError
+from diffgr2.model.backend import Backend
+from diffgr2.model.backends import backend_of
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.session import TorchSession
 from diffgr2.types import Trajectory
@@ -98,12 +100,12 @@ class Decoder:
         return tiny(1)
 
     @pytest.fixture(scope="class")
-    def model(self, module: Qwen3ForCausalLM) -> LeanQwen3:
-        return LeanQwen3(module)
+    def model(self, module: Qwen3ForCausalLM) -> Backend:
+        return backend_of(module, "onnx")
 
     def run(
         self,
-        model: LeanQwen3,
+        model: Backend,
         batch: int = 64,
         name: str = "a",
         grammar: Grammar | None = None,
@@ -233,9 +235,10 @@ class Decoder:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     @pytest.mark.parametrize("temperature", [0.0, 0.8])
-    def test_broken_logits_are_a_named_error(self, model, value, temperature: float) -> None:
+    def test_broken_logits_are_a_named_error(self, module, value, temperature: float) -> None:
+        spoilt = Spoilt(LeanQwen3(module), value)
         with pytest.raises(DecodeError, match="logits"):
-            self.run(Spoilt(model, value), temperature=temperature)  # type: ignore[arg-type]
+            self.run(spoilt, temperature=temperature)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("temperature", [0.0, 0.8])
     def test_a_replay_gives_the_sum_of_log_probabilities(

@@ -122,6 +122,23 @@ class Fitted:
         assert type(again) is type(model)
         assert again.score_all(queries()).tobytes() == scores_LI.tobytes()
 
+    def test_who_only_scores_reads_the_same_from_the_directory(
+        self, model, scores_LI, tmp_path: Path
+    ) -> None:
+        model.save(tmp_path)
+        scorer = kinds.load_scores(tmp_path)
+        assert scorer.n_items == ITEMS
+        found_LI = scorer.score_all(queries())
+        assert found_LI.dtype == np.float32
+        np.testing.assert_allclose(found_LI, scores_LI, rtol=1e-5, atol=1e-5)
+        assert (found_LI == found_LI[0]).all() == (self.kind == "popularity")
+        assert scorer.score_all(ragged([], ITEMS)).shape == (0, ITEMS)
+        some = np.array([29, 0, 13], np.int32)
+        for row in range(len(scores_LI)):
+            few_K = scorer.score_some(queries().of(row), some)
+            assert few_K.dtype == np.float32
+            np.testing.assert_allclose(few_K, found_LI[row, some], rtol=1e-6, atol=1e-7)
+
     def test_the_same_data_and_seed_give_the_same_bits(self, fit, scores_LI, tmp_path) -> None:
         assert fit().score_all(queries()).tobytes() == scores_LI.tobytes()
 

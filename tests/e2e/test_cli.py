@@ -47,7 +47,7 @@ ERRORS = [
     (
         ["run", "micro", "--goal", "everything"],
         2,
-        "error: --goal everything: expected candidates, teacher, ladder, all or a stage",
+        "error: --goal everything: expected candidates, teacher, story, ladder, all or a stage",
     ),
     (
         ["score", "micro", "--row", "best"],

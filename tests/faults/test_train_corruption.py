@@ -19,6 +19,7 @@ from diffgr2.errors import CheckpointError
 from diffgr2.progress import Progress
 from diffgr2.train import checkpoint
 from diffgr2.train.loop import fit
+from diffgr2.train.optimizer import Optimizer
 from support import battery, toy
 
 
@@ -249,7 +250,7 @@ CALLS = [
 def test_a_failed_write_leaves_the_old_checkpoint(owner, name, code, tmp_path, monkeypatch):
     """Each call of each function that writes fails once, during the second save of the run."""
     _, model, config = toy.make()
-    optimizer = checkpoint.torch.optim.AdamW(model.parameters())
+    optimizer = Optimizer(model, config)
     mark = checkpoint.identity("toy", 0, config, model)
     root = tmp_path / "checkpoints"
     checkpoint.save(root, 1, mark, model, optimizer, b"", 2)
@@ -291,7 +292,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(owner, name, code, tmp_path, m
 def test_a_full_disk_at_any_byte_leaves_the_old_checkpoint(tmp_path):
     """The kernel itself refuses writes past a limit (EFBIG), wherever in a file it lies."""
     _, model, config = toy.make()
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = Optimizer(model, config)
     mark = checkpoint.identity("toy", 0, config, model)
     root = tmp_path / "checkpoints"
     checkpoint.save(root, 1, mark, model, optimizer, b"x" * 3000, 2)

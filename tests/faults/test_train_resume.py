@@ -12,7 +12,8 @@ TOY = str(Path(toy.__file__).resolve())
 
 
 @pytest.mark.parametrize(
-    ("factory", "checkpoints"), [(toy.make, 12), (toy.make_rounds, 4), (toy.make_bf16, 12)]
+    ("factory", "checkpoints"),
+    [(toy.make, 12), (toy.make_rounds, 4), (toy.make_bf16, 12), (toy.make_muon, 12)],
 )
 def test_resume_from_every_step_is_bit_identical(factory, checkpoints, tmp_path):
     assert battery.check_resume_from_every_step(factory, tmp_path) == checkpoints

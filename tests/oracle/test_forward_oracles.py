@@ -15,11 +15,11 @@ from diffgr2.decode.block import BlockWriter
 from diffgr2.decode.settings import DecodeRequest
 from diffgr2.decode.spelling import UNKNOWN
 from diffgr2.errors import CheckpointError
-from diffgr2.model import forward
 from diffgr2.model.backend import View
-from diffgr2.model.forward import ONEDNN_ROWS, KVCache, LeanQwen3
-from diffgr2.model.layout import response_shift, row_mask, row_positions
+from diffgr2.model.forward import KVCache, LeanQwen3
+from diffgr2.model.layout import response_shift
 from diffgr2.model.load import build
+from diffgr2.model.masks import row_mask, row_positions
 from support.grammars import END, GRAMMARS, MASK
 from support.tiny_qwen import VOCAB, tiny
 
@@ -56,25 +56,12 @@ def one_thread():
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_one_causal_forward_at_the_default_dimensions():
-    """Bit-identical while it is narrow; wide ones use another kernel of the same precision."""
+@pytest.mark.parametrize("length", [7, 64, 200])
+def test_one_causal_forward_is_the_stock_models_to_the_bit(length):
     module = build(ModelConfig(), 1900, seed=0).eval()
-    for length in (7, ONEDNN_ROWS - 1, 64, 200):
-        ids_1T = torch.from_numpy(np.random.default_rng(1).integers(0, 1900, (1, length)))
-        with torch.no_grad():
-            expected_1TV = module(ids_1T, attention_mask=causal_mask(length)[None, None]).logits
-        got_1TV = whole(LeanQwen3(module), ids_1T)
-        torch.testing.assert_close(got_1TV, expected_1TV, atol=1e-5, rtol=0)
-        assert torch.equal(got_1TV, expected_1TV) or length >= ONEDNN_ROWS
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_without_onednns_operator_the_numbers_are_the_stock_models(monkeypatch):
-    monkeypatch.setattr(forward, "ONEDNN", None)
-    module = build(ModelConfig(), 1900, seed=0).eval()
-    ids_1T = torch.from_numpy(np.random.default_rng(1).integers(0, 1900, (1, 64)))
+    ids_1T = torch.from_numpy(np.random.default_rng(1).integers(0, 1900, (1, length)))
     with torch.no_grad():
-        expected_1TV = module(ids_1T, attention_mask=causal_mask(64)[None, None]).logits
+        expected_1TV = module(ids_1T, attention_mask=causal_mask(length)[None, None]).logits
     assert torch.equal(whole(LeanQwen3(module), ids_1T), expected_1TV)
 
 

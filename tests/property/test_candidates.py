@@ -164,14 +164,13 @@ def test_leaving_a_user_out_equals_never_having_counted_that_user(h, window, use
     with_all = PairCounts.build(h, window)
     without = PairCounts.build(prefixes(h, others, h.lengths_U[others]), window)
     every = np.arange(ITEMS, dtype=np.int32)[None]
-    got = with_all.lookup(every, every, np.array([user]))
-    wanted = without.lookup(every, every, np.array([-1]))
+    got, buyers = with_all.lookup(every, every, np.array([user]))
+    wanted, others_buyers = without.lookup(every, every, np.array([-1]))
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
-    assert np.array_equal(
-        with_all.buyers(every, np.array([user])), without.buyers(every, np.array([-1]))
-    )
-    padding = with_all.lookup(np.full((1, 2), -1, np.int32), every, np.array([user]))
+    assert np.array_equal(buyers, others_buyers)
+    padding, nobody = with_all.lookup(np.full((1, 2), -1, np.int32), every, np.array([user]))
     assert not padding.any()
+    assert not nobody[:, :2].any()
 
 
 def test_lists_survive_saving(tmp_path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from diffgr2.decode.grammar import Free, Grammar, Group, Guide, Places, row_of_places
 from diffgr2.decode.spelling import UNKNOWN, consistent, spellings
 from diffgr2.errors import DecodeError
+from support.grammars import open_places
 
 CLOSER, BANNED, PLAIN = 90, (91, 92), (93, 94)
 FREE_TOKENS = (CLOSER, *BANNED, *PLAIN)
@@ -131,7 +132,7 @@ def check_run(rng: np.random.Generator, grammar: Grammar) -> None:
     while True:
         rest = possible(texts, tokens_T, free_end)
         assert rest, "what is committed cannot be completed"
-        open_ = list(guide.open_places(0, len(tokens_T)))
+        open_ = open_places(guide, 0, len(tokens_T))
         for at in open_:
             here = set()
             for closed, texts_XT in rest:
@@ -212,7 +213,7 @@ def test_what_is_not_allowed_is_refused_and_changes_nothing(seed: int) -> None:
         tokens_T = np.full(grammar.longest, UNKNOWN, dtype=np.int64)
         guide = Guide(grammar, tokens_T)
         for at in range(grammar.longest + 2):
-            open_ = at in list(guide.open_places(0, grammar.longest))
+            open_ = at in open_places(guide, 0, grammar.longest)
             good = allowed(guide, at) if open_ else set()
             free = open_ and guide.allowed(at) is None
             for token in {*(() if free else range(64)), *FREE_TOKENS} - good:
@@ -233,7 +234,7 @@ def test_a_copy_goes_its_own_way_and_a_short_array_is_filled_to_its_end(seed: in
         short_T = np.full(int(rng.integers(0, grammar.longest + 1)), UNKNOWN, dtype=np.int64)
         short = Guide(grammar, short_T)
         assert (short_T == tokens_T[: len(short_T)]).all()
-        while open_ := list(guide.open_places(0, len(tokens_T))):
+        while open_ := open_places(guide, 0, len(tokens_T)):
             at = int(rng.choice(open_))
             token = int(rng.choice(sorted(allowed(guide, at))))
             draft_T = tokens_T.copy()
@@ -246,7 +247,7 @@ def test_a_copy_goes_its_own_way_and_a_short_array_is_filled_to_its_end(seed: in
             assert (draft.forced_T == guide.forced_T).all()
             if at < len(short_T) and short.may(at, token):
                 short.commit(at, token)
-        assert not [at for at in short.open_places(0, len(short_T)) if not allowed(short, at)]
+        assert not [at for at in open_places(short, 0, len(short_T)) if not allowed(short, at)]
 
 
 def test_grammars_that_cannot_be_are_refused() -> None:

@@ -6,109 +6,53 @@ would who changes a bundle by intention or by a faulty tool.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
-from diffgr2.artifacts import MANIFEST, json_text, sealed
+from diffgr2.artifacts import MANIFEST
 from diffgr2.cli import run
+from diffgr2.data.columnar import pack
+from diffgr2.data.store import Dataset
 from diffgr2.errors import ArtifactError, CheckpointError
 from diffgr2.model.load import open_model
 from diffgr2.rerank.reranker import Reranker
+from diffgr2.types import Catalogue, Histories
 from support import bundles
 from support.bundles import edit_arrays, edit_json, edit_weights
+from support.changes import (
+    Change,
+    add,
+    arrays,
+    as_directory,
+    as_link,
+    as_pipe,
+    config,
+    contract,
+    flip,
+    in_files,
+    in_manifest,
+    in_text,
+    listed_as,
+    note,
+    put,
+    recipe,
+    texts,
+    vocabulary,
+    weight,
+    without,
+)
 from support.live import ids
 
 SCALES = "calibrate/calibration.json"
-
-Change = Callable[[Path], object]
-
-
-def in_manifest(change: Callable[[dict], object], *, again: bool = True) -> Change:
-    """Change the manifest; `again`: with a seal that fits."""
-
-    def apply(bundle: Path) -> None:
-        manifest = json.loads((bundle / MANIFEST).read_text())
-        change(manifest)
-        if again:
-            manifest = sealed({key: value for key, value in manifest.items() if key != "seal"})
-        (bundle / MANIFEST).write_text(json_text(manifest))
-
-    return apply
-
-
-def in_files(change: Callable[[dict], object]) -> Change:
-    return in_manifest(lambda manifest: change(manifest["files"]))
-
-
-def listed_as(name: str) -> Change:
-    """A further entry that points at a file which is there and as it says."""
-    return in_files(lambda files: files.update({name: files["config.json"]}))
-
-
-def in_text(name: str, old: str, new: str) -> Change:
-    """Change a file's text, whatever it is; the manifest stays."""
-
-    def apply(bundle: Path) -> None:
-        text = (bundle / name).read_text()
-        assert old in text
-        (bundle / name).write_text(text.replace(old, new, 1))
-
-    return apply
-
-
-def flip(name: str) -> Change:
-    """One bit; size and time stay."""
-
-    def apply(bundle: Path) -> None:
-        path = bundle / name
-        facts, data = path.stat(), bytearray(path.read_bytes())
-        data[-3] ^= 4
-        path.write_bytes(data)
-        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-
-    return apply
-
-
-def as_link(name: str) -> Change:
-    def apply(bundle: Path) -> None:
-        (bundle / name).rename(bundle.parent / "elsewhere")
-        (bundle / name).symlink_to(bundle.parent / "elsewhere")
-
-    return apply
-
-
-def as_directory(name: str) -> Change:
-    def apply(bundle: Path) -> None:
-        (bundle / name).unlink()
-        (bundle / name).mkdir()
-
-    return apply
-
-
-def as_pipe(name: str) -> Change:
-    def apply(bundle: Path) -> None:
-        (bundle / name).unlink()
-        os.mkfifo(bundle / name)
-
-    return apply
-
-
-def add(name: str) -> Change:
-    return lambda bundle: (bundle / name).write_text("{}")
-
 
 UNSEALED: dict[str, Change] = {
     "no manifest": lambda b: (b / MANIFEST).unlink(),
@@ -134,7 +78,7 @@ UNSEALED: dict[str, Change] = {
     "a name that leads out": listed_as("../bundle/config.json"),
     "a name that leads out and back": listed_as("data/../config.json"),
     "an absolute name": listed_as("/etc/hostname"),
-    "a name with a backslash": listed_as("data\\items.parquet"),
+    "a name with a backslash": listed_as("data\\items.safetensors"),
     "a name with a null": listed_as("config.json\x00"),
     "an empty name": listed_as(""),
     "a name of 10,000 characters": listed_as("x" * 10_000),
@@ -150,7 +94,7 @@ UNSEALED: dict[str, Change] = {
     "a part gone": lambda b: shutil.rmtree(b / "evidence"),
     "a bit in the weights": flip("model.safetensors"),
     "a bit in the histories": flip("data/histories.safetensors"),
-    "a bit in the catalogue": flip("data/items.parquet"),
+    "a bit in the catalogue": flip("data/items.safetensors"),
     "cut weights": lambda b: os.truncate(b / "model.safetensors", 1000),
     "weights of no byte": lambda b: os.truncate(b / "model.safetensors", 0),
     "weights that are a link": as_link("model.safetensors"),
@@ -165,62 +109,12 @@ UNSEALED: dict[str, Change] = {
 }
 
 
-def config(**values: Any) -> Change:
-    return lambda b: edit_json(b / "config.json", lambda c: c.update(values))
-
-
-def contract(**values: Any) -> Change:
-    return lambda b: edit_json(
-        b / "config.json", lambda c: c["block_diffusion"].update(values) and None
-    )
-
-
-def note(**values: Any) -> Change:
-    return lambda b: edit_json(b / "diffgr2.json", lambda n: n.update(values))
-
-
-def recipe(section: str, **values: Any) -> Change:
-    return lambda b: edit_json(
-        b / "diffgr2.json", lambda n: n["recipe"][section].update(values) and None
-    )
-
-
-def vocabulary(**values: Any) -> Change:
-    return lambda b: edit_json(b / "vocabulary.json", lambda v: v.update(values))
-
-
-def arrays(name: str, key: str, change: Callable[[np.ndarray], Any]) -> Change:
-    """Put other values in an array's place (a change in place returns None)."""
-
-    def apply(found: dict[str, np.ndarray]) -> None:
-        array = found[key].copy()
-        changed = change(array)
-        found[key] = array if changed is None else changed
-
-    return lambda b: edit_arrays(b / name, apply)
-
-
-def put(value: float) -> Callable[[np.ndarray], None]:
-    def apply(array: np.ndarray) -> None:
-        array.reshape(-1)[-1] = value
-
-    return apply
-
-
-def weight(name: str, change: Callable[[torch.Tensor], Any]) -> Change:
-    def apply(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[name] = change(tensors[name]).contiguous()
-
-    return lambda b: edit_weights(b, apply)
-
-
-def table(name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> Change:
-    return lambda b: change(pl.read_parquet(b / name)).write_parquet(b / name)
-
-
 EMBEDDING = "model.embed_tokens.weight"
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 HISTORIES, INDEX = "data/histories.safetensors", "evidence/index.safetensors"
+ITEMS, USERS = "data/items.safetensors", "data/users.safetensors"
+NO_ITEMS = Catalogue([], [], [], [], np.empty(0), [])
+NOBODY = Histories(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.int64), 0)
 
 SEALED: dict[str, Change] = {
     "one NaN weight": weight(EMBEDDING, lambda t: t.index_fill(0, torch.tensor([3]), math.nan)),
@@ -257,8 +151,8 @@ SEALED: dict[str, Change] = {
     "a mask outside": contract(mask_token_id=10**9),
     "an unknown alignment": contract(alignment="other"),
     "an unknown contract field": contract(more=1),
-    "an older format": note(format=1),
-    "a newer format": note(format=3),
+    "an older format": note(format=2),
+    "a newer format": note(format=4),
     "a format that is true": note(format=True),
     "an unknown field": note(more=1),
     "shoppers of some other kind": note(shoppers="real"),
@@ -285,18 +179,21 @@ SEALED: dict[str, Change] = {
     ),
     "a tokenizer of nothing": lambda b: (b / "tokenizer.json").write_text("{}"),
     "a tokenizer without our tokens": in_text("tokenizer.json", "<c_1>", "<c_0>"),
-    "no items": table("data/items.parquet", lambda t: t.head(0)),
-    "an item less": table("data/items.parquet", lambda t: t.head(len(t) - 1)),
-    "an item twice": table("data/items.parquet", lambda t: t.with_columns(raw_id=pl.lit("same"))),
-    "items without ids": table("data/items.parquet", lambda t: t.drop("raw_id")),
-    "ids that are numbers": table(
-        "data/items.parquet", lambda t: t.with_columns(raw_id=pl.int_range(len(t)))
-    ),
-    "titles that are null": table(
-        "data/items.parquet", lambda t: t.with_columns(title=pl.lit(None, pl.String))
-    ),
-    "a shopper less": table("data/users.parquet", lambda t: t.head(len(t) - 1)),
-    "no table": lambda b: (b / "data/items.parquet").write_text("PAR1"),
+    "no items": lambda b: pack(b / "data", Dataset(NOBODY, NO_ITEMS, [], {})),
+    "an id less": texts(ITEMS, "raw_id", lambda ids: ids[:-1]),
+    "an item twice": texts(ITEMS, "raw_id", lambda ids: ["same"] * len(ids)),
+    "items without ids": without(ITEMS, "raw_id"),
+    "ids without an end": without(ITEMS, "raw_id_starts"),
+    "titles that overlap": arrays(ITEMS, "title_starts", lambda a: a[::-1]),
+    "titles that are cut": arrays(ITEMS, "title", lambda a: a[:-1]),
+    "titles that are no text": arrays(ITEMS, "title", put(0xFF)),
+    "brands that start anywhere": arrays(ITEMS, "brand_starts", lambda a: a.astype(np.float64)),
+    "paths of names that are not there": arrays(ITEMS, "path_starts", put(10**6)),
+    "prices of fewer items": arrays(ITEMS, "price", lambda a: a[:-1]),
+    "a shopper less": texts(USERS, "raw_id", lambda ids: ids[:-1]),
+    "a shopper twice": texts(USERS, "raw_id", lambda ids: [*ids[:-1], ids[0]]),
+    "no arrays": lambda b: (b / ITEMS).write_text("PAR1"),
+    "histories without offsets": without(HISTORIES, "offsets"),
     "an item that is not there": arrays(HISTORIES, "items", put(10**6)),
     "an item below 0": arrays(HISTORIES, "items", put(-1)),
     "offsets that fall": arrays(HISTORIES, "offsets", lambda a: a[::-1]),

@@ -119,7 +119,7 @@ def test_a_model_without_permutations_says_so(run_dir: Path, tmp_path: Path) -> 
     bundles.edit_json(bundle / "diffgr2.json", change)
     said = Reranker.from_pretrained(bundles.seal(bundle))
     assert said.answers == ("said",)
-    assert said.read_out() == ReadOut("said", 1)
+    assert said.ways().read_out == ReadOut("said", 1)
     with pytest.raises(ConfigError, match=r"decode\.answer: this model was not trained"):
         ranked(said, 4, decode={"answer": "written"})
 

@@ -293,7 +293,7 @@ def test_a_damaged_bundle_is_refused(run_dir: Path, tmp_path: Path) -> None:
     names = [
         "model.safetensors",
         "diffgr2.json",
-        "data/items.parquet",
+        "data/items.safetensors",
         "evidence/index.safetensors",
     ]
     for name in names:

@@ -32,7 +32,8 @@ from diffgr2.config import TrainConfig
 from diffgr2.progress import Progress
 from diffgr2.train import checkpoint, dist
 from diffgr2.train.log import without_wall
-from diffgr2.train.loop import Task, fit, make_optimizer
+from diffgr2.train.loop import Task, fit
+from diffgr2.train.optimizer import Optimizer
 
 Factory = Callable[[], tuple[Task, nn.Module, TrainConfig]]
 SEED = 0
@@ -316,7 +317,7 @@ def _loaded(
                 checkpoint._path(source, step), checkpoint._path(work / "checkpoints", step)
             )
     task, model, config = factory()
-    optimizer = make_optimizer(model, config)
+    optimizer = Optimizer(model, config)
     mark = checkpoint.identity(task.name, SEED, config, model)
     said: list[str] = []
     step, _ = checkpoint.resume(work / "checkpoints", mark, model, optimizer, said.append)

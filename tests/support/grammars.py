@@ -7,9 +7,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffgr2.decode.grammar import NO_PLACES, Free, Grammar, Group, Places, row_of_places
+from diffgr2.decode.grammar import (
+    NO_PLACES,
+    Free,
+    Grammar,
+    Group,
+    Guide,
+    Places,
+    row_of_places,
+)
+from diffgr2.decode.spelling import UNKNOWN
 
 END, MASK = 0, 28  # of the tiny model
+
+
+def open_places(guide: Guide, start: int, stop: int) -> list[int]:
+    """Open positions in [start, stop) that a token may be committed to."""
+    return [at for at in range(start, min(stop, guide.stop)) if guide.tokens_T[at] == UNKNOWN]
 
 
 class Row:

@@ -18,6 +18,7 @@ from diffgr2.prompts.gr2 import Gr2
 from diffgr2.prompts.request import MISSING, NONE, Request, Trace
 from diffgr2.prompts.template import make_template
 from diffgr2.prompts.vocab import CHAT, Vocabulary, train_bpe
+from support.grammars import open_places
 
 LEVELS, CODES, K, BUCKETS, STRENGTHS = 3, 16, 20, 8, 12
 TITLES = [
@@ -111,7 +112,7 @@ def wander(grammar: Grammar, size: int, rng: np.random.Generator) -> list[int]:
     """A random text of a grammar, committed in random order, free text from left to right."""
     tokens_T = np.full(grammar.longest, UNKNOWN, dtype=np.int64)
     guide = Guide(grammar, tokens_T)
-    while open_ := list(guide.open_places(0, len(tokens_T))):
+    while open_ := open_places(guide, 0, len(tokens_T)):
         at = open_[0] if guide.end is None else int(rng.choice(open_))
         options = guide.allowed(at)
         if options is None:

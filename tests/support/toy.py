@@ -1,6 +1,6 @@
 """A tiny next-token task for the training battery: real gradients, milliseconds a step.
 
-`make`, `make_rounds`, `make_bf16` are factories as `battery` wants them. `ToyTask` can be told to
+The functions `make…` are factories as `battery` wants them. `ToyTask` can be told to
 spoil a step (`poison`), which stands for NaN in data, loss, gradient or a metric.
 """
 
@@ -146,6 +146,11 @@ def make_rounds() -> tuple[ToyTask, nn.Module, TrainConfig]:
 def make_bf16() -> tuple[ToyTask, nn.Module, TrainConfig]:
     config = config_of(precision="bf16")
     return ToyTask(config), ToyModel(), config
+
+
+def make_muon() -> tuple[ToyTask, nn.Module, TrainConfig]:
+    config = config_of(optimizer="muon", muon_lr=0.03)
+    return ToyTask(config), ToyModel(tied=True), config
 
 
 class SigtermTask(ToyTask):

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from diffgr2.errors import TRAINING
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = "diffgr2"
 
@@ -370,6 +372,7 @@ def test_no_page_is_cited_that_the_project_does_not_hold() -> None:
         ("from diffgr2 import Reranker", "torch"),
         ("import diffgr2.serve.app", "diffgr2.stages"),
         ("import diffgr2.serve.app", "diffgr2.train"),
+        *(("import diffgr2.serve.app, diffgr2.cli", package) for package in TRAINING),
     ],
 )
 def test_a_fresh_interpreter_loads_no_more_than_it_needs(statement: str, unwanted: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffgr2.model import layout
+from diffgr2.model import layout, masks
 
 sizes = st.integers(1, 9)
 
@@ -33,10 +33,10 @@ def test_row_mask_is_its_definition_pair_by_pair(prompt, response, copies, size,
     tokens = [(t, 0) for t in range(prompt + response)]
     tokens += [(prompt + t, c + 1) for c in range(copies) for t in range(response)]
     expected = [[sees(q, k, prompt, response, size, shift, causal) for k in tokens] for q in tokens]
-    mask = layout.row_mask(prompt, response, copies, size, shift, clean_causal=causal)
+    mask = masks.row_mask(prompt, response, copies, size, shift, clean_causal=causal)
     assert mask.dtype == torch.bool
     assert mask.tolist() == expected
-    positions = layout.row_positions(prompt, response, copies)
+    positions = masks.row_positions(prompt, response, copies)
     assert positions.tolist() == [at for at, _ in tokens]
 
 
@@ -60,13 +60,13 @@ def test_response_origin_starts_a_block_where_the_response_starts(prompt, size):
 
 
 def test_stacked_masks_keep_each_row_and_leave_no_query_without_a_key():
-    masks = [
+    made = [
         torch.ones(3, 3, dtype=torch.bool).tril(),
-        layout.row_mask(2, 3, 1, 2, 1, clean_causal=False),
+        masks.row_mask(2, 3, 1, 2, 1, clean_causal=False),
     ]
-    stacked = layout.stack_masks(masks, 10)
+    stacked = masks.stack_masks(made, 10)
     assert stacked.shape == (2, 1, 10, 10)
-    for row, mask in enumerate(masks):
+    for row, mask in enumerate(made):
         t = len(mask)
         assert torch.equal(stacked[row, 0, :t, :t], mask)
         assert not stacked[row, 0, :t, t:].any()

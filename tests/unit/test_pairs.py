@@ -11,6 +11,12 @@ from diffgr2.candidates.retrieval import ragged
 ITEMS = 5
 
 
+def buyers(pairs: PairCounts, without: int) -> list[float]:
+    """How many users but this one have each item, asked for as candidates of an empty history."""
+    every_1I, nothing = np.arange(ITEMS, dtype=np.int32)[None], np.empty((1, 0), np.int32)
+    return pairs.lookup(nothing, every_1I, np.array([without]))[1][0].tolist()
+
+
 @pytest.mark.parametrize(
     "rows",
     [[[3], [1], [3]], [[2], []], [[4, 4, 4], [0]]],
@@ -23,10 +29,10 @@ def test_without_a_pair_every_count_is_zero_and_buyers_are_right(rows, window: i
     assert len(pairs.pair_P) == len(pairs.value_PV) == 0
     every_1I = np.arange(ITEMS, dtype=np.int32)[None]
     for user in (-1, 0):
-        value_V1II = pairs.lookup(every_1I, every_1I, np.array([user]))
+        value_V1II, _ = pairs.lookup(every_1I, every_1I, np.array([user]))
         assert value_V1II.shape[1:] == (1, ITEMS, ITEMS)
         assert not value_V1II.any()
     wanted = [sum(item in row for row in rows) for item in range(ITEMS)]
-    assert pairs.buyers(every_1I, np.array([-1]))[0].tolist() == wanted
+    assert buyers(pairs, -1) == wanted
     without_first = [sum(item in row for row in rows[1:]) for item in range(ITEMS)]
-    assert pairs.buyers(every_1I, np.array([0]))[0].tolist() == without_first
+    assert buyers(pairs, 0) == without_first

@@ -18,6 +18,7 @@ from diffgr2.prompts.compact import ANSWER, REASONING, Compact
 from diffgr2.prompts.english import AGAINST, FOR, NEITHER
 from diffgr2.prompts.request import MISSING, NONE, Request, Trace
 from diffgr2.prompts.vocab import CHAT, CONTROL, MASK, Vocabulary, train_bpe
+from support.grammars import open_places
 from support.templates import follow
 
 LEVELS, CODES, K, BUCKETS, STRENGTHS = 3, 6, 8, 8, 5
@@ -275,7 +276,7 @@ def test_a_sampled_text_is_read_with_the_levels_that_were_expected(case, seed):
     compact, rng = template(cites), np.random.default_rng(seed)
     guide = guide_of(compact, request)
     level_T = np.full(len(guide.tokens_T), np.nan, dtype=np.float32)
-    while open_ := list(guide.open_places(0, len(guide.tokens_T))):
+    while open_ := open_places(guide, 0, len(guide.tokens_T)):
         at = int(rng.choice(open_))
         guide.commit(at, int(rng.choice(guide.allowed(at))))
         if guide.scale(at) and rng.random() < 0.8:

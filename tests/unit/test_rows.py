@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from diffgr2.cli.runs import goals_of
 from diffgr2.config import Recipe
 from diffgr2.errors import ConfigError
+from diffgr2.pipeline import Runner
 from diffgr2.prompts.template import TEMPLATES
 from diffgr2.recipe import validate
 from diffgr2.stages.plan import STAGES, stages_of
@@ -65,6 +67,15 @@ def test_a_goal_leaves_out_what_the_recipe_has_not_and_a_stage_is_refused():
     assert goals_of("score-ar", said) == ["score_ar"]
     with pytest.raises(ConfigError, match="--goal score_ar_written: expected"):
         goals_of("score_ar_written", said)
+
+
+def test_the_story_needs_no_row_of_an_ablation():
+    stages = stages_of(recipe(answer="written"))
+    needed = Runner(recipe(answer="written"), Path(), stages).order(goals_of("story", recipe()))
+    scored = [name for name in needed if name.startswith("score_")]
+    assert scored == ["score_ar", "score_cft_opd_rl", "score_verify"]
+    assert needed[-1] == "bundle"
+    assert not {"direct_rl", "cft_rl", "speed", "probes"} & set(needed)
 
 
 def test_rows_depend_on_the_decode_keys_that_they_read():

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from diffgr2.artifacts import read_json, write_json
 from diffgr2.candidates import kinds
+from diffgr2.candidates.attention import AttentionScores, gelu
 from diffgr2.candidates.kinds import Popularity
 from diffgr2.candidates.retrieval import evaluate, prefixes, ragged
 from diffgr2.candidates.sasrec import (
@@ -152,9 +154,45 @@ def test_continued_training_gives_the_same_bits(tmp_path, stopped_after: int) ->
     )
 
 
-def test_a_damaged_file_names_itself(tmp_path) -> None:
+@pytest.mark.parametrize(("layers", "heads", "dim"), [(1, 1, 8), (2, 2, 16), (3, 4, 32)])
+def test_scores_without_a_tensor_library_are_those_of_the_model(
+    layers: int, heads: int, dim: int, tmp_path
+) -> None:
+    config = CONFIG.model_copy(update={"layers": layers, "heads": heads, "dim": dim})
+    model = SasRec(40, config, seed=2).eval()
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # large enough that a wrong gelu or mask shows
+            parameter += torch.from_numpy(rng.normal(0, 0.4, parameter.shape).astype(np.float32))
+    model.save(tmp_path)
+    rows = [rng.integers(0, 40, n) for n in (1, 0, 2, 7, 8, 9, 30)]
+    wanted_LI = model.score_all(ragged(rows, 40))
+    found_LI = AttentionScores.load(tmp_path).score_all(ragged(rows, 40))
+    assert np.abs(wanted_LI).max() > 1
+    np.testing.assert_allclose(found_LI, wanted_LI, rtol=1e-5, atol=1e-5)
+
+
+def test_gelu_is_torchs() -> None:
+    x = np.linspace(-9, 9, 4001, dtype=np.float32)
+    wanted = F.gelu(torch.from_numpy(x)).numpy()
+    assert np.abs(gelu(x) - wanted).max() < 1e-6
+
+
+@pytest.mark.parametrize("load", [kinds.load, kinds.load_scores])
+def test_a_damaged_file_names_itself(load, tmp_path) -> None:
     SasRec(9, CONFIG).save(tmp_path)
     for name in ("model.safetensors", "config.json"):
         (tmp_path / name).write_bytes(b"junk")
         with pytest.raises(ArtifactError, match=name):
-            kinds.load(tmp_path)
+            load(tmp_path)
+
+
+def test_arrays_that_are_not_of_the_configuration_are_refused(tmp_path) -> None:
+    SasRec(9, CONFIG).save(tmp_path)
+    about = read_json(tmp_path / "config.json")
+    write_json(tmp_path / "config.json", about | {"layers": 3})
+    with pytest.raises(ArtifactError, match=r"blocks\.2\.down\.bias is None"):
+        AttentionScores.load(tmp_path)
+    write_json(tmp_path / "config.json", about | {"n_items": 8})
+    with pytest.raises(ArtifactError, match=r"items\.weight is"):
+        AttentionScores.load(tmp_path)

@@ -13,6 +13,7 @@ list's history.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
 from diffgr2.candidates.pairs import PairCounts
-from diffgr2.candidates.retrieval import padded_last, prefixes
+from diffgr2.candidates.retrieval import padded_last
 from diffgr2.config import EvidenceConfig
 from diffgr2.errors import ArtifactError
 from diffgr2.items.vectors import unit_rows
@@ -111,32 +112,52 @@ class EvidenceIndex:
         exclude_user_L: np.ndarray | None = None,
     ) -> np.ndarray:
         """float32 (L, K, F) in the order of `NAMES`."""
-        result_LKF = np.empty((*items_LK.shape, len(FIELDS)), np.float32)
         nobody_L = np.full(len(items_LK), -1, np.int64)
         exclude_L = nobody_L if exclude_user_L is None else exclude_user_L.astype(np.int64)
+        history_LH = padded_last(queries, self.history)
+        length_L = np.minimum(queries.lengths_U, self.history)
+        parts = (history_LH, length_L, items_LK, scores_LK, exclude_L)
+        return self._in_chunks(*parts)
+
+    def features_of(
+        self, history_H: np.ndarray, items_K: np.ndarray, scores_K: np.ndarray, user: int
+    ) -> np.ndarray:
+        """The same of one list, float32 (K, F); no user's purchases are left out for -1."""
+        history_H = history_H[-self.history :]
+        history_1H = np.full((1, self.history), -1, np.int32)
+        history_1H[0, : len(history_H)] = history_H
+        one = np.array([len(history_H), user])
+        return self._in_chunks(history_1H, one[:1], items_K[None], scores_K[None], one[1:])[0]
+
+    def _in_chunks(self, *parts: np.ndarray) -> np.ndarray:
+        """`_fields` of all lists as one array."""
+        items_LK = parts[2]
+        result_LKF = np.empty((*items_LK.shape, len(FIELDS)), np.float32)
         for begin in range(0, len(items_LK), LISTS_PER_CHUNK):
-            at = np.arange(begin, min(begin + LISTS_PER_CHUNK, len(items_LK)))
-            part = prefixes(queries, at, queries.lengths_U[at])
-            fields = self._fields(part, items_LK[at], scores_LK[at], exclude_L[at])
-            result_LKF[at] = np.stack([fields[name] for name in NAMES], -1)
+            at = slice(begin, begin + LISTS_PER_CHUNK)
+            fields = self._fields(*(part[at] for part in parts))
+            for f, name in enumerate(NAMES):
+                result_LKF[at, :, f] = fields[name]
         return result_LKF
 
     def _fields(
-        self, queries: Histories, items_LK: np.ndarray, scores_LK: np.ndarray, exclude_L: np.ndarray
+        self,
+        history_LH: np.ndarray,
+        length_L: np.ndarray,
+        items_LK: np.ndarray,
+        scores_LK: np.ndarray,
+        exclude_L: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Every field, (L, K) each; in between, values are laid out as L x H x K."""
-        history_LH = padded_last(queries, self.history)
-        length_L1 = np.minimum(queries.lengths_U, self.history)[:, None]
-        age_LH = length_L1 - 1 - np.arange(self.history)
-        weight_LH = np.where(age_LH >= 0, self.decay ** np.maximum(age_LH, 0), 0.0)
-        weight_LH1 = weight_LH.astype(np.float32)[:, :, None]  # 0 at padding
-        newest = (np.arange(len(items_LK)), np.maximum(length_L1[:, 0] - 1, 0))
+        age_LH = length_L[:, None] - self._steps
+        weight_LH1 = self._weights[np.maximum(age_LH, 0)][:, :, None]  # 0 at padding
+        newest = (np.arange(len(items_LK)), np.maximum(length_L - 1, 0))
 
         # What other users bought together with, and after, the history's items.
-        together, forward, session = self.pairs.lookup(history_LH, items_LK, exclude_L)
-        # At least .5, so that they can divide.
-        buyers_LH1 = np.maximum(self.pairs.buyers(history_LH, exclude_L), 0.5)[:, :, None]
-        buyers_LK = np.maximum(self.pairs.buyers(items_LK, exclude_L), 0.5)
+        value_VLHK, buyers_LX = self.pairs.lookup(history_LH, items_LK, exclude_L)
+        together, forward, session = value_VLHK
+        buyers_LX = np.maximum(buyers_LX, 0.5)  # so that they can divide
+        buyers_LH1, buyers_LK = buyers_LX[:, : self.history, None], buyers_LX[:, self.history :]
         expected_LK = (weight_LH1 * buyers_LH1).sum(1) * buyers_LK / self.n_users
         copurchase_LK = (weight_LH1 * together).sum(1)
 
@@ -162,6 +183,15 @@ class EvidenceIndex:
             "text": np.einsum("le,lke->lk", mean_LE, items.vectors_IE),
         }
 
+    @cached_property
+    def _steps(self) -> np.ndarray:
+        return np.arange(self.history)
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        """Weight of a history item by its age, 1 for the newest; 0 stands for padding."""
+        return np.append(0.0, self.decay ** np.arange(self.history)).astype(np.float32)
+
     def attributes_of(self, items: np.ndarray) -> Attributes:
         """Of known items and newcomers, in the shape of `items`."""
         if self.newcomers is None:
@@ -181,11 +211,10 @@ class EvidenceIndex:
 
     def buckets(self, features_LKF: np.ndarray) -> np.ndarray:
         """u8 levels: how many of a field's edges the value reaches."""
-        levels = [
-            np.searchsorted(self.edges_FB[f], features_LKF[..., f], side="right")
-            for f in range(features_LKF.shape[-1])
-        ]
-        return np.stack(levels, -1).astype(np.uint8)
+        levels_LKF = np.zeros(features_LKF.shape, np.uint8)
+        for edge_F in self.edges_FB.T:
+            levels_LKF += features_LKF >= edge_F
+        return levels_LKF
 
     def save(self, directory: Path) -> None:
         """Write index.safetensors and index.json."""

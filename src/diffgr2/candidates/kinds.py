@@ -11,21 +11,20 @@ more; items that no neighbour speaks for follow by popularity. Not here: how SAS
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
-import scipy.sparse as sp
 
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
-from diffgr2.candidates.retrieval import bought, by_history, prefixes
+from diffgr2.candidates.retrieval import bought, prefixes
 from diffgr2.config import RetrieverConfig
-from diffgr2.progress import Progress
 from diffgr2.types import Histories
 
 if TYPE_CHECKING:
+    from diffgr2.candidates.attention import AttentionScores
     from diffgr2.candidates.sasrec import SasRec
+    from diffgr2.progress import Progress
 
 RECENT = 20  # items of a history that item-kNN looks at
 DECAY = 0.8  # weight of a history item relative to the next newer one
@@ -67,6 +66,9 @@ class Popularity(Counted):
     def score_all(self, queries: Histories) -> np.ndarray:
         return np.repeat(self.count_I[None], queries.n_users, 0)
 
+    def score_some(self, history_T: np.ndarray, items_K: np.ndarray) -> np.ndarray:
+        return self.count_I[items_K]
+
 
 @dataclass(frozen=True)
 class ItemKnn(Counted):
@@ -77,13 +79,10 @@ class ItemKnn(Counted):
     indices: np.ndarray  # int32
     indptr: np.ndarray  # int64
 
-    @cached_property
-    def cosines(self) -> sp.csr_array:
-        shape = (self.n_items, self.n_items)
-        return sp.csr_array((self.data, self.indices, self.indptr), shape)
-
     @staticmethod
     def build(train: Histories) -> ItemKnn:
+        import scipy.sparse as sp
+
         users_UI = bought(train)
         count_I = np.asarray(users_UI.sum(0), np.float32).ravel()
         scale = sp.diags_array(1.0 / np.sqrt(np.maximum(count_I, 1.0)))
@@ -96,13 +95,22 @@ class ItemKnn(Counted):
         return ItemKnn(count_I, m.data, m.indices.astype(np.int32), m.indptr.astype(np.int64))
 
     def score_all(self, queries: Histories) -> np.ndarray:
-        last_N = np.repeat(queries.offsets_U1[1:], queries.lengths_U) - 1
-        age_N = last_N - np.arange(len(queries.items_N))
-        weights_LI = by_history(queries, np.where(age_N < RECENT, DECAY**age_N, 0.0))
-        weights_LI.eliminate_zeros()
-        scores_LI = sp.csr_array(weights_LI @ self.cosines).toarray()
+        scores_LI = np.empty((queries.n_users, self.n_items), np.float32)
+        for row in range(queries.n_users):
+            scores_LI[row] = self._scores(queries.of(row))
+        return scores_LI
+
+    def score_some(self, history_T: np.ndarray, items_K: np.ndarray) -> np.ndarray:
+        return self._scores(history_T)[items_K].astype(np.float32)
+
+    def _scores(self, history_T: np.ndarray) -> np.ndarray:
+        """Of every item for one history, float64."""
         # Popularity only orders what the neighbours leave at zero.
-        return scores_LI + np.float32(1e-6) * self.count_I / max(float(self.count_I.max()), 1.0)
+        near_I = 1e-6 * self.count_I.astype(np.float64) / max(float(self.count_I.max()), 1.0)
+        for age, item in enumerate(history_T[: -RECENT - 1 : -1].tolist()):
+            row = slice(self.indptr[item], self.indptr[item + 1])
+            near_I[self.indices[row]] += DECAY**age * self.data[row]  # each neighbour stands once
+        return near_I
 
 
 Fitted: TypeAlias = "SasRec | ItemKnn | Popularity"
@@ -134,10 +142,20 @@ def fit(
 
 
 def load(directory: Path) -> Fitted:
-    """The retriever in a directory, whatever its kind."""
+    """The retriever in a directory, whatever its kind, as it was fitted."""
     kind = read_json(directory / "config.json")["kind"]
     if kind in COUNTED:
         return COUNTED[kind].load(directory)
     from diffgr2.candidates.sasrec import SasRec
 
     return SasRec.load(directory)
+
+
+def load_scores(directory: Path) -> AttentionScores | ItemKnn | Popularity:
+    """The same for whoever only scores: in NumPy, equal up to rounding."""
+    kind = read_json(directory / "config.json")["kind"]
+    if kind in COUNTED:
+        return COUNTED[kind].load(directory)
+    from diffgr2.candidates.attention import AttentionScores
+
+    return AttentionScores.load(directory)

@@ -80,50 +80,55 @@ class PairCounts:
         position_M, day_M = position_M.astype(np.int32), day_M.astype(np.int32)
         return PairCounts(n, window, pair_P, value_PV, key_M, position_M, day_M, buyers_I)
 
-    def counted(self, items: np.ndarray) -> np.ndarray:
-        """Which of these numbers are items that were counted."""
-        return (items >= 0) & (items < self.n_items)
-
-    def place(self, user_L: np.ndarray, items_LX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(position_LX, day_LX) of items in a user's train part; position -1 where absent.
-
-        A negative user is absent everywhere.
-        """
-        wanted_LX = user_L[:, None].astype(np.int64) * self.n_items + items_LX
-        index_LX = np.minimum(np.searchsorted(self.key_M, wanted_LX), len(self.key_M) - 1)
-        valid_LX = (user_L[:, None] >= 0) & self.counted(items_LX)
-        found_LX = valid_LX & (self.key_M[index_LX] == wanted_LX)
-        position_LX = np.where(found_LX, self.position_M[index_LX], -1)
-        return position_LX, self.day_M[index_LX]
-
     def lookup(
         self, history_LH: np.ndarray, items_LK: np.ndarray, exclude_user_L: np.ndarray
-    ) -> np.ndarray:
-        """Values of every (history item, candidate) without the excluded user: (V, L, H, K).
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the lists' items have in common without the excluded user (-1 excludes nobody).
 
-        An excluded user of -1 excludes nobody.
+        The values of every (history item, candidate), (V, L, H, K), and how many users have each
+        item of the history and each candidate behind it, float32 (L, H + K).
         """
-        wanted = history_LH[:, :, None].astype(np.int64) * self.n_items + items_LK[:, None, :]
+        width = history_LH.shape[1]
+        items_LX = np.concatenate([history_LH, items_LK], 1, dtype=np.int64)
+        counted_LX = (items_LX >= 0) & (items_LX < self.n_items)
+        count_LX = np.where(counted_LX, self.buyers_I[np.where(counted_LX, items_LX, 0)], 0)
+        first_LH1, second_L1K = items_LX[:, :width, None], items_LX[:, None, width:]
+        wanted = first_LH1 * self.n_items + second_L1K
         value_VLHK = np.zeros((len(KINDS), *wanted.shape), np.float32)
-        if not len(self.pair_P):
-            return value_VLHK
-        index = np.minimum(np.searchsorted(self.pair_P, wanted), len(self.pair_P) - 1)
-        valid = self.counted(history_LH)[:, :, None] & self.counted(items_LK)[:, None, :]
-        found = valid & (self.pair_P[index] == wanted)
-        value_VLHK[:, found] = self.value_PV[index[found]].T
-        place_LH, day_LH = self.place(exclude_user_L, history_LH)
-        place_LK, day_LK = self.place(exclude_user_L, items_LK)
-        both = found & (place_LH[:, :, None] >= 0) & (place_LK[:, None, :] >= 0)
+        found = counted_LX[:, :width, None] & counted_LX[:, None, width:]
+        if len(self.pair_P):
+            index = self.pair_P.searchsorted(wanted)
+            # What lies behind the last pair is none, and may be compared with the last.
+            found &= self.pair_P.take(index, mode="clip") == wanted
+            value_VLHK[:, found] = self.value_PV[index[found]].T
+        if (exclude_user_L >= 0).any():
+            place_LX, day_LX = self._place(exclude_user_L, items_LX, counted_LX)
+            own_LX = place_LX >= 0
+            count_LX = count_LX - own_LX
+            if len(self.pair_P):
+                both = found & own_LX[:, :width, None] & own_LX[:, None, width:]
+                self._leave_out(value_VLHK, both, place_LX, day_LX)
+        return value_VLHK, count_LX.astype(np.float32)
+
+    def _place(
+        self, user_L: np.ndarray, items_LX: np.ndarray, counted_LX: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(position_LX, day_LX) of items in a user's train part; position -1 where absent."""
+        wanted_LX = user_L[:, None] * self.n_items + items_LX
+        index_LX = np.minimum(self.key_M.searchsorted(wanted_LX), len(self.key_M) - 1)
+        found_LX = (user_L[:, None] >= 0) & counted_LX & (self.key_M[index_LX] == wanted_LX)
+        return np.where(found_LX, self.position_M[index_LX], -1), self.day_M[index_LX]
+
+    def _leave_out(
+        self, value_VLHK: np.ndarray, both: np.ndarray, place_LX: np.ndarray, day_LX: np.ndarray
+    ) -> None:
+        """Take a user's own share out of the pairs of which that user has `both` items."""
         at, h, k = np.nonzero(both)
-        steps, same_day = place_LK[at, k] - place_LH[at, h], day_LK[at, k] == day_LH[at, h]
-        rest_VX = value_VLHK[:, at, h, k] - pair_values(steps, same_day, self.window)
+        if not len(at):
+            return
+        second = k + both.shape[1]
+        steps = place_LX[at, second] - place_LX[at, h]
+        own_VX = pair_values(steps, day_LX[at, second] == day_LX[at, h], self.window)
+        rest_VX = value_VLHK[:, at, h, k] - own_VX
         # Differences of sums of 1/distance leave rounding dust around zero.
         value_VLHK[:, at, h, k] = np.where(rest_VX < 1e-4, 0.0, rest_VX)
-        return value_VLHK
-
-    def buyers(self, items_LX: np.ndarray, exclude_user_L: np.ndarray) -> np.ndarray:
-        """How many users other than the excluded one have each item."""
-        place_LX, _ = self.place(exclude_user_L, items_LX)
-        counted_LX = self.counted(items_LX)
-        count_LX = np.where(counted_LX, self.buyers_I[np.where(counted_LX, items_LX, 0)], 0)
-        return (count_LX - (place_LX >= 0)).astype(np.float32)

@@ -7,13 +7,17 @@ R@k and NDCG@k over every list (a miss counts 0). Equal scores rank by item numb
 here: any model, lists with targets (`lists`) or the report's metrics (`evaluate`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import scipy.sparse as sp
 
 from diffgr2.types import Histories, ndcg_of
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 SCORES_PER_CHUNK = 2_000_000  # query x item scores that are held at once
 
@@ -36,16 +40,14 @@ def ragged(rows: list[np.ndarray], n_items: int) -> Histories:
     return Histories(offsets_U1, items_N, np.zeros(len(items_N), np.int64), n_items)
 
 
-def by_history(histories: Histories, value_N: np.ndarray) -> sp.csr_array:
-    """Histories x items, the sum of the values of an item's purchases."""
-    shape = (histories.n_users, histories.n_items)
-    row_N = np.repeat(np.arange(histories.n_users), histories.lengths_U)
-    return sp.csr_array((value_N.astype(np.float32), (row_N, histories.items_N)), shape)
-
-
 def bought(histories: Histories) -> sp.csr_array:
     """Histories x items, 1.0 where a history has the item at least once."""
-    matrix = by_history(histories, np.ones(len(histories.items_N)))
+    import scipy.sparse as sp  # late: who only ranks needs none
+
+    shape = (histories.n_users, histories.n_items)
+    row_N = np.repeat(np.arange(histories.n_users), histories.lengths_U)
+    one_N = np.ones(len(row_N), np.float32)
+    matrix = sp.csr_array((one_N, (row_N, histories.items_N)), shape)
     matrix.data[:] = 1.0
     return matrix
 

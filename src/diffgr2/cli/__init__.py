@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from diffgr2 import __version__
 from diffgr2.cli import about, datasets, reports, rerank, verbs
-from diffgr2.errors import Diffgr2Error
+from diffgr2.errors import Diffgr2Error, missing_extra
 from diffgr2.stages.plan import STAGES
 
 INTERRUPTED = 130
@@ -95,6 +95,8 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
 
 def _explain(error: Exception) -> int:
     """One line about what the user can mend; anything else is a bug and shows its traceback."""
+    if isinstance(error, ModuleNotFoundError):
+        error = missing_extra(error) or error
     if isinstance(error, Diffgr2Error):
         message, code = str(error), error.exit_code
     elif hasattr(error, "format_message"):  # a usage error of the command line itself

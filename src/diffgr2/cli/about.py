@@ -22,6 +22,8 @@ from packaging.requirements import Requirement
 
 from diffgr2 import __version__
 from diffgr2.cli.verbs import Overrides
+from diffgr2.errors import ConfigError
+from diffgr2.model.backends import described
 from diffgr2.recipe import RECIPES, find_recipe, load_recipe
 
 EXTRA = re.compile(r"extra == \"([^\"]+)\"")
@@ -67,15 +69,19 @@ def state_of(need: Requirement) -> tuple[str, bool]:
 
 
 def device_lines() -> list[str]:
-    """What torch would compute on."""
+    """What models run on, and what torch would compute on."""
+    try:
+        run_by = f"models run by: {described()}"
+    except ConfigError as error:
+        run_by = f"models run by: {error}"
     try:
         import torch
     except ImportError:
-        return []
+        return [run_by]
     threads = f"torch threads: {torch.get_num_threads()} of {os.cpu_count()} cores"
     cards = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
     devices = [f"device: {card.name}, {card.total_memory / 2**30:.0f} GiB" for card in cards]
-    return [threads, *(devices or ["device: CPU (no CUDA device is visible)"])]
+    return [run_by, threads, *(devices or ["device: CPU (no CUDA device is visible)"])]
 
 
 def doctor() -> None:

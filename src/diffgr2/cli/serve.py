@@ -156,7 +156,10 @@ Timeout = Annotated[
 Drain = Annotated[
     float, option("--drain", min=0.0, max=DAY_S, callback=finite, help="Seconds after SIGTERM.")
 ]
-Threads = Annotated[int, option("--threads", min=0, help="Torch threads; 0 = torch's choice.")]
+Threads = Annotated[int, option("--threads", min=0, help="Of the model; 0 = as many as it likes.")]
+Backend = Annotated[
+    str, option("--backend", metavar="auto|onnx|torch", help="What runs the model.")
+]
 Log = Annotated[bool, option("--log", help="One JSON line per request on stderr.")]
 TracesTo = Annotated[
     str | None, option("--traces", metavar="URL", help="Send OpenTelemetry traces there.")
@@ -185,12 +188,14 @@ def serve(
     timeout: Timeout = 30.0,
     drain: Drain = 30.0,
     threads: Threads = 0,
+    backend: Backend = "auto",
     log: Log = False,
     traces: TracesTo = None,
 ) -> None:
     """Serve models over HTTP: Cohere, Jina, vLLM and TEI shapes, and a page to try it."""
     bundles = bundles_of(models)
     try:
+        from diffgr2.model import backends
         from diffgr2.serve.app import Shown, make_app
         from diffgr2.serve.keys import read_keys
         from diffgr2.serve.limits import Limits
@@ -200,7 +205,7 @@ def serve(
     if not keys and host not in LOOPBACK and not insecure:
         raise ConfigError(f"--host {host}: needs --keys (or --no-keys if you mean it)")
     tracing = tracing_of(traces)
-    use_threads(threads)
+    backends.use(backend, threads)
     limits = Limits(
         candidates=documents,
         batch=batch,
@@ -218,14 +223,6 @@ def serve(
     app.state.shared.traces = tracing
     if not run(app, limits, host=host, port=port, log=log):
         raise typer.Exit(1)
-
-
-def use_threads(threads: int) -> None:
-    """So many of torch's; 0 leaves the choice to it."""
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def run(app: Any, limits: Any, *, host: str, port: int, log: bool) -> bool:

@@ -83,7 +83,11 @@ def score(
 def run_all(
     recipe: RecipeName,
     goal: Annotated[
-        str, typer.Option("--goal", help="candidates, teacher, ladder (all rows), all, or a stage.")
+        str,
+        typer.Option(
+            "--goal",
+            help="candidates, teacher, story (few rows), ladder (every row), all, or a stage.",
+        ),
     ] = "all",
     directory: RunsDir = None,
     overrides: Overrides = None,

@@ -70,8 +70,7 @@ def _read_table(path: Path) -> pl.DataFrame:
         raise ArtifactError(f"{path}: not a readable parquet file ({first_line(error)})") from None
 
 
-def read_catalogue(directory: Path) -> Catalogue:
-    """The items alone."""
+def _read_catalogue(directory: Path) -> Catalogue:
     items = _read_table(directory / ITEMS)
     fields: dict[str, Any] = {
         field: items[column].to_list() for column, (field, _) in ITEM_COLUMNS.items()
@@ -82,7 +81,7 @@ def read_catalogue(directory: Path) -> Catalogue:
 
 def read_dataset(directory: Path) -> Dataset:
     """Read back what `write_dataset` wrote."""
-    catalogue = read_catalogue(directory)
+    catalogue = _read_catalogue(directory)
     arrays = load_arrays(directory / HISTORIES)
     return Dataset(
         Histories(arrays["offsets"], arrays["items"], arrays["timestamps"], len(catalogue)),

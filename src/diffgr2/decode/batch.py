@@ -35,23 +35,39 @@ class Batch:
         self.model = model
         self.writers: list[Writer] = []
         self._session: Session | None = None
+        self._unread = False  # no forward has seen the writers' prompts
 
     def add(self, writers: Sequence[Writer]) -> None:
-        """Prefill new writers and let them join; none may be done already."""
+        """Let new writers join; none may be done already.
+
+        Where nobody waits, their prompts ride with the first forward; else they are prefilled.
+        """
         if not writers:
             return
+        self._begin()
         if self._session is None:
             self._session = self.model.session(writers[0].settings.mask_id)
-        prompts = [Span(w.prompt[: w.prefill], 0, w.prefill_hi(), 0) for w in writers]
+        self._unread = not self.writers
+        prompts = [Span([], 0, [], 0) if self._unread else _prompt(w) for w in writers]
         self._session.add(prompts, max(w.slots for w in writers))
         self.writers.extend(writers)
+
+    def _begin(self) -> None:
+        """Prefill prompts that were to ride with a forward, because others join before it."""
+        if self._unread and self._session is not None:
+            self._session.forward([_prompt(writer) for writer in self.writers])
+        self._unread = False
 
     def step(self) -> list[Writer]:
         """One forward for all writers; returns those that finished, which have left."""
         if not self.writers:
             return []
         assert self._session is not None
-        views = self._session.forward([writer.plan() for writer in self.writers])
+        spans = [writer.plan() for writer in self.writers]
+        if self._unread:
+            spans = [_after(_prompt(w), s) for w, s in zip(self.writers, spans, strict=True)]
+            self._unread = False
+        views = self._session.forward(spans)
         for writer, view in zip(self.writers, views, strict=True):
             writer.update(view)
         done = [writer for writer in self.writers if writer.done]
@@ -67,6 +83,18 @@ class Batch:
             self._session.keep(index)
         if not index:
             self._session = None
+
+
+def _prompt(writer: Writer) -> Span:
+    """What must be in the cache before a writer's first plan."""
+    return Span(writer.prompt[: writer.prefill], 0, writer.prefill_hi(), 0)
+
+
+def _after(prompt: Span, span: Span) -> Span:
+    """A span with what comes before it."""
+    known = span.start
+    ids, hi = prompt.ids[:known] + span.ids, prompt.hi[:known] + span.hi
+    return Span(ids, 0, hi, known + span.logits_from)
 
 
 def decode(

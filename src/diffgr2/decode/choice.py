@@ -18,6 +18,9 @@ import numpy as np
 from diffgr2.model.backend import NO_TOKEN
 from diffgr2.model.sampling import inverse_transform, log_normalised
 
+HALF = 0.5 + 5e-7
+"""Rounds to the nearest level; half-way between two it goes up, whatever the last digit says."""
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -37,25 +40,44 @@ def among(
     temperature: float = 0.0,
     uniform_N: np.ndarray | None = None,
 ) -> Choices:
-    """See the module's docstring; sets are padded with NO_TOKEN."""
-    there_NA = tokens_NA != NO_TOKEN
-    raw_NA = np.where(there_NA, raw_NA, -np.inf).astype(np.float64)
-    hopeless_N1 = ~np.isfinite(raw_NA).any(-1, keepdims=True)  # all allowed have probability zero
-    logp_NA = log_normalised(np.where(hopeless_N1 & there_NA, 0.0, raw_NA))
-    probability_NA = np.exp(logp_NA)
-    every, levels_A = np.arange(len(raw_NA)), np.arange(raw_NA.shape[1])
-    level_N = np.where(scale_N, probability_NA @ levels_A, np.nan)
+    """See the module's docstring; NO_TOKEN fills gaps."""
+    raw_NA = raw_NA.astype(np.float64)  # −inf where no token is
+    top_N1 = raw_NA.max(-1, keepdims=True)
+    shifted_NA = raw_NA - top_N1 if np.isfinite(top_N1).all() else _hopeless(raw_NA, tokens_NA)
+    weight_NA = np.exp(shifted_NA)
+    total_N1 = weight_NA.sum(-1, keepdims=True)
+    probability_NA, logp_NA = weight_NA / total_N1, shifted_NA - np.log(total_N1)
+    levels_A, hot_NA, scaled = np.arange(raw_NA.shape[1]), logp_NA, bool(scale_N.any())
+    level_N = probability_NA @ levels_A
+    if not scaled or not scale_N.all():
+        level_N = np.where(scale_N, level_N, np.nan)
     if temperature == 0.0 or uniform_N is None:
-        best_NA = logp_NA == logp_NA.max(-1, keepdims=True)
-        pick_N = np.where(best_NA, tokens_NA, np.iinfo(np.int64).max).argmin(-1)
-        # Rounded first: half-way between two levels it goes up, whatever the last digit says.
-        pick_N[scale_N] = np.floor(np.round(level_N[scale_N], 6) + 0.5).astype(np.int64)
-        hot_NA = logp_NA
+        pick_N = _first(shifted_NA, tokens_NA)
+        if scaled:
+            nearest_N = np.floor(np.where(scale_N, level_N, 0.0) + HALF)
+            pick_N = np.where(scale_N, nearest_N.astype(np.int64), pick_N)
     else:
         hot_NA = log_normalised(logp_NA / temperature) if temperature != 1.0 else logp_NA
         pick_N = inverse_transform(hot_NA, uniform_N)
-    near_NA = levels_A == pick_N[:, None]
-    near_NA |= scale_N[:, None] & (np.abs(levels_A - pick_N[:, None]) <= 1)
-    sure_N = np.where(near_NA, np.exp(raw_NA), 0.0).sum(-1)
+    near_NA = np.abs(levels_A - pick_N[:, None]) <= scale_N[:, None]
+    sure_N = (weight_NA * near_NA).sum(-1) * np.exp(top_N1[:, 0])
+    every = np.arange(len(raw_NA))
     token_N, hot_N = tokens_NA[every, pick_N], hot_NA[every, pick_N]
     return Choices(token_N, hot_N, sure_N, level_N, probability_NA)
+
+
+def _hopeless(raw_NA: np.ndarray, tokens_NA: np.ndarray) -> np.ndarray:
+    """Where all that is allowed has probability zero, it is alike; else less the row's best."""
+    top_N1 = raw_NA.max(-1, keepdims=True)
+    lost_N1 = ~np.isfinite(top_N1)
+    alike_NA = np.where(tokens_NA != NO_TOKEN, 0.0, -np.inf)
+    return np.where(lost_N1, alike_NA, raw_NA - np.where(lost_N1, 0.0, top_N1))
+
+
+def _first(score_NA: np.ndarray, tokens_NA: np.ndarray) -> np.ndarray:
+    """The best entry of each row; the lowest id of equals."""
+    pick_N = score_NA.argmax(-1)
+    best_NA = score_NA == 0.0  # scores are relative to the best
+    if np.count_nonzero(best_NA) > len(pick_N):
+        pick_N = np.where(best_NA, tokens_NA, np.iinfo(np.int64).max).argmin(-1)
+    return pick_N

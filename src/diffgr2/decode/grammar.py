@@ -11,7 +11,7 @@ which token a decoder wants (`choice`), entries of several tokens (`spelling`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -48,6 +48,11 @@ class Group:
             raise DecodeError(f"grammar: {choices} choices for {entries} entries that differ")
 
     @cached_property
+    def places(self) -> list[int]:
+        """Where its entries stand."""
+        return self.at_JN.ravel().tolist()
+
+    @cached_property
     def alike(self) -> bool:
         """Whether choices of one token are spelled alike."""
         return self.choices_CN.shape[1] == 1 and len(set(self.choices_CN[:, 0].tolist())) < len(
@@ -74,13 +79,34 @@ class Places:
             raise DecodeError("grammar: a place allows no token")
 
     @cached_property
+    def grouped(self) -> np.ndarray:
+        """Which places belong to a group."""
+        grouped_T = np.zeros(len(self), dtype=bool)
+        for group in self.groups:
+            grouped_T[group.at_JN] = True
+        return grouped_T
+
+    @cached_property
     def owner(self) -> dict[int, tuple[Group, int, int]]:
         """Place -> (group, entry, index in the entry)."""
         return {
-            int(at): (group, int(j), int(n))
+            at: (group, j, n)
             for group in self.groups
-            for (j, n), at in np.ndenumerate(group.at_JN)
+            for j, at_N in enumerate(group.at_JN.tolist())
+            for n, at in enumerate(at_N)
         }
+
+    @cached_property
+    def _columns(self) -> dict[int, dict[int, int]]:
+        return {}
+
+    def column(self, at: int, token: int) -> int | None:
+        """Where a place has a token, None where it allows it never."""
+        columns = self._columns.get(at)
+        if columns is None:
+            columns = {t: a for a, t in enumerate(self.allowed_TA[at].tolist()) if t != NOTHING}
+            self._columns[at] = columns
+        return columns.get(token)
 
 
 def row_of_places(sets: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
@@ -123,6 +149,8 @@ class _Section:
     places: Places
     start: int
     may_TA: np.ndarray = field(init=False)
+    left: list[int] = field(init=False)  # how many tokens each place may still take
+    end: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.may_TA = self.places.allowed_TA != NOTHING
@@ -131,45 +159,53 @@ class _Section:
                 for j in range(len(group.choices_CN), len(group.at_JN)):
                     at = int(group.at_JN[j, 0])
                     self.may_TA[at] &= self.places.allowed_TA[at] == group.filler
+        self.left = self.may_TA.sum(1).tolist()
+        self.end = self.start + len(self.places)
 
-    @property
-    def end(self) -> int:
-        return self.start + len(self.places)
+    def may(self, at: int, token: int) -> bool:
+        """Whether a place may take this token."""
+        column = self.places.column(at, token)
+        return column is not None and bool(self.may_TA[at, column])
 
     def narrow(self, tokens_T: np.ndarray, at: int) -> list[int]:
         """Places whose options fell to one by the commit at place `at`; raises where none is left.
 
-        `tokens_T` are this section's tokens.
+        `tokens_T` are the whole response's.
         """
-        self.may_TA[at] = self.places.allowed_TA[at] == tokens_T[at]
         owned = self.places.owner.get(at)
         if owned is None:
             return []
         group, j, _ = owned
+        own_T = tokens_T[self.start : self.end].tolist()
+        own_T += [UNKNOWN] * (len(self.places) - len(own_T))  # beyond the caller's limit
         if group.at_JN.shape[1] > 1 or group.alike:
-            self._spell(group, tokens_T)
+            self._spell(group, np.array(own_T))
         else:
-            self._differ(group, j, int(tokens_T[at]))
-        open_ = [int(a) for a in group.at_JN.ravel() if tokens_T[a] == UNKNOWN]
-        left = self.may_TA[open_].sum(1) if open_ else np.ones(0)
-        if (left == 0).any():
+            self._differ(group, j, own_T, own_T[at])
+        open_ = [a for a in group.places if own_T[a] == UNKNOWN]
+        if any(not self.left[a] for a in open_):
             raise DecodeError("grammar: a commit left a place without any token")
-        return [a for a, n in zip(open_, left.tolist(), strict=True) if n == 1]
+        return [a for a in open_ if self.left[a] == 1]
 
-    def _differ(self, group: Group, j: int, token: int) -> None:
-        """Entries of one token."""
-        allowed_TA = self.places.allowed_TA
-        at_J = group.at_JN[:, 0]
-        if group.filler is None:
-            others = np.delete(at_J, j)
-            self.may_TA[others] &= allowed_TA[others] != token
-        elif token == group.filler:
-            after = at_J[j + 1 :]
-            self.may_TA[after] &= allowed_TA[after] == token
-        else:
-            others, before = np.delete(at_J, j), at_J[:j]
-            self.may_TA[others] &= allowed_TA[others] != token
-            self.may_TA[before] &= allowed_TA[before] != group.filler
+    def _differ(self, group: Group, j: int, own_T: list[int], token: int) -> None:
+        """Entries of one token; plain loops, because there are few and NumPy's calls are dear."""
+        filler = group.filler
+        for i, at in enumerate(group.places):
+            if i == j or own_T[at] != UNKNOWN:
+                continue
+            if token != filler:
+                self._drop(at, token)
+                if i < j and filler is not None:
+                    self._drop(at, filler)
+            elif i > j:
+                kept = self.may(at, token)
+                self.may_TA[at] = self.places.allowed_TA[at] == token if kept else False
+                self.left[at] = int(kept)
+
+    def _drop(self, at: int, token: int) -> None:
+        if self.may(at, token):
+            self.may_TA[at, self.places.column(at, token)] = False
+            self.left[at] -= 1
 
     def _spell(self, group: Group, tokens_T: np.ndarray) -> None:
         """Entries of several tokens: a matching keeps every entry completable."""
@@ -177,6 +213,8 @@ class _Section:
         for at_J, choice_C in zip(group.at_JN.T, group.choices_CN.T, strict=True):
             is_JAC = self.places.allowed_TA[at_J][:, :, None] == choice_C
             self.may_TA[at_J] = (is_JAC & may_JC[:, None, :]).any(-1)
+        for at in group.places:
+            self.left[at] = int(self.may_TA[at].sum())
 
 
 class Guide:
@@ -185,10 +223,12 @@ class Guide:
     def __init__(self, grammar: Grammar, tokens_T: np.ndarray) -> None:
         self.grammar, self.tokens_T = grammar, tokens_T
         self.forced_T = np.zeros(len(tokens_T), dtype=bool)
+        self.written: list[int] = []  # positions, in the order in which they were settled
         self._sections = [_Section(grammar.head, 0)]
         if grammar.free is None:
             self._sections.append(_Section(grammar.tail, len(grammar.head)))
         self._free_end = len(grammar.head)  # behind the last committed token of the free text
+        self._measure()
         for section in self._sections:
             self._open(section)
         self._settle_closer()
@@ -198,42 +238,38 @@ class Guide:
         other = object.__new__(Guide)
         other.grammar, other.tokens_T = self.grammar, tokens_T
         other.forced_T, other._free_end = self.forced_T.copy(), self._free_end
+        other.written = []
         other._sections = []
         for section in self._sections:
             twin = object.__new__(_Section)
-            twin.places, twin.start, twin.may_TA = (
-                section.places,
-                section.start,
-                section.may_TA.copy(),
-            )
+            twin.places, twin.start = section.places, section.start
+            twin.may_TA, twin.left = section.may_TA.copy(), section.left.copy()
+            twin.end = section.end
             other._sections.append(twin)
+        other._measure()
         return other
 
-    @property
-    def end(self) -> int | None:
+    def _measure(self) -> None:
+        """Say how long the response is, as far as that is settled."""
+        closed, free = len(self._sections) > 1, self.grammar.free
+        self.end: int | None = self._sections[-1].end if closed else None
         """The response's length, None while its free text is open."""
-        return self._sections[-1].end if len(self._sections) > 1 else None
-
-    @property
-    def stop(self) -> int:
+        assert closed or free is not None
+        room = 0 if free is None else free.room
+        self.stop: int = self._sections[-1].end if closed else len(self.grammar.head) + room
         """No token may stand at or behind it: the end, or as far as open free text can go."""
-        if self.end is not None:
-            return self.end
-        assert self.grammar.free is not None
-        return len(self.grammar.head) + self.grammar.free.room
 
     def _open(self, section: _Section) -> None:
         """Fill in what a new section leaves no choice about."""
         places = section.places
-        known_T = section.may_TA.sum(1) == 1
+        known_T = np.array(section.left) == 1
         known_T[max(len(self.tokens_T) - section.start, 0) :] = False  # beyond the caller's limit
-        alone_T = known_T.copy()
-        alone_T[list(places.owner)] = False
         # Places of no group settle nothing else, so they are written at once.
-        alone = np.flatnonzero(alone_T)
+        alone = np.flatnonzero(known_T & ~places.grouped)
         self.tokens_T[section.start + alone] = places.allowed_TA[alone][section.may_TA[alone]]
         self.forced_T[section.start + alone] = True
-        for at in np.flatnonzero(known_T & ~alone_T).tolist():
+        self.written.extend((section.start + alone).tolist())
+        for at in np.flatnonzero(known_T & places.grouped).tolist():
             self._force(section, at)
 
     def _force(self, section: _Section, at: int) -> None:
@@ -246,10 +282,8 @@ class Guide:
 
     def _write(self, section: _Section, at: int, token: int) -> None:
         self.tokens_T[section.start + at] = token
-        own_T = np.full(len(section.places), UNKNOWN, dtype=np.int64)
-        seen_T = self.tokens_T[section.start : section.end]
-        own_T[: len(seen_T)] = seen_T
-        for other in section.narrow(own_T, at):
+        self.written.append(section.start + at)
+        for other in section.narrow(self.tokens_T, at):
             self._force(section, other)
 
     def _section(self, at: int) -> _Section | None:
@@ -258,6 +292,22 @@ class Guide:
             if section.start <= at < section.end:
                 return section
         return None
+
+    def options(self, at_N: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Allowed tokens [N, A] of open positions, NOTHING for others, and which are strengths.
+
+        None where the response is not one row of places: then each position is asked by itself.
+        """
+        if self.grammar.free is not None or len(self.grammar.tail):
+            return None
+        section = self._sections[0]
+        tokens_NA = np.where(section.may_TA[at_N], section.places.allowed_TA[at_N], NOTHING)
+        scale_T = section.places.scale_T
+        return tokens_NA, np.zeros(len(at_N), dtype=bool) if scale_T is None else scale_T[at_N]
+
+    def left(self, at: int) -> int:
+        """How many tokens may stand at a position, where `options` answers."""
+        return self._sections[0].left[at]
 
     def scale(self, at: int) -> bool:
         """Whether a strength stands at position `at`."""
@@ -301,10 +351,12 @@ class Guide:
         """Whether this token may be committed there now."""
         if at >= min(len(self.tokens_T), self.stop) or self.tokens_T[at] != UNKNOWN:
             return False
-        free, allowed = self.grammar.free, self.allowed(at)
-        if allowed is not None:
-            return token in allowed.tolist()
+        free, section = self.grammar.free, self._section(at)
+        if section is not None:
+            return section.may(at - section.start, token)
         assert free is not None
+        if self.end is None and at == self.stop - 1:
+            return token == free.closer
         closing = token == free.closer and at < self._free_end
         return not closing and not bool((free.banned == token).any())
 
@@ -318,6 +370,7 @@ class Guide:
             return
         assert free is not None
         self.tokens_T[at] = token
+        self.written.append(at)
         self._free_end = max(self._free_end, at + 1)
         if token == free.closer:
             self._open_tail()
@@ -326,6 +379,7 @@ class Guide:
 
     def _open_tail(self) -> None:
         self._sections.append(_Section(self.grammar.tail, self._free_end))
+        self._measure()
         self._open(self._sections[-1])
 
     def _settle_closer(self) -> None:
@@ -334,10 +388,6 @@ class Guide:
         if free is None or self.end is not None or not self._free_end == at < len(self.tokens_T):
             return
         self.tokens_T[at], self.forced_T[at] = free.closer, True
+        self.written.append(at)
         self._free_end = at + 1
         self._open_tail()
-
-    def open_places(self, start: int, stop: int) -> Iterator[int]:
-        """Open positions in [start, stop) that a token may be committed to."""
-        stop = min(stop, self.stop)
-        return iter((start + np.flatnonzero(self.tokens_T[start:stop] == UNKNOWN)).tolist())

@@ -47,6 +47,7 @@ class VerifyWriter(Writer):
         super().__init__(key, request, settings, spare=settings.canvas)
         self._fed = -1  # the first position that no forward has seen; −1: the prompt's last token
         self._draft_T = np.empty(0, dtype=np.int64)  # proposed for the positions from `length` on
+        self._known: dict[int, tuple[int, tuple[int, float, float]]] = {}
         self._odds: list[tuple[np.ndarray, np.ndarray]] = []  # when sampling: what from, how likely
         self.advance()
 
@@ -66,6 +67,7 @@ class VerifyWriter(Writer):
     def update(self, view: View) -> None:
         """View row i is the AR head's word on position i ahead, as long as the draft has held."""
         drafted = len(self._draft_T)
+        self._foresee(view, drafted)
         while not self.done and (at := self.length - self._first) <= drafted:
             self._check(view, at)
             written_T = self.tokens_T[self._first + at : self.length]
@@ -76,12 +78,27 @@ class VerifyWriter(Writer):
         if not self.done:
             self._propose(view, drafted)
 
+    def _foresee(self, view: View, drafted: int) -> None:
+        """What the AR head chooses at all drafted positions, each as long as its options last."""
+        guide, self._known = self.guide, {}
+        end = min(self._first + drafted + 1, self.limit)
+        if guide is None or self.settings.temperature > 0.0:
+            return
+        at_N = self._first + np.flatnonzero(self.tokens_T[self._first : end] == UNKNOWN)
+        if len(at_N) > 1 and guide.options(at_N) is not None:
+            found = self.wanted(view, at_N - self._first, at_N, None)
+            facts = zip(found.token_N.tolist(), found.logp_N, found.level_N, strict=True)
+            for at, fact in zip(at_N.tolist(), facts, strict=True):
+                self._known[at] = (guide.left(at), fact)
+
     def _check(self, view: View, i: int) -> None:
         """Commit the AR head's choice at the first open position, from row i."""
         at, heat = self._first + i, self.settings.temperature
-        row_N, at_N = np.array([i]), np.array([at])
-        if heat == 0.0 or i >= len(self._draft_T):
-            found = self.wanted(view, row_N, at_N, self.uniforms(1))
+        left, fact = self._known.get(at, (0, (0, 0.0, 0.0)))
+        if left and self.guide is not None and left == self.guide.left(at):
+            token, logp, level = fact
+        elif heat == 0.0 or i >= len(self._draft_T):
+            found = self.wanted(view, np.array([i]), np.array([at]), self.uniforms(1))
             token, logp, level = int(found.token_N[0]), found.logp_N[0], found.level_N[0]
         else:
             tokens_A, hot_A, level = self._distribution(view, i, at, self.guide)

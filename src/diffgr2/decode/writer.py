@@ -52,9 +52,7 @@ class Writer(ABC):
         self.done = self.finished = False
         self._fresh: list[tuple[int, int]] = []
         self.guide = Guide(grammar, self.tokens_T) if grammar else None
-        if self.guide is not None:
-            self._told = self.tokens_T != UNKNOWN  # what the grammar has filled in so far
-            self._fresh = [(int(t), int(self.tokens_T[t])) for t in np.flatnonzero(self._told)]
+        self._hear(BEFORE)
 
     def prefill_hi(self) -> list[int]:
         """How far each prompt token sees: causally."""
@@ -94,6 +92,13 @@ class Writer(ABC):
         guide = self.guide if guide is None else guide
         if guide is None:
             return self._free(view, row_N, uniform_N, NOTHING_BANNED)
+        known = guide.options(at_N)
+        if known is not None:
+            raw_NA = view.among(row_N, known[0])
+            found = among(raw_NA, *known, self.settings.temperature, uniform_N)
+            if self.settings.details:
+                self._note(at_N, known[0], found)
+            return found
         sets = [guide.allowed(int(at)) for at in at_N]
         free = [n for n, tokens in enumerate(sets) if tokens is None]
         fixed = [n for n, tokens in enumerate(sets) if tokens is not None]
@@ -137,17 +142,22 @@ class Writer(ABC):
 
     def commit(self, at: int, token: int, step: int, logp: float, level: float = np.nan) -> None:
         """Write a token for good, and what it settles."""
-        self.step_T[at], self.logp_T[at], self.level_T[at] = step, logp, level
-        self._fresh.append((at, token))
+        self.logp_T[at], self.level_T[at] = logp, level
         if self.guide is None:
-            self.tokens_T[at] = token
+            self.tokens_T[at], self.step_T[at] = token, step
+            self._fresh.append((at, token))
             return
         self.guide.commit(at, token)
-        self._told[at] = True
-        for t in np.flatnonzero((self.tokens_T != UNKNOWN) & ~self._told).tolist():
-            self._told[t] = True
-            self.step_T[t] = step
-            self._fresh.append((t, int(self.tokens_T[t])))
+        self._hear(step)
+
+    def _hear(self, step: int) -> None:
+        """Take note of what the guide has written since the last time."""
+        if self.guide is None:
+            return
+        for at in self.guide.written:
+            self.step_T[at] = step
+            self._fresh.append((at, int(self.tokens_T[at])))
+        self.guide.written.clear()
 
     def advance(self) -> None:
         """Move `length` behind what is known from the left; ends at the end or at the limit."""

@@ -12,8 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import softmax
 
 from diffgr2.prompts.said import order_by_level
 from diffgr2.types import MISS
@@ -25,12 +23,20 @@ FLATTEST, STEEPEST = 1e-3, 20.0
 """Scales per level of strength: lists that are ranked without a fault, or at random, set none."""
 
 
+def softmax(x_LK: np.ndarray) -> np.ndarray:
+    """Along the last axis; −inf has no chance."""
+    e_LK = np.exp(x_LK - x_LK.max(-1, keepdims=True))
+    return e_LK / e_LK.sum(-1, keepdims=True)
+
+
 def fit_scale(levels_LK: np.ndarray, hit_L: np.ndarray, default: float) -> float:
     """The scale under which the targets are likeliest; `default` where lists are too few.
 
     `hit_L` is the target's column or MISS; NaN stands behind the end of a shorter list, and where
     a candidate was not judged.
     """
+    from scipy.optimize import brentq  # late: who ranks fits nothing
+
     own_L = levels_LK[np.arange(len(hit_L)), hit_L]
     told_L = [len(np.unique(list_K[~np.isnan(list_K)])) > 1 for list_K in levels_LK]
     rows_L = (hit_L != MISS) & ~np.isnan(own_L) & np.array(told_L, dtype=bool)
@@ -41,7 +47,7 @@ def fit_scale(levels_LK: np.ndarray, hit_L: np.ndarray, default: float) -> float
 
     def slope(scale: float) -> float:
         """Derivative of the mean log-likelihood; it falls with the scale."""
-        chance_LK = softmax(np.where(held_LK, scale * level_LK, -np.inf), axis=1)
+        chance_LK = softmax(np.where(held_LK, scale * level_LK, -np.inf))
         return float((own_L - (chance_LK * level_LK).sum(1)).mean())
 
     if slope(FLATTEST) <= 0.0:  # strengths say nothing here, or the contrary

@@ -9,8 +9,10 @@ vector. Not here: quantization (`items.quantize`), or any use of interactions.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -74,8 +76,24 @@ class TextVectors:
             return np.zeros((0, len(self.components_DV)), np.float32)
         if self.sentence_model is not None:
             return _sentence_vectors(self.sentence_model, texts)
-        counts_NV = _counter(vocabulary=self.vocabulary).transform(texts)
-        return unit_rows(_weigh(counts_NV, self.idf_V) @ self.components_DV.T)
+        return unit_rows(np.stack([self._vector(text) for text in texts]))
+
+    @cached_property
+    def _column(self) -> dict[str, int]:
+        return {term: column for column, term in enumerate(self.vocabulary)}
+
+    def _vector(self, text: str) -> np.ndarray:
+        """What `fit_vectors` computes for a text of the catalogue, term by term in the same order.
+
+        It needs no scikit-learn, which a server does without.
+        """
+        found = Counter(self._column[term] for term in terms(text) if term in self._column)
+        columns_T = np.array(sorted(found), np.int64)
+        count_T = np.array([found[column] for column in columns_T.tolist()], np.float32)
+        weight_T = (1.0 + np.log(count_T)) * self.idf_V[columns_T]
+        length = np.sqrt((weight_T * weight_T).sum(dtype=np.float64))
+        weight_T = (weight_T / (length or 1.0)).astype(np.float32)
+        return (weight_T[:, None] * self.components_DV.T[columns_T]).sum(0)
 
     def save(self, directory: Path) -> None:
         """Write `vectorizer.json` and `vectorizer.safetensors`."""

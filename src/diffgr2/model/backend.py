@@ -81,6 +81,8 @@ class Session(Protocol):
 class Backend(Protocol):
     """A model that decoders can use."""
 
+    name: str  # of the backend
+
     @property
     def max_positions(self) -> int: ...
 

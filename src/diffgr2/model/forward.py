@@ -1,4 +1,4 @@
-"""A lean Qwen3 forward over a preallocated KV cache: the decoders' only way to the model.
+"""A lean Qwen3 forward over a preallocated KV cache: the torch backend's, and GPUs' way.
 
 Contract: `LeanQwen3(module)` reads the weights of a stock `Qwen3ForCausalLM` (nothing is trained
 here) and computes the same logits as the module: to 1e-5 in fp32, and bit-identically on CPU for
@@ -26,51 +26,17 @@ from torch import Tensor
 from diffgr2.errors import CheckpointError
 from diffgr2.model.backend import Session
 
-ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-ONEDNN_PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
-"""oneDNN's matrix product, which F.linear does not use in fp32: on CPUs twice as fast for wide
-forwards. These are no public operators, so their absence must cost speed only."""
-
-ONEDNN_ROWS = 16
-"""Below this many tokens a forward is bound by overhead, and oneDNN's is larger."""
-
-PACK_ROWS = 32
-"""The width that weights are laid out for; others may use them."""
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A matrix [out, in] and, on CPUs in fp32, its copy in oneDNN's own layout."""
-
-    plain: Tensor
-    packed: Tensor | None
-
-    @classmethod
-    def of(cls, plain: Tensor) -> Weight:
-        plain = plain.detach()
-        able = ONEDNN is not None and ONEDNN_PACK is not None
-        if able and plain.dtype == torch.float32 and plain.device.type == "cpu":
-            return cls(plain, ONEDNN_PACK(plain, PACK_ROWS))  # type: ignore[misc]
-        return cls(plain, None)
-
-
-def linear(x: Tensor, weight: Weight) -> Tensor:
-    """x @ weight.T by whatever is fastest here."""
-    if weight.packed is not None and x.numel() >= ONEDNN_ROWS * x.shape[-1]:
-        return ONEDNN(x, weight.packed, None, "none", [], "")  # type: ignore[misc]
-    return F.linear(x, weight.plain)
-
 
 @dataclass(frozen=True)
 class _Layer:
     attention_norm: Tensor
-    qkv: Weight
+    qkv: Tensor
     query_norm: Tensor
     key_norm: Tensor
-    out: Weight
+    out: Tensor
     ffn_norm: Tensor
-    gate_up: Weight
-    down: Weight
+    gate_up: Tensor
+    down: Tensor
 
 
 class KVCache:
@@ -114,6 +80,8 @@ class KVCache:
 class LeanQwen3:
     """See the module's docstring."""
 
+    name = "torch"
+
     def __init__(self, module: Any) -> None:  # a Qwen3ForCausalLM
         config = module.config
         if config.attention_bias or config.hidden_act != "silu" or config.use_sliding_window:
@@ -130,7 +98,7 @@ class LeanQwen3:
         inner = module.model
         self.embedding = inner.embed_tokens.weight.detach()
         self.norm = inner.norm.weight.detach()
-        self.head = Weight.of(module.lm_head.weight)
+        self.head = module.lm_head.weight.detach()
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self.folded = self.device.type == "cuda"  # see _attend
         self.layers = [self._layer(layer) for layer in inner.layers]
@@ -143,13 +111,13 @@ class LeanQwen3:
         qkv = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
         return _Layer(
             attention_norm=layer.input_layernorm.weight.detach(),
-            qkv=Weight.of(torch.cat(qkv)),
+            qkv=torch.cat(qkv).detach(),
             query_norm=attention.q_norm.weight.detach(),
             key_norm=attention.k_norm.weight.detach(),
-            out=Weight.of(attention.o_proj.weight),
+            out=attention.o_proj.weight.detach(),
             ffn_norm=layer.post_attention_layernorm.weight.detach(),
-            gate_up=Weight.of(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])),
-            down=Weight.of(mlp.down_proj.weight),
+            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach(),
+            down=mlp.down_proj.weight.detach(),
         )
 
     def _rotary(self, inner: Any, length: int) -> tuple[Tensor, Tensor]:
@@ -170,9 +138,9 @@ class LeanQwen3:
     @property
     def finite(self) -> bool:
         """Whether all weights, and the tables of positions, are numbers."""
-        matrices = [w.plain for y in self.layers for w in (y.qkv, y.out, y.gate_up, y.down)]
+        matrices = [w for y in self.layers for w in (y.qkv, y.out, y.gate_up, y.down)]
         norms = [n for y in self.layers for n in (y.attention_norm, y.query_norm, y.key_norm)]
-        every = [self.embedding, self.norm, self.head.plain, *matrices, *norms]
+        every = [self.embedding, self.norm, self.head, *matrices, *norms]
         every += [self._cos, self._sin]
         every += [layer.ffn_norm for layer in self.layers]
         return all(bool(torch.isfinite(tensor).all()) for tensor in every)
@@ -196,7 +164,7 @@ class LeanQwen3:
         sees (None = all of them).
         """
         hidden_BTD = self._hidden(ids_BT, position_BT, cache, slot, mask_BTC, seen)
-        return linear(hidden_BTD[:, logits_from:], self.head)
+        return F.linear(hidden_BTD[:, logits_from:], self.head)
 
     @torch.inference_mode()
     def fill(
@@ -232,7 +200,7 @@ class LeanQwen3:
         width = (x_BTD.shape[-1],)
         for number, layer in enumerate(self.layers):
             h_BTD = F.rms_norm(x_BTD, width, layer.attention_norm, self.eps)
-            qkv = linear(h_BTD, layer.qkv).view(rows, length, heads + 2 * groups, size)
+            qkv = F.linear(h_BTD, layer.qkv).view(rows, length, heads + 2 * groups, size)
             qkv = qkv.transpose(1, 2)
             q = F.rms_norm(qkv[:, :heads], (size,), layer.query_norm, self.eps)
             k = F.rms_norm(qkv[:, heads : heads + groups], (size,), layer.key_norm, self.eps)
@@ -247,10 +215,10 @@ class LeanQwen3:
                 values[row, :, slot] = qkv[:, heads + groups :].transpose(1, 2)
             mixed = self._attend(q, keys[:, :, :seen], values[:, :, :seen], mask)
             mixed_BTD = mixed.transpose(1, 2).reshape(rows, length, heads * size)
-            x_BTD = x_BTD + linear(mixed_BTD, layer.out)
+            x_BTD = x_BTD + F.linear(mixed_BTD, layer.out)
             h_BTD = F.rms_norm(x_BTD, width, layer.ffn_norm, self.eps)
-            gate, up = linear(h_BTD, layer.gate_up).chunk(2, -1)
-            x_BTD = x_BTD + linear(F.silu(gate) * up, layer.down)
+            gate, up = F.linear(h_BTD, layer.gate_up).chunk(2, -1)
+            x_BTD = x_BTD + F.linear(F.silu(gate) * up, layer.down)
         return F.rms_norm(x_BTD, width, self.norm, self.eps)
 
     def _bias(self, mask: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffgr2.errors import DecodeError
 from diffgr2.model.backend import NO_TOKEN, NOTHING_BANNED, Chosen, Span, View
 from diffgr2.model.forward import KVCache, LeanQwen3
-from diffgr2.model.sampling import inverse_transform, log_normalised
+from diffgr2.model.view import NumpyView, drawn
 
 FEW = 2**25
 """So many log-probabilities are fetched from a device as a whole: small vocabularies'."""
@@ -26,24 +26,17 @@ class TorchView:
 
     def __init__(self, logp_TV: Tensor) -> None:
         self._logp_TV = logp_TV
-        self._numpy = logp_TV.numpy() if logp_TV.device.type == "cpu" else None
 
     def __len__(self) -> int:
         return len(self._logp_TV)
 
     def among(self, row_N: np.ndarray, tokens_NA: np.ndarray) -> np.ndarray:
-        if self._numpy is not None:
-            logp_NA = self._numpy[row_N[:, None], tokens_NA]
-        else:
-            row = torch.from_numpy(row_N).to(self._logp_TV.device)[:, None]
-            tokens = torch.from_numpy(tokens_NA).to(self._logp_TV.device)
-            logp_NA = self._logp_TV[row, tokens].cpu().numpy()
+        tokens = torch.from_numpy(tokens_NA).to(self._logp_TV.device)
+        logp_NA = self._logp_TV[self._index(row_N)[:, None], tokens].cpu().numpy()
         return np.where(tokens_NA == NO_TOKEN, -np.inf, logp_NA)
 
     def best(self, row_N: np.ndarray, banned: np.ndarray = NOTHING_BANNED) -> Chosen:
-        if self._numpy is not None:
-            return _best(self._numpy[row_N], banned)
-        logp_NV = self._logp_TV[torch.from_numpy(row_N).to(self._logp_TV.device)]
+        logp_NV = self._logp_TV[self._index(row_N)]
         if len(banned):
             logp_NV[:, torch.from_numpy(banned).to(logp_NV.device)] = -torch.inf
         raw_N, token_N = logp_NV.max(-1)
@@ -58,31 +51,13 @@ class TorchView:
         uniform_N: np.ndarray,
         banned: np.ndarray = NOTHING_BANNED,
     ) -> Chosen:
-        raw_NV = self.rows(row_N)
-        allowed_NV = raw_NV.copy()
-        allowed_NV[:, banned] = -np.inf
-        hot_NV = log_normalised(allowed_NV / temperature)
-        token_N = inverse_transform(hot_NV, uniform_N)
-        every = np.arange(len(token_N))
-        return token_N, hot_NV[every, token_N], raw_NV[every, token_N]
+        return drawn(self.rows(row_N), temperature, uniform_N, banned)
 
     def rows(self, row_N: np.ndarray) -> np.ndarray:
-        if self._numpy is not None:
-            return self._numpy[row_N]
-        return self._logp_TV[torch.from_numpy(row_N).to(self._logp_TV.device)].cpu().numpy()
+        return self._logp_TV[self._index(row_N)].cpu().numpy()
 
-
-def _best(logp_NV: np.ndarray, banned: np.ndarray) -> Chosen:
-    every = np.arange(len(logp_NV))
-    if not len(banned):
-        token_N = logp_NV.argmax(-1)  # the lowest id of equals
-        raw_N = logp_NV[every, token_N]
-        return token_N, raw_N, raw_N
-    allowed_NV = logp_NV.copy()
-    allowed_NV[:, banned] = -np.inf
-    token_N = allowed_NV.argmax(-1)
-    logp_N = log_normalised(allowed_NV)[every, token_N]
-    return token_N, logp_N, logp_NV[every, token_N]
+    def _index(self, row_N: np.ndarray) -> Tensor:
+        return torch.from_numpy(row_N).to(self._logp_TV.device)
 
 
 class TorchSession:
@@ -119,18 +94,21 @@ class TorchSession:
             raise DecodeError(
                 "logits hold NaN, +inf or no finite value: the model's output is broken"
             )
-        if logp_BTV.numel() <= FEW:  # one copy for all rows, instead of one per question
-            logp_BTV = logp_BTV.cpu()
-        return [
-            TorchView(logp_BTV[b, span.logits_from - skipped : len(span.ids) - skipped])
-            for b, span in enumerate(spans)
-        ]
+        if logp_BTV.device.type != "cpu" and logp_BTV.numel() > FEW:
+            return [TorchView(logp_BTV[b, _asked(s, skipped)]) for b, s in enumerate(spans)]
+        whole = logp_BTV.cpu().numpy()  # one copy for all rows, instead of one per question
+        return [NumpyView(whole[b, _asked(s, skipped)]) for b, s in enumerate(spans)]
 
     def keep(self, rows: Sequence[int]) -> None:
         if not rows:
             self._cache = None
         elif self._cache is not None and len(rows) < self._cache.rows:
             self._cache.select(torch.tensor(rows, device=self.model.device))
+
+
+def _asked(span: Span, skipped: int) -> slice:
+    """Where a span's distributions are among those that were computed."""
+    return slice(span.logits_from - skipped, len(span.ids) - skipped)
 
 
 def _inputs(

@@ -2,7 +2,7 @@
 
 Contract: `logits_at` runs the trunk once and the head only where a loss needs it, with the mask
 token at −inf, which no response holds. Losses are sums; who divides is the training loop. Not here:
-which positions, and under which attention (`model.layout`, `stages`).
+which positions, and under which attention (`model.masks`, `stages`).
 
 Letters: B batch, T tokens, N chosen positions, V vocabulary.
 """
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffgr2.model import packed
+
 
 def logits_at(
     model: Any,  # a Qwen3ForCausalLM: trunk `model.model`, head `model.lm_head`
@@ -22,10 +24,18 @@ def logits_at(
     *,
     attends_B1TT: Tensor | None = None,
     position_BT: Tensor | None = None,
+    length_B: Tensor | None = None,
 ) -> Tensor:
-    """Logits [N, V] at flat positions `index_N` (row * T + t); causal if no mask is given."""
+    """Logits [N, V] at flat positions `index_N` (row * T + t); causal if no mask is given.
+
+    `length_B` says how many tokens of each row are no padding, which a CPU then does not compute.
+    """
 
     def work() -> Tensor:
+        layout = {"attends_B1TT": attends_B1TT, "position_BT": position_BT}
+        if length_B is not None and packed.able(model):
+            hidden_ND = packed.hidden_at(model, ids_BT, index_N, length_B, **layout)
+            return model.lm_head(hidden_ND).float()
         hidden_BTD = model.model(
             input_ids=ids_BT,
             attention_mask=attends_B1TT,

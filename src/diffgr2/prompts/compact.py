@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffgr2.config import Answering, PromptConfig
-from diffgr2.decode.grammar import NO_PLACES, Grammar, Group, Places, row_of_places
+from diffgr2.decode.grammar import NO_PLACES, NOTHING, Grammar, Group, Places
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.english import NEITHER, Phrases, wording
 from diffgr2.prompts.request import MISSING, NONE, Request, Trace
@@ -58,6 +58,7 @@ class Compact:
         self.words = wording("compact")
         self.phrases = Phrases(self.words, spec.fields, spec.buckets)
         self._levels = [vocab.strength_id(level) for level in range(spec.strengths)]
+        self._indices = vocab.index_id(0) + np.arange(spec.k)
 
     def prompt(self, request: Request, *, reasoning: bool = True) -> list[int]:
         """Token ids of the prompt."""
@@ -120,30 +121,47 @@ class Compact:
         self, request: Request, *, reasoning: bool = True, answer: Answering = "said"
     ) -> Grammar:
         """What may stand where in a response to this request."""
-        vocab, cites, k = self.vocab, self.config.cites, request.k
-        sets: list[Sequence[int]] = []
-        groups, scales = [], []
-        if reasoning or answer == "said":
-            none = self._ids["<none>"]
-            evidence_KF, citable_KF = vocab.evidence_ids(request.buckets_KF), self.citable(request)
-            for i in range(k):
-                sets.append([vocab.index_id(i)])
-                if reasoning:
-                    own = evidence_KF[i][citable_KF[i]]
-                    at = len(sets) + np.arange(cites)
-                    groups.append(Group(at[:, None], own[:, None], none))
-                    sets += [[*own.tolist(), none]] * cites
-                scales.append(len(sets))
-                sets.append(self._levels)
+        judged = reasoning or answer == "said"
+        cites, k = self.config.cites if reasoning else 0, request.k
+        each = 2 + cites if judged else 0  # places of a candidate
+        length = k * each + (k + 2 if answer == "written" else 0)
+        own_KA, counts = self._own(request) if cites else (np.empty((k, 1), np.int64), [])
+        widths = [own_KA.shape[1], len(self._levels) if judged else 1, *([k] * (length > k * each))]
+        allowed_TA = np.full((length, max(widths)), NOTHING, dtype=np.int64)
+        scale_T, groups = np.zeros(length, dtype=bool), []
+        if judged:
+            of_KEA = allowed_TA[: k * each].reshape(k, each, -1)
+            of_KEA[:, 0, 0] = self._indices[:k]
+            of_KEA[:, 1:-1, : own_KA.shape[1]] = own_KA[:, None]
+            of_KEA[:, -1, : len(self._levels)] = self._levels
+            scale_T[each - 1 : k * each : each] = True
+            groups = [
+                Group(at_C1, own_A[:n, None], self._ids["<none>"])
+                for at_C1, own_A, n in zip(self._cited_at(k), own_KA, counts, strict=False)
+            ]
         if answer == "written":
-            choices = [vocab.index_id(i) for i in range(k)]
-            sets.append([self._ids["<answer>"]])
-            at = len(sets) + np.arange(k)
-            groups.append(Group(at[:, None], np.array(choices)[:, None]))
-            sets += [choices] * k + [[vocab.end_id]]
-        scale_T = np.zeros(len(sets), dtype=bool)
-        scale_T[scales] = True
-        return Grammar(Places(row_of_places(sets), tuple(groups), scale_T), None, NO_PLACES)
+            start, choices = k * each + 1, self._indices[:k]
+            allowed_TA[start - 1, 0], allowed_TA[-1, 0] = self._ids["<answer>"], self.vocab.end_id
+            allowed_TA[start:-1, :k] = choices
+            groups.append(Group(np.arange(start, start + k)[:, None], choices[:, None]))
+        return Grammar(Places(allowed_TA, tuple(groups), scale_T), None, NO_PLACES)
+
+    def _own(self, request: Request) -> tuple[np.ndarray, list[int]]:
+        """The evidence that each candidate may be told by, `<none>` behind it; how much it is."""
+        citable_KF = self.citable(request)
+        number_KF = citable_KF.cumsum(1)
+        counts = number_KF[:, -1].tolist()
+        own_KA = np.full((request.k, max(counts) + 1), NOTHING, dtype=np.int64)
+        at_N, field_N = np.nonzero(citable_KF)
+        evidence_KF = self.vocab.evidence_ids(request.buckets_KF)
+        own_KA[at_N, number_KF[at_N, field_N] - 1] = evidence_KF[at_N, field_N]
+        own_KA[np.arange(request.k), counts] = self._ids["<none>"]
+        return own_KA, counts
+
+    def _cited_at(self, k: int) -> np.ndarray:
+        """Where the cited evidence of each of k candidates stands, (K, C, 1)."""
+        cites = self.config.cites
+        return np.arange(k)[:, None, None] * (2 + cites) + 1 + np.arange(cites)[:, None]
 
     def thought(self, tokens: list[int]) -> list[int]:
         """All before the answer's marker; without one, all before the end."""

@@ -10,6 +10,7 @@ what the buckets count (`candidates.index`).
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ FOR, AGAINST, NEITHER = 1, -1, 0
 _SIDE = {"+": FOR, "-": AGAINST, ".": NEITHER}
 
 
+@cache
 def wording(name: str) -> dict[str, Any]:
-    """A template's words; fields and scales that it does not word are those of `compact`."""
+    """A template's words, to be read only; fields and scales it lacks are those of `compact`."""
     path = Path(__file__).parent / f"{name}.yaml"
     words = parse_yaml(path.read_text(encoding="utf-8"), path.name)
     if name != "compact":
@@ -52,6 +54,10 @@ class Phrases:
         """`words` are a template's; see `wording`."""
         self._phrase = [[_phrase(words, f, b, n) for b in range(n)] for f in fields]
         self.side_FB = np.array([[_side(words, f, b, n) for b in range(n)] for f in fields])
+        # Of every value that a u8 bucket may have, MISSING among them.
+        self._fields_F = np.arange(len(fields))
+        self._side_F256 = np.full((len(fields), MISSING + 1), NEITHER)
+        self._side_F256[:, :n] = self.side_FB
         # Fields that say something of a shopper without any purchases.
         self.alone_F = np.array([bool(words["fields"][f].get("alone")) for f in fields])
         # (field, the field in whose bucket 0 it says nothing new)
@@ -78,12 +84,10 @@ class Phrases:
 
     def sides(self, buckets_XF: np.ndarray) -> np.ndarray:
         """On which side each field counts, NEITHER where it is missing or says nothing new."""
-        known_XF = buckets_XF != MISSING
-        fields_F = np.arange(self.side_FB.shape[0])
-        side_XF = np.where(known_XF, self.side_FB[fields_F, np.where(known_XF, buckets_XF, 0)], 0)
+        side_XF = self._side_F256[self._fields_F, buckets_XF]
         for field, other in self._but:
-            first_X = np.isin(buckets_XF[..., other], (0, MISSING))
-            side_XF[..., field][first_X] = NEITHER
+            other_X = buckets_XF[..., other]
+            side_XF[..., field][(other_X == 0) | (other_X == MISSING)] = NEITHER
         return side_XF
 
     def find(self, text: str) -> Iterator[tuple[int, frozenset[int]]]:

@@ -8,12 +8,15 @@ moved it. Building them from artifacts is vectorised here. Not here: token ids (
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffgr2.data.store import Dataset
 from diffgr2.prompts.said import order_by_level
 from diffgr2.types import CandidateLists, Catalogue
+
+if TYPE_CHECKING:
+    from diffgr2.data.store import Dataset
 
 MISSING = 255
 """Stands in `buckets_KF` for evidence that is not there; a prompt passes over it."""

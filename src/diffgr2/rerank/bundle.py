@@ -17,20 +17,22 @@ from typing import Any, TypeVar
 from diffgr2 import strict_json
 from diffgr2.artifacts import MANIFEST, sealed, sha256_of
 from diffgr2.config import Recipe
+from diffgr2.data.columnar import HISTORIES, ITEMS, USERS
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error, first_line
+from diffgr2.model.backends import GRAPHS
 from diffgr2.model.contract import VOCABULARY_FILES
 from diffgr2.recipe import validate
 
 T = TypeVar("T")
 
-FORMAT = 2
+FORMAT = 3
 LONGEST = 200  # characters of a file's name
 NOTE = "diffgr2.json"
 SECTIONS = ("name", "seed", "items", "candidates", "evidence", "prompt", "decode")
 """What of the recipe a request depends on."""
 
 PARTS = {
-    "data": ("items.parquet", "users.parquet", "histories.safetensors", "report.json"),
+    "data": (ITEMS, USERS, HISTORIES),
     "items": (
         "codes.safetensors",
         "items.index.json",
@@ -42,13 +44,13 @@ PARTS = {
     "retriever": ("model.safetensors", "config.json"),
     "calibrate": ("calibration.json",),
 }
-"""Files taken from each stage, under its name."""
+"""Files of each stage, under its name; `data` is packed, the others are as they were made."""
 
 CALIBRATION = "calibrate/calibration.json"
 """What turns strengths into probabilities, by decoder."""
 
 
-REQUIRED = ("config.json", NOTE, *VOCABULARY_FILES)
+REQUIRED = ("config.json", NOTE, *GRAPHS.values(), *VOCABULARY_FILES)
 
 
 @dataclass(frozen=True)

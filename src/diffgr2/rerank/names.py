@@ -12,6 +12,7 @@ by a bit. Not here: prompts (`world`).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from diffgr2.items.vectors import item_text, unit_rows
 from diffgr2.types import Catalogue
 
 KEYS = ("id", "sid", "title", "text")  # an object must have at least one of them
+KEPT = 1 << 16  # items of the catalogue that are made once
 NEW_PATH = 1 << 30  # numbers of category paths that no catalogue item has begin here
 
 
@@ -64,6 +66,7 @@ class Names:
 
     def __init__(self, catalogue: Catalogue, sids: SemanticIds, encoder: Encoder) -> None:
         self.catalogue, self.sids, self.encoder = catalogue, sids, encoder
+        self.item = lru_cache(KEPT)(self._item)
         self._id = {raw: item for item, raw in enumerate(catalogue.raw_ids)}
         self._title: dict[str, list[int]] = {}
         for item, title in enumerate(catalogue.titles):
@@ -94,7 +97,7 @@ class Names:
             raise UnresolvedError(field, dict(sorted(problems.items())))
         return [items[index] for index in range(len(items))]
 
-    def item(self, number: int) -> Item:
+    def _item(self, number: int) -> Item:
         """The catalogue's item of this number."""
         return Item(self.sids.codes(number), number)
 

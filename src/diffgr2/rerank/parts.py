@@ -20,9 +20,10 @@ from diffgr2.artifacts import load_arrays
 from diffgr2.candidates.index import NAMES
 from diffgr2.candidates.pairs import KINDS
 from diffgr2.config import Decoder, Recipe
+from diffgr2.data.columnar import HISTORIES, ITEMS, USERS
 from diffgr2.errors import ArtifactError, CheckpointError, first_line
 from diffgr2.items.sids import SemanticIds
-from diffgr2.model.contract import BlockContract
+from diffgr2.model.contract import BlockContract, read_config
 from diffgr2.prompts.template import Template
 from diffgr2.prompts.vocab import Vocabulary, own_tokens
 from diffgr2.rerank.bundle import CALIBRATION, PARTS, read_strict
@@ -173,7 +174,7 @@ def shapes_of(sizes: dict[str, Any], *, tied: bool) -> dict[str, tuple[int, ...]
 
 
 def check_arrays(directory: Path) -> None:
-    """The parts' arrays hold numbers; only bucket edges may be endless, upwards."""
+    """The parts' arrays hold numbers; only bucket edges may be endless, prices unknown."""
     for part, names in PARTS.items():
         for name in names:
             if not name.endswith(".safetensors"):
@@ -182,8 +183,8 @@ def check_arrays(directory: Path) -> None:
             for key, array in load_arrays(path).items():
                 if array.dtype.kind != "f":
                     continue
-                endless = np.isposinf(array) if key == "edges_FB" else False
-                if not (np.isfinite(array) | endless).all():
+                other = {"edges_FB": np.isposinf, "price": np.isnan}.get(key, np.zeros_like)
+                if not (np.isfinite(array) | other(array).astype(bool)).all():
                     raise ArtifactError(f"{path}: {key} holds what is no finite number")
 
 
@@ -227,6 +228,8 @@ def check_shop(world: Opened) -> None:
         "history": (index.history, recipe.evidence.history),
         "mask": (spec.mask_id, world.contract.mask_token_id if world.contract else spec.mask_id),
     }
+    if read_config(directory)["vocab_size"] < spec.size:
+        raise CheckpointError(f"{directory}: weights are of another vocabulary")
     for name, values in pairs.items():
         if len(set(values)) > 1:
             told = f"vocabulary, recipe and parts do not fit ({name}: "
@@ -255,25 +258,11 @@ def _check_scales(world: Opened) -> None:
 
 
 def _check_data(world: Opened) -> None:
-    """Items and shoppers are texts, each once, and histories point at items."""
+    """Items and shoppers are there, each once, and histories point at items."""
     data, catalogue, histories = world.directory / "data", world.catalogue, world.histories
-    texts = {
-        "raw_id": catalogue.raw_ids,
-        "title": catalogue.titles,
-        "brand": catalogue.brands,
-        "description": catalogue.descriptions,
-    }
-    for name, column in texts.items():
-        if not all(isinstance(text, str) for text in column):
-            raise ArtifactError(f"{data / 'items.parquet'}: {name}: expected texts")
-    for path in catalogue.categories:
-        if not isinstance(path, list) or not all(isinstance(name, str) for name in path):
-            raise ArtifactError(f"{data / 'items.parquet'}: categories: expected lists of texts")
-    if not all(isinstance(user, str) for user in world.raw_users):
-        raise ArtifactError(f"{data / 'users.parquet'}: raw_id: expected texts")
-    for name, ids in (("items", catalogue.raw_ids), ("users", world.raw_users)):
+    for name, ids in ((ITEMS, catalogue.raw_ids), (USERS, world.raw_users)):
         if not ids or len(set(ids)) < len(ids):
-            raise ArtifactError(f"{data / name}.parquet: no row, or an id stands twice")
+            raise ArtifactError(f"{data / name}: nothing stands there, or an id stands twice")
     if histories.n_users != len(world.raw_users):
         raise ArtifactError(
             f"{data}: {histories.n_users} histories of {len(world.raw_users)} users"
@@ -282,9 +271,9 @@ def _check_data(world: Opened) -> None:
     whole = items_N.dtype.kind == offsets_U1.dtype.kind == "i"
     inside = whole and (items_N >= 0).all() and (items_N < len(catalogue)).all()
     if not inside or offsets_U1[0] != 0 or (np.diff(offsets_U1) < 0).any():
-        raise ArtifactError(f"{data / 'histories.safetensors'}: no histories of this catalogue")
+        raise ArtifactError(f"{data / HISTORIES}: no histories of this catalogue")
     if offsets_U1[-1] != len(items_N):
-        raise ArtifactError(f"{data / 'histories.safetensors'}: offsets do not cover the items")
+        raise ArtifactError(f"{data / HISTORIES}: offsets do not cover the items")
 
 
 def _check_evidence(world: Opened) -> None:

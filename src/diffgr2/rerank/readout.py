@@ -1,8 +1,8 @@
 """How a ranking is read out of a model's responses: strengths that it says, or a permutation.
 
-Contract: `ReadOut` names the way. `dealt` cuts a list into windows for said answers, which need
-nothing of each other; `sliding` into windows for written ones, which do. Not here: decoding and
-reading (`task`), what a request may choose (`world`).
+Contract: `ReadOut` names the way, `Ways` how a request is decoded as well. `dealt` cuts a list into
+windows for said answers, which need nothing of each other; `sliding` into windows for written ones,
+which do. Not here: decoding and reading (`task`), what a request may choose (`world`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffgr2.config import Answering
+from diffgr2.decode.settings import DecodeSettings
 from diffgr2.streams import permutation
 
 
@@ -21,6 +22,15 @@ class ReadOut:
 
     answer: Answering = "said"
     views: int = 1
+
+
+@dataclass(frozen=True)
+class Ways:
+    """All that a request's `decode` section says, checked and completed by the recipe."""
+
+    settings: DecodeSettings
+    read_out: ReadOut
+    stream: tuple[str | int, ...] = ("decode",)  # names the random stream
 
 
 def dealt(order_N: np.ndarray, most: int) -> list[np.ndarray]:

@@ -6,8 +6,7 @@ from the permutation that it writes (`decode={"answer": "written"}`): `valid` sa
 answers were whole, `repaired` and `fallback` what was done if not. Prompts, evidence, decoding and
 repair are those of the stages, so a served answer is the evaluated one. Lists of any length are
 ranked (`task`). `prepare` and `RankTask` expose the same work decode by decode, for callers that
-batch (`rank_many`, `serve`). torch is imported when a
-bundle is opened. Not here: HTTP (`serve`) and the command line (`cli.rerank`).
+batch (`rank_many`, `serve`). Not here: HTTP (`serve`) and the command line (`cli.rerank`).
 
     reranker = Reranker.from_pretrained("runs/demo/bundle")
     result = reranker.rank(["P0000170"], ["P0000046", "P0000186"], return_reasoning=True)
@@ -22,10 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from diffgr2.decode.batch import decode as decode_all
+from diffgr2.decode.batch import make_writer
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
-from diffgr2.errors import CheckpointError, ConfigError, DataError
+from diffgr2.errors import CheckpointError, DataError
+from diffgr2.model.backends import open_backend
 from diffgr2.rerank.bundle import opened
 from diffgr2.rerank.names import Item, ListProblem
+from diffgr2.rerank.readout import Ways
 from diffgr2.rerank.task import Query, RankResult, RankTask, Telling
 from diffgr2.rerank.world import SEATS, World
 
@@ -34,21 +37,8 @@ class Reranker(World):
     """See the module's docstring."""
 
     def __init__(self, directory: Path) -> None:
-        from diffgr2.model.forward import LeanQwen3
-        from diffgr2.model.load import open_model
-
         super().__init__(directory)
-        module = open_model(directory)
-        for parameter in module.parameters():
-            # Weights come mapped from their file: who writes to it would write into this model.
-            parameter.data = parameter.data.clone()
-        self.model = LeanQwen3(module)
-        for parameter in module.parameters():
-            parameter.data = parameter.data.new_empty(0)  # the module lingers, what it held not
-        if self.model.vocab_size < self.vocab.spec.size:
-            raise CheckpointError(f"{directory}: weights are of another vocabulary")
-        if not self.model.finite:
-            raise CheckpointError(f"{directory}: weights are not finite")
+        self.model = open_backend(directory)
         self._try_out()
 
     @classmethod
@@ -58,8 +48,6 @@ class Reranker(World):
 
     def _try_out(self) -> None:
         """A list goes through every part once: what does not fit fails here, not at a request."""
-        from diffgr2.decode.batch import make_writer
-
         self.names.encoder.encode([self.catalogue.titles[0]])  # as for an item that is new to it
         raw = self.catalogue.raw_ids
         shown = raw[: self.k_max] if len(raw) > 1 else raw * 2
@@ -76,14 +64,11 @@ class Reranker(World):
         *,
         scores: Sequence[float] | None = None,
         user: str | None = None,
-        decode: Mapping[str, Any] | None = None,
+        decode: Mapping[str, Any] | Ways | None = None,
         reasoning: bool = True,
     ) -> RankTask:
         """Resolve a request; errors name what is wrong with it."""
-        settings, read_out = self.settings(decode), self.read_out(decode)
-        seed = (decode or {}).get("seed")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise ConfigError("decode.seed: expected an integer")
+        ways = decode if isinstance(decode, Ways) else self.ways(decode)
         if history is None:
             past = self.stored_history(user)
         else:
@@ -98,8 +83,7 @@ class Reranker(World):
             raise DataError(f"{strangers} unknown items in one request, at most {SEATS}")
         scores_N = self.scores_of(past, items, scores)
         query = Query(past, items, named, scores_N, self.user_number(user))
-        stream = ("decode",) if seed is None else ("decode", seed)
-        return RankTask(self, query, settings, read_out, reasoning=reasoning, stream=stream)
+        return RankTask(self, query, ways, reasoning=reasoning)
 
     def rank(
         self,
@@ -147,8 +131,6 @@ class Reranker(World):
 
     def run(self, tasks: Sequence[RankTask], *, batch: int = 64) -> None:
         """Decode all windows of all tasks; tasks with equal settings share forwards."""
-        from diffgr2.decode.batch import decode
-
         open_tasks = list(tasks)
         while open_tasks:
             groups: dict[DecodeSettings, list[tuple[RankTask, int, DecodeRequest]]] = {}
@@ -156,7 +138,7 @@ class Reranker(World):
                 for number, wanted in task.pending():
                     groups.setdefault(task.settings, []).append((task, number, wanted))
             for settings, group in groups.items():
-                runs = decode(self.model, [one[2] for one in group], settings, batch=batch)
+                runs = decode_all(self.model, [one[2] for one in group], settings, batch=batch)
                 for (task, number, _), trajectory in zip(group, runs, strict=True):
                     task.take(number, trajectory)
             open_tasks = [task for task in open_tasks if not task.complete]

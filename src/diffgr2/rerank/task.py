@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffgr2.decode.settings import DecodeRequest, DecodeSettings
+from diffgr2.decode.settings import DecodeRequest
 from diffgr2.evaluate.calibration import chances
 from diffgr2.prompts.account import account, bold
 from diffgr2.prompts.answers import POLICIES
@@ -26,7 +26,7 @@ from diffgr2.prompts.request import Request
 from diffgr2.prompts.said import Reading, mean_reading
 from diffgr2.rerank.decisions import Decision, decisions_of, merged
 from diffgr2.rerank.names import Item
-from diffgr2.rerank.readout import ReadOut, dealt, sliding, view_of
+from diffgr2.rerank.readout import Ways, dealt, sliding, view_of
 from diffgr2.rerank.world import World
 from diffgr2.types import Trajectory
 
@@ -104,14 +104,13 @@ class RankTask:
         self,
         world: World,
         query: Query,
-        settings: DecodeSettings,
-        read_out: ReadOut,
+        ways: Ways,
         *,
         reasoning: bool,
-        stream: tuple[str | int, ...] = ("decode",),
     ) -> None:
-        self.world, self.query, self.settings = world, query, settings
-        self.read_out, self.reasoning, self.stream = read_out, reasoning, stream
+        self.world, self.query, self.settings = world, query, ways.settings
+        self.read_out, self.stream = ways.read_out, ways.stream
+        self.reasoning, read_out, stream = reasoning, ways.read_out, ways.stream
         n, k = len(query.candidates), world.k_max
         self.order = np.arange(n)
         self.parts: list[Part] = []  # handed out so far

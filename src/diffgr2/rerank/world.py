@@ -2,7 +2,7 @@
 
 Contract: `World(directory)` opens these parts; `request` builds a prompt's content from resolved
 items exactly as the stages build it from lists, `scores_of` rates candidates that came without
-scores, `settings` and `read_out` give a request's ways of decoding and of reading responses.
+scores, `ways` gives a request's ways of decoding and of reading responses.
 Nothing here changes after opening, so threads may share it. Not here: the model (`reranker`), the
 way of one request (`task`).
 """
@@ -16,9 +16,8 @@ from pydantic import ValidationError
 
 from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
-from diffgr2.candidates.retrieval import ragged, score
 from diffgr2.config import DECODERS, Answering, DecodeConfig, Decoder
-from diffgr2.data.store import read_dataset
+from diffgr2.data.columnar import unpack
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
 from diffgr2.errors import ConfigError, DataError, first_problem
 from diffgr2.items.quantize import Encoder
@@ -37,7 +36,7 @@ from diffgr2.rerank.parts import (
     check_vocabulary,
     read_scales,
 )
-from diffgr2.rerank.readout import ReadOut
+from diffgr2.rerank.readout import ReadOut, Ways
 from diffgr2.types import Catalogue
 
 SEATS = 512
@@ -67,25 +66,33 @@ class World:
         check_arrays(directory)
         self.contract = contract_of(directory)
         self.decoders: tuple[Decoder, ...] = tuple(DECODERS) if self.contract else ("ar",)
-        dataset = read_dataset(directory / "data")
-        self.histories, self.catalogue = dataset.histories, dataset.catalogue
-        self.raw_users = dataset.raw_users
-        self._user = {raw: user for user, raw in enumerate(dataset.raw_users)}
+        self.histories, self.catalogue, self.raw_users = unpack(directory / "data")
+        self._user = {raw: user for user, raw in enumerate(self.raw_users)}
         self.sids = SemanticIds.load(directory / "items")
         self.names = Names(self.catalogue, self.sids, Encoder.load(directory / "items"))
         self.vocab = Vocabulary.load(directory)
         check_vocabulary(directory, self.vocab)
         self.template = make_template(self.vocab, self.recipe.prompt)
         self.frame = frame_of(self.template)
-        self.retriever = kinds.load(directory / "retriever")
+        self.retriever = kinds.load_scores(directory / "retriever")
         self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue)
         self.scales = read_scales(directory)
         check_shop(self)
         self.kinds = kinds_of(self.catalogue.categories)
 
-    def settings(self, given: Mapping[str, Any] | None = None) -> DecodeSettings:
-        """Decode settings: the recipe's recommendation, changed by `given`."""
-        chosen, config = self._chosen(given), self.recipe.decode
+    def ways(self, given: Mapping[str, Any] | None = None) -> Ways:
+        """How to decode and read: the recipe's recommendation, changed by `given`."""
+        chosen = self._chosen(given)
+        settings, read_out = self._settings(chosen), self._read_out(chosen)
+        seed = (given or {}).get("seed")
+        if seed is None:
+            return Ways(settings, read_out)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ConfigError("decode.seed: expected an integer")
+        return Ways(settings, read_out, ("decode", seed))
+
+    def _settings(self, chosen: Mapping[str, Any]) -> DecodeSettings:
+        config = self.recipe.decode
         given = {key: value for key, value in chosen.items() if key not in READ_KEYS}
         decoder = given.get("decoder") or (config.decoder if self.contract else "ar")
         how = decoder if decoder in PRESETS else "recommended"
@@ -107,9 +114,8 @@ class World:
             raise ConfigError(f"decode.{where[0]}: {message}") from None
         return chosen
 
-    def read_out(self, given: Mapping[str, Any] | None = None) -> ReadOut:
-        """How the responses are read: the recipe's recommendation, changed by `given`."""
-        chosen, config = self._chosen(given), self.recipe.decode
+    def _read_out(self, chosen: Mapping[str, Any]) -> ReadOut:
+        config = self.recipe.decode
         answer: Answering = chosen.get("answer", config.answer)
         if "said" not in self.answers:  # free text states no strengths
             answer = "written"
@@ -161,9 +167,8 @@ class World:
         scores_N = np.zeros(len(items), np.float32)
         if known_N.any():
             seen = np.array([i.number for i in past if i.number is not None], np.int32)
-            wanted = np.array([[i.number for i in items if i.number is not None]], np.int32)
-            query = ragged([seen], len(self.catalogue))
-            scores_N[known_N] = score(self.retriever, query, wanted)[0]
+            wanted = np.array([i.number for i in items if i.number is not None], np.int32)
+            scores_N[known_N] = self.retriever.score_some(seen, wanted)
             scores_N[~known_N] = scores_N[known_N].min()
         return scores_N
 
@@ -185,18 +190,13 @@ class World:
             found = [place[id(i)] if i.number is None else i.number for i in items]
             return np.array(found, np.int32)
 
-        features_1KF = index.features(
-            ragged([numbers(recent)], index.pairs.n_items),
-            numbers(shown)[None],
-            scores_K[None],
-            np.array([user]),
-        )
+        features_KF = index.features_of(numbers(recent), numbers(shown), scores_K, user)
         texts = self.template.shows_text
         described = [self._described(item) for item in past] if texts else []
         return Request(
             np.array([item.codes for item in past], np.int32).reshape(-1, self.sids.levels),
             np.array([item.codes for item in shown], np.int32),
-            index.buckets(features_1KF)[0],
+            index.buckets(features_KF),
             tuple(item_text(*one) for one in described),
             tuple(item_text(*self._described(item)) for item in shown) if texts else (),
             tuple(item_kind(*one) for one in described),

@@ -220,7 +220,7 @@ def card(state: State, name: str, served: Served) -> dict[str, Any]:
         "k": reranker.k,
         "k_max": reranker.k_max,
         "decoders": list(reranker.decoders),
-        "recommended": reranker.settings().decoder,
+        "recommended": reranker.ways().settings.decoder,
         "answers": list(reranker.answers),
         "limits": {
             "documents": limits.candidates,

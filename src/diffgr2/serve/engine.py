@@ -9,7 +9,6 @@ tells whether the last forward was good. Not here: prompts and answers (`rerank`
 slots, which belong to whoever waits (`ranking`), and decoding itself (`decode.batch`).
 """
 
-import os
 import threading
 import time
 from collections import deque
@@ -20,14 +19,10 @@ from diffgr2.decode.batch import Batch, decode, make_writer
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.writer import Writer
 from diffgr2.errors import DecodeError
-from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.backend import Backend
 from diffgr2.serve.limits import Limits
 from diffgr2.serve.telemetry import Metrics
 from diffgr2.types import Trajectory
-
-# oneDNN keeps a compiled kernel per shape, 1,024 of them, and a server's batches come in all
-# shapes: memory would grow by 40 MB before it levels off. Read once, at the first wide forward.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 @dataclass(frozen=True)
@@ -89,13 +84,14 @@ class Engine:
 
     def __init__(
         self,
-        model: LeanQwen3,
+        model: Backend,
         probe: tuple[DecodeRequest, DecodeSettings],
         limits: Limits,
         metrics: Metrics,
     ) -> None:
         self.model, self.limits, self.metrics = model, limits, metrics
         self._probe = probe
+        metrics.backend.labels(model.name).inc()
         self._inbox: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
         self._batches: dict[str, Batch] = {}

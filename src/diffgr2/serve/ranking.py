@@ -22,6 +22,7 @@ from diffgr2.errors import ConfigError, DataError
 from diffgr2.items.sids import sid_text
 from diffgr2.rerank.names import ListProblem
 from diffgr2.rerank.query import wished
+from diffgr2.rerank.readout import Ways
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.rerank.task import RankTask
 from diffgr2.serve.door import Receive, Scope, Send
@@ -41,7 +42,7 @@ log = logging.getLogger("diffgr2.serve")
 def prepare(reranker: Reranker, ask: Ask, limits: Limits) -> RankTask:
     """Resolve what was asked; runs off the event loop."""
     names = {"candidates": "texts" if ask.tei else "documents"}
-    check_shown(reranker, ask, limits)
+    ways = ways_of(reranker, ask, limits)
     history = ask.history
     if ask.wish is not None:
         history = wished(reranker.names, ask.wish)
@@ -54,7 +55,7 @@ def prepare(reranker: Reranker, ask: Ask, limits: Limits) -> RankTask:
             ask.documents,
             scores=ask.scores,
             user=ask.user,
-            decode=ask.decode,
+            decode=ways,
             reasoning=ask.reasoning,
         )
     except ListProblem as error:
@@ -62,22 +63,22 @@ def prepare(reranker: Reranker, ask: Ask, limits: Limits) -> RankTask:
         listed = "; ".join(f"{name}[{index}]: {why}" for index, why in error.problems.items())
         listed = listed.replace("candidates[", f"{name}[")
         raise Problem(422, listed, name, ask.tei, list(error.problems)) from None
-    except ConfigError as error:
-        raise Problem(422, str(error), "decode", ask.tei) from None
     except DataError as error:
         raise Problem(422, str(error), str(error).partition(":")[0], ask.tei) from None
 
 
-def check_shown(reranker: Reranker, ask: Ask, limits: Limits) -> None:
-    """A long list in many views is a lot of work for one request."""
+def ways_of(reranker: Reranker, ask: Ask, limits: Limits) -> Ways:
+    """How to decode; a long list in many views is a lot of work for one request."""
     try:
-        views = reranker.read_out(ask.decode).views
+        ways = reranker.ways(ask.decode)
     except ConfigError as error:
         raise Problem(422, str(error), "decode", ask.tei) from None
+    views = ways.read_out.views
     shown = views * len(ask.documents)
     if views > 1 and shown > limits.shown:
         told = f"decode.views: {views} views of {len(ask.documents)} documents show {shown}"
         raise Problem(422, f"{told}, at most {limits.shown}", "decode", ask.tei)
+    return ways
 
 
 def facts_of(task: RankTask) -> list[dict[str, str]]:

@@ -48,7 +48,7 @@ class Served:
         self.name, self.reranker, self.created = name, reranker, int(time.time())
         self.description: dict[str, Any] = {}  # OpenAPI's, once it was asked for
         probe = DecodeRequest([reranker.vocab.end_id])
-        tiny = reranker.settings({"decoder": "ar", "max_tokens": 1})
+        tiny = reranker.ways({"decoder": "ar", "max_tokens": 1}).settings
         self.engine = Engine(reranker.model, (probe, tiny), limits, metrics)
         self.holders, self.retired, self.ended = 0, False, False
 

@@ -140,6 +140,8 @@ class Metrics:
         self.waiting = gauge("rows_waiting", "Rows that wait for a place")
         self.slots_used = gauge("cache_slots", "Cache slots of the rows in decoding")
         self.ready = gauge("ready", "1 while the server takes requests")
+        about = "Models that were opened, by the backend that runs them"
+        self.backend = counter("models_opened", about, "backend")
         self.forwards = counter("forwards", "Forwards of the model", "decoder")
         self.step_seconds = histogram("step_seconds", "One forward", SECONDS, "decoder")
         self.tokens = counter("output_tokens", "Tokens written", "decoder")

@@ -36,6 +36,7 @@ class TokenBatch(Tensors):
     ids_BT: Tensor
     position_BT: Tensor | None = None
     attends_B1TT: Tensor | None = None
+    length_B: Tensor | None = None  # tokens of each row that are no padding
 
     @property
     def width(self) -> int:
@@ -47,7 +48,7 @@ class TokenBatch(Tensors):
 
     def logits(self, model: nn.Module, index_N: Tensor, mask_id: int) -> Tensor:
         """Logits [N, V] at flat places."""
-        layout = {"attends_B1TT": self.attends_B1TT, "position_BT": self.position_BT}
+        layout = {name: part for name, part in vars(self).items() if name != "ids_BT"}
         return logits_at(model, self.ids_BT, index_N, mask_id, **layout)
 
 
@@ -106,7 +107,9 @@ def columns(parts: Iterable[Sequence[Any]]) -> list[Tensor]:
 def causal_batch(rows: Iterable[Sequence[int]], pad_id: int) -> TokenBatch:
     """Rows for a plain causal forward, padded on the right."""
     texts = [torch.tensor(row) for row in rows]
-    return TokenBatch(pad_sequence(texts, batch_first=True, padding_value=pad_id))
+    length_B = torch.tensor([len(text) for text in texts])
+    ids_BT = pad_sequence(texts, batch_first=True, padding_value=pad_id)
+    return TokenBatch(ids_BT, length_B=length_B)
 
 
 class Text(NamedTuple):

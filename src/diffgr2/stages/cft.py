@@ -8,7 +8,7 @@ share of rows (`free`) is what the plain rule meets: everything masked at times,
 block's end. Clean attention and noise are drawn per row, block boundaries too if asked; with a
 complementary pair every token is supervised once per draw. Several draws share one clean half,
 which is most of a row's cost. Not here: the outputs themselves (`distill`), the layout (`noisy`,
-`model.layout`).
+`model.masks`).
 """
 
 from __future__ import annotations

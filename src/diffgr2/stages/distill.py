@@ -20,8 +20,7 @@ from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.config import Answering
 from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.errors import ArtifactError
-from diffgr2.model.forward import LeanQwen3
-from diffgr2.model.load import open_model
+from diffgr2.model.backends import open_backend
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import MISSING, Request
 from diffgr2.stages.common import answer_to_learn
@@ -142,10 +141,12 @@ def run(ctx: StageContext) -> dict[str, Any]:
     config, corpus = ctx.recipe.distill, open_corpus(ctx.inputs, ctx.recipe)
     lists = asked(corpus, config, ctx.seed)
     prompts = [one.request(corpus) for one in lists]
-    lean = LeanQwen3(open_model(ctx.inputs["rl"]))
+    teacher = open_backend(ctx.inputs["rl"])
     settings = corpus.settings(None, "ar", temperature=0.0, max_tokens=0)
     with ctx.progress.task("distill", len(lists)) as bar:
-        texts = decode(lean, prompts, settings, batch=config.batch, on_done=lambda _: bar.advance())
+        texts = decode(
+            teacher, prompts, settings, batch=config.batch, on_done=lambda _: bar.advance()
+        )
     valid = [one.valid(corpus, text) for one, text in zip(lists, texts, strict=True)]
     pairs = zip(lists, texts, valid, strict=True)
     kept = [(one, text) for one, text, good in pairs if good or config.keep == "all"]

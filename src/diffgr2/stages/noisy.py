@@ -20,14 +20,8 @@ from torch import Tensor
 
 from diffgr2.decode.grammar import Grammar
 from diffgr2.model.contract import BlockContract
-from diffgr2.model.layout import (
-    block_bounds,
-    block_of,
-    response_shift,
-    row_mask,
-    row_positions,
-    stack_masks,
-)
+from diffgr2.model.layout import block_bounds, block_of, response_shift
+from diffgr2.model.masks import row_mask, row_positions, stack_masks
 from diffgr2.objectives.noise import replay_state
 from diffgr2.stages.batches import TokenBatch
 from diffgr2.types import NEVER, Trajectory
@@ -39,7 +33,7 @@ class NoisyRow:
 
     A block of a copy without a mask stays out of the row: nothing is predicted there, and no other
     token sees it; so does what a copy's canvas did not reach (`there_CR`, None: it reached all).
-    The full layout (`model.layout`) is the row with all of that in it.
+    The full layout (`model.masks`) is the row with all of that in it.
     """
 
     prompt: list[int]
@@ -111,7 +105,8 @@ def noisy_batch(rows: Sequence[NoisyRow], pad_id: int) -> TokenBatch:
         ids_BT[b, : len(stays)] = torch.from_numpy(row.ids())[stays]
         position_BT[b, : len(stays)] = row.positions()[stays]
         masks.append(row.attends()[stays][:, stays])
-    return TokenBatch(ids_BT, position_BT, stack_masks(masks, length))
+    length_B = torch.tensor([len(mask) for mask in masks])
+    return TokenBatch(ids_BT, position_BT, stack_masks(masks, length), length_B)
 
 
 def response_blocks(prompt_length: int, length: int, block_size: int, shift: int) -> np.ndarray:

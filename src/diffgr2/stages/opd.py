@@ -22,8 +22,8 @@ from diffgr2.config import OpdConfig
 from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.grammar import Grammar
 from diffgr2.decode.settings import DecodeSettings
+from diffgr2.model.backends import backend_of
 from diffgr2.model.contract import BlockContract, contract_of
-from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import device, open_model
 from diffgr2.objectives.divergence import divergence
 from diffgr2.objectives.likelihood import chosen_logp
@@ -93,11 +93,11 @@ class OpdTask:
                 stream = (self.seed, self.name, "rollout", step, n, g)
                 requests.append(DecodeRequest(prompt, grammar, stream))
         with rollout_model(model) as inner:
-            lean = LeanQwen3(inner)
-            texts = sampled = decode(lean, requests, self.settings, batch=DECODE_BATCH)
+            student = backend_of(inner)
+            texts = sampled = decode(student, requests, self.settings, batch=DECODE_BATCH)
             if config.teacher == "self_careful":  # the same prompts, one token a step
                 careful = replace(self.settings, threshold=1.0, temperature=0.0)
-                texts = decode(lean, requests, careful, batch=DECODE_BATCH)
+                texts = decode(student, requests, careful, batch=DECODE_BATCH)
         self._metrics = text_metrics(sampled, [text.finished for text in sampled])
         rows = [
             self._row(request, text, generator(self.seed, self.name, "state", step, place))

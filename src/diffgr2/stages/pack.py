@@ -1,9 +1,9 @@
 """Stages `bundle`, `bundle_ar`: a self-contained directory that `Reranker` and the server open.
 
-Contract: copies the stages' own files into the layout of `rerank.bundle`, adds `diffgr2.json` with
-the recipe's sections that prompts and decoding depend on, and a model card (`model_card.md`, filled
-in). Of the calibration it takes the scales of the decoders that the model has. `bundle_ar` holds
-the AR teacher. Not here: the format (`rerank.bundle`).
+Contract: copies the stages' own files into the layout of `rerank.bundle`, the dataset packed as
+arrays, adds `diffgr2.json` with the recipe's sections that prompts and decoding depend on, and a
+model card (`model_card.md`, filled in). Of the calibration it takes the scales of the decoders that
+the model has. `bundle_ar` holds the AR teacher. Not here: the format (`rerank.bundle`).
 """
 
 import shutil
@@ -12,7 +12,9 @@ from typing import Any
 
 from diffgr2.artifacts import read_json, read_manifest, write_json
 from diffgr2.config import DECODERS, Recipe
-from diffgr2.data.store import read_catalogue
+from diffgr2.data import columnar
+from diffgr2.data.store import read_dataset
+from diffgr2.model.backends import write_graphs
 from diffgr2.model.contract import VOCABULARY_FILES, contract_of
 from diffgr2.pipeline import StageContext
 from diffgr2.rerank.bundle import CALIBRATION, FORMAT, NOTE, PARTS, SECTIONS
@@ -47,15 +49,18 @@ def run(ctx: StageContext, model: str) -> dict[str, Any]:
     for pattern in MODEL_FILES:
         for path in source.glob(pattern):
             shutil.copyfile(path, out / path.name)
+    write_graphs(out)
     for part, names in PARTS.items():
         (out / part).mkdir()
         for name in names:
-            if part != "calibrate":
+            if part not in ("data", "calibrate"):
                 shutil.copyfile(ctx.inputs[part] / name, out / part / name)
+    dataset = read_dataset(ctx.inputs["data"])
+    columnar.pack(out / "data", dataset)
     values = recipe.model_dump(mode="json", include=set(SECTIONS))
     whose = {"shoppers": "simulated"} if recipe.data.source == "shop" else {}
     write_json(out / NOTE, {"format": FORMAT, "model": model, "recipe": values, **whose})
-    n_items, diffusion = len(read_catalogue(ctx.inputs["data"])), contract_of(source) is not None
+    n_items, diffusion = len(dataset.catalogue), contract_of(source) is not None
     write_json(out / CALIBRATION, scales_of(ctx.inputs["calibrate"], diffusion=diffusion))
     text = card(recipe, model, n_items, diffusion=diffusion)
     (out / "MODEL_CARD.md").write_text(text, encoding="utf-8")

@@ -101,9 +101,9 @@ _TABLE = (
     _stage("calibrate", "corpus rl block_rl", f"{_SAID} prompt candidates",
            "what a level of strength is worth as a chance"),
     _stage("bundle", "data items evidence retriever block_rl calibrate", _BUNDLED,
-           "one model directory to serve: the diffusion model", "pack", "block_rl", version=3),
+           "one model directory to serve: the diffusion model", "pack", "block_rl", version=4),
     _stage("bundle_ar", "data items evidence retriever rl calibrate", _BUNDLED,
-           "the same of the AR teacher", "pack", "rl", version=3),
+           "the same of the AR teacher", "pack", "rl", version=4),
     *map(_scoring, ROWS),
     _stage("speed", "corpus rl block_rl", f"decode {_TIMED} prompt candidates",
            "decoders timed in one run, quality against speed"),
@@ -117,6 +117,7 @@ STAGES = {stage.name: stage for stage in _TABLE}
 GOALS = {
     "candidates": ["evidence"],
     "teacher": ["rl", "direct_rl", "score_ar_direct", "score_ar_sft", "score_ar"],
+    "story": ["score_ar", "score_cft_opd_rl", "score_verify", "bundle"],
     "ladder": list(MEASURED),
     "all": [*MEASURED, "speed", "probes", "bundle"],
 }

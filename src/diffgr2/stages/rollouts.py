@@ -19,8 +19,9 @@ from diffgr2.config import Answering, OpdConfig, RlConfig
 from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.grammar import Grammar
 from diffgr2.decode.settings import DecodeSettings
+from diffgr2.model.backend import Backend
+from diffgr2.model.backends import backend_of
 from diffgr2.model.contract import BlockContract
-from diffgr2.model.forward import LeanQwen3
 from diffgr2.objectives.policy import INVALID, advantages, overlong_penalty, reward
 from diffgr2.prompts.request import Request
 from diffgr2.stages.corpus import Corpus
@@ -105,9 +106,9 @@ class Roller:
         every: list[list[Rollout]] = []
         kept: list[list[Rollout]] = []
         with rollout_model(model) as inner:
-            lean = LeanQwen3(inner)
+            policy = backend_of(inner)
             for round_ in range(1 + self.config.refill):
-                every += self._round(step, round_, lean)
+                every += self._round(step, round_, policy)
                 kept = [group for group in every if any(each.advantage for each in group)]
                 if len(kept) >= self.config.prompts:
                     break
@@ -117,7 +118,7 @@ class Roller:
         metrics["groups"] = float(len(kept))
         return [each for group in kept for each in group], metrics
 
-    def _round(self, step: int, round_: int, lean: LeanQwen3) -> list[list[Rollout]]:
+    def _round(self, step: int, round_: int, policy: Backend) -> list[list[Rollout]]:
         """A group of samples per prompt; one without variance has advantages of 0."""
         prompts, size = self.prompts(step, round_), self.config.group
         stream = (self.seed, self.name, "rollout", step, round_)
@@ -126,7 +127,7 @@ class Roller:
             for place, asked in enumerate(prompts)
             for g in range(size)
         ]
-        trajectories = decode(lean, requests, self.settings, batch=DECODE_BATCH)
+        trajectories = decode(policy, requests, self.settings, batch=DECODE_BATCH)
         graded = [self.grade(t, prompts[i // size]) for i, t in enumerate(trajectories)]
         reward_PG = np.array([value for _, value in graded]).reshape(len(prompts), size)
         advantage_N = advantages(reward_PG)[0].ravel().tolist()

@@ -25,9 +25,9 @@ from diffgr2.errors import DataError
 from diffgr2.evaluate.coherence import Shown as Told
 from diffgr2.evaluate.coherence import contradictions
 from diffgr2.evaluate.outputs import SystemOutputs, save_outputs
+from diffgr2.model.backend import Backend
+from diffgr2.model.backends import open_backend
 from diffgr2.model.contract import BlockContract, contract_of
-from diffgr2.model.forward import LeanQwen3
-from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.account import account
 from diffgr2.prompts.answers import POLICIES
@@ -45,12 +45,12 @@ DESCRIBED = ("decoder", "threshold", "rule", "accept")  # of the settings, in th
 class Model:
     """A stage's model, ready to decode."""
 
-    lean: LeanQwen3
+    backend: Backend
     contract: BlockContract | None
 
     @classmethod
     def open(cls, directory: Path) -> Model:
-        return cls(LeanQwen3(open_model(directory)), contract_of(directory))
+        return cls(open_backend(directory), contract_of(directory))
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def decode_requests(
     answer = answer if answer in template.answers else template.answers[-1]
     settings = corpus.settings(model.contract, how, **given)
     prompts = prompts_for(corpus, requests, answer, reasoning=reasoning)
-    texts = decode(model.lean, prompts, settings, batch=batch, on_done=on_done)
+    texts = decode(model.backend, prompts, settings, batch=batch, on_done=on_done)
     readings = [
         template.read(text.tokens_T.tolist(), request, text.level_T)
         for text, request in zip(texts, requests, strict=True)

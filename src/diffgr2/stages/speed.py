@@ -21,7 +21,8 @@ from diffgr2.decode.batch import Batch, DecodeRequest, make_writer
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.evaluate.metrics import MAIN, METRICS, ranks_of, values_of
 from diffgr2.evaluate.validity import accounting
-from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.backend import Backend
+from diffgr2.model.backends import backend_of
 from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import chunks
@@ -48,17 +49,17 @@ class Timing:
 
 
 def timed(
-    lean: LeanQwen3, requests: list[DecodeRequest], settings: DecodeSettings, batch: int
+    backend: Backend, requests: list[DecodeRequest], settings: DecodeSettings, batch: int
 ) -> Timing:
     """Decode groups of `batch` requests; the prompts' prefill is timed apart."""
     prefill_s = decode_s = 0.0
     tokens = forwards = 0
     for part in chunks(requests, batch):
-        running = Batch(lean)
+        running = Batch(backend)
         start = time.perf_counter()
         writers = [make_writer(i, request, settings) for i, request in enumerate(part)]
         running.add(writers)
-        if lean.device.type == "cuda":  # queued work is no part of decoding
+        if torch.cuda.is_available():  # queued work is no part of decoding
             torch.cuda.synchronize()
         begun = time.perf_counter()
         while running.writers:
@@ -121,10 +122,10 @@ def decoder_speeds(
     """Decoding speed of every decoder at every batch size, decoders taking turns."""
     ar_settings = corpus.settings(None, "ar")
     plans = {
-        "ar": (LeanQwen3(ar_model), ar_settings),
-        "block": (block.lean, corpus.settings(block.contract, "recommended")),
-        "block_raw": (block.lean, corpus.settings(block.contract, "raw")),
-        "verify": (block.lean, corpus.settings(block.contract, "verify")),
+        "ar": (backend_of(ar_model), ar_settings),
+        "block": (block.backend, corpus.settings(block.contract, "recommended")),
+        "block_raw": (block.backend, corpus.settings(block.contract, "raw")),
+        "verify": (block.backend, corpus.settings(block.contract, "verify")),
     }
     results: list[dict[str, Any]] = []
     for batch in BATCHES:
@@ -132,8 +133,8 @@ def decoder_speeds(
         few = work[: max(batch, GENERATE_LISTS)]
         samples: dict[str, list[Timing]] = {name: [] for name in (*plans, "generate")}
         for _ in range(corpus.recipe.evaluate.rounds + 1):
-            for name, (lean, settings) in plans.items():
-                samples[name].append(timed(lean, work, settings, batch))
+            for name, (backend, settings) in plans.items():
+                samples[name].append(timed(backend, work, settings, batch))
             taken = timed_generate(ar_model, few, ar_settings, corpus.vocab.pad_id, batch)
             samples["generate"].append(taken)
         entries = [
@@ -171,7 +172,7 @@ def frontier(corpus: Corpus, block: Model) -> list[dict[str, Any]]:
             "valid": account["raw_valid"],
             "evidence_true": account.get("evidence_true", 0.0),
             "tpf": account["tpf"],
-            "tokens_per_s": timed(block.lean, decoded.prompts[:8], decoded.settings, 1).rate,
+            "tokens_per_s": timed(block.backend, decoded.prompts[:8], decoded.settings, 1).rate,
         }
         means = dict(zip(METRICS, values_LM.mean(0).tolist(), strict=True))
         points.append(point | {metric: means[metric] for metric in MAIN})
@@ -192,12 +193,12 @@ def lengths(
         "block": corpus.settings(block.contract, "recommended", decoder="block", **fixed),
         "verify": corpus.settings(block.contract, "verify"),
     }
-    room = block.lean.max_positions - max(len(r.prompt) for r in requests) - 128
+    room = block.backend.max_positions - max(len(r.prompt) for r in requests) - 128
     points = []
     for length in [n for n in corpus.recipe.evaluate.lengths if n <= room]:
         for name, plan in plans.items():
             settings = replace(plan, end_id=NEVER, max_tokens=length, rule="raw")
-            rate = max(timed(block.lean, requests[:2], settings, 1).rate for _ in range(2))
+            rate = max(timed(block.backend, requests[:2], settings, 1).rate for _ in range(2))
             points.append({"decoder": name, "length": length, "tokens_per_s": rate})
     return points
 

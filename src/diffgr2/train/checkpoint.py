@@ -22,13 +22,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from diffgr2 import artifacts
 from diffgr2.artifacts import MANIFEST
 from diffgr2.config import TrainConfig
 from diffgr2.errors import CheckpointError
 from diffgr2.train import dist
+from diffgr2.train.optimizer import Optimizer
 
 FORMAT = 1
 MODEL, OPTIMIZER, METRICS = "model.safetensors", "optimizer.safetensors", "metrics.jsonl"
@@ -91,7 +91,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tens
     return {
         f"{key}/{name}": value
         for name, parameter in model.named_parameters()
-        for key, value in sorted(optimizer.state.get(parameter, {}).items())
+        for key, value in sorted(optimizer.state_of(parameter).items())
     }
 
 
@@ -204,7 +204,7 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
             value, parameter = file.get_tensor(full_name), parameters[name]
             value = dist.place_like(value, parameter) if value.dim() else value.to(parameter.device)
             # The file is mapped memory that a later retention removes: own the bytes.
-            optimizer.state[parameter][key] = value.clone()
+            optimizer.state_of(parameter)[key] = value.clone()
 
 
 # -------------------------------------------------------------------------------------- directories

@@ -31,6 +31,7 @@ from diffgr2.errors import NonFiniteError
 from diffgr2.progress import Progress
 from diffgr2.train import checkpoint, dist
 from diffgr2.train.log import MetricsLog
+from diffgr2.train.optimizer import Optimizer
 
 Number = float | Tensor
 
@@ -93,7 +94,7 @@ def fit(
         return []
     with _numerics(), _sigterm() as stop:
         dist.shard(model)
-        optimizer = make_optimizer(model, config)
+        optimizer = Optimizer(model, config)
         mark = checkpoint.identity(task.name, seed, config, model)
         root = work / "checkpoints"
         saved, raw = checkpoint.resume(root, mark, model, optimizer, progress.line)
@@ -118,16 +119,6 @@ def fit(
         return log.lines
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only (norm gains and biases are scales, not features)."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
-
-
 def learning_rate(step: int, config: TrainConfig) -> float:
     """The rate of step `step` (from 1): linear warm-up, then a cosine that ends at `final_lr`."""
     if step <= config.warmup:
@@ -147,7 +138,7 @@ class _Run:
     task: Task
     model: nn.Module
     config: TrainConfig
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     work: Path
     log: MetricsLog
     stop: threading.Event
@@ -158,7 +149,7 @@ class _Run:
         rate = learning_rate(step, self.config)
         micros = task.micros(step, self.model)
         count = math.fsum(micro.count for micro in micros)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         mine = self._backward(micros, count) if count else []
         trained = [p for p in self.model.parameters() if p.grad is not None]
         norm = dist.full(get_total_norm([p.grad for p in trained if p.grad is not None]))
@@ -178,9 +169,7 @@ class _Run:
             self._refuse(line, records, culprit or "count")
         if count:
             clip_grads_with_norm_(trained, self.config.clip, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
+            self.optimizer.step(rate)
         before = self.log.lines[-1]["num_tokens"] if self.log.lines else 0
         line["num_tokens"] = before + sum(getattr(micro, "tokens", micro.count) for micro in micros)
         if hasattr(task, "epoch"):
@@ -216,7 +205,7 @@ class _Run:
         named = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         local = {n: g.to_local() if isinstance(g, DTensor) else g for n, g in named.items()}
         bad = [name for name, gradient in local.items() if not gradient.isfinite().all()]
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         bad = sorted({name for part in dist.gather(bad) for name in part})
         path = self.work / "nonfinite.json"
         if dist.world().first:

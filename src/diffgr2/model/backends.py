@@ -1,0 +1,206 @@
+"""Which backend runs a model, and how it is opened: the one door to `Backend`s.
+
+Contract: `open_backend(directory)` opens a model directory, `backend_of(module)` a model under
+training; both decode alike. `onnx` (a compiled graph on the CPU) is the way where there is no
+accelerator, `torch` where there is one; the caller, `use`, or the environment's DIFFGR2_BACKEND
+decide otherwise. A directory that holds its graphs (`write_graphs`) is opened with NumPy and ONNX
+Runtime alone; for others the graph is made on the spot, which takes the package `onnx`. Not here:
+the backends themselves (`ort`, `session`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from diffgr2.errors import CheckpointError, ConfigError
+from diffgr2.model.backend import Backend
+from diffgr2.model.contract import read_config
+
+Name = Literal["onnx", "torch"]
+NAMES: tuple[Name, ...] = get_args(Name)
+VARIABLE = "DIFFGR2_BACKEND"
+
+DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/kfd")
+
+GRAPHS = {True: "forward_single.onnx", False: "forward.onnx"}
+"""A directory's graphs: of single rows, of batches."""
+
+
+def chosen(name: str = "auto") -> Name:
+    """The backend that the caller, the environment or the machine asks for."""
+    name = _wish.name if name == "auto" else name
+    name = os.environ.get(VARIABLE, "auto") if name == "auto" else name
+    if name in NAMES:
+        return cast(Name, name)
+    if name != "auto":
+        raise ConfigError(f"backend {name!r}: expected auto, {' or '.join(NAMES)}")
+    return "torch" if _accelerated() else "onnx"
+
+
+def _accelerated() -> bool:
+    """Whether there is a GPU that torch can use; without torch nobody looks."""
+    from importlib.util import find_spec
+
+    # A machine without a driver has none, and need not import torch to learn it.
+    driver = any(Path(place).exists() for place in DRIVERS)
+    if not driver or find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def open_backend(directory: Path, name: str = "auto") -> Backend:
+    """The model of a directory; nothing that happens to its files later reaches the backend."""
+    if chosen(name) == "torch":
+        return _torch_backend(directory)
+    from diffgr2.model.ort import OrtBackend
+    from diffgr2.model.weights import read
+
+    config, weights, graphs = read_config(directory), read(directory), {}
+    for single, file in GRAPHS.items():
+        path = directory / file
+        if path.is_file():
+            graphs[single] = path.read_bytes()
+
+    def source(single: bool) -> bytes:
+        if single in graphs:
+            return graphs[single]
+        from diffgr2.model.graph import beside
+
+        return _graph(config, beside(directory), single=single)
+
+    return OrtBackend(_facts(config), source, default_threads(), weights)
+
+
+def _torch_backend(directory: Path) -> Backend:
+    from diffgr2.model.forward import LeanQwen3
+    from diffgr2.model.load import open_model
+
+    module = open_model(directory)
+    for parameter in module.parameters():
+        # Weights come mapped from their file: who writes to it would write into this model.
+        parameter.data = parameter.data.clone()
+    model = LeanQwen3(module)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.new_empty(0)  # the module lingers, what it held not
+    if not model.finite:
+        raise CheckpointError(f"{directory}: weights are not finite")
+    return model
+
+
+def backend_of(module: Any, name: str = "auto") -> Backend:
+    """A Qwen3ForCausalLM as it is now; a change of its weights does not reach the backend."""
+    from diffgr2.model.forward import LeanQwen3
+
+    if chosen(name) == "torch" or module.device.type != "cpu":
+        return LeanQwen3(module)
+    from diffgr2.model.graph import within
+    from diffgr2.model.ort import OrtBackend
+
+    config: dict[str, Any] = module.config.to_dict()
+    arrays = {n: t.detach().float().numpy().copy() for n, t in module.state_dict().items()}
+
+    def source(single: bool) -> bytes:
+        return _graph(config, within(arrays), single=single)
+
+    return OrtBackend(_facts(config), source, default_threads())
+
+
+def write_graphs(directory: Path) -> None:
+    """Put the graphs into a model directory, so that it opens without the package `onnx`."""
+    from diffgr2.model.graph import beside
+
+    config = read_config(directory)
+    for single, file in GRAPHS.items():
+        (directory / file).write_bytes(_graph(config, beside(directory), single=single))
+
+
+@dataclass
+class _Wish:
+    """What the process was told."""
+
+    name: str = "auto"
+    threads: int = 0
+
+
+_wish = _Wish()
+
+
+def use(name: str = "auto", threads: int = 0) -> None:
+    """This backend, and so many threads on the CPU, from now on; auto and 0 leave the choice."""
+    chosen(name)  # an unknown one is an error here
+    _wish.name, _wish.threads = name, threads
+    if threads and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def default_threads() -> int:
+    """As many as was said, torch uses, or the environment says; else all cores."""
+    if _wish.threads or "torch" in sys.modules:
+        return _wish.threads or int(sys.modules["torch"].get_num_threads())
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdigit() and int(told) > 0:
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _facts(config: Mapping[str, Any]) -> Any:
+    from diffgr2.model.ort import Facts
+
+    return Facts(
+        layers=int(config["num_hidden_layers"]),
+        kv_width=int(config["num_key_value_heads"]) * int(config["head_dim"]),
+        vocab=int(config["vocab_size"]),
+        max_positions=int(config["max_position_embeddings"]),
+    )
+
+
+def _graph(config: Mapping[str, Any], weight: Any, *, single: bool) -> bytes:
+    from diffgr2.model.graph import Shape, graph
+
+    return graph(Shape.of(config), _tables(config), weight, single=single).SerializeToString()
+
+
+def _tables(config: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines [positions, head_dim / 2] of the rotary embedding."""
+    parameters = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 1e4)}
+    size, scale = int(config["head_dim"]), 1.0
+    if parameters.get("rope_type", "default") == "default":
+        place = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+        frequency = np.float32(1.0) / np.float32(parameters["rope_theta"]) ** place
+    else:
+        frequency, scale = _scaled_frequencies(config)
+    position = np.arange(int(config["max_position_embeddings"]), dtype=np.float32)
+    angle = position[:, None] * frequency
+    return np.cos(angle) * np.float32(scale), np.sin(angle) * np.float32(scale)
+
+
+def _scaled_frequencies(config: Mapping[str, Any]) -> tuple[np.ndarray, float]:
+    """What transformers makes of a scaled rotary embedding."""
+    import torch
+    from transformers import Qwen3Config
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    own = Qwen3Config(**config)
+    kind = config["rope_parameters"]["rope_type"]
+    frequency, scale = ROPE_INIT_FUNCTIONS[kind](own, torch.device("cpu"))
+    return frequency.float().numpy(), float(scale)
+
+
+def described() -> str:
+    """What a model that is opened now is run by."""
+    name = chosen()
+    if name == "torch":
+        return "torch"
+    import onnxruntime
+
+    threads = default_threads()
+    return f"onnx (ONNX Runtime {onnxruntime.__version__}, {threads} thread{'s'[: threads > 1]})"

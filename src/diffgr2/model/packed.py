@@ -1,0 +1,155 @@
+"""A stock Qwen3's hidden states without padding: how training runs on CPUs.
+
+Contract: `hidden_at` computes what the module's own trunk computes, to rounding, with the module's
+own parameters and gradients; `able` says for which modules. Rows are joined end to end, so padding
+costs nothing; only attention works row by row, in fp32 under autocast too, which is faster here.
+The last layer works at the chosen places alone: nobody reads the others. Not here: caches
+(`forward`), sharded modules and accelerators, where one padded batch is the faster way.
+
+Letters: B rows, T tokens of a padded row, N tokens of all rows, M chosen places, D hidden, H heads,
+G key-value heads, E head size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+def able(model: Any) -> bool:
+    """Whether this is a plain Qwen3 whose weights lie whole on a CPU."""
+    config: Any = getattr(model, "config", None)
+    plain = (
+        getattr(config, "model_type", None) == "qwen3"
+        and not config.attention_bias
+        and not config.use_sliding_window
+        and config.hidden_act == "silu"
+    )
+    # All of them: while a sharded model is at work, the weights of its root alone are whole.
+    return plain and all(
+        weight.device.type == "cpu" and not isinstance(weight, DTensor)
+        for weight in model.parameters()
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Which tokens belong together and who sees whom."""
+
+    lengths: list[int]  # tokens per row
+    counts: list[int]  # chosen places per row
+    chosen_M: Tensor  # among the N tokens, by row
+    masks: list[Tensor | None]  # [t, t] to add to the scores; None = causal
+    chosen_masks: list[Tensor]  # of the chosen places alone
+
+
+def hidden_at(
+    model: Any,  # a Qwen3ForCausalLM
+    ids_BT: Tensor,
+    index_M: Tensor,
+    length_B: Tensor,
+    *,
+    attends_B1TT: Tensor | None = None,
+    position_BT: Tensor | None = None,
+) -> Tensor:
+    """Hidden states [M, D] at flat places (row * T + t); causal if no mask is given."""
+    there_BT = torch.arange(ids_BT.shape[1]) < length_B[:, None]
+    if position_BT is None:
+        position_BT = torch.arange(ids_BT.shape[1]).expand_as(ids_BT)
+    order_M = torch.argsort(index_M // ids_BT.shape[1], stable=True)
+    rows = _rows(index_M[order_M], length_B.tolist(), ids_BT.shape, attends_B1TT)
+    inner = model.model
+    x_ND = F.embedding(ids_BT[there_BT], inner.embed_tokens.weight)
+    rotary = _rotary(inner, x_ND, position_BT[there_BT])
+    for layer in inner.layers[:-1]:
+        x_ND = _layer(layer, x_ND, rotary, rows, last=False)
+    x_MD = _norm(_layer(inner.layers[-1], x_ND, rotary, rows, last=True), inner.norm)
+    return torch.empty_like(x_MD).index_copy(0, order_M, x_MD)
+
+
+def _rows(
+    index_M: Tensor, lengths: list[int], shape: Sequence[int], attends_B1TT: Tensor | None
+) -> _Rows:
+    """The rows of one forward; places come by row."""
+    row_M, place_M = index_M // shape[1], index_M % shape[1]
+    counts = torch.bincount(row_M, minlength=shape[0]).tolist()
+    start_B = torch.tensor([0, *accumulate(lengths)][:-1])
+    masks: list[Tensor | None] = [None] * len(lengths)
+    chosen_masks = []
+    for b, (places, n) in enumerate(zip(place_M.split(counts), lengths, strict=True)):
+        if attends_B1TT is None:
+            chosen_masks.append(_bias(torch.arange(n) <= places[:, None]))
+        else:
+            masks[b] = whole = _bias(attends_B1TT[b, 0, :n, :n])
+            chosen_masks.append(whole[places])
+    return _Rows(lengths, counts, start_B[row_M] + place_M, masks, chosen_masks)
+
+
+def _bias(attends: Tensor) -> Tensor:
+    """A mask as numbers, so that not every layer converts it."""
+    return torch.zeros(attends.shape).masked_fill_(~attends, -torch.inf)
+
+
+def _rotary(inner: Any, x_ND: Tensor, position_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [N, 1, E]; the sine carries the sign of the half-rotation."""
+    cos, sin = inner.rotary_emb(x_ND[None], position_N[None])
+    sign = torch.ones(sin.shape[-1])
+    sign[: len(sign) // 2] = -1
+    return cos[0, :, None], (sin[0] * sign)[:, None]
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+
+
+def _norm(x: Tensor, module: Any) -> Tensor:
+    """RMS norm in fp32, as the stock module computes it."""
+    return F.rms_norm(x.float(), x.shape[-1:], module.weight, module.variance_epsilon)
+
+
+def _layer(
+    layer: Any, x_ND: Tensor, rotary: tuple[Tensor, Tensor], rows: _Rows, *, last: bool
+) -> Tensor:
+    """One decoder layer; the last one answers for the chosen places only [M, D]."""
+    attention, mlp, (cos, sin) = layer.self_attn, layer.mlp, rotary
+    size, h_ND = attention.head_dim, _norm(x_ND, layer.input_layernorm)
+    k_NGE = F.linear(h_ND, attention.k_proj.weight).unflatten(-1, (-1, size))
+    v_NGE = F.linear(h_ND, attention.v_proj.weight).unflatten(-1, (-1, size))
+    k_NGE = _turned(_norm(k_NGE, attention.k_norm), cos, sin)
+    if last:
+        x_ND, h_ND, cos, sin = (
+            part.index_select(0, rows.chosen_M) for part in (x_ND, h_ND, cos, sin)
+        )
+    q_NHE = F.linear(h_ND, attention.q_proj.weight).unflatten(-1, (-1, size))
+    q_NHE = _turned(_norm(q_NHE, attention.q_norm), cos, sin)
+    mixed_ND = _attend(q_NHE, k_NGE, v_NGE.float(), rows, last=last).flatten(1)
+    x_ND = x_ND + F.linear(mixed_ND, attention.o_proj.weight)
+    h_ND = _norm(x_ND, layer.post_attention_layernorm)
+    gate, up = F.linear(h_ND, mlp.gate_proj.weight), F.linear(h_ND, mlp.up_proj.weight)
+    return x_ND + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
+
+
+def _attend(q_NHE: Tensor, k_NGE: Tensor, v_NGE: Tensor, rows: _Rows, *, last: bool) -> Tensor:
+    """Attention within each row."""
+    masks, counts = (rows.chosen_masks, rows.counts) if last else (rows.masks, rows.lengths)
+    parts = zip(
+        q_NHE.split(counts),
+        k_NGE.split(rows.lengths),
+        v_NGE.split(rows.lengths),
+        masks,
+        strict=True,
+    )
+    mixed = []
+    with torch.autocast("cpu", enabled=False):
+        for q, k, v, mask in parts:
+            if len(q):
+                q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+                how: dict[str, Any] = {"attn_mask": mask, "is_causal": mask is None}
+                found = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **how)
+                mixed.append(found[0].transpose(0, 1))
+    return torch.cat(mixed)

@@ -1,0 +1,73 @@
+"""A checkpoint's weights as arrays, without a tensor library.
+
+Contract: `placed` says where a directory's safetensors files hold each tensor; `read` copies them
+all into memory of our own, so that nothing that happens to the files reaches a model, and refuses
+what is no finite number. BF16, which NumPy does not have, comes as its bits in uint16. Not here:
+what the tensors mean (`graph`, `load`).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffgr2.errors import CheckpointError
+
+KINDS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+"""NumPy's type for each kind of float."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies."""
+
+    file: str
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+
+
+def placed(directory: Path) -> dict[str, Place]:
+    """Every tensor by its name."""
+    places: dict[str, Place] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            try:
+                header = json.loads(file.read(length))
+            except ValueError:
+                raise CheckpointError(f"{path}: not a readable safetensors file") from None
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            if entry["dtype"] not in KINDS:
+                raise CheckpointError(f"{path}: tensor {name} is {entry['dtype']}, no float")
+            start, end = entry["data_offsets"]
+            begin = 8 + length + start
+            places[name] = Place(
+                path.name, entry["dtype"], tuple(entry["shape"]), begin, end - start
+            )
+    if not places:
+        raise CheckpointError(f"{directory}: holds no safetensors weights")
+    return places
+
+
+def read(directory: Path) -> dict[str, np.ndarray]:
+    """Every tensor's values."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, place in placed(directory).items():
+        kind = np.dtype(KINDS[place.kind])
+        with (directory / place.file).open("rb") as file:
+            file.seek(place.start)
+            flat = np.fromfile(file, kind, place.length // kind.itemsize)
+        arrays[name] = flat.reshape(place.shape)
+        if not _finite(arrays[name]):
+            raise CheckpointError(f"{directory}: weights are not finite ({name})")
+    return arrays
+
+
+def _finite(array: np.ndarray) -> bool:
+    if array.dtype == np.uint16:
+        return bool(((array & 0x7F80) != 0x7F80).all())
+    return bool(np.isfinite(array).all())

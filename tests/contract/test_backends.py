@@ -1,0 +1,220 @@
+"""What every backend promises: the slow forward's distributions, whatever its cache went through.
+
+`BackendPromises` holds them; a class per backend inherits them. The stock model with a mask of its
+own is the reference: it recomputes every row from its first token, without a cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3ForCausalLM
+
+from diffgr2.errors import CheckpointError, DecodeError
+from diffgr2.model.backend import NO_TOKEN, Backend, Session, Span
+from diffgr2.model.backends import backend_of, open_backend, write_graphs
+from diffgr2.model.load import save
+from support.tiny_qwen import VOCAB, tiny
+
+MASK, SLOTS = VOCAB - 1, 60
+CLOSE = {"atol": 2e-5, "rtol": 0}
+
+
+@dataclass
+class Row:
+    """What the reference knows of a row: its tokens, and how far each of them sees."""
+
+    ids: list[int] = field(default_factory=list)
+    hi: list[int] = field(default_factory=list)
+
+    @property
+    def settled(self) -> int:
+        """So many tokens see nothing behind themselves."""
+        ahead = (at for at, hi in enumerate(self.hi) if hi > at + 1)
+        return next(ahead, len(self.hi))
+
+    def shown(self, span: Span) -> np.ndarray:
+        """Log-probabilities of a span's asked-for tokens; its tokens replace what stood there."""
+        self.ids[span.start :], self.hi[span.start :] = span.ids, span.hi
+        mask_TT = torch.arange(len(self.ids)) < torch.tensor(self.hi)[:, None]
+        with torch.no_grad():
+            logits_TV = REFERENCE(
+                torch.tensor([self.ids]), attention_mask=mask_TT[None, None]
+            ).logits[0]
+        logits_TV[:, MASK] = -torch.inf
+        return torch.log_softmax(logits_TV, -1)[span.start + span.logits_from :].numpy()
+
+
+REFERENCE: Qwen3ForCausalLM = tiny(1)
+
+
+def causal(ids: list[int], start: int, asked: int = 0) -> Span:
+    return Span(ids, start, list(range(start + 1, start + len(ids) + 1)), asked)
+
+
+def canvas(ids: list[int], start: int, clean: int) -> Span:
+    """The first `clean` tokens causally, the rest as one block."""
+    end = start + len(ids)
+    return Span(ids, start, [start + i + 1 if i < clean else end for i in range(len(ids))], clean)
+
+
+class BackendPromises:
+    """The promises; a subclass gives `backend`."""
+
+    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    def model(self) -> Backend:
+        return self.backend(REFERENCE)
+
+    def check(self, session: Session, rows: list[Row], spans: list[Span]) -> None:
+        views = session.forward(spans)
+        for row, span, view in zip(rows, spans, views, strict=True):
+            assert len(view) == len(span.ids) - span.logits_from
+            every = np.arange(len(view))
+            np.testing.assert_allclose(view.rows(every), row.shown(span), **CLOSE)
+
+    def joined(self, session: Session, rng: np.random.Generator, lengths: list[int]) -> list[Row]:
+        prompts = [causal(rng.integers(0, VOCAB, n).tolist(), 0) for n in lengths]
+        session.add(prompts, SLOTS)
+        return [Row(list(p.ids), list(p.hi)) for p in prompts]
+
+    @pytest.mark.parametrize("lengths", [[9], [1], [5, 5, 5], [3, 11, 7, 1]])
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_distributions_are_the_references(self, model, lengths, seed) -> None:
+        """Random spans, canvases and steps back, rows in and out of step."""
+        rng = np.random.default_rng(seed)
+        session = model.session(MASK)
+        rows = self.joined(session, rng, lengths)
+        for _ in range(6):
+            spans = []
+            for row in rows:
+                # Nothing that stays may have seen what is replaced.
+                start = max(row.settled - int(rng.integers(0, 3)), 0)
+                n = int(rng.integers(1, 8))
+                ids = rng.integers(0, VOCAB, n).tolist()
+                asked = int(rng.integers(0, n))
+                spans.append(
+                    canvas(ids, start, asked) if rng.random() < 0.5 else causal(ids, start, asked)
+                )
+            self.check(session, rows, spans)
+
+    def test_prompts_may_ride_with_the_first_forward(self, model) -> None:
+        rng, session = np.random.default_rng(3), model.session(MASK)
+        session.add([Span([], 0, [], 0)] * 2, SLOTS)
+        rows = [Row(), Row()]
+        spans = [canvas(rng.integers(0, VOCAB, n).tolist(), 0, n - 3) for n in (12, 7)]
+        self.check(session, rows, spans)
+
+    def test_rows_come_and_go(self, model) -> None:
+        rng, session = np.random.default_rng(4), model.session(MASK)
+        rows = self.joined(session, rng, [4, 9, 6])
+        session.keep([0, 2])
+        rows = [rows[0], rows[2]]
+        session.add([causal([3, 4, 5], 0)], SLOTS + 20)  # more room than the others have
+        rows.append(Row([3, 4, 5], [1, 2, 3]))
+        self.check(session, rows, [causal([7, 8], len(row.ids), 1) for row in rows])
+        session.keep([2])
+        self.check(session, rows[2:], [causal([9], len(rows[2].ids))])
+        session.keep([])
+        rows = self.joined(session, rng, [5])
+        self.check(session, rows, [causal([1], 5)])
+
+    def test_a_view_answers_from_the_same_distribution(self, model) -> None:
+        session = model.session(MASK)
+        session.add([causal([5, 6, 7], 0)], SLOTS)
+        (view,) = session.forward([causal([8, 9], 3)])
+        row_N, tokens_NA = np.array([1, 0]), np.array([[4, 2, NO_TOKEN], [3, NO_TOKEN, 5]])
+        logp_NV = view.rows(row_N)
+        np.testing.assert_allclose(np.exp(logp_NV).sum(-1), 1.0, atol=1e-5)
+        assert (logp_NV[:, MASK] == -np.inf).all()
+        there_NA = tokens_NA != NO_TOKEN
+        among_NA = view.among(row_N, tokens_NA)
+        assert (among_NA[~there_NA] == -np.inf).all()
+        expected_NA = np.take_along_axis(logp_NV, np.where(there_NA, tokens_NA, 0), -1)
+        np.testing.assert_array_equal(among_NA[there_NA], expected_NA[there_NA])
+        token_N, logp_N, raw_N = view.best(row_N)
+        np.testing.assert_array_equal(token_N, logp_NV.argmax(-1))
+        np.testing.assert_allclose(logp_N, logp_NV.max(-1), atol=1e-6)
+        second_N, _, _ = view.best(row_N[:1], token_N[:1])
+        assert second_N[0] == np.argsort(-logp_NV[0], kind="stable")[1]
+        drawn_N, hot_N, _ = view.drawn(row_N, 0.7, np.array([0.0, 0.999]), token_N)
+        assert not set(drawn_N.tolist()) & set(token_N.tolist()) or (drawn_N != token_N).all()
+        assert np.isfinite(hot_N).all()
+        np.testing.assert_array_equal(raw_N, logp_NV.max(-1))
+
+    def test_no_room_is_an_error(self, model) -> None:
+        with pytest.raises(DecodeError, match="positions"):
+            model.session(MASK).add([causal([1], 0)], model.max_positions + 1)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_broken_weights_are_an_error(self, value) -> None:
+        module = tiny(2)
+        with torch.no_grad():
+            module.model.norm.weight[0] = value
+        session = self.backend(module).session(MASK)
+        session.add([causal([1, 2], 0)], SLOTS)
+        with pytest.raises(DecodeError, match="logits"):
+            session.forward([causal([3], 2)])
+
+
+class TestTorch(BackendPromises):
+    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+        return backend_of(module, "torch")
+
+
+class TestOnnx(BackendPromises):
+    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+        return backend_of(module, "onnx")
+
+
+class TestOnnxWithTwoThreads(TestOnnx):
+    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            return backend_of(module, "onnx")
+        finally:
+            torch.set_num_threads(before)
+
+
+class TestOnnxFromADirectory(TestOnnx):
+    """Graphs that point into the weights' file, as bundles carry them."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    def _folder(self, tmp_path_factory) -> None:
+        type(self).folder = tmp_path_factory.mktemp("models")
+
+    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+        directory = self.folder / str(len(list(self.folder.iterdir())))
+        directory.mkdir()
+        save(module, directory)
+        write_graphs(directory)
+        return open_backend(directory, "onnx")
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_broken_weights_are_an_error(self, value) -> None:
+        """Here they are noticed earlier."""
+        module = tiny(2)
+        with torch.no_grad():
+            module.model.layers[0].mlp.up_proj.weight[0, 0] = value
+        with pytest.raises(CheckpointError, match="not finite"):
+            self.backend(module)
+
+    def test_a_change_of_the_files_does_not_reach_it(self) -> None:
+        model = self.backend(tiny(3))
+        before, after = (self._first(model, change) for change in (False, True))
+        np.testing.assert_array_equal(before, after)
+
+    def _first(self, model: Backend, change: bool) -> np.ndarray:
+        if change:
+            for path in max(self.folder.iterdir(), key=lambda p: int(p.name)).iterdir():
+                path.write_bytes(bytes(path.stat().st_size))
+        session = model.session(MASK)
+        session.add([causal([1, 2, 3], 0)] * 2, SLOTS)
+        views = session.forward([causal([4], 3)] * 2)
+        return views[0].rows(np.array([0]))
