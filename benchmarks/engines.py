@@ -113,30 +113,32 @@ class OnnxRuntime(Plain):
             cache = self.bound[name] = self.value(np.zeros(size, dtype=np.float32))
             self.binding.bind_ortvalue_input(name, cache)
             self.binding.bind_ortvalue_output(name.replace("past", "now"), cache)
-        self.logits = self.value(np.zeros((batch, shape.vocab), dtype=np.float32))
-        self.binding.bind_ortvalue_output("logits", self.logits)
+        self.logits_BV = np.zeros((batch, shape.vocab), dtype=np.float32)
+        self.bound["logits"] = self.value(self.logits_BV)
+        self.binding.bind_ortvalue_output("logits", self.bound["logits"])
 
     def write(self, prompts: Texts, tokens: int) -> Texts:
         length_B = np.array([len(prompt) for prompt in prompts], dtype=np.int32)
-        new_BT = np.zeros((len(prompts), length_B.max()), dtype=np.int64)
-        for row_T, prompt in zip(new_BT, prompts, strict=True):
+        ids_BT = np.zeros((len(prompts), length_B.max()), dtype=np.int64)
+        for row_T, prompt in zip(ids_BT, prompts, strict=True):
             row_T[: len(prompt)] = prompt  # what stands behind a prompt is written over
-        self._bind("last", length_B[:, None].astype(np.int64) - 1)
-        written = []
+        most, seen_B = np.array(length_B.max(), dtype=np.int32), length_B - np.int32(1)
+        self._bind(ids=ids_BT, last=seen_B[:, None].astype(np.int64), seen=seen_B, most=most)
+        token_B1 = np.zeros((len(prompts), 1), dtype=np.int64)
+        written_BT = np.empty((len(prompts), tokens), dtype=np.int64)
         for step in range(tokens):
-            self._bind("ids", new_BT)
-            self._bind("seen", length_B + np.int32(step - 1))
-            self._bind("most", np.array(length_B.max() + step, dtype=np.int32))
             self.session.run_with_iobinding(self.binding)
-            new_BT = self.logits.numpy().argmax(-1)[:, None]
-            written.append(new_BT)
+            written_BT[:, step] = token_B1[:, 0] = self.logits_BV.argmax(-1)
             if step == 0:
-                self._bind("last", np.zeros_like(new_BT))
-        return np.concatenate(written, axis=1).tolist()
+                self._bind(ids=token_B1, last=np.zeros_like(token_B1))
+            seen_B += 1  # the runtime reads where these lie
+            most += 1
+        return written_BT.tolist()
 
-    def _bind(self, name: str, array: np.ndarray) -> None:
-        self.bound[name] = self.value(array)
-        self.binding.bind_ortvalue_input(name, self.bound[name])
+    def _bind(self, **arrays: np.ndarray) -> None:
+        for name, array in arrays.items():
+            self.bound[name] = self.value(array)
+            self.binding.bind_ortvalue_input(name, self.bound[name])
 
 
 TENSORS = {
