@@ -3,8 +3,8 @@
 Contract: `causal` is a Qwen3 checkpoint as a plain autoregressive loop wants it: new tokens, rows'
 lengths and the cache in; each row's last logits and the cache out. Its attention is the runtime's
 own causal one, which turns queries and keys and writes into the cache where it lies: about a tenth
-faster than the standard operator with keys and values passed along. `cross_encoder` is a BERT-shaped
-scorer of random weights, one score per document. `product` is one large matrix product.
+faster than the standard operator with keys and values passed along. `cross_encoder` is a scorer of
+BERT's shape with random weights, one score per document. `product` is one large matrix product.
 Not here: our own graph, which knows canvases and blocks.
 """
 

@@ -38,6 +38,10 @@ class Noting:
     _session: Session | None = None
 
     @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
     def max_positions(self) -> int:
         return self.inner.max_positions
 
