@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from contest import Contest, OpenBackend, Texts, Way
@@ -37,9 +38,8 @@ class Noting:
     total: Work = field(default_factory=Work)
     _session: Session | None = None
 
-    @property
-    def name(self) -> str:
-        return self.inner.name
+    def __post_init__(self) -> None:
+        self.name = self.inner.name
 
     @property
     def max_positions(self) -> int:
@@ -73,7 +73,7 @@ class Decoded:
         self,
         contest: Contest,
         backend: Backend,
-        directory: Any,
+        directory: Path,
         how: str,
         *,
         reasoning: bool = True,
