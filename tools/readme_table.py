@@ -104,7 +104,7 @@ def decimals(key: str, digits: int = 1) -> Callable[[dict[str, Any]], str]:
 
 
 def percent(key: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: "–" if row.get(key) is None else f"{row[key]:.0%}"
+    return lambda row: "–" if row.get(key) is None else f"{100 * row[key]:.0f} %"
 
 
 def peers_table(report: dict[str, Any]) -> str:

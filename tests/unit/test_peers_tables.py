@@ -40,7 +40,7 @@ def test_the_short_table_has_one_line_each_ours_first() -> None:
     lines = table_of("results", report()).splitlines()
     assert lines[2:5] == [
         "| ar | 9.00 | 5,000 | – | 6.00 | – | – | – |",
-        "| ONNX Runtime, plain loop | 10.00 | 1,234 | 26% | – | – | – | – |",
+        "| ONNX Runtime, plain loop | 10.00 | 1,234 | 26 % | – | – | – | – |",
         "| LightGBM | 0.05 | – | – | 0.01 | – | – | – |",
     ]
     assert lines[-1] == (
@@ -52,7 +52,7 @@ def test_the_short_table_has_one_line_each_ours_first() -> None:
 def test_the_long_table_has_every_row() -> None:
     lines = table_of("rows", report()).splitlines()
     assert len(lines) == 2 + len(report()["rows"]) + 2
-    assert "| ONNX Runtime, plain loop | 1 | 1 | 10.00 | 1,234 | 50.0 | 26% | 100% |" in lines
+    assert "| ONNX Runtime, plain loop | 1 | 1 | 10.00 | 1,234 | 50.0 | 26 % | 100 % |" in lines
     assert "| ar (torch) | 1 | 1 | 50.00 | – | – | – | – |" in lines
 
 
