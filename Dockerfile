@@ -6,12 +6,7 @@ FROM python:3.11-slim AS build
 WORKDIR /build
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src ./src
-# torch goes first. Name an index that holds its CPU builds to keep the image small:
-#   docker build --build-arg TORCH_INDEX=https://… -t diffgr2 .
-ARG TORCH_INDEX=""
 RUN python -m venv /venv \
- && /venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
-      "$(grep '^torch==' constraints.txt)" \
  && /venv/bin/pip install --no-cache-dir -c constraints.txt '.[serve]'
 
 FROM python:3.11-slim

@@ -227,7 +227,7 @@ class TrainConfig(Section):
     final_lr: Share = 0.1  # cosine ends at this share of lr
     warmup: Count = 50  # steps
     weight_decay: Amount = 0.01
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices in layers, adamw beside it
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices in layers (one process)
     muon_lr: Rate = 6e-3  # its peak learning rate, in AdamW's units
     clip: Rate = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast

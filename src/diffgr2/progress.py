@@ -14,10 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-
 
 @dataclass
 class Task:
@@ -56,6 +52,15 @@ class Progress:
         if not self.stream.isatty():
             yield Task(total, plain)
             return
+        from rich.console import Console  # late: only a terminal has bars
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bars
+
         facts = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         columns = ("{task.description}", BarColumn(), *facts, "{task.fields[note]}")
         with Bars(*columns, console=Console(file=self.stream), transient=True) as bars:

@@ -110,6 +110,12 @@ class BackendPromises:
         spans = [canvas(rng.integers(0, VOCAB, n).tolist(), 0, n - 3) for n in (12, 7)]
         self.check(session, rows, spans)
 
+    def test_long_prompts_may_be_read_in_pieces(self, model, monkeypatch) -> None:
+        monkeypatch.setattr("diffgr2.model.ort.PIECE", 4)
+        rng, session = np.random.default_rng(5), model.session(MASK)
+        rows = self.joined(session, rng, [11, 3, 8])
+        self.check(session, rows, [causal([7, 8], len(row.ids), 1) for row in rows])
+
     def test_rows_come_and_go(self, model) -> None:
         rng, session = np.random.default_rng(4), model.session(MASK)
         rows = self.joined(session, rng, [4, 9, 6])

@@ -17,7 +17,7 @@ from transformers import Qwen3ForCausalLM
 from diffgr2.decode import reference
 from diffgr2.decode.batch import Batch, DecodeRequest, decode, make_writer
 from diffgr2.decode.grammar import Grammar
-from diffgr2.decode.reference import Slow, SlowModel, Text
+from diffgr2.decode.reference import Slow, Text
 from diffgr2.decode.replay import decisions
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.errors import DecodeError
@@ -25,6 +25,7 @@ from diffgr2.model.backend import Backend
 from diffgr2.model.backends import backend_of
 from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.session import TorchSession
+from diffgr2.model.slow import SlowModel
 from diffgr2.types import Trajectory
 from support.grammars import GRAMMARS, accepts
 from support.tiny_qwen import VOCAB, tiny

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from diffgr2.decode.batch import decode
-from diffgr2.decode.reference import SlowModel, ar, block, verify
+from diffgr2.decode.reference import ar, block, verify
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.slow import SlowModel
 from diffgr2.streams import generator
 from support.grammars import END, GRAMMARS, MASK, accepts, text
 from support.tiny_qwen import VOCAB, tiny

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from diffgr2.model.backend import NO_TOKEN, NOTHING_BANNED, Chosen, Session, Span, View
 from diffgr2.model.sampling import inverse_transform, log_normalised
@@ -88,10 +87,10 @@ class RandomModel:
     def row(self, seen: list[int], at: int) -> int:
         return hash((at, *seen)) % ROWS
 
-    def logp(self, ids: list[int], sees: list[int]) -> torch.Tensor:
+    def logp(self, ids: list[int], sees: list[int]) -> np.ndarray:
         """As the slow reference asks."""
         rows = [self.row(ids[:seen], at) for at, seen in enumerate(sees)]
-        return torch.from_numpy(self.logp_RV[rows])
+        return self.logp_RV[rows]
 
     def session(self, mask_id: int) -> Session:
         assert mask_id == self.mask_id

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from diffgr2.errors import CheckpointError, NonFiniteError
+from diffgr2.errors import CheckpointError, ConfigError, NonFiniteError
 from diffgr2.progress import Progress
 from diffgr2.train import dist
 from diffgr2.train.loop import fit
@@ -52,6 +52,16 @@ def non_finite_stops_all(folder: Path) -> None:
     raise AssertionError("no rank may go on")
 
 
+def muon_is_refused(folder: Path) -> None:
+    """It turns whole matrices, of which each rank has a part."""
+    said = ""
+    try:
+        train(folder, steps=1, optimizer="muon")
+    except ConfigError as error:
+        said = str(error)
+    assert said == "optimizer: muon works in one process, several need adamw"
+
+
 def write_error_stops_all(folder: Path) -> None:
     (folder / "checkpoints").parent.mkdir(parents=True, exist_ok=True)
     (folder / "checkpoints").write_text("a file stands where the directory should be")
@@ -76,6 +86,7 @@ def main() -> None:
     rollout_is_free_of_collectives()
     non_finite_stops_all(folder / "bad")
     write_error_stops_all(folder / "blocked")
+    muon_is_refused(folder / "refused")
     if here.first:
         digest = {name: float(tensor.double().norm()) for name, tensor in weights.items()}
         (folder / "two.json").write_text(json.dumps({"norms": digest, "odd": len(odd)}))

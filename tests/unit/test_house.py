@@ -144,6 +144,24 @@ def strangers(house: House) -> list[str]:
     ]
 
 
+NUMPY_ALONE = "decode prompts rerank serve integrations"
+"""Rooms that no package of training is imported in, not even late: who ranks has none."""
+
+
+def trainers(house: House) -> list[str]:
+    """Imports of the extra `train` where there must be none."""
+    found = []
+    for module, text in house.items():
+        if room_of(module) not in NUMPY_ALONE.split():
+            continue
+        for node, _ in statements(ast.parse(text)):
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            packages = {name.partition(".")[0] for name in named} & {*TRAINING}
+            found += [f"{module}:{node.lineno} imports {name}" for name in sorted(packages)]
+    return found
+
+
 def front_door(house: House) -> list[str]:
     """What the package's own `__init__` imports but may not: it offers `rerank`, on demand."""
     typing = {
@@ -281,6 +299,19 @@ def test_rooms_that_must_not_know_each_other_are_found(room: str, target: str, w
 
 
 @pytest.mark.parametrize(
+    ("module", "text", "wrong"),
+    [
+        ("decode.a", "import torch.nn as nn", True),
+        ("rerank.a", "def f():\n    from scipy.sparse import csr_array", True),
+        ("serve.a", "import numpy as np\nfrom torchless import a", False),
+        ("model.a", "import torch", False),
+    ],
+)
+def test_a_package_of_training_is_found_where_none_may_be(module, text, wrong: bool) -> None:
+    assert bool(trainers({f"diffgr2.{module}": text})) == wrong
+
+
+@pytest.mark.parametrize(
     ("text", "wrong"),
     [
         ("def f():\n    from diffgr2.rerank import b", False),
@@ -333,7 +364,7 @@ def house() -> dict[str, str]:
 @pytest.mark.parametrize(
     "rule",
     [
-        *(upwards, strangers, front_door, module_circles, room_circles),
+        *(upwards, strangers, trainers, front_door, module_circles, room_circles),
         *(shared_names, long_functions),
     ],
     ids=lambda rule: rule.__name__,

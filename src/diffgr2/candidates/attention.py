@@ -8,6 +8,7 @@ history at a time: a request has one. Not here: training, and lists of many user
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +61,20 @@ class AttentionScores:
 
     def score_all(self, queries: Histories) -> np.ndarray:
         """Scores of every item for every query, f32 (L, I); all 0 for an empty history."""
-        every_I = np.arange(self.n_items)
         scores_LI = np.empty((queries.n_users, self.n_items), np.float32)
         for row in range(queries.n_users):
-            scores_LI[row] = self.score_some(queries.of(row), every_I)
+            scores_LI[row] = self.arrays["items.weight"] @ self._state(queries.of(row))
         return scores_LI
 
     def score_some(self, history_T: np.ndarray, items_K: np.ndarray) -> np.ndarray:
         """Scores of some items for one history, f32 (K,)."""
-        history_T = history_T[-self.config.max_len :]
-        if not len(history_T):
-            return np.zeros(len(items_K), np.float32)
-        return self.arrays["items.weight"][items_K] @ self._last(history_T)
+        return self.arrays["items.weight"][items_K] @ self._state(history_T)
 
-    def _last(self, items_T: np.ndarray) -> np.ndarray:
-        """The hidden state of the newest item."""
-        arrays = self.arrays
+    def _state(self, items_T: np.ndarray) -> np.ndarray:
+        """The hidden state of the newest item, 0 without one."""
+        arrays, items_T = self.arrays, items_T[-self.config.max_len :]
+        if not len(items_T):
+            return np.zeros(self.config.dim, np.float32)
         x_TC = arrays["items.weight"][items_T] + arrays["positions.weight"][: len(items_T)]
         x_TC = self._norm("norm_in", x_TC)
         for block in range(self.config.layers):
@@ -90,14 +89,19 @@ class AttentionScores:
         qkv_TC = self._linear(f"{name}.qkv", self._norm(f"{name}.norm_attention", x_TC))
         q_HTE, k_HTE, v_HTE = qkv_TC.reshape(length, 3, heads, -1).transpose(1, 2, 0, 3)
         score_HRT = q_HTE[:, -rows:] @ k_HTE.swapaxes(1, 2) * np.float32((width // heads) ** -0.5)
-        at_T = np.arange(length)
-        score_HRT = np.where(at_T <= at_T[-rows:, None], score_HRT, -np.inf)
+        if rows > 1:  # the newest sees all
+            score_HRT += self._later[length - rows : length, :length]
         p_HRT = np.exp(score_HRT - score_HRT.max(-1, keepdims=True))
         mixed_HRE = p_HRT @ v_HTE / p_HRT.sum(-1, keepdims=True)
         mixed_RC = mixed_HRE.transpose(1, 0, 2).reshape(rows, width)
         x_RC = x_TC[-rows:] + self._linear(f"{name}.out", mixed_RC)
         hidden = gelu(self._linear(f"{name}.up", self._norm(f"{name}.norm_ffn", x_RC)))
         return x_RC + self._linear(f"{name}.down", hidden)
+
+    @cached_property
+    def _later(self) -> np.ndarray:
+        """−inf where an item stands behind the one that looks."""
+        return np.triu(np.full((self.config.max_len,) * 2, -np.inf, np.float32), 1)
 
     def _linear(self, name: str, x: np.ndarray) -> np.ndarray:
         return x @ self.arrays[f"{name}.weight"].T + self.arrays[f"{name}.bias"]

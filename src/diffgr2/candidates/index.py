@@ -155,11 +155,11 @@ class EvidenceIndex:
 
         # What other users bought together with, and after, the history's items.
         value_VLHK, buyers_LX = self.pairs.lookup(history_LH, items_LK, exclude_L)
-        together, forward, session = value_VLHK
+        together, _, session = value_VLHK
         buyers_LX = np.maximum(buyers_LX, 0.5)  # so that they can divide
         buyers_LH1, buyers_LK = buyers_LX[:, : self.history, None], buyers_LX[:, self.history :]
         expected_LK = (weight_LH1 * buyers_LH1).sum(1) * buyers_LK / self.n_users
-        copurchase_LK = (weight_LH1 * together).sum(1)
+        copurchase_LK, next_LK = (weight_LH1 * value_VLHK[:2]).sum(2)
 
         # What the history's items are like.
         past, items = self.attributes_of(history_LH), self.attributes_of(items_LK)
@@ -175,8 +175,8 @@ class EvidenceIndex:
             "gap": scores_LK[:, :1] - scores_LK,
             "copurchase": copurchase_LK,
             "lift": copurchase_LK / np.maximum(expected_LK, 1e-9),
-            "last": (together / np.sqrt(buyers_LH1))[newest] / np.sqrt(buyers_LK),
-            "next": (weight_LH1 * forward).sum(1),
+            "last": together[newest] / np.sqrt(buyers_LH1[newest]) / np.sqrt(buyers_LK),
+            "next": next_LK,
             "session": session[newest],
             "brand": (weight_LH1 * brand_LHK).sum(1) / total_L1,
             "category": (weight_LH1 * category_match(past, items)).sum(1) / total_L1,

@@ -18,6 +18,9 @@ from diffgr2.errors import DecodeError
 from diffgr2.model.backend import Backend, Session, Span
 from diffgr2.types import Trajectory
 
+RIDE = 1 << 24
+"""Scores of attention up to which prompts ride with the first forward; more take pieces."""
+
 WRITERS = {"ar": ArWriter, "block": BlockWriter, "verify": VerifyWriter}
 
 
@@ -40,14 +43,15 @@ class Batch:
     def add(self, writers: Sequence[Writer]) -> None:
         """Let new writers join; none may be done already.
 
-        Where nobody waits, their prompts ride with the first forward; else they are prefilled.
+        Where nobody waits, short prompts ride with the first forward; else they are prefilled.
         """
         if not writers:
             return
         self._begin()
         if self._session is None:
             self._session = self.model.session(writers[0].settings.mask_id)
-        self._unread = not self.writers
+        longest = max(len(w.prompt) for w in writers)
+        self._unread = not self.writers and len(writers) * longest**2 <= RIDE
         prompts = [Span([], 0, [], 0) if self._unread else _prompt(w) for w in writers]
         self._session.add(prompts, max(w.slots for w in writers))
         self.writers.extend(writers)

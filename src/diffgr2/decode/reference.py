@@ -1,20 +1,18 @@
 """What the decoders mean: plain loops over the stock model, no cache, no batching. Read this first.
 
-Contract: every forward recomputes the whole document through `Qwen3ForCausalLM` with an explicit
-boolean mask, what a grammar allows is found by listing all its texts, and nothing else of `decode`
-or `model.layout` is used; the fast decoders (`ar`, `block`, `verify`) must write the same tokens in
-the same steps, which the oracle tests check. Not here: speed; nothing but tests and readers uses
+Contract: every forward recomputes the whole document (`model.slow`) under an explicit mask, what a
+grammar allows is found by listing all its texts, and nothing else of `decode` or `model.layout` is
+used; the fast decoders (`ar`, `block`, `verify`) must write the same tokens in the same steps,
+which the oracle tests check. Not here: speed; nothing but tests and readers uses this.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from math import floor, nan
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import Qwen3ForCausalLM
 
 from diffgr2.decode.grammar import NOTHING, Grammar, Group, Places
 from diffgr2.decode.settings import DecodeSettings
@@ -35,22 +33,13 @@ class Slow:
     finished: bool
 
 
-class SlowModel:
-    """Log-probabilities of a document in which token t sees the positions below `sees[t]`."""
+class SlowModel(Protocol):
+    """The stock model (`model.slow`), or whatever else has distributions."""
 
-    def __init__(self, module: Qwen3ForCausalLM, mask_id: int) -> None:
-        self.module, self.mask_id = module, mask_id
-
-    @torch.no_grad()
-    def logp(self, ids: list[int], sees: list[int]) -> torch.Tensor:
-        mask = torch.arange(len(ids))[None, :] < torch.tensor(sees)[:, None]
-        logits = self.module(
-            input_ids=torch.tensor([ids]),
-            attention_mask=mask[None, None],
-            position_ids=torch.arange(len(ids))[None],
-        ).logits[0]
-        logits[:, self.mask_id] = -torch.inf
-        return torch.log_softmax(logits, -1)
+    def logp(self, ids: list[int], sees: list[int]) -> Any:
+        """Log-probabilities [T, V] of a document, token t of which sees positions below `sees[t]`;
+        an array or a tensor."""
+        ...
 
 
 # ----------------------------------------------------------------------- one choice of a token
@@ -64,26 +53,31 @@ class Choice:
     level: float = nan  # expected level where a strength stands
 
 
+def log_softmax(raw: np.ndarray) -> np.ndarray:
+    return raw - raw.max() - np.log(np.exp(raw - raw.max()).sum())
+
+
 def choose(
-    logp_V: Tensor, allowed: Sequence[int], scale: bool, temperature: float, uniform: float
+    logp_V: Any, allowed: Sequence[int], scale: bool, temperature: float, uniform: float
 ) -> Choice:
     """Pick among the allowed tokens; on a scale these are the levels in order."""
-    raw = logp_V[list(allowed)].double()
-    if not torch.isfinite(raw).any():
-        raw = torch.zeros(len(allowed), dtype=torch.float64)
-    logp = torch.log_softmax(raw, 0)
-    level = sum(i * float(p) for i, p in enumerate(logp.exp())) if scale else nan
+    every = np.asarray(logp_V, np.float64)
+    raw = every[list(allowed)]
+    if not np.isfinite(raw).any():
+        raw = np.zeros(len(allowed))
+    logp = log_softmax(raw)
+    level = sum(i * float(p) for i, p in enumerate(np.exp(logp))) if scale else nan
     if temperature > 0:
-        logp = torch.log_softmax(raw / temperature, 0)
+        logp = log_softmax(raw / temperature)
         total = 0.0
-        sums = [total := total + float(p) for p in logp.exp()]
+        sums = [total := total + float(p) for p in np.exp(logp)]
         best = next(i for i, s in enumerate(sums) if s > uniform * total)
     elif scale:
         best = floor(round(level, 6) + 0.5)
     else:
         best = min(range(len(allowed)), key=lambda i: (-float(logp[i]), allowed[i]))
     near = allowed[max(best - 1, 0) : best + 2] if scale else [allowed[best]]
-    confidence = sum(float(logp_V[token].exp()) for token in near)
+    confidence = sum(float(np.exp(every[token])) for token in near)
     return Choice(allowed[best], float(logp[best]), confidence, level)
 
 
@@ -213,7 +207,7 @@ class Text:
         free = self.grammar.free if self.grammar else None
         return bool(free and self.row_of(at) is None and token == free.closer)
 
-    def choose(self, at: int, logp_V: Tensor, temperature: float, uniform: float) -> Choice:
+    def choose(self, at: int, logp_V: Any, temperature: float, uniform: float) -> Choice:
         allowed = self.may(at, len(logp_V))
         return choose(logp_V, allowed, self.scale(at), temperature, uniform)
 
@@ -318,7 +312,7 @@ def canvas_logp(
     start: int,
     end: int,
     settings: DecodeSettings,
-) -> dict[int, Tensor]:
+) -> dict[int, Any]:
     """{canvas position: log-probabilities} of one denoising forward."""
     p = len(prompt)
     ends = boundaries(p + end, settings, p)
@@ -355,7 +349,8 @@ def block(
         logp = canvas_logp(model, prompt, text.known, start, end, settings)
         hot, places = settings.temperature, [t for t in range(start, end) if t not in text.known]
         choice = {t: text.choose(t, logp[t], hot, rng.random() if rng else 0) for t in places}
-        entropy = {at: float(-(logp[at].exp() * logp[at].clamp(min=-1e9)).sum()) for at in choice}
+        rows = {at: np.asarray(logp[at], np.float64) for at in choice}
+        entropy = {at: -float((np.exp(r) * np.maximum(r, -1e9)).sum()) for at, r in rows.items()}
         confidence = {at: chosen.confidence for at, chosen in choice.items()}
         # What stands behind a wish to end the free text may belong to the tail: too early.
         closing = [t for t in places if text.closes(t, choice[t].token)]

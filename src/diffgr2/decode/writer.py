@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Writer(ABC):
     ) -> None:
         self.key, self.settings = key, settings  # key: the caller's number
         self.prompt = request.prompt
-        self.rng = generator(*request.stream)
+        self._stream = request.stream
         self.prefill = len(self.prompt) - 1  # the last prompt token is in the first span
         grammar = request.grammar if settings.rule == "grammar" else None
         capacity = spare + max(settings.max_tokens, grammar.longest if grammar else 0)
@@ -53,6 +54,11 @@ class Writer(ABC):
         self._fresh: list[tuple[int, int]] = []
         self.guide = Guide(grammar, self.tokens_T) if grammar else None
         self._hear(BEFORE)
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        """The output's own random stream; greedy decoding needs none."""
+        return generator(*self._stream)
 
     def prefill_hi(self) -> list[int]:
         """How far each prompt token sees: causally."""

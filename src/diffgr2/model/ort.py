@@ -9,7 +9,7 @@ done with the answers (`decode`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,6 +19,9 @@ import onnxruntime as ort
 from diffgr2.errors import CheckpointError, DecodeError, first_line
 from diffgr2.model.backend import Session, Span, View
 from diffgr2.model.view import NumpyView
+
+PIECE = 512
+"""Tokens of a prompt that one forward takes."""
 
 BFLOAT16 = 16
 """ONNX's number of that type, whose bits come as uint16."""
@@ -114,9 +117,8 @@ class OrtSession:
         size = (slots, len(prompts), self._backend.facts.kv_width)
         # Zeros: what is unseen is multiplied by a weight of zero, which NaN would survive.
         self._cache = [np.zeros(size, dtype=np.float32) for _ in self._past]
-        if any(span.ids for span in prompts):
-            last = max(len(span.ids) for span in prompts) - 1
-            self._run(prompts, last)
+        for piece in _pieces(prompts):
+            self._run(piece, max(len(span.ids) for span in piece) - 1)
         if old:
             height = max(len(old[0]), slots)
             pairs = zip(old, self._cache, strict=True)
@@ -205,6 +207,18 @@ class OrtSession:
         for array, fresh in zip(self._cache, new, strict=True):
             array[slot_N, row_N] = fresh[time_N, row_N]
         return logp_RBV.swapaxes(0, 1)
+
+
+def _pieces(prompts: Sequence[Span]) -> Iterator[Sequence[Span]]:
+    """Prompts in pieces whose masks stay small; what sees ahead stays whole."""
+    longest = max(len(span.ids) for span in prompts)
+    causal = all(hi == at + 1 for span in prompts for at, hi in enumerate(span.hi))
+    size = PIECE if causal else max(longest, 1)
+    for at in range(0, longest, size):
+        yield [
+            Span(s.ids[at : at + size], min(at, len(s.ids)), s.hi[at : at + size], 0)
+            for s in prompts
+        ]
 
 
 def _bias(seen: np.ndarray) -> np.ndarray:
