@@ -7,7 +7,7 @@ WORKERS ?= 2
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ladder test test-slow test-clients lint format beauty bench readme clean
+.PHONY: help setup demo ladder test test-slow test-clients lint format beauty bench peers readme clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,11 @@ beauty: $(STAMP)  ## the Beauty recipe: make beauty DATA=/folder/with/interactio
 
 bench: $(STAMP)  ## decoders timed on the demo's models
 	$(BIN)/diffgr2 speed demo --force
+
+peers: $(STAMP)  ## the demo's lists ranked by others, too, and what longer ones cost
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/peers.py demo --out results/peers.json
+	$(BIN)/python benchmarks/growth.py demo --out results/growth.json
 
 readme: $(STAMP)  ## the tables of README and docs/results.md from results/
 	$(BIN)/python tools/readme_table.py README.md results

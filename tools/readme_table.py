@@ -2,8 +2,8 @@
 
 Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands what
 `results/NAME.json` says and nothing else: its main rows (`rows:NAME`: all of them; `speed:NAME`:
-its timing run; `serving:NAME`: a serving benchmark); running it twice changes nothing. Not here:
-measuring.
+its timing run; `serving:NAME`: a serving benchmark; `growth:NAME`: costs of larger lists); running
+it twice changes nothing. Not here: measuring.
 Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from diffgr2.evaluate.tables import (
     timings_table,
 )
 
-OPEN = re.compile(r"^<!-- (results|rows|serving|speed):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
+OPEN = re.compile(r"^<!-- (results|rows|serving|speed|growth):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
 MAIN_ROWS = (
@@ -88,12 +89,91 @@ def serving_table(report: dict[str, Any]) -> str:
     return f"{markdown_table(report['rows'], columns)}\n\n{note}"
 
 
+MAIN_PEERS = (
+    *("ar", "block", "block, 3 views", "verify"),
+    *("transformers generate, static cache, compiled", "llama.cpp", "ONNX Runtime, plain loop"),
+    *("MiniLM-L6 cross-encoder, ONNX Runtime", "LightGBM"),
+)
+MAIN_BATCHES = (1, 32)
+"""What the short table of peers shows, on one thread; ours on their first engine."""
+
+
+def decimals(key: str, digits: int = 1) -> Callable[[dict[str, Any]], str]:
+    """A number with all its digits, or a dash."""
+    return lambda row: "–" if row.get(key) is None else f"{row[key]:,.{digits}f}"
+
+
+def percent(key: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: "–" if row.get(key) is None else f"{100 * row[key]:.0f} %"
+
+
+def peers_table(report: dict[str, Any]) -> str:
+    """Everybody timed beside each other, at every batch size and number of threads."""
+    columns: list[Any] = [("way", at("name")), ("batch", at("batch")), ("threads", at("threads"))]
+    columns += [("ms per list", decimals("ms_per_list", 2))]
+    columns += [("tokens/s", decimals("tokens_per_s", 0)), ("forwards", decimals("forwards"))]
+    columns += [("of the limit", percent("share_of_limit"))]
+    columns += [("same tokens", percent("same_tokens"))]
+    return f"{markdown_table(report['rows'], columns)}\n\n{peers_note(report)}"
+
+
+def short_peers_table(report: dict[str, Any]) -> str:
+    """One line for each."""
+    lines: dict[str, dict[str, Any]] = {}
+    for row in report["rows"]:
+        name, batch = re.sub(r" \((onnx|torch)\)$", "", row["name"]), row["batch"]
+        line = lines.setdefault(name, {"name": name})
+        if row["threads"] == 1 and batch in MAIN_BATCHES and f"ms_per_list@{batch}" not in line:
+            line |= {f"{key}@{batch}": value for key, value in row.items()}
+    columns: list[Any] = [("way", at("name"))]
+    for batch in MAIN_BATCHES:
+        columns += [
+            (f"ms, batch {batch}", decimals(f"ms_per_list@{batch}", 2)),
+            ("tokens/s", decimals(f"tokens_per_s@{batch}", 0)),
+            ("of the limit", percent(f"share_of_limit@{batch}")),
+        ]
+    columns += [("same tokens", percent(f"same_tokens@{MAIN_BATCHES[-1]}"))]
+    shown = [lines[name] for name in MAIN_PEERS if name in lines]
+    return f"{markdown_table(shown, columns)}\n\n{peers_note(report)}"
+
+
+def peers_note(report: dict[str, Any]) -> str:
+    """The machine, what it can do, and how the table was made."""
+    about = report["machine"]
+    limits = "; ".join(
+        f"{one['threads']} thread{'s' * (one['threads'] > 1)}: "
+        f"{one['flop'] / 1e9:,.0f} GFLOP/s, {one['bytes'] / 1e9:,.0f} GB/s"
+        for one in report["limit"]
+    )
+    absent = f" Not installed: {', '.join(report['left_out'])}." if report["left_out"] else ""
+    return (
+        f"{about['processor']}, {about['cores']} cores, load {about['load']}; limit by {limits}."
+        f"{absent} Made by `{report['command']}`."
+    )
+
+
+def growth_table(report: dict[str, Any]) -> str:
+    """What a list costs as one thing grows."""
+    columns: list[Any] = [("grows", at("axis")), ("to", at("value"))]
+    for way, ms in (("ar", "`ar` ms"), ("block", "`block` ms"), ("least", "at once ms")):
+        columns += [(ms, decimals(f"{way}_ms")), ("forwards", decimals(f"{way}_forwards"))]
+    columns += [("one more ms", decimals("further_forward_ms", 2))]
+    columns += [("pays up to forwards", decimals("pays_up_to"))]
+    about = report["machine"]
+    note = f"{about['processor']}, one thread, load {about['load']}. Made by `{report['command']}`."
+    return f"{markdown_table(report['rows'], columns)}\n\n{note}"
+
+
 def table_of(kind: str, report: dict[str, Any]) -> str:
     """What stands between the marks of a kind."""
     if kind == "serving":
         return serving_table(report)
     if kind == "speed":
         return speed_table(report)
+    if kind == "growth":
+        return growth_table(report)
+    if "limit" in report:
+        return peers_table(report) if kind == "rows" else short_peers_table(report)
     if "seeds" in report:
         return several_seeds(report)
     return results_table(report, every=kind == "rows")

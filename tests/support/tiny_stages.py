@@ -95,7 +95,9 @@ def contract_of(**changes: Any) -> BlockContract:
     return BlockContract(**{"block_size": BLOCK, "mask_token_id": vocabulary().mask_id, **changes})
 
 
-def fresh(seed: int = SEED, *, tied: bool = True, dim: int = 24, layers: int = 2) -> Any:
+def fresh(
+    seed: int = SEED, *, tied: bool = True, dim: int = 24, layers: int = 2, head_dim: int = 12
+) -> Any:
     """A random model of the backbone's kind."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -106,7 +108,7 @@ def fresh(seed: int = SEED, *, tied: bool = True, dim: int = 24, layers: int = 2
                 num_hidden_layers=layers,
                 num_attention_heads=2,
                 num_key_value_heads=1,
-                head_dim=12,
+                head_dim=head_dim,
                 intermediate_size=2 * dim,
                 max_position_embeddings=2048,
                 tie_word_embeddings=tied,

@@ -20,8 +20,8 @@ def shows_a_table(path: Path) -> bool:
     return "rows" in json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_both_recipes_have_a_place_in_the_readme() -> None:
-    assert marks("README.md") == [("results", "demo"), ("results", "beauty")]
+def test_recipes_and_peers_have_a_place_in_the_readme() -> None:
+    assert marks("README.md") == [("results", name) for name in ("demo", "beauty", "peers")]
 
 
 def test_every_committed_result_with_a_table_is_shown() -> None:

@@ -1,0 +1,232 @@
+"""Other people's engines, writing the teacher's greedy text from the same weights and prompts.
+
+Contract: each is the plain autoregressive way at its best: prompts in one batch, then one token
+after the other, as many as our `ar` writes and not one more, no grammar, arg-max. Not here: our
+decoders (`ours`), rankers that write nothing (`rankers`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from contest import Contest, Texts
+from machine import Work
+from safetensors.numpy import load_file
+
+from diffgr2.model.contract import read_config
+from diffgr2.model.load import open_model
+from diffgr2.prompts.request import Request
+
+
+class Plain:
+    """What they share; see `contest.Way`."""
+
+    equals = "teacher"
+
+    def __init__(self, contest: Contest, batch: int, threads: int) -> None:
+        self.contest = contest
+        # Compiled graphs and slots of a cache are as long as the longest prompt.
+        self.longest = max(map(len, contest.prompts(contest.requests)))
+
+    def rank(self, requests: Sequence[Request]) -> Texts:
+        return self.write(self.contest.prompts(requests), self.contest.tokens)
+
+    def work(self, requests: Sequence[Request]) -> Work:
+        lengths = [len(prompt) for prompt in self.contest.prompts(requests)]
+        return self.contest.shape.written(lengths, self.contest.tokens)
+
+    def write(self, prompts: Texts, tokens: int) -> Texts:
+        raise NotImplementedError
+
+
+def left_padded(prompts: Texts, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids [B, T], how much of each row is padding [B]); padding has id 0."""
+    ids_BT = np.zeros((len(prompts), width), dtype=np.int64)
+    pad_B = np.array([width - len(prompt) for prompt in prompts])
+    for row_T, pad, prompt in zip(ids_BT, pad_B.tolist(), prompts, strict=True):
+        row_T[pad:] = prompt
+    return ids_BT, pad_B
+
+
+class Generate(Plain):
+    """`generate` of transformers as it comes."""
+
+    how: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, contest: Contest, batch: int, threads: int) -> None:
+        super().__init__(contest, batch, threads)
+        self.model: Any = open_model(contest.teacher)
+        self.width = 0  # of a batch: its longest prompt's
+
+    @torch.inference_mode()
+    def write(self, prompts: Texts, tokens: int) -> Texts:
+        width = self.width or max(map(len, prompts))
+        ids_BT, pad_B = left_padded(prompts, width)
+        seen_BT = torch.from_numpy(np.arange(width) >= pad_B[:, None]).long()
+        out = self.model.generate(
+            torch.from_numpy(ids_BT),
+            attention_mask=seen_BT,
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+            **self.how,
+        )
+        return out[:, width:].tolist()
+
+
+class CompiledGenerate(Generate):
+    """With its static cache, and the forward compiled for two shapes: prompts and one token."""
+
+    how: dict[str, Any] = {"cache_implementation": "static", "disable_compile": True}  # noqa: RUF012
+
+    def __init__(self, contest: Contest, batch: int, threads: int) -> None:
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            raise ImportError("a C++ compiler")
+        super().__init__(contest, batch, threads)
+        self.width = self.longest
+        torch._dynamo.reset()
+        self.model.forward = torch.compile(self.model.forward, dynamic=False)
+
+
+class OnnxRuntime(Plain):
+    """A loop in Python over a graph whose cache stays where it is."""
+
+    def __init__(self, contest: Contest, batch: int, threads: int) -> None:
+        from onnx_graphs import causal, session_of
+        from onnxruntime import OrtValue
+
+        super().__init__(contest, batch, threads)
+        shape, self.value = contest.shape, OrtValue.ortvalue_from_numpy
+        self.session: Any = session_of(causal(contest.teacher), threads)
+        self.binding = self.session.io_binding()
+        slots = self.longest + contest.tokens
+        size = (batch, shape.kv_heads, slots, shape.head_dim)
+        self.bound: dict[str, Any] = {}  # a value on the CPU lies in its array
+        for name in (x.name for x in self.session.get_inputs() if x.name.startswith("past")):
+            cache = self.bound[name] = self.value(np.zeros(size, dtype=np.float32))
+            self.binding.bind_ortvalue_input(name, cache)
+            self.binding.bind_ortvalue_output(name.replace("past", "now"), cache)
+        self.logits_BV = np.zeros((batch, shape.vocab), dtype=np.float32)
+        self.bound["logits"] = self.value(self.logits_BV)
+        self.binding.bind_ortvalue_output("logits", self.bound["logits"])
+
+    def write(self, prompts: Texts, tokens: int) -> Texts:
+        length_B = np.array([len(prompt) for prompt in prompts], dtype=np.int32)
+        ids_BT = np.zeros((len(prompts), length_B.max()), dtype=np.int64)
+        for row_T, prompt in zip(ids_BT, prompts, strict=True):
+            row_T[: len(prompt)] = prompt  # what stands behind a prompt is written over
+        most, seen_B = np.array(length_B.max(), dtype=np.int32), length_B - np.int32(1)
+        self._bind(ids=ids_BT, last=seen_B[:, None].astype(np.int64), seen=seen_B, most=most)
+        token_B1 = np.zeros((len(prompts), 1), dtype=np.int64)
+        written_BT = np.empty((len(prompts), tokens), dtype=np.int64)
+        for step in range(tokens):
+            self.session.run_with_iobinding(self.binding)
+            written_BT[:, step] = token_B1[:, 0] = self.logits_BV.argmax(-1)
+            if step == 0:
+                self._bind(ids=token_B1, last=np.zeros_like(token_B1))
+            seen_B += 1  # the runtime reads where these lie
+            most += 1
+        return written_BT.tolist()
+
+    def _bind(self, **arrays: np.ndarray) -> None:
+        for name, array in arrays.items():
+            self.bound[name] = self.value(array)
+            self.binding.bind_ortvalue_input(name, self.bound[name])
+
+
+TENSORS = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""Our names of a layer's tensors, and llama.cpp's."""
+
+
+def write_gguf(directory: Path, path: Path) -> None:
+    """A checkpoint's weights in fp32; token n is spelled `<n>`, so that text can be read back."""
+    import gguf
+
+    config, tensors = read_config(directory), load_file(directory / "model.safetensors")
+    writer = gguf.GGUFWriter(str(path), "qwen3")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_freq_base((config.get("rope_parameters") or config)["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([f"<{n}>" for n in range(config["vocab_size"])])
+    writer.add_token_types([gguf.TokenType.NORMAL] * config["vocab_size"])
+    writer.add_token_merges(["a b"])  # it wants some; text is never tokenized
+    writer.add_eos_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_tensor("token_embd.weight", tensors["model.embed_tokens.weight"])
+    writer.add_tensor("output_norm.weight", tensors["model.norm.weight"])
+    if "lm_head.weight" in tensors:
+        writer.add_tensor("output.weight", tensors["lm_head.weight"])
+    for n in range(config["num_hidden_layers"]):
+        for ours, theirs in TENSORS.items():
+            tensor = tensors[f"model.layers.{n}.{ours}.weight"]
+            writer.add_tensor(f"blk.{n}.{theirs}.weight", tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class LlamaCpp(Plain):
+    """Its server's engine within this process, one slot per list, nothing kept between calls."""
+
+    def __init__(self, contest: Contest, batch: int, threads: int) -> None:
+        import xllamacpp
+
+        super().__init__(contest, batch, threads)
+        path = contest.scratch / "teacher.gguf"
+        if not path.is_file():
+            write_gguf(contest.teacher, path)
+        given = xllamacpp.CommonParams()
+        given.model.path = str(path)
+        given.cpuparams.n_threads = given.cpuparams_batch.n_threads = threads
+        given.n_parallel = batch
+        given.n_ctx = batch * (self.longest + contest.tokens + 1)
+        given.n_batch = max(512, batch * self.longest)
+        given.cache_prompt, given.cache_ram_mib = False, 0
+        given.warmup, given.verbosity = False, -1
+        self.server = xllamacpp.Server(given)
+
+    def write(self, prompts: Texts, tokens: int) -> Texts:
+        greedy = {"temperature": 0, "samplers": ["top_k"], "top_k": 1, "ignore_eos": True}
+        asked = {"prompt": prompts, "n_predict": tokens, "cache_prompt": False, **greedy}
+        answer = self.server.handle_completions(asked)
+        parts = answer if isinstance(answer, list) else [answer]
+        choices = [choice for part in parts for choice in part["choices"]]
+        choices.sort(key=lambda choice: choice["index"])
+        return [[int(n) for n in c["text"].strip("<>").split("><")] for c in choices]
+
+
+ENTRIES = {
+    "transformers generate": Generate,
+    "transformers generate, static cache, compiled": CompiledGenerate,
+    "llama.cpp": LlamaCpp,
+    "ONNX Runtime, plain loop": OnnxRuntime,
+}
