@@ -224,3 +224,20 @@ class TestOnnxFromADirectory(TestOnnx):
         session.add([causal([1, 2, 3], 0)] * 2, SLOTS)
         views = session.forward([causal([4], 3)] * 2)
         return views[0].rows(np.array([0]))
+
+
+def test_eight_bits_stay_close(tmp_path) -> None:
+    save(tiny(4), tmp_path)
+    write_graphs(tmp_path)
+    rng = np.random.default_rng(6)
+    prompts = [causal(rng.integers(0, VOCAB, n).tolist(), 0) for n in (9, 6)]
+    for rows in (1, 2):
+        found = []
+        for name in ("onnx", "onnx-int8"):
+            session = open_backend(tmp_path, name).session(MASK)
+            session.add(prompts[:rows], SLOTS)
+            (view, *_) = session.forward([causal([1, 2, 3], 9), causal([4], 6)][:rows])
+            found.append(view.rows(np.arange(3)))
+        exact, near = (np.exp(logp_NV) for logp_NV in found)
+        assert not np.array_equal(exact, near), "it is in fewer bits"
+        np.testing.assert_allclose(near, exact, atol=0.02)

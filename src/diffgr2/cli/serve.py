@@ -158,7 +158,7 @@ Drain = Annotated[
 ]
 Threads = Annotated[int, option("--threads", min=0, help="Of the model; 0 = as many as it likes.")]
 Backend = Annotated[
-    str, option("--backend", metavar="auto|onnx|torch", help="What runs the model.")
+    str, option("--backend", metavar="auto|onnx|onnx-int8|torch", help="What runs the model.")
 ]
 Log = Annotated[bool, option("--log", help="One JSON line per request on stderr.")]
 TracesTo = Annotated[

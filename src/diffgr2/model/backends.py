@@ -2,10 +2,10 @@
 
 Contract: `open_backend(directory)` opens a model directory, `backend_of(module)` a model under
 training; both decode alike. `onnx` (a compiled graph on the CPU) is the way where there is no
-accelerator, `torch` where there is one; the caller, `use`, or the environment's DIFFGR2_BACKEND
-decide otherwise. A directory that holds its graphs (`write_graphs`) is opened with NumPy and ONNX
-Runtime alone; for others the graph is made on the spot, which takes the package `onnx`. Not here:
-the backends themselves (`ort`, `session`).
+accelerator, `torch` where there is one; `onnx-int8` is faster and not the same to the last token.
+The caller, `use`, or the environment's DIFFGR2_BACKEND decide otherwise. A directory that holds its
+graphs (`write_graphs`) is opened with NumPy and ONNX Runtime alone; for others the graph is made on
+the spot, which takes the package `onnx`. Not here: the backends themselves (`ort`, `session`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ from diffgr2.errors import CheckpointError, ConfigError
 from diffgr2.model.backend import Backend
 from diffgr2.model.contract import read_config
 
-Name = Literal["onnx", "torch"]
+Name = Literal["onnx", "onnx-int8", "torch"]
 NAMES: tuple[Name, ...] = get_args(Name)
 VARIABLE = "DIFFGR2_BACKEND"
 
 DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/kfd")
 
-GRAPHS = {True: "forward_single.onnx", False: "forward.onnx"}
-"""A directory's graphs: of single rows, of batches."""
+GRAPHS = {
+    (False, True): "forward_single.onnx",
+    (False, False): "forward.onnx",
+    (True, True): "forward_single_int8.onnx",
+    (True, False): "forward_int8.onnx",
+}
+"""A directory's graphs, by (int8, single row)."""
 
 
 def chosen(name: str = "auto") -> Name:
@@ -59,14 +64,16 @@ def _accelerated() -> bool:
 
 def open_backend(directory: Path, name: str = "auto") -> Backend:
     """The model of a directory; nothing that happens to its files later reaches the backend."""
-    if chosen(name) == "torch":
+    name = chosen(name)
+    if name == "torch":
         return _torch_backend(directory)
     from diffgr2.model.ort import OrtBackend
-    from diffgr2.model.weights import read
+    from diffgr2.model.weights import read, rounded
 
-    config, weights, graphs = read_config(directory), read(directory), {}
-    for single, file in GRAPHS.items():
-        path = directory / file
+    config, int8, graphs = read_config(directory), name == "onnx-int8", {}
+    weights = rounded(read(directory)) if int8 else read(directory)
+    for single in (False, True):
+        path = directory / GRAPHS[int8, single]
         if path.is_file():
             graphs[single] = path.read_bytes()
 
@@ -75,9 +82,9 @@ def open_backend(directory: Path, name: str = "auto") -> Backend:
             return graphs[single]
         from diffgr2.model.graph import beside
 
-        return _graph(config, beside(directory), single=single)
+        return _graph(config, beside(directory), single=single, int8=int8)
 
-    return OrtBackend(_facts(config), source, default_threads(), weights)
+    return OrtBackend(_facts(config), source, default_threads(), weights, name)
 
 
 def _torch_backend(directory: Path) -> Backend:
@@ -97,7 +104,10 @@ def _torch_backend(directory: Path) -> Backend:
 
 
 def backend_of(module: Any, name: str = "auto") -> Backend:
-    """A Qwen3ForCausalLM as it is now; a change of its weights does not reach the backend."""
+    """A Qwen3ForCausalLM as it is now; a change of its weights does not reach the backend.
+
+    In fp32, whatever the process was told: training replays what a backend wrote.
+    """
     from diffgr2.model.forward import LeanQwen3
 
     if chosen(name) == "torch" or module.device.type != "cpu":
@@ -119,8 +129,9 @@ def write_graphs(directory: Path) -> None:
     from diffgr2.model.graph import beside
 
     config = read_config(directory)
-    for single, file in GRAPHS.items():
-        (directory / file).write_bytes(_graph(config, beside(directory), single=single))
+    for (int8, single), file in GRAPHS.items():
+        made = _graph(config, beside(directory), single=single, int8=int8)
+        (directory / file).write_bytes(made)
 
 
 @dataclass
@@ -163,10 +174,11 @@ def _facts(config: Mapping[str, Any]) -> Any:
     )
 
 
-def _graph(config: Mapping[str, Any], weight: Any, *, single: bool) -> bytes:
+def _graph(config: Mapping[str, Any], weight: Any, *, single: bool, int8: bool = False) -> bytes:
     from diffgr2.model.graph import Shape, graph
 
-    return graph(Shape.of(config), _tables(config), weight, single=single).SerializeToString()
+    made = graph(Shape.of(config), _tables(config), weight, single=single, int8=int8)
+    return made.SerializeToString()
 
 
 def _tables(config: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -203,4 +215,4 @@ def described() -> str:
     import onnxruntime
 
     threads = default_threads()
-    return f"onnx (ONNX Runtime {onnxruntime.__version__}, {threads} thread{'s'[: threads > 1]})"
+    return f"{name} (ONNX Runtime {onnxruntime.__version__}, {threads} thread{'s'[: threads > 1]})"

@@ -9,8 +9,9 @@ Of the last layer only the asked-for tokens are computed. Two layouts of one ari
 ([T, B, …]: of a batch's cache any first S slots are one piece of memory, handed over without a
 copy) and, for a single row, row-major ([1, T, …]: the same memory and a sixth fewer operators).
 Weights stay in [out, in] as checkpoints hold them (the runtime turns them once, at load), so a
-graph file may point into `model.safetensors` (`beside`) instead of holding them (`within`). Not
-here: running it (`ort`), who sees whom (`decode`).
+graph file may point into `model.safetensors` (`beside`) instead of holding them (`within`). With
+`int8` products are of whole numbers: what enters is rounded as it comes, per tensor, the matrices
+beforehand, per output (`weights.rounded`). Not here: running it (`ort`), who sees whom (`decode`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from diffgr2.errors import CheckpointError
-from diffgr2.model.weights import placed
+from diffgr2.model.weights import EMBEDDING, INT8, SCALE, placed
 
 OPSET, IR_VERSION = 23, 11
 END = np.iinfo(np.int64).max
@@ -72,15 +73,24 @@ class Shape:
 class _Builder:
     """Nodes and constants under way; every value has a name of its own."""
 
-    def __init__(self, weight: Weight) -> None:
+    def __init__(self, weight: Weight, *, int8: bool) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
-        self._weight = weight
+        self._weight, self._int8 = weight, int8
+        self._rounded: dict[str, list[str]] = {}
 
     def __call__(self, op: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
         out = name or f"{op}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [out], **attributes))
         return out
+
+    def rounded(self, x: str) -> list[str]:
+        """x in eight bits, its scale and its zero point."""
+        if x not in self._rounded:
+            outs = [f"{x}_{part}" for part in ("rounded", "scale", "zero")]
+            self.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], outs))
+            self._rounded[x] = outs
+        return self._rounded[x]
 
     def constant(self, name: str, values: Any) -> str:
         if name not in self.constants:
@@ -97,14 +107,35 @@ class _Builder:
 
     def product(self, x: str, name: str) -> str:
         """x @ weight.T"""
-        return self("MatMul", x, self("Transpose", self.weight(name), perm=[1, 0]))
+        if not self._int8:
+            return self("MatMul", x, self("Transpose", self.weight(name), perm=[1, 0]))
+        height, width = self._weight(name).dims
+        kinds = ((INT8, TensorProto.INT8, (width, height)), (SCALE, TensorProto.FLOAT, (height,)))
+        turned, scale = (self._given(name + end, kind, dims) for end, kind, dims in kinds)
+        value, step, zero = self.rounded(x)
+        none = self.constant(f"{name}.zero", np.zeros(height, dtype=np.int8))
+        whole = self("Cast", self("MatMulInteger", value, turned, zero, none), to=TensorProto.FLOAT)
+        return self("Mul", whole, self("Mul", step, scale))
+
+    def _given(self, name: str, kind: int, dims: tuple[int, ...]) -> str:
+        """A tensor that comes beside the graph and stands in no file."""
+        tensor = TensorProto(name=name, data_type=kind, dims=dims)
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="given")
+        self.constants[name] = tensor
+        return name
 
 
 def graph(
-    shape: Shape, tables: tuple[np.ndarray, np.ndarray], weight: Weight, *, single: bool
+    shape: Shape,
+    tables: tuple[np.ndarray, np.ndarray],
+    weight: Weight,
+    *,
+    single: bool,
+    int8: bool = False,
 ) -> onnx.ModelProto:
     """See the module's docstring; `tables` are the cosines and sines [positions, head_dim / 2]."""
-    make = _Builder(weight)
+    make = _Builder(weight, int8=int8)
     time = 1 if single else 0
     for name, table in zip(("cos", "sin"), tables, strict=True):
         make.constant(name, table.astype(np.float32))
@@ -113,11 +144,11 @@ def graph(
     make.constant("key_heads", np.array([0, 0, shape.kv_heads, shape.head_dim]))
     for name, value in (("end", END), ("time", time), ("queries", 2)):
         make.constant(name, np.array([value], dtype=np.int64))
-    x = make("Gather", make.weight("model.embed_tokens.weight"), "ids")
+    x = make("Gather", make.weight(EMBEDDING), "ids")
     for number in range(shape.layers):
         x = _layer(make, shape, number, x, single=single)
     x = make("RMSNormalization", x, make.weight("model.norm.weight"), epsilon=shape.eps, axis=-1)
-    head = "model.embed_tokens.weight" if shape.tied else "lm_head.weight"
+    head = EMBEDDING if shape.tied else "lm_head.weight"
     logits = make("Add", make.product(x, head), "ban")
     make("LogSoftmax", logits, name="logp", axis=-1)
     inputs, outputs = _ports(shape, single=single)

@@ -40,15 +40,15 @@ class Facts:
 class OrtBackend:
     """See the module's docstring; `source(single)` is a graph, `weights` what it does not hold."""
 
-    name = "onnx"
-
     def __init__(
         self,
         facts: Facts,
         source: Callable[[bool], bytes],
         threads: int,
         weights: Mapping[str, np.ndarray] | None = None,
+        name: str = "onnx",
     ) -> None:
+        self.name = name
         self.facts, self.threads = facts, threads
         self._source, self._weights = source, weights or {}
         self._compiled: dict[bool, ort.InferenceSession] = {}
