@@ -287,3 +287,20 @@ def test_seeds_are_summarised(capsys: pytest.CaptureFixture[str], tmp_path: Path
     code, _, said = say(capsys, "seeds", str(tmp_path / "gone"))
     assert code == 3
     assert "file is missing" in said
+
+
+def test_threads_that_wait_do_not_spin():
+    """OpenMP reads its policy when torch is first imported: it has to be said before that."""
+    lines = (
+        "import os, sys",
+        "from diffgr2.cli import runs, verbs",
+        "from diffgr2.recipe import load_recipe",
+        "before = 'torch' in sys.modules",
+        "runs.set_threads(load_recipe('demo'))",
+        "import torch",
+        "print(before, os.environ['OMP_WAIT_POLICY'], torch.get_num_threads())",
+    )
+    bare = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False", "PASSIVE", "2"], done.stderr
