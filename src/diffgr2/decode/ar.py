@@ -4,8 +4,6 @@ Contract: greedy or sampled; ends at the end token, at the grammar's end or at `
 of tokens that the grammar leaves no choice about rides with the next forward. Not here: batching.
 """
 
-import numpy as np
-
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.writer import Writer
 from diffgr2.model.backend import Span, View
@@ -24,8 +22,7 @@ class ArWriter(Writer):
 
     def update(self, view: View) -> None:
         self._fed, at = self.length, self.length
-        found = self.wanted(view, np.zeros(1, dtype=np.int64), np.array([at]), self.uniforms(1))
-        token, logp, level = found.token_N[0], found.logp_N[0], found.level_N[0]
-        self.commit(at, int(token), self.nfe, float(logp), float(level))
+        found = self.wants(view, 0, at)
+        self.commit(at, found.token, self.nfe, found.logp, found.level)
         self.nfe += 1
         self.advance()

@@ -11,7 +11,9 @@ the level and its neighbours. Pure numpy. Not here: what is allowed (`grammar`),
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -64,6 +66,33 @@ def among(
     every = np.arange(len(raw_NA))
     token_N, hot_N = tokens_NA[every, pick_N], hot_NA[every, pick_N]
     return Choices(token_N, hot_N, sure_N, level_N, probability_NA)
+
+
+class Choice(NamedTuple):
+    """What one position wants."""
+
+    token: int
+    logp: float
+    sure: float
+    level: float
+
+
+def one(raw_A: list[float], tokens_A: list[int], *, scale: bool) -> Choice:
+    """Greedy `among` for a single position, in plain arithmetic: there NumPy is mostly calls."""
+    top = max(raw_A)
+    if top == -math.inf:
+        found = among(np.array([raw_A]), np.array([tokens_A]), np.array([scale]))
+        parts = (found.logp_N, found.sure_N, found.level_N)
+        return Choice(int(found.token_N[0]), *(float(part[0]) for part in parts))
+    weight_A = [math.exp(raw - top) for raw in raw_A]
+    total = sum(weight_A)
+    if not scale:
+        token = min(t for t, raw in zip(tokens_A, raw_A, strict=True) if raw == top)
+        return Choice(token, -math.log(total), math.exp(top), math.nan)
+    level = sum(at * weight for at, weight in enumerate(weight_A)) / total
+    pick = math.floor(level + HALF)
+    near = sum(weight_A[max(pick - 1, 0) : pick + 2]) * math.exp(top)
+    return Choice(tokens_A[pick], raw_A[pick] - top - math.log(total), near, level)
 
 
 def _hopeless(raw_NA: np.ndarray, tokens_NA: np.ndarray) -> np.ndarray:

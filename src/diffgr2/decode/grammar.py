@@ -305,6 +305,13 @@ class Guide:
         scale_T = section.places.scale_T
         return tokens_NA, np.zeros(len(at_N), dtype=bool) if scale_T is None else scale_T[at_N]
 
+    def option(self, at: int) -> tuple[list[int], bool] | None:
+        """The same of one position, without gaps."""
+        if self.grammar.free is not None or len(self.grammar.tail):
+            return None
+        section = self._sections[0]
+        return section.places.allowed_TA[at][section.may_TA[at]].tolist(), self.scale(at)
+
     def left(self, at: int) -> int:
         """How many tokens may stand at a position, where `options` answers."""
         return self._sections[0].left[at]

@@ -98,8 +98,8 @@ class VerifyWriter(Writer):
         if left and self.guide is not None and left == self.guide.left(at):
             token, logp, level = fact
         elif heat == 0.0 or i >= len(self._draft_T):
-            found = self.wanted(view, np.array([i]), np.array([at]), self.uniforms(1))
-            token, logp, level = int(found.token_N[0]), found.logp_N[0], found.level_N[0]
+            found = self.wants(view, i, at)
+            token, logp, level = found.token, found.logp, found.level
         else:
             tokens_A, hot_A, level = self._distribution(view, i, at, self.guide)
             token, logp = self._settled(i, tokens_A, hot_A)

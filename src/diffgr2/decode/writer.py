@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from diffgr2.decode.choice import Choices, among
+from diffgr2.decode.choice import Choice, Choices, among, one
 from diffgr2.decode.grammar import Guide, row_of_places
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.spelling import UNKNOWN
@@ -125,6 +125,22 @@ class Writer(ABC):
                 own_N = None if uniform_N is None else uniform_N[some]
                 parts.append((some, self._free(view, row_N[some], own_N, banned)))
         return _joined(len(at_N), parts)
+
+    def wants(self, view: View, row: int, at: int) -> Choice:
+        """What one open position wants."""
+        known = None
+        if (
+            self.guide is not None
+            and self.settings.temperature == 0.0
+            and not self.settings.details
+        ):
+            known = self.guide.option(at)
+        if known is not None:
+            raw_A = view.among(np.array([row]), np.array([known[0]]))[0].tolist()
+            return one(raw_A, known[0], scale=known[1])
+        found = self.wanted(view, np.array([row]), np.array([at]), self.uniforms(1))
+        parts = (found.logp_N, found.sure_N, found.level_N)
+        return Choice(int(found.token_N[0]), *(float(part[0]) for part in parts))
 
     def _free(
         self, view: View, row_N: np.ndarray, uniform_N: np.ndarray | None, banned: np.ndarray

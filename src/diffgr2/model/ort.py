@@ -108,6 +108,7 @@ class OrtSession:
             f"past_{kind}_{number}" for number in range(facts.layers) for kind in ("key", "value")
         ]
         self._cache: list[np.ndarray] = []  # per name [slots, rows, width]
+        self._alone: list[np.ndarray] = []  # the same of a single row, seen as [1, slots, width]
 
     def add(self, prompts: Sequence[Span], slots: int) -> None:
         room = self._backend.max_positions
@@ -117,12 +118,19 @@ class OrtSession:
         size = (slots, len(prompts), self._backend.facts.kv_width)
         # Zeros: what is unseen is multiplied by a weight of zero, which NaN would survive.
         self._cache = [np.zeros(size, dtype=np.float32) for _ in self._past]
+        self._settle()
         for piece in _pieces(prompts):
             self._run(piece, max(len(span.ids) for span in piece) - 1)
         if old:
             height = max(len(old[0]), slots)
             pairs = zip(old, self._cache, strict=True)
             self._cache = [np.concatenate([_tall(a, height) for a in pair], 1) for pair in pairs]
+            self._settle()
+
+    def _settle(self) -> None:
+        """Look at the cache anew."""
+        alone = bool(self._cache) and self._cache[0].shape[1] == 1
+        self._alone = [array.swapaxes(0, 1) for array in self._cache] if alone else []
 
     def forward(self, spans: Sequence[Span]) -> list[View]:
         skipped = min(span.logits_from for span in spans)
@@ -142,6 +150,7 @@ class OrtSession:
             self._cache = []
         elif self._cache and len(rows) < self._cache[0].shape[1]:
             self._cache = [array[:, rows] for array in self._cache]
+            self._settle()
 
     def _run(self, spans: Sequence[Span], first: int) -> np.ndarray:
         """Log-probabilities [B, T − first, V]; keys and values of the new tokens are kept."""
@@ -149,7 +158,6 @@ class OrtSession:
 
     def _one(self, span: Span, first: int) -> np.ndarray:
         backend, start, length = self._backend, span.start, len(span.ids)
-        width = backend.facts.kv_width
         seen = start + length
         if min(span.hi) == seen:
             bias = backend.everything(seen)
@@ -165,11 +173,11 @@ class OrtSession:
             "first": np.array([first], dtype=np.int64),
             "ban": self._ban_V,
         }
-        for name, array in zip(self._past, self._cache, strict=True):
-            feed[name] = array[:start].reshape(1, start, width)
+        for name, array in zip(self._past, self._alone, strict=True):
+            feed[name] = array[:, :start]  # of one row, so this is one piece of memory, too
         logp_1RV, *new = backend.answers(True, feed)
-        for array, fresh in zip(self._cache, new, strict=True):
-            array[start:seen, 0] = fresh[0]
+        for array, fresh in zip(self._alone, new, strict=True):
+            array[:, start:seen] = fresh
         return logp_1RV
 
     def _many(self, spans: Sequence[Span], first: int) -> np.ndarray:
