@@ -178,6 +178,14 @@ class TestOnnx(BackendPromises):
         return backend_of(module, "onnx")
 
 
+class TestOnnxRowByRow(TestOnnx):
+    """As wide rows are computed."""
+
+    @pytest.fixture(autouse=True)
+    def _narrow(self, monkeypatch) -> None:
+        monkeypatch.setattr("diffgr2.model.ort.WIDE", 3)
+
+
 class TestOnnxWithTwoThreads(TestOnnx):
     def backend(self, module: Qwen3ForCausalLM) -> Backend:
         before = torch.get_num_threads()

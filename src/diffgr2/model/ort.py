@@ -20,6 +20,9 @@ from diffgr2.errors import CheckpointError, DecodeError, first_line
 from diffgr2.model.backend import Session, Span, View
 from diffgr2.model.view import NumpyView
 
+WIDE = 24
+"""New tokens of a row from which on rows are computed one by one."""
+
 PIECE = 512
 """Tokens of a prompt that one forward takes."""
 
@@ -108,7 +111,7 @@ class OrtSession:
             f"past_{kind}_{number}" for number in range(facts.layers) for kind in ("key", "value")
         ]
         self._cache: list[np.ndarray] = []  # per name [slots, rows, width]
-        self._alone: list[np.ndarray] = []  # the same of a single row, seen as [1, slots, width]
+        self._rows: list[list[np.ndarray]] = []  # the same by row, seen as [1, slots, width]
 
     def add(self, prompts: Sequence[Span], slots: int) -> None:
         room = self._backend.max_positions
@@ -120,7 +123,7 @@ class OrtSession:
         self._cache = [np.zeros(size, dtype=np.float32) for _ in self._past]
         self._settle()
         for piece in _pieces(prompts):
-            self._run(piece, max(len(span.ids) for span in piece) - 1)
+            self._run(piece)
         if old:
             height = max(len(old[0]), slots)
             pairs = zip(old, self._cache, strict=True)
@@ -129,35 +132,38 @@ class OrtSession:
 
     def _settle(self) -> None:
         """Look at the cache anew."""
-        alone = bool(self._cache) and self._cache[0].shape[1] == 1
-        self._alone = [array.swapaxes(0, 1) for array in self._cache] if alone else []
+        rows = self._cache[0].shape[1]
+        self._rows = [[a[:, b : b + 1].swapaxes(0, 1) for a in self._cache] for b in range(rows)]
 
     def forward(self, spans: Sequence[Span]) -> list[View]:
-        skipped = min(span.logits_from for span in spans)
-        logp_BRV = self._run(spans, skipped)
+        parts = self._run(spans)
         # A softmax over NaN, over +inf, or over nothing finite is NaN everywhere.
-        if np.isnan(logp_BRV[..., 0]).any():
+        if any(np.isnan(logp_RV[:, 0]).any() for logp_RV in parts):
             raise DecodeError(
                 "logits hold NaN, +inf or no finite value: the model's output is broken"
             )
-        return [
-            NumpyView(logp_BRV[b, span.logits_from - skipped : len(span.ids) - skipped])
-            for b, span in enumerate(spans)
-        ]
+        return [NumpyView(logp_RV) for logp_RV in parts]
 
     def keep(self, rows: Sequence[int]) -> None:
         if not rows:
-            self._cache = []
+            self._cache, self._rows = [], []
         elif self._cache and len(rows) < self._cache[0].shape[1]:
             self._cache = [array[:, rows] for array in self._cache]
             self._settle()
 
-    def _run(self, spans: Sequence[Span], first: int) -> np.ndarray:
-        """Log-probabilities [B, T − first, V]; keys and values of the new tokens are kept."""
-        return self._one(spans[0], first) if len(spans) == 1 else self._many(spans, first)
+    def _run(self, spans: Sequence[Span]) -> list[np.ndarray]:
+        """Each row's log-probabilities from `logits_from` on; its new keys and values are kept.
 
-    def _one(self, span: Span, first: int) -> np.ndarray:
+        Wide rows go one by one: a row fills the processor, several do not fit its cache.
+        """
+        if len(spans) > 1 and max(len(span.ids) for span in spans) < WIDE:
+            return self._many(spans)
+        return [self._one(row, span) for row, span in enumerate(spans)]
+
+    def _one(self, row: int, span: Span) -> np.ndarray:
         backend, start, length = self._backend, span.start, len(span.ids)
+        if not length:
+            return np.empty((0, backend.facts.vocab), dtype=np.float32)
         seen = start + length
         if min(span.hi) == seen:
             bias = backend.everything(seen)
@@ -170,17 +176,18 @@ class OrtSession:
             "ids": np.array([span.ids], dtype=np.int64),
             "position": backend.positions[None, start:seen],
             "bias": bias,
-            "first": np.array([first], dtype=np.int64),
+            "first": np.array([span.logits_from], dtype=np.int64),
             "ban": self._ban_V,
         }
-        for name, array in zip(self._past, self._alone, strict=True):
-            feed[name] = array[:, :start]  # of one row, so this is one piece of memory, too
+        for name, array in zip(self._past, self._rows[row], strict=True):
+            feed[name] = np.ascontiguousarray(array[:, :start])  # of a single row no copy
         logp_1RV, *new = backend.answers(True, feed)
-        for array, fresh in zip(self._alone, new, strict=True):
+        for array, fresh in zip(self._rows[row], new, strict=True):
             array[:, start:seen] = fresh
-        return logp_1RV
+        return logp_1RV[0]
 
-    def _many(self, spans: Sequence[Span], first: int) -> np.ndarray:
+    def _many(self, spans: Sequence[Span]) -> list[np.ndarray]:
+        first = min(span.logits_from for span in spans)
         length = max(len(span.ids) for span in spans)
         start_B = np.array([span.start for span in spans])
         past = int(start_B.max())
@@ -209,12 +216,19 @@ class OrtSession:
         if there_BT.all() and (start_B == past).all():  # in step, which needs no index
             for array, fresh in zip(self._cache, new, strict=True):
                 array[past : past + length] = fresh
-            return logp_RBV.swapaxes(0, 1)
+            return self._asked(logp_RBV, spans, first)
         row_N, time_N = np.nonzero(there_BT)
         slot_N = place_BT[row_N, time_N]
         for array, fresh in zip(self._cache, new, strict=True):
             array[slot_N, row_N] = fresh[time_N, row_N]
-        return logp_RBV.swapaxes(0, 1)
+        return self._asked(logp_RBV, spans, first)
+
+    @staticmethod
+    def _asked(logp_RBV: np.ndarray, spans: Sequence[Span], first: int) -> list[np.ndarray]:
+        return [
+            logp_RBV[span.logits_from - first : len(span.ids) - first, b]
+            for b, span in enumerate(spans)
+        ]
 
 
 def _pieces(prompts: Sequence[Span]) -> Iterator[Sequence[Span]]:
@@ -224,8 +238,9 @@ def _pieces(prompts: Sequence[Span]) -> Iterator[Sequence[Span]]:
     size = PIECE if causal else max(longest, 1)
     for at in range(0, longest, size):
         yield [
-            Span(s.ids[at : at + size], min(at, len(s.ids)), s.hi[at : at + size], 0)
+            Span(ids, min(at, len(s.ids)), s.hi[at : at + size], max(len(ids) - 1, 0))
             for s in prompts
+            for ids in [s.ids[at : at + size]]
         ]
 
 
