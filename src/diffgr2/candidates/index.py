@@ -172,7 +172,7 @@ class EvidenceIndex:
         rank_K = np.arange(items_LK.shape[1], dtype=np.float32)
         return {
             "rank": np.broadcast_to(rank_K, items_LK.shape),
-            "gap": scores_LK[:, :1] - scores_LK,
+            "gap": scores_LK.max(1, keepdims=True) - scores_LK,
             "copurchase": copurchase_LK,
             "lift": copurchase_LK / np.maximum(expected_LK, 1e-9),
             "last": together[newest] / np.sqrt(buyers_LH1[newest]) / np.sqrt(buyers_LK),

@@ -16,6 +16,7 @@ from diffgr2.decode.grammar import Guide, row_of_places
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.spelling import UNKNOWN
 from diffgr2.decode.writer import Writer
+from diffgr2.errors import DecodeError
 from diffgr2.model.backend import NOTHING_BANNED, Span, View
 from diffgr2.model.sampling import inverse_transform, log_normalised
 
@@ -148,10 +149,12 @@ class VerifyWriter(Writer):
         at_N, row_N = at_N[there_N], row_N[there_N]
         tokens_T = self.tokens_T.copy()
         guide = self.guide.copy(tokens_T) if self.guide is not None else None
-        if self.settings.temperature == 0.0:
-            self._greedy(view, row_N, at_N, tokens_T, guide)
-        else:
-            self._sampled(view, row_N, at_N, tokens_T, guide)
+        try:
+            draw = self._greedy if self.settings.temperature == 0.0 else self._sampled
+            draw(view, row_N, at_N, tokens_T, guide)
+        except DecodeError:  # ahead nothing that may stand has a probability: no word on it yet
+            self._draft_T, self._odds = np.empty(0, dtype=np.int64), []
+            return
         end = at_N[-1] + 1 if len(at_N) else self.length
         if guide is not None and guide.end is not None:
             end = min(end, guide.end)

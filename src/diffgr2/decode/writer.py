@@ -179,6 +179,8 @@ class Writer(ABC):
         for at in self.guide.written:
             self.step_T[at] = step
             self._fresh.append((at, int(self.tokens_T[at])))
+            if self.guide.forced_T[at]:
+                self.chances.pop(at, None)  # looked at, and then left without a choice
         self.guide.written.clear()
 
     def advance(self) -> None:

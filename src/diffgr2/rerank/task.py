@@ -4,9 +4,10 @@ Contract: `RankTask.pending()` hands out the decodes that may begin now, each on
 number; `take()` brings a response back; `result()` is the ranking once all were taken and nothing
 is pending. A said answer hands out all windows of all views at once, in any order they may come
 back; a written one goes window by window. Evidence is counted once, on the whole list as it came,
-so strengths of different windows compare as they stand. One candidate needs no decode. Whoever
-decodes may batch many tasks, and may call these on any thread, one at a time. Not here: resolving
-what was asked (`names`, `reranker`), decoding (`decode`).
+so strengths of different windows compare as they stand. One candidate needs no decode, and without
+any history there is nothing to judge by: such a list stays as it came. Whoever decodes may batch
+many tasks, and may call these on any thread, one at a time. Not here: resolving what was asked
+(`names`, `reranker`), decoding (`decode`).
 """
 
 from collections.abc import Sequence
@@ -38,15 +39,15 @@ Telling = bool | Literal["markdown"]
 class RankResult:
     """A ranking, best first; `order` holds positions in the list that was given.
 
-    `scores` fall strictly. Of a said answer they are the calibrated probabilities, within the list,
-    that this candidate is the one; of a written one they are made of the rank alone.
+    `scores` fall strictly. Of a said answer they are calibrated probabilities that this candidate
+    is the one, given that one of the list is; of a written one they are made of the rank alone.
     """
 
     order: tuple[int, ...]
     items: tuple[Any, ...]  # as the caller named them
     scores: tuple[float, ...]
     levels: tuple[float | None, ...]  # expected strength of each item, None where none is stated
-    sure: float | None  # the first place's probability; None of a written answer
+    sure: float | None  # the first place's; None of a written answer, and where nothing was judged
     valid: bool  # every answer was complete, a written one a permutation, before any repair
     repaired: bool  # some answer was completed by the policy, or in floor order
     fallback: bool  # some answer was of no use: its window kept its floor order
@@ -116,10 +117,11 @@ class RankTask:
         self.parts: list[Part] = []  # handed out so far
         self._said: list[np.ndarray] = []  # places of decodes to hand out
         self._written: list[tuple[int, int]] = []  # windows of `order`, the next one last
-        if n > 1 and read_out.answer == "said":
+        self.blank = n > 1 and not query.history
+        if n > 1 and not self.blank and read_out.answer == "said":
             views = [view_of(n, view, stream) for view in range(read_out.views)]
             self._said = [places for order_N in views for places in dealt(order_N, k)]
-        elif n > 1:
+        elif n > 1 and not self.blank:
             self._written = sliding(n, k)[::-1]
         self.n_windows = len(self._written) + len(self._said) // read_out.views
         self._readings = [
@@ -227,6 +229,9 @@ class RankTask:
         """The reasoning for people: one account of the whole list, or the model's own words."""
         world, template, query = self.world, self.world.template, self.query
         names = [world.names.title(item) for item in query.candidates]
+        if self.blank:
+            words = wording("compact")
+            return words["history_none"] + " " + words["as_it_came"]
         if isinstance(template, Gr2):
             return self._told(template, names, markdown=markdown)
         shown = query.history[-world.recipe.prompt.history :]
@@ -283,7 +288,7 @@ class RankTask:
             items=tuple(self.query.named[i] for i in head),
             scores=tuple(scores[: len(head)].tolist()),
             levels=tuple(None if np.isnan(levels_N[i]) else float(levels_N[i]) for i in head),
-            sure=float(scores[0]) if said else None,
+            sure=float(scores[0]) if said and not self.blank else None,
             valid=self._valid,
             repaired=self._repaired,
             fallback=self._fallback,

@@ -24,10 +24,11 @@ from diffgr2.items.quantize import Encoder
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import contract_of
 from diffgr2.prompts.account import kinds_of
-from diffgr2.prompts.request import Request, item_kind, item_text
+from diffgr2.prompts.request import MISSING, Request, item_kind, item_text
 from diffgr2.prompts.template import frame_of, make_template, trained_answers
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.rerank.bundle import read_note
+from diffgr2.rerank.gaps import unknown
 from diffgr2.rerank.names import Item, Names, Seats
 from diffgr2.rerank.parts import (
     check_arrays,
@@ -191,12 +192,15 @@ class World:
             return np.array(found, np.int32)
 
         features_KF = index.features_of(numbers(recent), numbers(shown), scores_K, user)
+        buckets_KF = index.buckets(features_KF)
+        if strangers or not recent:
+            buckets_KF[unknown(recent, shown)] = MISSING
         texts = self.template.shows_text
         described = [self._described(item) for item in past] if texts else []
         return Request(
             np.array([item.codes for item in past], np.int32).reshape(-1, self.sids.levels),
             np.array([item.codes for item in shown], np.int32),
-            index.buckets(features_KF),
+            buckets_KF,
             tuple(item_text(*one) for one in described),
             tuple(item_text(*self._described(item)) for item in shown) if texts else (),
             tuple(item_kind(*one) for one in described),

@@ -1,7 +1,7 @@
 """What a ranking looks like to a client: Cohere's, Jina's and vLLM's answer, TEI's, stream events.
 
 Contract: `answer` and `tei_answer` write the two shapes of a result; `event` and `line_of` write
-JSON on one line. A relevance score is the calibrated probability, within the list, that this
+JSON on one line. A relevance score is the calibrated probability, given that one is, that this
 document is the one (of a written answer it is made of the rank alone); scores fall strictly.
 Not here: errors and requests (`schema`).
 """
