@@ -22,6 +22,7 @@ from diffgr2.evaluate.metrics import MAIN
 from diffgr2.evaluate.tables import (
     against_ar,
     at,
+    interval_at,
     markdown_table,
     rows_of,
     seeds_table,
@@ -47,7 +48,7 @@ def results_table(report: dict[str, Any], *, every: bool) -> str:
     columns: list[Any] = [("row", lambda row: f"`{row['name']}`"), ("n", at("n"))]
     columns += [(metric.upper(), at(f"metrics.{metric}")) for metric in MAIN]
     columns += [("R@1 against AR, 95 %", against_ar), ("raw valid", at("raw_valid", 3))]
-    columns += [("coherent", at("coherent", 3)), ("TPF", at("tpf", 1))]
+    columns += [("coherent, 95 %", coherent), ("TPF", at("tpf", 1))]
     columns += [("forwards", at("forwards", 1)), ("speed-up", times("speedup", 1))]
     n_hit = max((row["n"] for row in hit), default=0)
     n_all = max((row["n"] for row in overall), default=0)
@@ -57,6 +58,12 @@ def results_table(report: dict[str, Any], *, every: bool) -> str:
     )
     shown = [row for row in hit if every or row["name"] in MAIN_ROWS]
     return f"{markdown_table(shown, columns)}\n\n{note}"
+
+
+def coherent(row: dict[str, Any]) -> str:
+    """The share of outputs without a contradiction, and its interval."""
+    share = at("coherent", 3)(row)
+    return share if "coherent" not in row else f"{share} {interval_at('ci.coherent')(row)}"
 
 
 def several_seeds(summary: dict[str, Any]) -> str:
