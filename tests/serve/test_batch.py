@@ -31,7 +31,7 @@ def lines_of(answer: httpx.Response) -> dict[int, dict[str, Any]]:
 def long_list(reranker: Reranker, n: int = 90) -> dict[str, Any]:
     """A list of many windows, one after another: seconds of work."""
     slow = {"decode": {"decoder": "ar", "answer": "written"}}
-    return {"history": [], "documents": ids(reranker, *range(100, 100 + n)), **slow}
+    return {"history": ids(reranker, 0), "documents": ids(reranker, *range(100, 100 + n)), **slow}
 
 
 AR = {"decode": {"decoder": "ar"}}

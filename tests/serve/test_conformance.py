@@ -144,7 +144,7 @@ def test_a_client_that_closed_its_sending_half_is_answered(live: Live) -> None:
 
 def test_a_long_answer_to_a_half_closed_client_is_announced(live: Live) -> None:
     """HTTP/1.1 clients get interim answers, which those of HTTP/1.0 do not know."""
-    body = {"history": [], "documents": ids(live.reranker, *range(100, 190))}
+    body = {"history": ids(live.reranker, 0), "documents": ids(live.reranker, *range(100, 190))}
     message = request({**body, "decode": {"decoder": "ar"}}, close=False)
     slow = [live.state.readers.submit(time.sleep, GONE_S + 0.6) for _ in range(4)]
     answer = talk(live.port, message, eof=True)
@@ -277,7 +277,11 @@ def test_retry_after_follows_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_429_tells_when_to_come_again(reranker: Reranker) -> None:
     async def flood(url: str) -> list[Any]:
-        body = {"history": [], "documents": ids(reranker, *range(60)), "decode": {"decoder": "ar"}}
+        body = {
+            "history": ids(reranker, 0),
+            "documents": ids(reranker, *range(60)),
+            "decode": {"decoder": "ar"},
+        }
         async with httpx.AsyncClient(base_url=url, timeout=120) as client:
             return await asyncio.gather(*(client.post("/rerank", json=body) for _ in range(24)))
 

@@ -141,7 +141,7 @@ def test_the_query_is_a_channel_for_who_asks(live: Live, reranker: Reranker) -> 
 def test_unresolved_documents_name_their_indices(live: Live, reranker: Reranker) -> None:
     documents = [*ids(reranker, 1), "zqx", *ids(reranker, 2), {"id": "nobody"}]
     with live.client() as client:
-        answer = client.post("/rerank", json={"history": [], "documents": documents})
+        answer = client.post("/rerank", json={"history": ids(reranker, 0), "documents": documents})
     value = answer.json()
     assert answer.status_code == 422
     assert value["indices"] == [1, 3]
@@ -153,7 +153,9 @@ def test_unresolved_documents_name_their_indices(live: Live, reranker: Reranker)
 def test_long_lists_come_back_whole(live: Live, reranker: Reranker) -> None:
     documents = ids(reranker, *range(100, 123))
     with live.client() as client:
-        value = client.post("/rerank", json={"history": [], "documents": documents}).json()
+        value = client.post(
+            "/rerank", json={"history": ids(reranker, 0), "documents": documents}
+        ).json()
     assert sorted(entry["index"] for entry in value["results"]) == list(range(23))
     assert value["decode"]["windows"] == 4  # of six places at most
     scores = [entry["relevance_score"] for entry in value["results"]]
@@ -164,7 +166,7 @@ def test_long_lists_come_back_whole(live: Live, reranker: Reranker) -> None:
 def test_views_of_a_long_list_have_a_bound(live: Live, reranker: Reranker) -> None:
     documents = ids(reranker, *range(90))
     with live.client() as client:
-        body = {"history": [], "documents": documents, "decode": {"views": 2}}
+        body = {"history": ids(reranker, 0), "documents": documents, "decode": {"views": 2}}
         assert client.post("/rerank", json=body).status_code == 200
     with Live(reranker, limits=Limits(shown=179)) as small, small.client() as client:
         answer = client.post("/rerank", json=body)
@@ -174,7 +176,11 @@ def test_views_of_a_long_list_have_a_bound(live: Live, reranker: Reranker) -> No
 
 
 def test_windows_and_views_are_streamed_by_number(live: Live, reranker: Reranker) -> None:
-    body = {"history": [], "documents": ids(reranker, *range(100, 113)), "decode": {"views": 2}}
+    body = {
+        "history": ids(reranker, 0),
+        "documents": ids(reranker, *range(100, 113)),
+        "decode": {"views": 2},
+    }
     with live.client() as client:
         told = events(client.post("/rerank", json={**body, "stream": True}).text)
         plain = client.post("/rerank", json=body).json()
@@ -337,7 +343,7 @@ def test_metrics_equal_what_was_done(reranker: Reranker) -> None:
 def test_a_deadline_is_kept_and_leaves_nothing_behind(reranker: Reranker) -> None:
     with Live(reranker, limits=Limits()) as server, server.client() as client:
         documents = ids(reranker, *range(100, 190))
-        body = {"history": [], "documents": documents, "decode": {"decoder": "ar"}}
+        body = {"history": ids(reranker, 0), "documents": documents, "decode": {"decoder": "ar"}}
         for headers in ({"x-request-timeout-ms": "1"}, {"x-request-timeout-ms": "40"}):
             answer = client.post("/rerank", json=body, headers=headers)
             assert answer.status_code == 504

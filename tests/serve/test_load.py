@@ -246,7 +246,7 @@ async def drop(server: Live, count: int, body: dict[str, Any], seed: int) -> lis
 def disconnects(reranker: Reranker, count: int, bar_s: float | None = None) -> None:
     """Half of the clients stream; `bar_s` is how long a slot may be kept for one that left."""
     body = {
-        "history": [],
+        "history": ids(reranker, 0),
         "documents": ids(reranker, *range(100, 190)),
         "decode": {"decoder": "ar"},
     }

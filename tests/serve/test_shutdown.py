@@ -40,7 +40,11 @@ def drains(client: httpx.Client) -> bool:
 
 def drain(bundle: Path, reranker: Reranker, n: int) -> None:
     """One server, n requests in flight, one SIGTERM."""
-    body = {"history": [], "documents": ids(reranker, *range(60, 84)), "decode": {"decoder": "ar"}}
+    body = {
+        "history": ids(reranker, 0),
+        "documents": ids(reranker, *range(60, 84)),
+        "decode": {"decoder": "ar"},
+    }
     # Deadlines far away: what is lost here is then lost by the server, not to a slow machine.
     patient = ("--running", str(n), "--timeout", "280", "--drain", "280")
     with Process(bundle, *patient) as server, ThreadPoolExecutor(n) as pool:
@@ -86,7 +90,11 @@ def test_20_sigterms_with_32_in_flight(run_dir: Path, reranker: Reranker) -> Non
 
 @pytest.mark.slow
 def test_a_second_signal_ends_it_now(run_dir: Path, reranker: Reranker) -> None:
-    body = {"history": [], "documents": ids(reranker, *range(50, 150)), "decode": {"decoder": "ar"}}
+    body = {
+        "history": ids(reranker, 0),
+        "documents": ids(reranker, *range(50, 150)),
+        "decode": {"decoder": "ar"},
+    }
     with Process(run_dir / "bundle") as server, ThreadPoolExecutor(16) as pool:
         limits = httpx.Limits(max_connections=40)
         with httpx.Client(base_url=server.url, timeout=120, limits=limits) as client:

@@ -46,7 +46,7 @@ def narrow(reranker: Reranker, limits: Limits) -> Iterator[Live]:
 def long_stream(reranker: Reranker) -> bytes:
     """A request whose streamed answer no buffer swallows."""
     body = {
-        "history": [],
+        "history": ids(reranker, 0),
         "documents": ids(reranker, *range(100, 190)),
         "decode": {"decoder": "ar"},
         "stream": True,
