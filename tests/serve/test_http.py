@@ -343,7 +343,8 @@ def test_metrics_equal_what_was_done(reranker: Reranker) -> None:
 def test_a_deadline_is_kept_and_leaves_nothing_behind(reranker: Reranker) -> None:
     with Live(reranker, limits=Limits()) as server, server.client() as client:
         documents = ids(reranker, *range(100, 190))
-        body = {"history": ids(reranker, 0), "documents": documents, "decode": {"decoder": "ar"}}
+        slow = {"decode": {"decoder": "ar", "views": 10}}
+        body = {"history": ids(reranker, 0), "documents": documents, **slow}
         for headers in ({"x-request-timeout-ms": "1"}, {"x-request-timeout-ms": "40"}):
             answer = client.post("/rerank", json=body, headers=headers)
             assert answer.status_code == 504
