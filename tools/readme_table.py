@@ -97,7 +97,7 @@ def serving_table(report: dict[str, Any]) -> str:
 
 
 MAIN_PEERS = (
-    *("ar", "block", "block, 3 views", "verify"),
+    *("ar", "block", "block (onnx-int8)", "block, 3 views", "verify"),
     *("transformers generate, static cache, compiled", "llama.cpp", "ONNX Runtime, plain loop"),
     *("MiniLM-L6 cross-encoder, ONNX Runtime", "LightGBM"),
 )

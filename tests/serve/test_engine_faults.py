@@ -13,6 +13,7 @@ import httpx
 import pytest
 import torch
 
+from diffgr2.model.backends import open_backend
 from diffgr2.model.session import TorchSession
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.limits import Limits
@@ -35,6 +36,8 @@ class Faulty:
 
     def __call__(self, ids_BT: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
         self.forwards += 1
+        if self.on_fill is not None:  # prompts may ride with a forward
+            self.on_fill(ids_BT)
         logits = self._model(ids_BT, *rest, **more)
         return logits if self.fault is None else self.fault(ids_BT, logits)
 
@@ -51,7 +54,7 @@ class Faulty:
 def broken(reranker: Reranker) -> Iterator[tuple[Live, Faulty]]:
     """A server over a model that can be made to fail."""
     other = copy.copy(reranker)
-    other.model = Faulty(reranker.model)  # type: ignore[assignment]
+    other.model = Faulty(open_backend(reranker.directory, "torch"))  # type: ignore[assignment]
     with Live(other, limits=Limits(stall_s=0.3)) as server:
         yield server, other.model  # type: ignore[misc]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+from diffgr2.model.backends import open_backend
 from diffgr2.model.session import TorchSession
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.limits import Limits
@@ -42,7 +43,7 @@ class Slow:
 def asked(reranker: Reranker) -> tuple[list[dict[str, float]], dict[str, float]]:
     """Three requests at once where one is decoded at a time: (their headers in s, metrics)."""
     slow = copy.copy(reranker)
-    slow.model = Slow(reranker.model)  # type: ignore[assignment]
+    slow.model = Slow(open_backend(reranker.directory, "torch"))  # type: ignore[assignment]
     bodies = [body_of(reranker, seed, decode={"decoder": "ar"}) for seed in range(3)]
     with Live(slow, limits=Limits(running=1)) as server, server.client() as client:
 

@@ -319,7 +319,7 @@ def test_an_exchanged_bundle_leaves_the_memory_at_once(pair: Pair, server: Live)
             old: list[weakref.ref] = []
             for number in range(1, 5):
                 served = server.state.first
-                parts = (served, served.engine, served.reranker.model.embedding.untyped_storage())
+                parts = (served, served.engine, served.reranker.model)
                 old += [weakref.ref(part) for part in parts]
                 del served, parts
                 pair.put(number % 2)

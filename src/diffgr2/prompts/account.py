@@ -65,8 +65,7 @@ def labels(
     words: Mapping[str, Any], names: Sequence[str], k: int, *, markdown: bool = False
 ) -> list[str]:
     """What each of k candidates is called: by name, its place beside it where names are equal."""
-    # A full stop at the end of a name would end the sentence, too.
-    plain = [_one_line(name).rstrip(".") for name in names[:k]] + [""] * (k - len(names))
+    plain = [_one_line(name) for name in names[:k]] + [""] * (k - len(names))
     count, shown = Counter(plain), []
     for place, name in enumerate(plain, 1):
         label = (bold(name) if markdown else name) if name else f"#{place}"
