@@ -118,6 +118,7 @@ def test_every_change_of_a_text_is_found(case):
     case = named(case)
     text = case.text()
     assume(case.kinds_found(text) == ())
+    assume(text.count("\n") > 2)  # of a list that was not judged there is little to spoil
     for kind, spoiled in changes(case, text):
         assert spoiled != text, kind
         found = contradictions(template(), case.shown(spoiled))
