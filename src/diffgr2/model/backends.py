@@ -21,7 +21,7 @@ import numpy as np
 
 from diffgr2.errors import CheckpointError, ConfigError
 from diffgr2.model.backend import Backend
-from diffgr2.model.contract import read_config
+from diffgr2.model.contract import check_plain, read_config
 
 Name = Literal["onnx", "onnx-int8", "torch"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -71,6 +71,7 @@ def open_backend(directory: Path, name: str = "auto") -> Backend:
     from diffgr2.model.weights import read, rounded
 
     config, int8, graphs = read_config(directory), name == "onnx-int8", {}
+    check_plain(config, str(directory))
     weights = rounded(read(directory)) if int8 else read(directory)
     for single in (False, True):
         path = directory / GRAPHS[int8, single]

@@ -6,6 +6,7 @@ with the weights is a CheckpointError, never a warning. `contract_of` asks a mod
 here: what the fields do (`layout`, `decode`, `stages.cft`), and weights (`load`).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, CheckpointError
 
+FAMILY = ("qwen3", "sdar")
 SECTION = "block_diffusion"
 VOCABULARY_FILES = (
     "tokenizer.json",
@@ -80,6 +82,19 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected an object")
     return values
+
+
+def check_plain(config: Mapping[str, Any], source: str = "") -> None:
+    """Refuse what is no plain Qwen3 model: other families compute other things of such weights."""
+    kind, where = config.get("model_type"), f"{source}: " if source else ""
+    if kind not in FAMILY:
+        raise CheckpointError(f"{where}model_type {kind!r} is not of the Qwen3 family")
+    other_act = config.get("hidden_act", "silu") != "silu"
+    if config.get("attention_bias") or other_act or config.get("use_sliding_window"):
+        raise CheckpointError(
+            f"{where}attention_bias, use_sliding_window and activations other than silu are not "
+            "supported: this is no plain Qwen3 model"
+        )
 
 
 def contract_of(directory: Path) -> BlockContract | None:

@@ -26,6 +26,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from diffgr2.errors import CheckpointError
+from diffgr2.model.contract import check_plain
 from diffgr2.model.weights import EMBEDDING, INT8, SCALE, placed
 
 OPSET, IR_VERSION = 23, 11
@@ -50,15 +51,7 @@ class Shape:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
         """From config.json's values."""
-        if (
-            config.get("attention_bias")
-            or config.get("hidden_act", "silu") != "silu"
-            or config.get("use_sliding_window")
-        ):
-            raise CheckpointError(
-                "attention_bias, use_sliding_window and activations other than silu are not "
-                "supported: this is no plain Qwen3 model"
-            )
+        check_plain(config)
         return cls(
             layers=int(config["num_hidden_layers"]),
             heads=int(config["num_attention_heads"]),

@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from diffgr2.artifacts import write_json
 from diffgr2.config import ModelConfig
 from diffgr2.errors import CheckpointError, first_line
-from diffgr2.model.contract import read_config
+from diffgr2.model.contract import FAMILY, read_config
 from diffgr2.streams import key_of
 
 MAX_POSITIONS = 4096
@@ -58,7 +58,7 @@ def load(directory: Path) -> Qwen3ForCausalLM:
     """A Qwen3-family checkpoint; weights must be safetensors."""
     values = read_config(directory)
     kind = values.get("model_type")
-    if kind not in ("qwen3", "sdar"):
+    if kind not in FAMILY:
         raise CheckpointError(f"{directory}: model_type {kind!r} is not of the Qwen3 family")
     if not list(directory.glob("*.safetensors")):
         raise CheckpointError(f"{directory}: holds no safetensors weights")
