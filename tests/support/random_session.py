@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffgr2.model.backend import NO_TOKEN, NOTHING_BANNED, Chosen, Session, Span, View
-from diffgr2.model.sampling import inverse_transform, log_normalised
+from diffgr2.model.backend import Session, Span, View
+from diffgr2.model.sampling import log_normalised
+from diffgr2.model.view import NumpyView
 
 KINDS = ("normal", "peaked", "ties", "impossible", "huge")
 ROWS = 1009
@@ -30,46 +31,6 @@ def arbitrary_logits(rng: np.random.Generator, kind: str, rows: int, vocabulary:
         logits_TV[np.arange(rows), rng.integers(1, vocabulary, rows)] = 0.0
         return logits_TV
     return logits_TV * np.float32(1e37) if kind == "huge" else logits_TV
-
-
-class RandomView:
-    def __init__(self, logp_TV: np.ndarray) -> None:
-        self.logp_TV = logp_TV
-
-    def __len__(self) -> int:
-        return len(self.logp_TV)
-
-    def among(self, row_N: np.ndarray, tokens_NA: np.ndarray) -> np.ndarray:
-        return np.where(
-            tokens_NA == NO_TOKEN, -np.inf, self.logp_TV[np.asarray(row_N)[:, None], tokens_NA]
-        )
-
-    def best(self, row_N: np.ndarray, banned: np.ndarray = NOTHING_BANNED) -> Chosen:
-        raw_NV, allowed_NV = self._allowed(row_N, banned)
-        token_N = allowed_NV.argmax(-1)
-        every = np.arange(len(token_N))
-        return token_N, log_normalised(allowed_NV)[every, token_N], raw_NV[every, token_N]
-
-    def drawn(
-        self,
-        row_N: np.ndarray,
-        temperature: float,
-        uniform_N: np.ndarray,
-        banned: np.ndarray = NOTHING_BANNED,
-    ) -> Chosen:
-        raw_NV, allowed_NV = self._allowed(row_N, banned)
-        hot_NV = log_normalised(allowed_NV.astype(np.float64) / temperature)
-        token_N = inverse_transform(hot_NV, uniform_N)
-        every = np.arange(len(token_N))
-        return token_N, hot_NV[every, token_N], raw_NV[every, token_N]
-
-    def rows(self, row_N: np.ndarray) -> np.ndarray:
-        return self.logp_TV[row_N]
-
-    def _allowed(self, row_N: np.ndarray, banned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        allowed_NV = self.logp_TV[row_N].copy()
-        allowed_NV[:, banned] = -np.inf
-        return self.logp_TV[row_N], allowed_NV
 
 
 class RandomModel:
@@ -110,7 +71,7 @@ class RandomSession:
     def forward(self, spans: Sequence[Span]) -> list[View]:
         return [self._one(b, span) for b, span in enumerate(spans)]
 
-    def _one(self, b: int, span: Span) -> RandomView:
+    def _one(self, b: int, span: Span) -> View:
         text, stop = self.texts[b], span.start + len(span.ids)
         assert 0 <= span.start <= len(text), "a gap in the cache"
         assert stop <= self.slots[b]
@@ -119,7 +80,7 @@ class RandomSession:
         text[span.start :] = span.ids
         logged = range(span.logits_from, len(span.ids))
         rows = [self.model.row(text[: span.hi[t]], span.start + t) for t in logged]
-        return RandomView(self.model.logp_RV[rows])
+        return NumpyView(self.model.logp_RV[rows])
 
     def keep(self, rows: Sequence[int]) -> None:
         self.texts = [self.texts[b] for b in rows]

@@ -11,7 +11,7 @@ behind it, wrong context or not, is the next draft, chosen under the grammar. No
 
 import numpy as np
 
-from diffgr2.decode.choice import among
+from diffgr2.decode.choice import Choice, among
 from diffgr2.decode.grammar import Guide, row_of_places
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.spelling import UNKNOWN
@@ -48,7 +48,7 @@ class VerifyWriter(Writer):
         super().__init__(key, request, settings, spare=settings.canvas)
         self._fed = -1  # the first position that no forward has seen; −1: the prompt's last token
         self._draft_T = np.empty(0, dtype=np.int64)  # proposed for the positions from `length` on
-        self._known: dict[int, tuple[int, tuple[int, float, float]]] = {}
+        self._known: dict[int, tuple[int, Choice]] = {}
         self._odds: list[tuple[np.ndarray, np.ndarray]] = []  # when sampling: what from, how likely
         self.advance()
 
@@ -88,23 +88,28 @@ class VerifyWriter(Writer):
         at_N = self._first + np.flatnonzero(self.tokens_T[self._first : end] == UNKNOWN)
         if len(at_N) > 1 and guide.options(at_N) is not None:
             found = self.wanted(view, at_N - self._first, at_N, None)
-            facts = zip(found.token_N.tolist(), found.logp_N, found.level_N, strict=True)
-            for at, fact in zip(at_N.tolist(), facts, strict=True):
-                self._known[at] = (guide.left(at), fact)
+            columns = (found.token_N, found.logp_N, found.sure_N, found.level_N)
+            choices = map(Choice, *(column.tolist() for column in columns))
+            for at, choice in zip(at_N.tolist(), choices, strict=True):
+                self._known[at] = (guide.left(at), choice)
+
+    def _foreseen(self, at: int) -> Choice | None:
+        """What was foreseen for a position, None once it has fewer options than then."""
+        if self.guide is None or at not in self._known:
+            return None
+        left, choice = self._known[at]
+        return choice if left == self.guide.left(at) else None
 
     def _check(self, view: View, i: int) -> None:
         """Commit the AR head's choice at the first open position, from row i."""
         at, heat = self._first + i, self.settings.temperature
-        left, fact = self._known.get(at, (0, (0, 0.0, 0.0)))
-        if left and self.guide is not None and left == self.guide.left(at):
-            token, logp, level = fact
-        elif heat == 0.0 or i >= len(self._draft_T):
-            found = self.wants(view, i, at)
+        if heat == 0.0 or i >= len(self._draft_T):
+            found = self._foreseen(at) or self.wants(view, i, at)
             token, logp, level = found.token, found.logp, found.level
         else:
             tokens_A, hot_A, level = self._distribution(view, i, at, self.guide)
             token, logp = self._settled(i, tokens_A, hot_A)
-        self.commit(at, token, self.nfe, float(logp), float(level))
+        self.commit(at, token, self.nfe, logp, level)
         self.advance()
 
     def _distribution(

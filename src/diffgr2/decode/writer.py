@@ -128,13 +128,8 @@ class Writer(ABC):
 
     def wants(self, view: View, row: int, at: int) -> Choice:
         """What one open position wants."""
-        known = None
-        if (
-            self.guide is not None
-            and self.settings.temperature == 0.0
-            and not self.settings.details
-        ):
-            known = self.guide.option(at)
+        plain = self.settings.temperature == 0.0 and not self.settings.details
+        known = self.guide.option(at) if plain and self.guide is not None else None
         if known is not None:
             raw_A = view.among(np.array([row]), np.array([known[0]]))[0].tolist()
             return one(raw_A, known[0], scale=known[1])

@@ -14,6 +14,10 @@ from typing import Protocol
 
 import numpy as np
 
+from diffgr2.errors import DecodeError
+
+BROKEN = "logits hold NaN, +inf or no finite value: the model's output is broken"
+
 NO_TOKEN = -1
 """Pads rows of token ids; its log-probability is −inf."""
 
@@ -32,6 +36,12 @@ class Span:
 
 Chosen = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Tokens, their log-probability among what was allowed, and among everything."""
+
+
+def check_room(slots: int, room: int) -> None:
+    """A row may use no more slots than the model has positions."""
+    if slots > room:
+        raise DecodeError(f"prompt and output need {slots} positions, the model has {room}")
 
 
 class View(Protocol):

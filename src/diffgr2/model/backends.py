@@ -129,9 +129,9 @@ def write_graphs(directory: Path) -> None:
     """Put the graphs into a model directory, so that it opens without the package `onnx`."""
     from diffgr2.model.graph import beside
 
-    config = read_config(directory)
+    config, weight = read_config(directory), beside(directory)
     for (int8, single), file in GRAPHS.items():
-        made = _graph(config, beside(directory), single=single, int8=int8)
+        made = _graph(config, weight, single=single, int8=int8)
         (directory / file).write_bytes(made)
 
 

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffgr2.errors import CheckpointError
 from diffgr2.model.backend import Session
+from diffgr2.model.contract import check_plain
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,7 @@ class LeanQwen3:
 
     def __init__(self, module: Any) -> None:  # a Qwen3ForCausalLM
         config = module.config
-        if config.attention_bias or config.hidden_act != "silu" or config.use_sliding_window:
-            raise CheckpointError(
-                "attention_bias, use_sliding_window and activations other than silu are not "
-                "supported: this is no plain Qwen3 model"
-            )
+        check_plain(config.to_dict())
         self.heads = int(config.num_attention_heads)
         self.kv_heads = int(config.num_key_value_heads)
         self.head_dim = int(config.head_dim)

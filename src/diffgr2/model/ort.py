@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from diffgr2.errors import CheckpointError, DecodeError, first_line
-from diffgr2.model.backend import Session, Span, View
+from diffgr2.model.backend import BROKEN, Session, Span, View, check_room
 from diffgr2.model.view import NumpyView
 
 WIDE = 24
@@ -114,9 +114,7 @@ class OrtSession:
         self._rows: list[list[np.ndarray]] = []  # the same by row, seen as [1, slots, width]
 
     def add(self, prompts: Sequence[Span], slots: int) -> None:
-        room = self._backend.max_positions
-        if slots > room:
-            raise DecodeError(f"prompt and output need {slots} positions, the model has {room}")
+        check_room(slots, self._backend.max_positions)
         old = self._cache
         size = (slots, len(prompts), self._backend.facts.kv_width)
         # Zeros: what is unseen is multiplied by a weight of zero, which NaN would survive.
@@ -139,9 +137,7 @@ class OrtSession:
         parts = self._run(spans)
         # A softmax over NaN, over +inf, or over nothing finite is NaN everywhere.
         if any(np.isnan(logp_RV[:, 0]).any() for logp_RV in parts):
-            raise DecodeError(
-                "logits hold NaN, +inf or no finite value: the model's output is broken"
-            )
+            raise DecodeError(BROKEN)
         return [NumpyView(logp_RV) for logp_RV in parts]
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffgr2.errors import DecodeError
-from diffgr2.model.backend import NO_TOKEN, NOTHING_BANNED, Chosen, Span, View
+from diffgr2.model.backend import BROKEN, NO_TOKEN, NOTHING_BANNED, Chosen, Span, View, check_room
 from diffgr2.model.forward import KVCache, LeanQwen3
 from diffgr2.model.view import NumpyView, drawn
 
@@ -69,10 +69,8 @@ class TorchSession:
 
     @torch.inference_mode()
     def add(self, prompts: Sequence[Span], slots: int) -> None:
-        room = self.model.max_positions
         slots += 1  # the last slot takes what padding writes
-        if slots > room:
-            raise DecodeError(f"prompt and output need {slots} positions, the model has {room}")
+        check_room(slots, self.model.max_positions)
         cache = KVCache(self.model, len(prompts), slots)
         if max(len(span.ids) for span in prompts) > 0:
             self.model.fill(*_inputs(prompts, cache, self.model))
@@ -91,9 +89,7 @@ class TorchSession:
         logp_BTV = torch.log_softmax(logits_BTV, -1)
         # A softmax over NaN, over +inf, or over nothing finite is NaN everywhere.
         if bool(torch.isnan(logp_BTV[..., 0]).any()):
-            raise DecodeError(
-                "logits hold NaN, +inf or no finite value: the model's output is broken"
-            )
+            raise DecodeError(BROKEN)
         if logp_BTV.device.type != "cpu" and logp_BTV.numel() > FEW:
             return [TorchView(logp_BTV[b, _asked(s, skipped)]) for b, s in enumerate(spans)]
         whole = logp_BTV.cpu().numpy()  # one copy for all rows, instead of one per question
