@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffgr2.choices import DECODERS as DECODERS
 from diffgr2.choices import Answering, Decoder, Rule
+from diffgr2.own import ListsConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -104,10 +105,8 @@ class ItemsConfig(Section):
     def _consistent(self) -> ItemsConfig:
         kind, _, name = self.vectors.partition(":")
         if self.vectors != "tfidf" and not (kind == "sentence-transformers" and name):
-            raise ValueError(
-                "vectors: expected tfidf or sentence-transformers:<name or path> "
-                f"(got {self.vectors!r})"
-            )
+            told = "expected tfidf or sentence-transformers:<name or path>"
+            raise ValueError(f"vectors: {told} (got {self.vectors!r})")
         if self.random_last > self.levels:
             raise ValueError(
                 f"random_last: at most items.levels ({self.levels}) (got {self.random_last})"
@@ -381,6 +380,7 @@ class Recipe(Section):
     data: DataConfig = DataConfig()
     items: ItemsConfig = ItemsConfig()
     retriever: RetrieverConfig = RetrieverConfig()
+    lists: ListsConfig = ListsConfig()
     candidates: CandidatesConfig = CandidatesConfig()
     evidence: EvidenceConfig = EvidenceConfig()
     prompt: PromptConfig = PromptConfig()
