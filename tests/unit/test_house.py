@@ -25,7 +25,10 @@ PACKAGE = "diffgr2"
 House = Mapping[str, str]
 """Module name as imported -> source; a package's `__init__` goes by the package's name."""
 
-GROUND = "types errors choices own config recipe streams artifacts progress pipeline strict_json"
+GROUND = (
+    "types errors choices section own learning config recipe streams artifacts progress pipeline "
+    "strict_json"
+)
 FLOORS = (
     f"ground {GROUND}",
     "objectives model data items",

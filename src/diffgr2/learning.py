@@ -1,0 +1,135 @@
+"""The sections of the stages that learn, from mid-training to RL on the diffusion policy.
+
+Contract: defaults are the shipped recipes' (what was tuned there), so that a recipe may leave all
+of this out. `steps: null` (or `auto`) is chosen from the data when the stage starts, and said. Not
+here: how many that are (`stages.effort`), the other sections (`config`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from diffgr2.choices import Answering, Rule
+from diffgr2.section import Amount, Count, Positive, Rate, Section, Share
+
+Steps = Annotated[Count | None, BeforeValidator(lambda value: None if value == "auto" else value)]
+
+
+class TrainConfig(Section):
+    """What the one training loop needs; every training stage extends it."""
+
+    steps: Count = 1_000  # 0 = the stage passes its input through
+    rows: Positive = 16  # rows per optimizer step, over all processes
+    micro_rows: Positive = 16  # rows per forward
+    lr: Rate = 1e-3
+    final_lr: Share = 0.1  # cosine ends at this share of lr
+    warmup: Count = 50  # steps
+    weight_decay: Amount = 0.01
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices in layers (one process)
+    muon_lr: Rate = 6e-3  # its peak learning rate, in AdamW's units
+    clip: Rate = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast
+    checkpoint_every: Positive = 200  # steps
+    keep: Positive = 2  # checkpoints kept
+
+
+class ShowConfig(Section):
+    """How a stage shows the lists that it learns from."""
+
+    shuffle: Share = 0.3  # share of lists whose candidates are shuffled (position bias)
+    vary: Share = 0.7  # share of lists of another length, from 2 to candidates.k_max
+    hide: Share = 0.15  # share of lists that lack some of their evidence
+
+
+class MidtrainConfig(TrainConfig):
+    """Item alignment (midtrain.*)."""
+
+    sequential: Share = 0.6  # shares of the four tasks, normalised
+    caption: Share = 0.15
+    persona: Share = 0.2
+    general: Share = 0.05
+
+
+class SftConfig(TrainConfig, ShowConfig):
+    """Supervised fine-tuning on traces (sft.*)."""
+
+    reasoning_weight: Amount = 0.5  # lambda_r, below the answer's
+    answer_weight: Rate = 1.0  # lambda_o
+    direct: Share = 0.15  # share of rows that answer without reasoning
+
+
+class RlConfig(TrainConfig, ShowConfig):
+    """DAPO on the re-ranking reward (rl.*, direct_rl.*); the diffusion policy extends it."""
+
+    group: Annotated[int, Field(ge=2)] = 8  # G
+    prompts: Positive = 8  # groups per step
+    answer: Answering = "said"  # the read-out that is rewarded
+    rule: Rule = "grammar"
+    temperature: Rate = 1.0
+    clip_low: Rate = 0.2
+    clip_high: Rate = 0.28
+    alpha: Amount = 0.2  # weight of the conditional format reward
+    refill: Count = 4  # extra rollout rounds per step to replace groups without variance
+    epochs: Positive = 1  # optimizer steps per rollout batch
+    overlong_cache: Count = 16  # tokens before the limit over which the penalty grows
+
+
+# --------------------------------------------------------------------------------- block diffusion
+
+
+class ConvertConfig(Section):
+    """AR to block diffusion: same tensors, new contract (convert.*)."""
+
+    block_size: Positive = 32
+    alignment: Literal["same_position", "shifted"] = "same_position"
+    clean_attention: Literal["either", "causal", "block_causal"] = "either"
+    origin: Literal["document", "response"] = "document"
+
+
+class DistillConfig(ShowConfig):
+    """The AR teacher's own outputs for conversion fine-tuning (distill.*)."""
+
+    lists: Count = 8_000  # training and validation lists decoded; 0 = all
+    direct: Share = 0.15  # share answered without reasoning
+    keep: Literal["valid", "all"] = "valid"  # outputs that train; all only for dry runs
+    batch: Positive = 64
+
+
+class CftConfig(TrainConfig):
+    """Conversion fine-tuning (cft.*)."""
+
+    reasoning_weight: Amount = 1.0
+    answer_weight: Rate = 1.0
+    ar_weight: Amount = 0.5  # AR loss on the clean half
+    fully_masked: Share = 0.3  # share of blocks masked entirely
+    draws: Positive = 1  # noise draws per row, which share its clean half
+    complementary: bool = True  # each draw twice, masks m and 1-m
+    causal_share: Share = 0.5  # share of rows with causal clean attention, if the contract has both
+    random_origin: bool = True  # block boundaries drawn per row
+    free: Share = 0.3  # share of rows as `rule: raw` meets them: nothing given, padding to the end
+    loss_scale: Literal["uniform", "inverse_t"] = "uniform"
+    sharpen: Amount = 0.0  # entropy term on correct predictions
+
+
+class OpdConfig(TrainConfig):
+    """On-policy distillation (opd.*)."""
+
+    teacher: Literal["ar", "self_careful"] = "ar"
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    positions: Literal["frontier", "all"] = "frontier"  # all: the trap of a causal teacher
+    rollouts: Positive = 4  # per prompt
+    temperature: Amount = 1.0  # of the student's rollouts
+    teacher_temperature: Rate = 1.0  # below 1: nearer to its greedy choice; strengths keep 1
+    threshold: Share = 0.2
+    rule: Rule = "grammar"
+    answer: Answering = "said"  # what is rolled out: to the last strength, or the permutation too
+    ar_weight: Amount = 0.2  # keeps the AR head
+
+
+class BlockRlConfig(RlConfig):
+    """RL on the diffusion policy (block_rl.*)."""
+
+    threshold: Share = 0.2
+    clip_high: Rate = 0.2  # symmetric, as in the paper
