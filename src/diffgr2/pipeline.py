@@ -7,20 +7,31 @@ so a changed input re-runs just what depends on it. The contents of its inputs a
 stage runs, each file once per process. An interrupted stage leaves `.NAME.partial`, which is
 continued when its key still matches and thrown away otherwise. Under `torchrun` every process walks
 the same order; shared stages run on all of them, the others on the first while the rest wait, and
-only the first writes. Not here: what a stage does; the table of stages is `stages.plan`.
+only the first writes. Not here: what a stage does, the table of stages (`stages.plan`), and what
+outdated a stage (`stages.reasons`).
 """
 
 import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from diffgr2 import __version__
-from diffgr2.artifacts import digest, fingerprint, publish, read_json, read_manifest, write_json
+from diffgr2.artifacts import (
+    digest,
+    fingerprint,
+    held,
+    is_held,
+    publish,
+    read_json,
+    read_manifest,
+    write_json,
+)
 from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.progress import Progress
@@ -71,7 +82,8 @@ def read_part(recipe: Recipe, sections: tuple[str, ...]) -> dict[str, Any]:
     return recipe.model_dump(mode="json", include=include)
 
 
-STANDS, OUTDATED, INTERRUPTED, MISSING = "stands", "outdated", "interrupted", "missing"
+STANDS, RUNNING, OUTDATED = "stands", "running", "outdated"
+INTERRUPTED, MISSING = "interrupted", "missing"
 
 
 @dataclass
@@ -84,7 +96,7 @@ class Runner:
     progress: Progress = field(default_factory=Progress)
     rank: int = 0
     on_first: Callable[[Callable[[], Any]], Any] = lambda work: work()
-    _checked: dict[str, str] = field(default_factory=dict)  # stage -> fingerprint of this run
+    checked: dict[str, str] = field(default_factory=dict)  # stage -> fingerprint of this run
 
     def directory(self, name: str) -> Path:
         return self.root / name
@@ -113,17 +125,28 @@ class Runner:
             "stage": stage.name,
             "seed": self.recipe.seed,
             "config": read_part(self.recipe, stage.sections),
-            "inputs": {name: self._checked[name] for name in stage.inputs},
+            "inputs": {name: self.checked[name] for name in stage.inputs},
         }
 
     def key(self, stage: Stage) -> str:
         """Digest of all the stage's result depends on."""
-        outside = {}
-        for path in stage.files(self.recipe) if stage.files else []:
-            if not path.is_file():
+        return digest(self._facts(stage) | self._origin(stage))
+
+    def _origin(self, stage: Stage) -> dict[str, Any]:
+        """The stage's version and the outside files it reads; they must be there."""
+        outside = self.outside(stage)
+        for path, state in outside.items():
+            if state is None:
                 raise ConfigError(f"{path}: no such file (stage {stage.name})")
-            outside[str(path)] = [path.stat().st_size, path.stat().st_mtime_ns]
-        return digest(self._facts(stage) | {"version": stage.version, "outside": outside})
+        return {"version": stage.version, "outside": outside}
+
+    def outside(self, stage: Stage) -> dict[str, list[int] | None]:
+        """Size and time of the outside files that the stage reads, None for one that is gone."""
+        found: dict[str, list[int] | None] = {}
+        for path in stage.files(self.recipe) if stage.files else []:
+            facts = path.stat() if path.is_file() else None
+            found[str(path)] = [facts.st_size, facts.st_mtime_ns] if facts else None
+        return found
 
     def standing(self, stage: Stage, key: str) -> dict[str, Any] | None:
         """The manifest of the stage's directory if it is complete and of this key."""
@@ -133,19 +156,23 @@ class Runner:
             return None
         return manifest if manifest.get("key") == key else None
 
-    def survey(self, goals: list[str]) -> dict[str, str]:
-        """How each stage stands, without running any; a stage on outdated inputs is outdated."""
+    def survey(self, goals: list[str], *, gone: bool = False) -> dict[str, str]:
+        """How each stage stands, without running any; a stage on outdated inputs is outdated.
+
+        An outside file that is gone is an error, or with `gone` one more reason.
+        """
         states: dict[str, str] = {}
         for name in self.order(goals):
             stage = self.stages[name]
             found = None
-            if all(states[needed] == STANDS for needed in stage.inputs):
+            there = not gone or None not in self.outside(stage).values()
+            if there and all(states[needed] == STANDS for needed in stage.inputs):
                 found = self.standing(stage, self.key(stage))
             if found is not None:
-                self._checked[name] = fingerprint(found)
+                self.checked[name] = fingerprint(found)
                 states[name] = STANDS
             elif self.partial(name).is_dir():
-                states[name] = INTERRUPTED
+                states[name] = RUNNING if is_held(self.partial(name)) else INTERRUPTED
             else:
                 states[name] = OUTDATED if self.directory(name).is_dir() else MISSING
         return states
@@ -163,7 +190,7 @@ class Runner:
             if found is not None:
                 self.progress.line(f"{name}: stands")
             manifests[name] = found or self._run_one(stage, key)
-            self._checked[name] = fingerprint(manifests[name])
+            self.checked[name] = fingerprint(manifests[name])
         return manifests
 
     def _found(self, stage: Stage, key: str) -> dict[str, Any] | None:
@@ -181,17 +208,19 @@ class Runner:
             return False
 
     def _run_one(self, stage: Stage, key: str) -> dict[str, Any]:
+        origin = self._origin(stage)
         fresh = self.on_first(lambda: self._prepare(stage, key))
         self.progress.line(f"{stage.name}: {'runs' if fresh else 'continues'} ({stage.summary})")
         start = time.monotonic()
-        if stage.shared:
-            metrics = stage.run(self._context(stage))
-            self.on_first(lambda: None)  # nobody writes any more when the directory moves
-        else:
-            metrics = self.on_first(lambda: stage.run(self._context(stage)))
+        with held(self.partial(stage.name)) if self.rank == 0 else nullcontext():
+            if stage.shared:
+                metrics = stage.run(self._context(stage))
+                self.on_first(lambda: None)  # nobody writes any more when the directory moves
+            else:
+                metrics = self.on_first(lambda: stage.run(self._context(stage)))
         wall_s = round(time.monotonic() - start, 3)
         made = {"key": key, "versions": versions(), "metrics": metrics, "wall_s": wall_s}
-        manifest = self.on_first(lambda: self._publish(stage, made))
+        manifest = self.on_first(lambda: self._publish(stage, made | origin))
         self.progress.line(f"{stage.name}: done in {wall_s:.1f} s")
         return manifest
 

@@ -171,6 +171,38 @@ def test_the_data_stage_is_a_verb_of_its_own(
     assert lines[-1] == f"{root}: 1 of {len(STAGES)} stages stand"
 
 
+def test_status_says_which_file_and_which_key_outdated_what(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table, recipe, root = tmp_path / "t.csv", tmp_path / "own.yaml", str(tmp_path / "run")
+    rows = [
+        "user,item,timestamp",
+        *(f"u{u},i{(u + n) % 7},{n}" for u in range(7) for n in range(5)),
+    ]
+    table.write_text("\n".join(rows))
+    recipe.write_text(f"data: {{source: table, interactions: {table}, k_core: 0}}\n")
+    popularity = ["--runs", root, "--set", "retriever.kind=popularity"]
+    assert say(capsys, "retriever", str(recipe), *popularity)[0] == 0
+    code, out, _ = say(capsys, "status", root)
+    assert (code, [line.split()[1] for line in out.splitlines()[:3]]) == (
+        *(0, ["stands", "missing", "stands"]),
+    )
+    size = table.stat().st_size
+    table.write_text("\n".join([*rows, "u1,i6,9"]))
+    _, out, _ = say(capsys, "status", str(recipe), "--runs", root)
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    changed = f"{table}: {size} → {size + 8} bytes"
+    assert lines[:2] == ["data outdated import, k-core, leave-one-out", changed]
+    assert lines[3:5] == [
+        "retriever outdated because of data",
+        'retriever.kind: "popularity" → "sasrec"',
+    ]
+    assert lines[-2] == f"because of data ({changed}): 1 outdated"
+    table.unlink()
+    _, out, _ = say(capsys, "status", root)
+    assert f"{table}: no such file any more" in out
+
+
 @pytest.mark.parametrize("note", [[], {"recipe": {}}, {"recipe": [], "named": 1, "overrides": []}])
 def test_a_strange_note_is_one_line(
     note: object, capsys: pytest.CaptureFixture[str], tmp_path: Path

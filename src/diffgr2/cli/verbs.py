@@ -12,8 +12,9 @@ import typer
 
 from diffgr2.cli import runs
 from diffgr2.errors import ConfigError
-from diffgr2.pipeline import STANDS
+from diffgr2.pipeline import OUTDATED, STANDS
 from diffgr2.stages.plan import STAGES
+from diffgr2.stages.reasons import Reason, reasons
 from diffgr2.stages.rows import ROWS, rows_of_recipe
 
 PANEL = "Stages, in order (each runs what it needs)"
@@ -108,12 +109,25 @@ def status(
     directory: RunsDir = None,
     overrides: Overrides = None,
 ) -> None:
-    """Show which stages stand."""
+    """Show which stages stand, and what outdated the others."""
     run = runs.open_report(recipe, directory, overrides)
     runner = run.runner()
-    states = runner.survey(list(runner.stages))
+    states = runner.survey(list(runner.stages), gone=True)
+    why, said = reasons(runner, states), set[str]()
     for name, state in states.items():
-        typer.echo(f"{name:20} {state:12} {STAGES[name].summary}")
+        reason, told = why.get(name, Reason()), STAGES[name].summary
+        if state == OUTDATED and reason.above:
+            told = f"because of {', '.join(reason.above)}"
+        typer.echo(f"{name:20} {state:12} {told}")
+        for line in reason.own:
+            if line not in said:  # a key that several stages read is told at the first
+                typer.echo(f"{'':33} {line}")
+        said |= {*reason.own}
+    for name, reason in why.items():
+        after = [one for one in why if name in why[one].above and states[one] == OUTDATED]
+        cause = "; ".join(reason.own) or states[name]
+        if after:
+            typer.echo(f"because of {name} ({cause}): {len(after)} outdated")
     standing = sum(state == STANDS for state in states.values())
     typer.echo(f"{run.root}: {standing} of {len(states)} stages stand")
 
