@@ -137,7 +137,8 @@ class Runner:
         outside = self.outside(stage)
         for path, state in outside.items():
             if state is None:
-                raise ConfigError(f"{path}: no such file (stage {stage.name})")
+                where = f"stage {stage.name}; paths in a recipe start from its folder"
+                raise ConfigError(f"{path}: no such file ({where})")
         return {"version": stage.version, "outside": outside}
 
     def outside(self, stage: Stage) -> dict[str, list[int] | None]:

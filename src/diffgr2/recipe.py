@@ -1,11 +1,21 @@
-"""Reading a recipe: YAML plus `--set a.b=c`.
+"""Reading a recipe: YAML, the recipe that it starts `from`, plus `--set a.b=c`.
+
+    from: beauty                       # a shipped recipe, or a file beside this one
+    data: {interactions: logs.parquet, columns: {user: customer, item: sku}}
 
 Contract: `load_recipe(name_or_path, overrides)` returns a validated `Recipe` or raises a
-ConfigError whose single line names the file, the key and what was expected; duplicate keys are
-refused too. Not here: what a recipe holds (`config`).
+ConfigError whose single line names the file that said it, the key and what was expected; duplicate
+keys are refused too. A recipe takes over all that the one behind `from` says but its name: sections
+merge key by key, lists and single values replace. Columns belong to files: who names files and how
+to read them takes over nothing of what was said of others. Paths in a recipe start from its folder,
+those of shipped recipes and of `--set` from the working directory. Not here: what a recipe holds
+(`config`).
 """
 
 import os
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +63,10 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return value
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Apply one `a.b=c` in place; the value is read as YAML."""
+def apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Apply one `a.b=c` in place and return where; the value is read as YAML."""
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
+    keys = tuple(path.strip().split("."))
     if not equals or not all(keys):
         raise ConfigError(f"--set {override}: expected key.key=value")
     try:
@@ -69,10 +79,13 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override}: {key} is not a section")
     node[keys[-1]] = value
+    return keys
 
 
-def validate(values: dict[str, Any], source: str) -> Recipe:
-    """Build the recipe; the first problem becomes one line that names its key."""
+def validate(
+    values: dict[str, Any], source: str, origins: Mapping[tuple[str, ...], str] | None = None
+) -> Recipe:
+    """Build the recipe; the first problem becomes one line that names its key and who said it."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -82,15 +95,17 @@ def validate(values: dict[str, Any], source: str) -> Recipe:
         elif kind != "value_error":
             given = repr(error.errors()[0]["input"])
             message = f"{message} (got {given if len(given) <= 80 else given[:77] + '...'})"
+        said_by = _said_by(tuple(map(str, where)), origins or {}, source)
         key, more = ".".join(map(str, where)), error.error_count() - 1
         tail = f" (and {more} more)" if more else ""
-        raise ConfigError(f"{source}: {key}: {message}{tail}".replace(": :", ":")) from None
+        raise ConfigError(f"{said_by}: {key}: {message}{tail}".replace(": :", ":")) from None
 
 
-def find_recipe(name: str) -> Path:
-    """A file as given, or a recipe that ships with the package by its name."""
-    if os.path.isfile(name):
-        return Path(name)
+def find_recipe(name: str, folder: Path | None = None) -> Path:
+    """A file as given, from this folder on, or a recipe that ships with the package, by name."""
+    path = Path(name) if folder is None else folder / name
+    if os.path.isfile(path):
+        return path
     if name.endswith((".yaml", ".yml")):
         raise ConfigError(f"{name[:80]}: no such recipe file")
     shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
@@ -99,15 +114,117 @@ def find_recipe(name: str) -> Path:
     return shipped[name]
 
 
-def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
-    """Read, override, validate."""
-    path = find_recipe(name)
+# ----------------------------------------------------------------------------- one from another
+
+PATHS = (("data", "interactions"), ("data", "items"), ("lists", "file"), ("model", "base"))
+"""Keys that name files."""
+
+FILES = {
+    "data": ("interactions", {"source", "columns", "item_columns"}),
+    "lists": ("file", {"columns", "gains", "features"}),
+}
+"""Sections that name a file, and keys that say how it is read: said together they stand alone."""
+
+Origins = dict[tuple[str, ...], str]  # where a key stands -> the file that said it
+
+
+@dataclass
+class _Layers:
+    """What recipes say one over another, and which of them said what."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: Origins = field(default_factory=dict)
+
+    def lay(self, over: dict[str, Any], source: str) -> None:
+        self._merge(self.values, over, (), source)
+
+    def _merge(
+        self, base: dict[str, Any], over: dict[str, Any], above: tuple[str, ...], source: str
+    ) -> None:
+        for key, value in over.items():
+            here, old = (*above, key), base.get(key)
+            if isinstance(value, dict) and isinstance(old, dict) and not _alone(here, value):
+                self._merge(old, value, here, source)
+                continue
+            base[key] = deepcopy(value)  # an alias in YAML is one object in two places
+            self.say(here, source)
+
+    def say(self, here: tuple[str, ...], source: str) -> None:
+        """Note who said what stands here."""
+        for place in [place for place in self.origins if place[: len(here)] == here]:
+            del self.origins[place]
+        self.origins[here] = source
+
+
+def _alone(here: tuple[str, ...], value: dict[str, Any]) -> bool:
+    """Whether a section speaks of files of its own and how to read them."""
+    file, how = FILES.get(here[0], ("", set()))
+    return len(here) == 1 and file in value and bool(how & value.keys())
+
+
+def _said_by(where: tuple[str, ...], origins: Mapping[tuple[str, ...], str], source: str) -> str:
+    """Who said this key or, if nobody, what holds it; where several did, the recipe itself."""
+    parts = {said_by for place, said_by in origins.items() if place[: len(where)] == where}
+    if not parts:
+        above = [where[:n] for n in range(len(where), 0, -1) if where[:n] in origins]
+        return origins[above[0]] if above else source
+    return parts.pop() if len(parts) == 1 else source
+
+
+def _from_folder(values: dict[str, Any], folder: Path) -> None:
+    """Let the paths of a recipe in this folder start from the working directory, in place."""
+    for section, key in PATHS:
+        part = values.get(section)
+        if isinstance(part, dict) and isinstance(part.get(key), str) and part[key]:
+            part[key] = os.path.normpath(folder / part[key])
+    items = values.get("items")
+    if isinstance(items, dict) and isinstance(items.get("vectors"), str):
+        kind, colon, name = items["vectors"].partition(":")
+        if name.startswith("."):  # a path by its looks; a name that a hub knows has no dot there
+            items["vectors"] = kind + colon + os.path.normpath(folder / name)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path.name}: cannot be read ({error})") from None
     values = parse_yaml(text, path.name)
-    values.setdefault("name", path.stem)
+    if path.parent != RECIPES:
+        _from_folder(values, path.parent)
+    return values
+
+
+def _chain(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(file name, what it says) of a recipe and of those behind it, the farthest first."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    seen: set[Path] = set()
+    while True:
+        seen.add(path.resolve())
+        values = _read(path)
+        base = values.pop("from", None)
+        found.insert(0, (path.name, values))
+        if base is None:
+            return found
+        if not isinstance(base, str) or not base:
+            raise ConfigError(f"{path.name}: from: expected a recipe's name or file (got {base!r})")
+        try:
+            behind = find_recipe(base, path.parent)
+        except ConfigError as error:
+            raise ConfigError(f"{path.name}: from: {error}") from None
+        if behind.resolve() in seen:
+            raise ConfigError(f"{path.name}: from: {base} starts from this recipe itself")
+        path = behind
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """Read, lay over what it starts from, override, validate."""
+    path = find_recipe(name)
+    layers = _Layers()
+    for source, values in _chain(path):
+        layers.values.pop("name", None)  # a run's directory is its own recipe's
+        layers.lay(values, source)
+    layers.values.setdefault("name", path.stem)
     for override in overrides or []:
-        apply_override(values, override)
-    return validate(values, path.name)
+        layers.say(apply_override(layers.values, override), "--set")
+    return validate(layers.values, path.name, layers.origins)

@@ -37,12 +37,12 @@ ERRORS = [
     (
         ["run", "micro", "--set", "sft.stepz=3"],
         2,
-        "error: micro.yaml: sft.stepz: unknown key",
+        "error: --set: sft.stepz: unknown key",
     ),
     (
         ["run", "micro", "--set", "sft.steps=many"],
         2,
-        "error: micro.yaml: sft.steps: Input should be a valid integer (got 'many')",
+        "error: --set: sft.steps: Input should be a valid integer (got 'many')",
     ),
     (
         ["run", "micro", "--goal", "everything"],

@@ -403,10 +403,10 @@ BAD_SETS: list[tuple[str, str]] = [
     ("data.k_core=[1", "--set data.k_core=[1: value is not valid YAML"),
     ("data.k_core={a: 1, a: 2}", "--set data.k_core={a: 1, a: 2}: value is not valid YAML"),
     ("name.x=1", "--set name.x=1: name is not a section"),
-    ("data.k_core=", "x.yaml: data.k_core: Input should be a valid integer (got None)"),
-    ("data.k_core=five", "x.yaml: data.k_core: Input should be a valid integer (got 'five')"),
-    ("data.k_kore=5", "x.yaml: data.k_kore: unknown key"),
-    ("dat.k_core=5", "x.yaml: dat: unknown key"),
+    ("data.k_core=", "--set: data.k_core: Input should be a valid integer (got None)"),
+    ("data.k_core=five", "--set: data.k_core: Input should be a valid integer (got 'five')"),
+    ("data.k_kore=5", "--set: data.k_kore: unknown key"),
+    ("dat.k_core=5", "--set: dat: unknown key"),
 ]
 
 

@@ -7,6 +7,7 @@ Not here: any work.
 """
 
 import os
+import re
 import sys
 from typing import Any
 
@@ -21,8 +22,26 @@ from diffgr2.stages.plan import STAGES
 INTERRUPTED = 130
 
 
+PAIRS = ("--set", "--column", "--map")
+"""Options whose value is `key=value`; several may stand behind one of them."""
+
+_PAIR = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
+
+
+def spread(arguments: list[str]) -> list[str]:
+    """`--set a=1 b=2` as `--set a=1 --set b=2`."""
+    result: list[str] = []
+    for text in arguments:
+        behind = result[-2:-1] and result[-2] in PAIRS and _PAIR.fullmatch(result[-1])
+        result += [result[-2], text] if behind and _PAIR.fullmatch(text) else [text]
+    return result
+
+
 class InOrder(TyperGroup):
     """Stages in the pipeline's order, whether a command or a group."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, spread(args))
 
     def list_commands(self, ctx: Any) -> list[str]:
         order = [name.replace("_", "-") for name in STAGES]

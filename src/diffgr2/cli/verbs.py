@@ -25,7 +25,7 @@ RunsDir = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set rl.steps=20."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change keys: --set rl.steps=20 sft.lr=0.001."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Run it again although it stands.")]
 
