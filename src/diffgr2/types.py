@@ -7,7 +7,7 @@ catalogue and the user table only. Not here: anything that reads files or knows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,9 @@ NEVER = np.iinfo(np.int32).max
 
 MISS = -1
 """`hit_L` of a list that does not hold its target."""
+
+PADDING = -1
+"""The item number behind the end of a list that is shorter than the array."""
 
 
 def ndcg_of(rank: np.ndarray, depth: int) -> np.ndarray:
@@ -83,11 +86,13 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class CandidateLists:
-    """L candidate lists in floor order: the retriever's order, best first.
+    """L candidate lists in floor order: the retriever's or the shop's order, best first.
 
-    List l belongs to `user_L[l]`, sees that user's first `end_L[l]` items, and should rank
-    `target_L[l]` (the item at position `end_L[l]`) first. The target is in the list only where the
-    retriever put it there.
+    List l belongs to `user_L[l]`, sees that user's first `end_L[l]` items, and should rank what
+    came of it first: `target_L[l]` (the item at position `end_L[l]`; -1 where there is none), or
+    several candidates by `gains`. The target is in the list only where its maker put it there. A
+    list may be shorter than the array: PADDING follows its last item, with score 0. Two lists of
+    one `owner_L` are one person's: they are held back together and left out of counts together.
     """
 
     split: str  # train | validation | test
@@ -95,7 +100,10 @@ class CandidateLists:
     end_L: np.ndarray  # int32
     target_L: np.ndarray  # int32
     items_LK: np.ndarray  # int32
-    scores_LK: np.ndarray  # float32, descending
+    scores_LK: np.ndarray  # float32
+    gains: np.ndarray | None = None  # float32 (L, K), worth of a candidate's outcome; None: target
+    person: np.ndarray | None = None  # int32 (L), whose list it is where that is not `user_L`
+    moment: np.ndarray | None = None  # int64 (L), when it was shown, milliseconds; -1 unknown
 
     @property
     def k(self) -> int:
@@ -105,15 +113,45 @@ class CandidateLists:
         return len(self.user_L)
 
     @cached_property
+    def there_LK(self) -> np.ndarray:
+        """Which columns hold a candidate."""
+        return self.items_LK != PADDING
+
+    @cached_property
+    def length_L(self) -> np.ndarray:
+        """How many candidates each list has."""
+        return self.there_LK.sum(1).astype(np.int32)
+
+    @cached_property
+    def gains_LK(self) -> np.ndarray:
+        """What each candidate's outcome is worth: 1 for the target where nothing else is said."""
+        if self.gains is not None:
+            return self.gains
+        own_LK = (self.items_LK == self.target_L[:, None]) & self.there_LK
+        return own_LK.astype(np.float32)
+
+    @cached_property
     def hit_L(self) -> np.ndarray:
-        """Position of the target in its list, MISS where absent."""
-        match_LK = self.items_LK == self.target_L[:, None]
-        return np.where(match_LK.any(1), match_LK.argmax(1), MISS).astype(np.int32)
+        """Column of the highest gain, the first of equals; MISS where nothing came of the list."""
+        best_L = self.gains_LK.argmax(1)
+        return np.where(self.gains_LK.max(1, initial=0.0) > 0, best_L, MISS).astype(np.int32)
+
+    @property
+    def owner_L(self) -> np.ndarray:
+        """Whose list it is."""
+        return self.user_L if self.person is None else self.person
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays that are there, by name."""
+        return {name: a for name, a in vars(self).items() if name in ARRAYS and a is not None}
 
     def take(self, which: np.ndarray) -> CandidateLists:
         """These lists (index or mask), in that order."""
-        arrays = (self.user_L, self.end_L, self.target_L, self.items_LK, self.scores_LK)
-        return CandidateLists(self.split, *(array[which] for array in arrays))
+        return CandidateLists(self.split, **{name: a[which] for name, a in self.arrays().items()})
+
+
+ARRAYS = tuple(field.name for field in fields(CandidateLists) if field.name != "split")
+"""The arrays of `CandidateLists`, of which the last three may be missing."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,11 @@ def planted(seed: int = 0, top: int = B) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(kind: str, buckets_LKF: np.ndarray, hit_L: np.ndarray, seed: int = 0) -> Any:
-    return scorers.fit(kind, buckets_LKF, hit_L, B, l2=1e-3, seed=seed)
+    return scorers.fit(kind, buckets_LKF, gains_of(hit_L), B, l2=1e-3, seed=seed)
+
+
+def gains_of(hit_L: np.ndarray) -> np.ndarray:
+    return (np.arange(K) == hit_L[:, None]).astype(np.float32)
 
 
 def tangled(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -112,6 +116,35 @@ class Fitted:
         unknown_LKF = buckets_LKF.copy()
         unknown_LKF[:, :, -1] = B - 1
         assert np.isfinite(scorer.score(unknown_LKF)).all()
+
+    def test_what_stands_behind_a_lists_end_does_not_matter(self) -> None:
+        """Padding changes no score, whatever its buckets, and has none itself."""
+        buckets_LKF, hit_L = planted(5)
+        there_LK = np.arange(K + 2) < np.where(np.arange(LISTS) % 2, K, K - 2)[:, None]
+        kept_L = there_LK[np.arange(LISTS), hit_L]
+        scores = []
+        for fill in (0, B - 1):
+            wide_LKF = np.full((LISTS, K + 2, F), fill, np.uint8)
+            wide_LKF[:, :K] = buckets_LKF
+            wide_LKF[~there_LK] = fill
+            gains_LK = np.zeros((LISTS, K + 2), np.float32)
+            gains_LK[kept_L, hit_L[kept_L]] = 1.0
+            given: Any = {"l2": 1e-3, "seed": 0, "there_LK": there_LK}
+            scorer = scorers.fit(self.kind, wide_LKF, gains_LK, B, **given)
+            scores.append(scorer.score(wide_LKF, there_LK))
+        assert scores[0].tobytes() == scores[1].tobytes()
+        assert (np.isnan(scores[0]) == ~there_LK).all()
+        right_L = np.nanargmax(scores[0], 1) == hit_L
+        assert right_L[kept_L].mean() > 0.95
+
+    def test_a_list_with_two_outcomes_puts_both_first(self) -> None:
+        buckets_LKF, hit_L = planted(6)
+        second_L = (buckets_LKF[:, :, 1] == K - 2).argmax(1)
+        gains_LK = 3 * gains_of(hit_L) + gains_of(second_L)
+        scorer = scorers.fit(self.kind, buckets_LKF, gains_LK, B, l2=1e-3, seed=0)
+        order_LK = np.argsort(-scorer.score(buckets_LKF), 1)
+        both_L2 = np.sort(np.stack([hit_L, second_L], 1), 1)
+        assert (np.sort(order_LK[:, :2], 1) == both_L2).all(1).mean() > 0.6
 
 
 class TestLinear(Fitted):

@@ -23,7 +23,9 @@ META = {"recipe": "r", "data": "d", "tie_order": "file", "commit": "c", "command
     [
         ({"order_LK": np.array([[0, 1, 2], [0, 1, 1]])}, "order_LK: row 1 is not a permutation"),
         ({"order_LK": np.array([[0, 1, 2], [0, 1, 3]])}, "order_LK: row 1 is not a permutation"),
-        ({"order_LK": np.array([[0, 1, -1], [0, 1, 2]])}, "order_LK: row 0 is not a permutation"),
+        ({"order_LK": np.array([[0, -1, 1], [0, 1, 2]])}, "order_LK: row 0 is not a permutation"),
+        ({"order_LK": np.array([[0, 2, -1], [0, 1, 2]])}, "order_LK: row 0 is not a permutation"),
+        ({"order_LK": np.array([[0, 1, -2], [0, 1, 2]])}, "order_LK: row 0 is not a permutation"),
         ({"n_lists": 3}, "order_LK has 2 entries, not 3"),
         ({"rows_L": np.array([0])}, "order_LK has 2 entries, not 1"),
         ({"raw_valid_L": np.array([True])}, "raw_valid_L has 1 entries, not 2"),

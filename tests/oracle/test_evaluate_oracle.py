@@ -75,7 +75,8 @@ def test_random_row_equals_the_mean_over_every_permutation(k):
     table_RM = value_table(k)
     for hit in range(k):
         every = [table_RM[order.index(hit)] for order in permutations(range(k))]
-        ours_M = random_values(np.array([hit, MISS]), k)
+        gains_2K = (np.arange(k) == np.array([[hit], [MISS]])).astype(float)
+        ours_M = random_values(gains_2K)
         np.testing.assert_allclose(ours_M[0], np.mean(every, axis=0), atol=1e-12)
         assert (ours_M[1] == 0).all()
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from diffgr2.candidates.lists import selection_users
 from diffgr2.config import ShowConfig
 from diffgr2.prompts.request import MISSING, NONE
-from diffgr2.stages.corpus import KNOWN, drawn_places, seen
+from diffgr2.stages.corpus import KNOWN, Corpus, drawn_places, seen
 from diffgr2.streams import generator
-from diffgr2.types import MISS
+from diffgr2.types import MISS, PADDING
 from support.tiny_corpus import K_MAX, STRENGTHS, USERS, WORTH_FB, K, corpus
 
 PLAIN = ShowConfig(shuffle=0.0, vary=0.0, hide=0.0)
@@ -152,3 +152,38 @@ def test_results_are_about_the_first_columns() -> None:
     assert sum(split == "train" for split, _ in deep.hits) == USERS - 3
     shown = deep.shown("train", 0, PLAIN, generator(0), keep_target=True)
     assert shown.places[shown.target] == K
+
+
+def shortened() -> Corpus:
+    """The tiny corpus, every second list of which is two candidates shorter."""
+    shop, even_L = corpus(), np.arange(USERS) % 2 == 0
+    lists, traces = {}, {}
+    for split in KNOWN:
+        own, told = shop.lists[split], shop.traces[split]
+        items_LK, level_NK = own.items_LK.copy(), told.level_NK.copy()
+        items_LK[even_L, K_MAX - 2 :], level_NK[even_L, K_MAX - 2 :] = PADDING, np.nan
+        lists[split] = replace(own, items_LK=items_LK)
+        traces[split] = replace(told, level_NK=level_NK)
+    return replace(shop, lists=lists, traces=traces)
+
+
+@given(st.integers(0, 10_000), st.integers(0, USERS - 1))
+def test_a_shorter_list_shows_its_own_candidates_and_no_padding(seed: int, row: int) -> None:
+    shop, config = shortened(), ShowConfig(shuffle=0.5, vary=0.7, hide=0.3)
+    n = int(shop.lists["train"].length_L[row])
+    assert n == (K_MAX - 2 if row % 2 == 0 else K_MAX)
+    assert shop.request("train", row).k == min(K, n)
+    shown, trace = shop.lesson("train", row, config, generator(seed))
+    assert shown.places.max() < n
+    assert len(set(shown.places.tolist())) == len(shown.places) == shown.request.k
+    assert not np.isnan(trace.level_K).any()
+    assert (shown.target == MISS) == (shop.lists["train"].hit_L[row] not in shown.places)
+
+
+def test_lists_that_lost_their_target_behind_their_end_are_misses() -> None:
+    shop, whole = shortened(), corpus()
+    for split in KNOWN:
+        lost_L = whole.lists[split].hit_L >= shop.lists[split].length_L
+        assert lost_L.any()
+        assert (shop.lists[split].hit_L[lost_L] == MISS).all()
+        assert not {row for s, row in shop.hits if s == split} & {*np.flatnonzero(lost_L).tolist()}

@@ -22,6 +22,10 @@ def made(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return buckets, hit, weight_FB
 
 
+def share(hit: np.ndarray) -> np.ndarray:
+    return (np.arange(K) == hit[:, None]).astype(float)
+
+
 def loss_of(weight_FB: np.ndarray, buckets: np.ndarray, hit: np.ndarray, l2: float) -> float:
     score = weight_FB[np.arange(F), buckets].sum(-1)
     p = np.exp(score) / np.exp(score).sum(1, keepdims=True)
@@ -30,7 +34,7 @@ def loss_of(weight_FB: np.ndarray, buckets: np.ndarray, hit: np.ndarray, l2: flo
 
 def test_linear_finds_the_optimum_of_its_loss() -> None:
     buckets, hit, truth = made()
-    scorer = LinearScorer.fit(buckets, hit, B, 1e-6)
+    scorer = LinearScorer.fit(buckets, share(hit), B, 1e-6)
     base = loss_of(scorer.weight_FB, buckets, hit, 0.0)
     rng = np.random.default_rng(1)
     assert base < loss_of(truth, buckets, hit, 0.0)
@@ -43,7 +47,7 @@ def test_linear_finds_the_optimum_of_its_loss() -> None:
 
 def test_contributions_add_up_to_the_score_and_are_centred() -> None:
     buckets, hit, _ = made()
-    scorer = LinearScorer.fit(buckets, hit, B, 1e-3)
+    scorer = LinearScorer.fit(buckets, share(hit), B, 1e-3)
     contributions = scorer.contributions(buckets)
     assert contributions.shape == buckets.shape
     np.testing.assert_allclose(contributions.sum(-1), scorer.score(buckets), rtol=1e-6)

@@ -5,7 +5,8 @@ for `rank` and `gap` (0 is best). `EvidenceIndex.build` counts once; `features` 
 any lists; `buckets` turns them into u8 levels by quantiles that `with_edges` fitted and the index
 stores. With `exclude_user_L` a list's own user is left out of every count exactly, as if that user
 had never been counted, so training lists look like those of a new shopper. Item numbers from
-`n_items` on are `newcomers`: nobody bought them, their attributes count like all others. Not here:
+`n_items` on are `newcomers`: nobody bought them, their attributes count like all others. Behind the
+end of a shorter list (item -1) every field is 0, and no field of a candidate knows of it. Not here:
 which evidence matters (`scorers`), wording (`prompts.english`), the target or anything after a
 list's history.
 """
@@ -138,6 +139,7 @@ class EvidenceIndex:
             fields = self._fields(*(part[at] for part in parts))
             for f, name in enumerate(NAMES):
                 result_LKF[at, :, f] = fields[name]
+        result_LKF[items_LK < 0] = 0.0
         return result_LKF
 
     def _fields(
@@ -170,9 +172,10 @@ class EvidenceIndex:
         mean_LE = (weight_LH1 * past.vectors_IE).sum(1) / total_L1
 
         rank_K = np.arange(items_LK.shape[1], dtype=np.float32)
+        best_L1 = np.where(items_LK < 0, -np.inf, scores_LK).max(1, keepdims=True)
         return {
             "rank": np.broadcast_to(rank_K, items_LK.shape),
-            "gap": scores_LK.max(1, keepdims=True) - scores_LK,
+            "gap": best_L1 - scores_LK,
             "copurchase": copurchase_LK,
             "lift": copurchase_LK / np.maximum(expected_LK, 1e-9),
             "last": together[newest] / np.sqrt(buyers_LH1[newest]) / np.sqrt(buyers_LK),

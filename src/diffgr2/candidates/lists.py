@@ -19,9 +19,8 @@ from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates.retrieval import Retriever, prefixes, top_k
 from diffgr2.errors import DataError
 from diffgr2.streams import permutation
-from diffgr2.types import MISS, CandidateLists, Histories
+from diffgr2.types import ARRAYS, MISS, CandidateLists, Histories
 
-ARRAYS = ("user_L", "end_L", "target_L", "items_LK", "scores_LK")  # of `CandidateLists` and file
 MIN_HISTORY = 2  # items that training lists need before their target
 SELECTION_SHARE = 10  # one user in so many
 
@@ -36,6 +35,11 @@ def selection_users(n_users: int) -> np.ndarray:
     chosen_U = np.zeros(n_users, dtype=bool)
     chosen_U[permutation(n_users, "selection", "users")[: -(-n_users // SELECTION_SHARE)]] = True
     return chosen_U
+
+
+def selected_lists(lists: CandidateLists, n_users: int) -> np.ndarray:
+    """The lists (bool) of selection users."""
+    return selection_users(n_users)[lists.owner_L]
 
 
 def fold_of_users(n_users: int, folds: int, seed: int) -> np.ndarray:
@@ -104,8 +108,9 @@ def training_lists(
         inside = np.flatnonzero(fold_U == fold)
         positions = training_positions(histories, inside, prefixes_per_user)
         parts.append(ranked_lists(histories, retriever, "train", *positions, k))
-    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS]
-    lists = CandidateLists("train", *arrays)
+    names = [name for name in ARRAYS if name in parts[0].arrays()]
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    lists = CandidateLists("train", **arrays)
     return lists.take(np.lexsort((lists.end_L, lists.user_L)))
 
 
@@ -115,23 +120,25 @@ def with_targets(lists: CandidateLists, k: int) -> CandidateLists:
     What stood there gives way, or changes places with a target that came later.
     """
     assert lists.split == "train", "targets are never put into validation or test lists"
+    assert lists.gains is None, "what came of a shop's own list is not made up"
     items_LK, hit_L = lists.items_LK.copy(), lists.hit_L
     late_L = hit_L >= k
     items_LK[late_L, hit_L[late_L]] = items_LK[late_L, k - 1]
-    missed_L = late_L | (hit_L == MISS)
-    items_LK[missed_L, k - 1] = lists.target_L[missed_L]
+    missed_L = late_L | ((hit_L == MISS) & (lists.target_L != MISS))
+    last_L = np.minimum(lists.length_L, k) - 1  # of a shorter list its own last column
+    items_LK[missed_L, last_L[missed_L]] = lists.target_L[missed_L]
     return replace(lists, items_LK=items_LK)
 
 
 def first_columns(lists: CandidateLists, k: int) -> CandidateLists:
     """The first k candidates of each list; targets behind them are missed."""
-    return replace(lists, items_LK=lists.items_LK[:, :k], scores_LK=lists.scores_LK[:, :k])
+    cut = {name: a[:, :k] for name, a in lists.arrays().items() if a.ndim == 2}
+    return replace(lists, **cut)
 
 
 def save_lists(directory: Path, lists: CandidateLists) -> None:
     """Write `<split>.safetensors`."""
-    arrays = {name: getattr(lists, name) for name in ARRAYS}
-    save_arrays(directory / f"{lists.split}.safetensors", **arrays)
+    save_arrays(directory / f"{lists.split}.safetensors", **lists.arrays())
 
 
 def load_lists(directory: Path, split: str, k: int | None = None) -> CandidateLists:

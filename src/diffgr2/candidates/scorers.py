@@ -1,11 +1,12 @@
 """Listwise scorers over evidence buckets: the rival without a language model, and its tutor.
 
 Contract: a scorer sees `buckets_LKF` (u8), exactly what a prompt shows, and gives `score_LK`;
-higher is better. `fit(kind, ...)` learns from lists that hold their target. `linear` is an additive
-scorecard, one weight per field and bucket, whose `contributions` say which evidence moved a
-decision; it alone is stored. `mlp` also sees the list's mean; `gbdt` is boosted trees on single
-candidates (is it the target?), a ceiling. Same data and seed give the same bits. Not here: fields
-and buckets (`index`), test metrics (`evaluate`).
+higher is better. `fit(kind, ...)` learns from lists that something came of, of several positives by
+their share in the gains; `there_LK` says which columns of shorter lists hold candidates, and the
+others have the score NaN. `linear` is an additive scorecard, one weight per field and bucket, whose
+`contributions` say which evidence moved a decision; it alone is stored. `mlp` also sees the list's
+mean; `gbdt` is boosted trees on single candidates (did something come of it?), a ceiling. Same data
+and seed give the same bits. Not here: fields and buckets (`index`), test metrics (`evaluate`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates.retrieval import rank_of_target as rank_of_target
 from diffgr2.streams import permutation, torch_generator
-from diffgr2.types import MISS, ndcg_of
+from diffgr2.types import ndcg_of
 
 
 def cell_index(buckets_LKF: np.ndarray, n_buckets: int) -> np.ndarray:
@@ -40,21 +41,32 @@ class LinearScorer:
     weight_FB: np.ndarray  # float64; each field's weights have mean 0 over the fitted candidates
 
     @staticmethod
-    def fit(buckets_LKF: np.ndarray, hit_L: np.ndarray, n_buckets: int, l2: float) -> LinearScorer:
+    def fit(
+        buckets_LKF: np.ndarray,
+        share_LK: np.ndarray,
+        n_buckets: int,
+        l2: float,
+        there_LK: np.ndarray | None = None,
+    ) -> LinearScorer:
         """Listwise softmax with L2 per weight; convex, so the optimum is the one there is."""
         n_lists, _, fields = buckets_LKF.shape
         cell_LKF = cell_index(buckets_LKF, n_buckets)
         cells = fields * n_buckets
-        each_L = np.arange(n_lists)
+        if there_LK is not None:  # a cell of its own for what is not there, behind all others
+            cell_LKF = np.where(there_LK[:, :, None], cell_LKF, cells)
         # Counts of the targets' cells do not change with the weights.
-        target_C = np.bincount(cell_LKF[each_L, hit_L].ravel(), minlength=cells)
+        mass_LKF = np.broadcast_to(share_LK[:, :, None], cell_LKF.shape)
+        target_C = np.bincount(cell_LKF.ravel(), mass_LKF.ravel(), minlength=cells)[:cells]
+        won_LK = share_LK > 0
 
         def objective(weight_C: np.ndarray) -> tuple[float, np.ndarray]:
-            score_LK = weight_C[cell_LKF].sum(-1)
+            score_LK = np.append(weight_C, 0.0)[cell_LKF].sum(-1)
+            if there_LK is not None:
+                score_LK[~there_LK] = -np.inf
             p_LK = softmax(score_LK, axis=1)
-            loss = -np.log(np.maximum(p_LK[each_L, hit_L], 1e-300)).sum()
+            loss = -(share_LK[won_LK] * np.log(np.maximum(p_LK[won_LK], 1e-300))).sum()
             mass_LKF = np.broadcast_to(p_LK[:, :, None], cell_LKF.shape)
-            expected_C = np.bincount(cell_LKF.ravel(), mass_LKF.ravel(), minlength=cells)
+            expected_C = np.bincount(cell_LKF.ravel(), mass_LKF.ravel(), minlength=cells)[:cells]
             penalty = 0.5 * l2 * float(weight_C @ weight_C)
             return loss / n_lists + penalty, (expected_C - target_C) / n_lists + l2 * weight_C
 
@@ -63,7 +75,7 @@ class LinearScorer:
         weight_FB = found.x.reshape(fields, n_buckets)
         # Within a list only differences matter; centring makes a contribution's sign mean
         # "better or worse than the usual candidate".
-        seen_FB = np.bincount(cell_LKF.ravel(), minlength=cells).reshape(fields, n_buckets)
+        seen_FB = np.bincount(cell_LKF.ravel(), minlength=cells)[:cells].reshape(fields, n_buckets)
         mean_F1 = (weight_FB * seen_FB).sum(1, keepdims=True) / seen_FB.sum(1, keepdims=True)
         return LinearScorer(weight_FB - mean_F1)
 
@@ -72,8 +84,10 @@ class LinearScorer:
         fields = np.arange(self.weight_FB.shape[0])
         return self.weight_FB[fields, buckets_LKF].astype(np.float32)
 
-    def score(self, buckets_LKF: np.ndarray) -> np.ndarray:
-        return self.contributions(buckets_LKF).sum(-1)
+    def score(self, buckets_LKF: np.ndarray, there_LK: np.ndarray | None = None) -> np.ndarray:
+        if there_LK is not None:  # buckets behind a list's end may say anything
+            buckets_LKF = np.where(there_LK[:, :, None], buckets_LKF, 0)
+        return nothing_behind(self.contributions(buckets_LKF).sum(-1), there_LK)
 
     def save(self, path: Path) -> None:
         save_arrays(path, weight_FB=self.weight_FB)
@@ -97,47 +111,86 @@ class _MlpNet(nn.Module):
                 source = torch_generator(seed, "scorer", "init", name)
                 parameter.normal_(0.0, 1.0, generator=source).mul_(scale)
 
-    def forward(self, cell_LKF: torch.Tensor) -> torch.Tensor:
+    def forward(self, cell_LKF: torch.Tensor, there_LK: torch.Tensor | None) -> torch.Tensor:
         x_LKH = self.cells(cell_LKF).sum(2)
-        context_L1H = self.context(x_LKH.mean(1, keepdim=True))
-        hidden_LKH = F.relu(self.own(x_LKH) + context_L1H)
-        return (self.out(hidden_LKH) + self.skip(cell_LKF).sum(2)).squeeze(-1)
+        if there_LK is None:
+            mean_L1H = x_LKH.mean(1, keepdim=True)
+        else:
+            there_LK1 = there_LK[:, :, None]
+            mean_L1H = (x_LKH * there_LK1).sum(1, keepdim=True) / there_LK1.sum(1, keepdim=True)
+        hidden_LKH = F.relu(self.own(x_LKH) + self.context(mean_L1H))
+        score_LK = (self.out(hidden_LKH) + self.skip(cell_LKF).sum(2)).squeeze(-1)
+        return score_LK if there_LK is None else score_LK.masked_fill(~there_LK, -torch.inf)
 
 
 @dataclass(frozen=True)
 class Fitted:
     """A scorer that lives in memory only."""
 
-    score: Callable[[np.ndarray], np.ndarray]
+    scores: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+
+    def score(self, buckets_LKF: np.ndarray, there_LK: np.ndarray | None = None) -> np.ndarray:
+        return nothing_behind(self.scores(buckets_LKF, there_LK), there_LK)
 
 
-def fit_mlp(buckets_LKF: np.ndarray, hit_L: np.ndarray, n_buckets: int, seed: int) -> Fitted:
+def nothing_behind(score_LK: np.ndarray, there_LK: np.ndarray | None) -> np.ndarray:
+    """NaN for what is no candidate."""
+    return score_LK if there_LK is None else np.where(there_LK, score_LK, np.float32(np.nan))
+
+
+def fit_mlp(
+    buckets_LKF: np.ndarray,
+    share_LK: np.ndarray,
+    n_buckets: int,
+    seed: int,
+    there_LK: np.ndarray | None = None,
+) -> Fitted:
     """A small network: listwise softmax, AdamW, linear decay of the rate."""
     epochs, batch = 12, 256
     net = _MlpNet(buckets_LKF.shape[-1] * n_buckets, 32, seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
-    cell_LKF = torch.from_numpy(cell_index(buckets_LKF, n_buckets))
-    target_L = torch.from_numpy(hit_L.astype(np.int64))
+
+    def inputs(
+        buckets_LKF: np.ndarray, there_LK: np.ndarray | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if there_LK is None:
+            return torch.from_numpy(cell_index(buckets_LKF, n_buckets)), None
+        held_LKF = np.where(there_LK[:, :, None], buckets_LKF, 0)
+        return torch.from_numpy(cell_index(held_LKF, n_buckets)), torch.from_numpy(there_LK)
+
+    cell_LKF, held_LK = inputs(buckets_LKF, there_LK)
+    target_L, one = torch.from_numpy(share_LK.argmax(1)), bool((share_LK.max(1) == 1).all())
+    wanted_LK = torch.from_numpy(share_LK.astype(np.float32))
     steps = epochs * -(-len(target_L) // batch)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / (steps + 1))
     for epoch in range(epochs):
         order_L = torch.from_numpy(permutation(len(target_L), seed, "scorer", "order", epoch))
         for lists in order_L.split(batch):
-            loss = F.cross_entropy(net(cell_LKF[lists]), target_L[lists])
+            score_LK = net(cell_LKF[lists], None if held_LK is None else held_LK[lists])
+            if one:
+                loss = F.cross_entropy(score_LK, target_L[lists])
+            else:
+                said_LK = score_LK.log_softmax(1).clamp_min(-1e9)  # 0 · −∞ has no value
+                loss = -(wanted_LK[lists] * said_LK).sum(1).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             rate.step()
 
     @torch.no_grad()
-    def score(buckets_LKF: np.ndarray) -> np.ndarray:
-        cell_LKF = torch.from_numpy(cell_index(buckets_LKF, n_buckets))
-        return torch.cat([net(part) for part in cell_LKF.split(8192)]).numpy()
+    def score(buckets_LKF: np.ndarray, there_LK: np.ndarray | None) -> np.ndarray:
+        cell_LKF, held_LK = inputs(buckets_LKF, there_LK)
+        parts = range(0, max(len(cell_LKF), 1), 8192)
+        held = [None if held_LK is None else held_LK[at : at + 8192] for at in parts]
+        cells = [cell_LKF[at : at + 8192] for at in parts]
+        return torch.cat([net(*pair) for pair in zip(cells, held, strict=True)]).numpy()
 
     return Fitted(score)
 
 
-def fit_gbdt(buckets_LKF: np.ndarray, hit_L: np.ndarray, seed: int) -> Fitted:
+def fit_gbdt(
+    buckets_LKF: np.ndarray, share_LK: np.ndarray, seed: int, there_LK: np.ndarray | None = None
+) -> Fitted:
     """Boosted trees."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -150,10 +203,12 @@ def fit_gbdt(buckets_LKF: np.ndarray, hit_L: np.ndarray, seed: int) -> Fitted:
         early_stopping=False,  # pyright: ignore[reportArgumentType]
         random_state=seed,
     )
-    label_LK = np.arange(buckets_LKF.shape[1]) == hit_L[:, None]
-    trees.fit(buckets_LKF.reshape(-1, buckets_LKF.shape[-1]), label_LK.ravel())
+    flat_NF, label_N = buckets_LKF.reshape(-1, buckets_LKF.shape[-1]), (share_LK > 0).ravel()
+    if there_LK is not None:
+        flat_NF, label_N = flat_NF[there_LK.ravel()], label_N[there_LK.ravel()]
+    trees.fit(flat_NF, label_N)
 
-    def score(buckets_LKF: np.ndarray) -> np.ndarray:
+    def score(buckets_LKF: np.ndarray, there_LK: np.ndarray | None) -> np.ndarray:
         flat_NF = buckets_LKF.reshape(-1, buckets_LKF.shape[-1])
         return trees.decision_function(flat_NF).reshape(buckets_LKF.shape[:2]).astype(np.float32)
 
@@ -164,18 +219,33 @@ KINDS = ("linear", "mlp", "gbdt")
 Scorer = LinearScorer | Fitted
 
 
+def shares(gains_LK: np.ndarray) -> np.ndarray:
+    """What part of a list's gains each candidate has; nothing in a list that has none."""
+    total_L1 = gains_LK.sum(1, keepdims=True, dtype=np.float64)
+    return gains_LK / np.where(total_L1 > 0, total_L1, 1.0)
+
+
 def fit(
-    kind: str, buckets_LKF: np.ndarray, hit_L: np.ndarray, n_buckets: int, *, l2: float, seed: int
+    kind: str,
+    buckets_LKF: np.ndarray,
+    gains_LK: np.ndarray,
+    n_buckets: int,
+    *,
+    l2: float,
+    seed: int,
+    there_LK: np.ndarray | None = None,
 ) -> Scorer:
-    """Fit one kind on the lists that hold their target."""
-    buckets_LKF, hit_L = buckets_LKF[hit_L != MISS], hit_L[hit_L != MISS]
+    """Fit one kind on the lists that something came of; `there_LK` where some are shorter."""
+    rows_L = (gains_LK > 0).any(1)
+    buckets_LKF, share_LK = buckets_LKF[rows_L], shares(gains_LK[rows_L])
+    held_LK = None if there_LK is None or there_LK.all() else there_LK[rows_L]
     match kind:
         case "linear":
-            return LinearScorer.fit(buckets_LKF, hit_L, n_buckets, l2)
+            return LinearScorer.fit(buckets_LKF, share_LK, n_buckets, l2, held_LK)
         case "mlp":
-            return fit_mlp(buckets_LKF, hit_L, n_buckets, seed)
+            return fit_mlp(buckets_LKF, share_LK, n_buckets, seed, held_LK)
         case "gbdt":
-            return fit_gbdt(buckets_LKF, hit_L, seed)
+            return fit_gbdt(buckets_LKF, share_LK, seed, held_LK)
     raise ValueError(f"unknown kind of scorer: {kind}")
 
 

@@ -1,13 +1,14 @@
 """What a system answered on the test lists: the saved form that every table is made from.
 
 Contract: `order_LK` is a permutation of candidate positions per decoded list, after the repair
-policy; what the raw answers were worth stands beside it in `raw_valid_L` and `failures_LX`, what
-was stated (`levels_LK`), how often an output contradicts itself and how sure it is in arrays of
-their own. `rows_L` names the decoded lists when only some were. Orders and lengths are checked
-where an object is made; `<name>.safetensors` holds the arrays, `<name>.json` the rest.
-Not here: tokens, text, or anything that needs a model.
+policy, ended by -1 where a list is shorter than K; what the raw answers were worth stands beside it
+in `raw_valid_L` and `failures_LX`, what was stated (`levels_LK`), how often an output contradicts
+itself and how sure it is in arrays of their own. `rows_L` names the decoded lists when only some
+were. Orders and lengths are checked where an object is made; `<name>.safetensors` holds the arrays,
+`<name>.json` the rest. Not here: tokens, text, or anything that needs a model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ class SystemOutputs:
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays that are there, by name."""
         return {name: a for name, a in vars(self).items() if isinstance(a, np.ndarray)}
+
+
+def stacked(rows: Sequence[np.ndarray], k: int, fill: float) -> np.ndarray:
+    """Rows of at most k entries as one array, filled up at their ends."""
+    result_LK = np.full((len(rows), k), fill, dtype=np.result_type(*rows, type(fill)))
+    for row, values in enumerate(rows):
+        result_LK[row, : len(values)] = values
+    return result_LK
 
 
 def save_outputs(directory: Path, outputs: SystemOutputs) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from diffgr2.evaluate.baselines import floor_order, oracle_order, random_values
-from diffgr2.evaluate.metrics import MAIN, METRICS, ranks_of, values_of
+from diffgr2.evaluate.metrics import MAIN, METRICS, metrics_of, ranks_of
 from diffgr2.evaluate.outputs import SystemOutputs
 from diffgr2.evaluate.significance import (
     MARGIN,
@@ -128,8 +128,8 @@ def with_baselines(
     """The systems with floor and oracle, in the table's order."""
     n, k = len(lists), lists.k
     every = [
-        SystemOutputs("floor", floor_order(n, k), n),
-        SystemOutputs("oracle", oracle_order(lists.hit_L, k, truth_LK), n),
+        SystemOutputs("floor", floor_order(n, k, lists.length_L), n),
+        SystemOutputs("oracle", oracle_order(lists.gains_LK, truth_LK, lists.length_L), n),
         *systems,
     ]
 
@@ -146,8 +146,7 @@ def measure(lists: CandidateLists, outputs: SystemOutputs) -> Row:
     decoded_L = np.zeros(len(lists), dtype=bool)
     decoded_L[outputs.rows] = True
     values_LM = np.zeros((len(lists), len(METRICS)))
-    rank_l = ranks_of(outputs.order_LK, lists.hit_L[outputs.rows])
-    values_LM[outputs.rows] = values_of(rank_l, lists.k)
+    values_LM[outputs.rows] = metrics_of(outputs.order_LK, lists.gains_LK[outputs.rows])
     return Row(outputs.name, values_LM, decoded_L, lists.hit_L, outputs)
 
 
@@ -287,7 +286,7 @@ def build_report(
     """Measure everything. `meta` holds recipe, data, tie_order, commit, command; `truth_LK` the
     true next-item probabilities of the candidates where a simulated shop knows them."""
     rows = [measure(lists, outputs) for outputs in with_baselines(lists, systems, truth_LK)]
-    random_LM = random_values(lists.hit_L, lists.k)
+    random_LM = random_values(lists.gains_LK, lists.length_L)
     rows.insert(1, Row("random", random_LM, np.ones(len(lists), dtype=bool), lists.hit_L, None))
     report_rows = []
     for population in populations(lists, rows, resamples, seed):
@@ -307,7 +306,8 @@ def build_report(
 def ranks_by_system(
     lists: CandidateLists, systems: Sequence[SystemOutputs], truth_LK: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Per-user arrays to save: user, floor hit, and each row's rank (MISS; −2 = not decoded)."""
+    """Per-list arrays to save: user, floor hit, and each row's rank (MISS; −2 = not decoded) of the
+    target, or of the best of several outcomes."""
     result = {"user": lists.user_L, "hit": lists.hit_L}
     for outputs in with_baselines(lists, systems, truth_LK):
         rank_L = np.full(len(lists), -2, dtype=np.int16)

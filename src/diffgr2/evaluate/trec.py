@@ -9,6 +9,8 @@ Not here: metrics.
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from diffgr2.errors import DataError
 from diffgr2.evaluate.outputs import SystemOutputs
 from diffgr2.types import CandidateLists
@@ -32,7 +34,7 @@ def write_run(
     with path.open("w") as file:
         for row, order_K in zip(outputs.rows, outputs.order_LK, strict=True):
             user = _id(users, int(lists.user_L[row]), "user")
-            for place, position in enumerate(order_K):
+            for place, position in enumerate(order_K[order_K >= 0]):
                 item = _id(items, int(lists.items_LK[row, position]), "item")
                 file.write(f"{user} Q0 {item} {place + 1} {lists.k - place} {outputs.name}\n")
 
@@ -40,7 +42,13 @@ def write_run(
 def write_qrels(
     path: Path, lists: CandidateLists, users: Sequence[str], items: Sequence[str]
 ) -> None:
-    """`user 0 target 1` per list."""
+    """`user 0 target 1` per list, or a line per outcome with its gain as a whole number from 1."""
     with path.open("w") as file:
-        for user, target in zip(lists.user_L.tolist(), lists.target_L.tolist(), strict=True):
-            file.write(f"{_id(users, user, 'user')} 0 {_id(items, target, 'item')} 1\n")
+        for row, user in enumerate(lists.user_L.tolist()):
+            worth = {int(lists.target_L[row]): 1} if lists.target_L[row] >= 0 else {}
+            if lists.gains is not None:
+                won_K = np.flatnonzero(lists.gains[row] > 0)
+                gains = np.maximum(np.rint(lists.gains[row, won_K]), 1).astype(int)
+                worth |= dict(zip(lists.items_LK[row, won_K].tolist(), gains.tolist(), strict=True))
+            for item, gain in worth.items():
+                file.write(f"{_id(users, user, 'user')} 0 {_id(items, item, 'item')} {gain}\n")

@@ -32,7 +32,9 @@ def accounting(outputs: SystemOutputs, keep_L: np.ndarray) -> dict[str, Any]:
     order_LK = kept["order_LK"]
     entries: dict[str, Any] = {
         "n_decoded": len(order_LK),
-        "identity": float((order_LK == np.arange(order_LK.shape[1])).all(1).mean()),
+        "identity": float(
+            ((order_LK == np.arange(order_LK.shape[1])) | (order_LK < 0)).all(1).mean()
+        ),
     }
     entries |= {name: float(good_L.mean()) for name, good_L in _shares(kept).items()}
     if "contradictions_L" in kept:
@@ -105,8 +107,9 @@ def calibration(outputs: SystemOutputs, keep_L: np.ndarray, hit_L: np.ndarray) -
     right_LK = np.arange(chance_LK.shape[1]) == hit_L[keep_L, None]
     lists_L = np.arange(len(chance_LK))
     chance_L, right_L = chance_LK[lists_L, first_L], right_LK[lists_L, first_L]
+    said_LK = ~np.isnan(chance_LK)  # behind the end of a shorter list there is nothing to say
     return {
-        "all": calibration_error(chance_LK.ravel(), right_LK.ravel()),
+        "all": calibration_error(chance_LK[said_LK], right_LK[said_LK]),
         "first": calibration_error(chance_L, right_L),
         "first_chance": float(chance_L.mean(dtype=np.float64)),
         "first_right": float(right_L.mean()),

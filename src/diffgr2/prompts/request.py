@@ -92,11 +92,11 @@ def request_at(
     *,
     texts: bool,
 ) -> Request:
-    """The request of one list, with at most `shown` history items."""
-    catalogue = dataset.catalogue
+    """The request of one list as long as it is, with at most `shown` history items."""
+    catalogue, k = dataset.catalogue, int(lists.length_L[row])
     history_H = dataset.histories.of(int(lists.user_L[row]), int(lists.end_L[row]))[-shown:]
-    items_K = lists.items_LK[row]
-    request = Request(codes_IL[history_H], codes_IL[items_K], buckets_KF)
+    items_K = lists.items_LK[row, :k]
+    request = Request(codes_IL[history_H], codes_IL[items_K], buckets_KF[:k])
     if not texts:
         return request
     return replace(

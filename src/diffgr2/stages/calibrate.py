@@ -13,6 +13,7 @@ import numpy as np
 
 from diffgr2.artifacts import write_json
 from diffgr2.evaluate.calibration import calibration_error, chances, fit_scale
+from diffgr2.evaluate.outputs import stacked
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.score import Model, decode_requests
@@ -56,9 +57,10 @@ def run(ctx: StageContext) -> dict[str, Any]:
             model = Model.open(ctx.inputs[stage])
             work = {"batch": config.evaluate.batch, "on_done": lambda _: bar.advance()}
             decoded = decode_requests(corpus, model, requests, how, **work, **given)
-            levels_LK = np.stack([reading.levels_K for reading in decoded.readings])
-            found[name] = scale = fit_scale(levels_LK, hit_L, default)
-            chance_LK = np.stack([chances(levels_K, scale) for levels_K in levels_LK])
+            levels = [reading.levels_K for reading in decoded.readings]
+            scale = fit_scale(stacked(levels, corpus.k, np.nan), hit_L, default)
+            found[name] = scale
+            chance_LK = stacked([chances(levels_K, scale) for levels_K in levels], corpus.k, np.nan)
             errors[name] = calibration_error(chance_LK, hit_L).error
     found["verify"] = found["ar"]
     if errors:

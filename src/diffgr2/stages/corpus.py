@@ -2,12 +2,12 @@
 
 Contract: `open_corpus(inputs, recipe)` loads histories, semantic IDs, candidate lists, evidence
 buckets and (where given) traces. Lists and buckets have all stored columns; results are about the
-first `k`, which `judged` and `request` give. `shown` says how a stage that learns meets a list: of
-another length, shuffled, with evidence missing; whatever part of a list is shown keeps the evidence
-that was counted on the whole. `taught` is the teacher's trace for exactly what is shown. `examples`
-enumerates the lists whose traces train, `hits` the known ones that hold their target (train and
-validation, never test), both without selection users; `selection` holds theirs. Not here: token
-batches (`batches`) and training.
+first `k`, which `judged` and `request` give, or all of a shorter list. `shown` says how a stage
+that learns meets a list: of another length, shuffled, with evidence missing; whatever part of a
+list is shown keeps the evidence that was counted on the whole. `taught` is the teacher's trace for
+exactly what is shown. `examples` enumerates the lists whose traces train, `hits` the known ones
+that hold their target (train and validation, never test), both without selection users;
+`selection` holds theirs. Not here: token batches (`batches`) and training.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from diffgr2.artifacts import load_arrays
-from diffgr2.candidates.lists import first_columns, load_lists, selection_users
+from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
 from diffgr2.candidates.scorers import LinearScorer
 from diffgr2.config import Answering, Recipe, ShowConfig
 from diffgr2.data.store import Dataset, read_dataset
@@ -95,7 +95,7 @@ class Corpus:
         lists, texts = self.lists[split], self.template.shows_text
         given = (self.dataset, self.sids.codes_IL, self.buckets[split][row])
         request = request_at(lists, row, *given, self.recipe.prompt.history, texts=texts)
-        return request.taken(np.arange(self.k) if places is None else places)
+        return request.taken(np.arange(min(self.k, request.k)) if places is None else places)
 
     def shown(
         self,
@@ -112,10 +112,11 @@ class Corpus:
         With `keep_target` the target, which has to be stored, is always among the candidates.
         """
         lists = self.lists[split]
-        hit, most = int(lists.hit_L[row]), lists.k if most is None else most
+        hit, length = int(lists.hit_L[row]), int(lists.length_L[row])
+        most = length if most is None else min(most, length)
         forced = hit if keep_target else MISS
         assert not keep_target or 0 <= hit < most, "the target is not in the list"
-        places = drawn_places(self.k, most, forced, config, rng)
+        places = drawn_places(min(self.k, length), most, forced, config, rng)
         request = self.request(split, row, places)
         # Drawn for all columns, so that how much is drawn depends on nothing.
         hide, chance_KF = rng.random() < config.hide, rng.random(self.buckets[split].shape[1:])
@@ -123,7 +124,7 @@ class Corpus:
             lost_KF = chance_KF[places] < HIDDEN
             buckets_KF = np.where(lost_KF, np.uint8(MISSING), request.buckets_KF)
             request = replace(request, buckets_KF=buckets_KF)
-        at = np.flatnonzero(places == hit)
+        at = np.flatnonzero((places == hit) & (hit != MISS))
         return Shown(request, places, int(at[0]) if len(at) else MISS)
 
     def trace(self, split: str, n: int) -> Trace:
@@ -166,7 +167,7 @@ class Corpus:
 
     def selected(self, split: str) -> np.ndarray:
         """The lists (bool) of selection users, which train nothing."""
-        return selection_users(self.dataset.histories.n_users)[self.lists[split].user_L]
+        return selected_lists(self.lists[split], self.dataset.histories.n_users)
 
     @cached_property
     def examples(self) -> list[tuple[str, int]]:
@@ -206,7 +207,7 @@ def drawn_places(
     """
     vary, length, first = rng.random() < config.vary, rng.random(), rng.random() < 0.5
     key_K, shuffle, order_K = rng.random(most), rng.random() < config.shuffle, rng.random(most)
-    n, least = k, max(min(SHORTEST, most), forced + 1 if first else 0)
+    n, least = min(k, most), max(min(SHORTEST, most), forced + 1 if first else 0)
     if vary or forced >= k:
         n = least + int(length * (most + 1 - least))
     if (vary or forced >= k) and not first:

@@ -10,14 +10,15 @@ fitted on training lists alone, on the first k columns; test lists are scored, n
 Run: `diffgr2 evidence RECIPE`.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates import scorers
-from diffgr2.candidates.index import FIELDS, EvidenceIndex
-from diffgr2.candidates.lists import first_columns, load_lists, selection_users
+from diffgr2.candidates.index import EvidenceIndex
+from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig
 from diffgr2.data.store import Dataset, read_dataset
@@ -28,23 +29,30 @@ from diffgr2.types import MISS, CandidateLists
 KNOWN = ("train", "validation")
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a split's lists look like to a scorer: the first k columns."""
+
+    buckets_LKF: np.ndarray
+    there_LK: np.ndarray
+    gains_LK: np.ndarray  # 0 in lists that train nothing
+
+
 def fitted(
-    buckets: dict[str, np.ndarray],
-    hits: dict[str, np.ndarray],
-    splits: tuple[str, ...],
-    config: EvidenceConfig,
-    seed: int,
+    known: dict[str, Known], splits: tuple[str, ...], config: EvidenceConfig, seed: int
 ) -> dict[str, scorers.Scorer]:
-    """All kinds of scorer, from the lists of these splits that hold their target."""
-    hit_L = np.concatenate([hits[split] for split in splits])
-    if not (hit_L != MISS).any():
+    """All kinds of scorer, from the lists of these splits that something came of."""
+    gains_LK = np.concatenate([known[split].gains_LK for split in splits])
+    if not (gains_LK > 0).any():
         raise DataError(
-            f"evidence.fit_on: none of the {len(hit_L)} {' and '.join(splits)} lists holds its "
+            f"evidence.fit_on: none of the {len(gains_LK)} {' and '.join(splits)} lists holds its "
             "target (a better retriever, more users or a larger candidates.k is needed)"
         )
-    buckets_LKF = np.concatenate([buckets[split] for split in splits])
+    buckets_LKF = np.concatenate([known[split].buckets_LKF for split in splits])
+    there_LK = np.concatenate([known[split].there_LK for split in splits])
+    how: dict[str, Any] = {"l2": config.l2, "seed": seed, "there_LK": there_LK}
     return {
-        kind: scorers.fit(kind, buckets_LKF, hit_L, config.buckets, l2=config.l2, seed=seed)
+        kind: scorers.fit(kind, buckets_LKF, gains_LK, config.buckets, **how)
         for kind in scorers.KINDS
     }
 
@@ -61,7 +69,7 @@ def counted(
     ctx: StageContext,
     dataset: Dataset,
     lists: dict[str, CandidateLists],
-    taught: dict[str, np.ndarray],
+    teaches: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """The buckets of every split's candidates; the index and all features are written."""
     config, k = ctx.recipe.evidence, ctx.recipe.candidates.k
@@ -71,10 +79,13 @@ def counted(
     features = {}
     for split, own in lists.items():  # their users are in the index and leave themselves out
         queries = prefixes(dataset.histories, own.user_L, own.end_L)
-        features[split] = index.features(queries, own.items_LK, own.scores_LK, own.user_L)
+        features[split] = index.features(queries, own.items_LK, own.scores_LK, own.owner_L)
     # Lists without their target hold weak evidence only and would coarsen the strong end.
-    known = [features[split][taught[split] != MISS, :k] for split in KNOWN]
-    index = index.with_edges(np.concatenate(known).reshape(-1, len(FIELDS)))
+    known = [
+        features[split][:, :k][lists[split].there_LK[:, :k] & teaches[split][:, None]]
+        for split in KNOWN
+    ]
+    index = index.with_edges(np.concatenate(known))
     index.save(ctx.out)
     buckets = {split: index.buckets(features[split]) for split in lists}
     for split in lists:
@@ -86,29 +97,36 @@ def run(ctx: StageContext) -> dict[str, Any]:
     config, k = ctx.recipe.evidence, ctx.recipe.candidates.k
     dataset = read_dataset(ctx.inputs["data"])
     lists = {split: load_lists(ctx.inputs["candidates"], split) for split in (*KNOWN, "test")}
-    hits = {split: first_columns(lists[split], k).hit_L for split in KNOWN}
-    held_U = selection_users(dataset.histories.n_users)
-    taught = {s: np.where(held_U[lists[s].user_L], MISS, hits[s]) for s in KNOWN}
-    long = counted(ctx, dataset, lists, taught)
-    buckets = {split: long[split][:, :k] for split in lists}
-
-    floor_LK = np.broadcast_to(-np.arange(k), (len(lists["validation"]), k))
-    metrics: dict[str, Any] = {
-        f"validation_floor_{name}": v for name, v in judged(floor_LK, hits["validation"]).items()
+    first = {split: first_columns(own, k) for split, own in lists.items()}
+    n_users = dataset.histories.n_users
+    teaches = {s: ~selected_lists(lists[s], n_users) & (first[s].hit_L != MISS) for s in KNOWN}
+    long = counted(ctx, dataset, lists, teaches)
+    known = {
+        s: Known(long[s][:, :k], first[s].there_LK, first[s].gains_LK * teaches[s][:, None])
+        for s in KNOWN
     }
-    honest = fitted(buckets, taught, ("train",), config, ctx.seed)
+
+    validation = first["validation"]
+    floor_LK = np.broadcast_to(-np.arange(k), (len(validation), k))
+    metrics: dict[str, Any] = {
+        f"validation_floor_{name}": v for name, v in judged(floor_LK, validation.hit_L).items()
+    }
+    honest = fitted(known, ("train",), config, ctx.seed)
     for kind, scorer in honest.items():
         for split in KNOWN:
-            values = judged(scorer.score(buckets[split]), hits[split])
+            score_LK = scorer.score(known[split].buckets_LKF, known[split].there_LK)
+            values = judged(score_LK, first[split].hit_L)
             metrics |= {f"{split}_{kind}_{name}": v for name, v in values.items()}
 
     splits = KNOWN if config.fit_on == "both" else (config.fit_on,)
-    final = honest if splits == ("train",) else fitted(buckets, taught, splits, config, ctx.seed)
+    final = honest if splits == ("train",) else fitted(known, splits, config, ctx.seed)
     for kind, scorer in final.items():
         if isinstance(scorer, scorers.LinearScorer):  # the one that traces are made with
             scorer.save(ctx.out / f"{kind}.safetensors")
         for split in lists:
-            shown_LKF = buckets[split] if split == "test" else long[split]
-            score_LK = scorer.score(shown_LKF).astype(np.float32)
-            save_arrays(ctx.out / f"scores_{kind}_{split}.safetensors", score_LK=score_LK)
+            width = k if split == "test" else lists[split].k
+            score_LK = scorer.score(long[split][:, :width], lists[split].there_LK[:, :width])
+            save_arrays(
+                ctx.out / f"scores_{kind}_{split}.safetensors", score_LK=score_LK.astype(np.float32)
+            )
     return metrics

@@ -25,6 +25,7 @@ from diffgr2.candidates.scorers import LinearScorer
 from diffgr2.evaluate.calibration import calibration_error, chances
 from diffgr2.evaluate.faithfulness import Removal, choose, faithfulness
 from diffgr2.evaluate.metrics import MAIN, METRICS, values_of
+from diffgr2.evaluate.outputs import stacked
 from diffgr2.evaluate.significance import bootstrap_means, interval
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import Request, request_at
@@ -191,7 +192,7 @@ def probe_views(
     for count in sorted({1, *bench.ctx.recipe.evaluate.views}):
         means = [mean_reading(own) for own in zip(*readings[:count], strict=True)]
         ranks = [target_rank(r.levels_K, hit) for r, hit in zip(means, hit_L, strict=True)]
-        values_L2 = main_values(np.array(ranks), means[0].levels_K.shape[0])
+        values_L2 = main_values(np.array(ranks), max(len(r.levels_K) for r in means))
         base_L2 = values_L2 if base_L2 is None else base_L2
         point: dict[str, Any] = {"views": count, "row": row, "n": len(hit_L)}
         point |= dict(zip(MAIN, values_L2.mean(0).tolist(), strict=True))
@@ -228,7 +229,8 @@ def probe_faithfulness(
 
 def reliability(row: str, readings: Sequence[Reading], hit_L: np.ndarray, scale: float) -> Any:
     """Chances against what was so."""
-    chance_LK = np.stack([chances(reading.levels_K, scale) for reading in readings])
+    said = [chances(reading.levels_K, scale) for reading in readings]
+    chance_LK = stacked(said, max(map(len, said)), np.nan)
     found = calibration_error(chance_LK, hit_L)
     return {"row": row, "bins": [list(bin_) for bin_ in found.bins], "ece": found.error}
 

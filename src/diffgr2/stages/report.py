@@ -131,7 +131,7 @@ def write_trec(found: Standing, out: Path) -> list[Path]:
     users, items = found.dataset.raw_users, found.dataset.catalogue.raw_ids
     paths = [out / "qrels.txt"]
     write_qrels(paths[0], found.lists, users, items)
-    floor_LK = floor_order(len(found.lists), found.lists.k)
+    floor_LK = floor_order(len(found.lists), found.lists.k, found.lists.length_L)
     for outputs in (SystemOutputs("floor", floor_LK, len(found.lists)), *found.systems):
         paths.append(out / f"{outputs.name}.run")
         write_run(paths[-1], found.lists, outputs, users, items)

@@ -24,7 +24,7 @@ from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.errors import DataError
 from diffgr2.evaluate.coherence import Shown as Told
 from diffgr2.evaluate.coherence import contradictions
-from diffgr2.evaluate.outputs import SystemOutputs, save_outputs
+from diffgr2.evaluate.outputs import SystemOutputs, save_outputs, stacked
 from diffgr2.model.backend import Backend
 from diffgr2.model.backends import open_backend
 from diffgr2.model.contract import BlockContract, contract_of
@@ -123,8 +123,8 @@ def told_of(
 ) -> Told:
     """The n-th output of a decoding, on a test list, as people read it."""
     catalogue, lists, template = corpus.dataset.catalogue, corpus.judged("test"), corpus.template
-    reading, request, order = decoded.readings[n], decoded.requests[n], order_K.tolist()
-    items = lists.items_LK[row].tolist()
+    reading, request = decoded.readings[n], decoded.requests[n]
+    order, items = order_K[order_K >= 0].tolist(), lists.items_LK[row, : request.k].tolist()
     history = corpus.dataset.histories.of(int(lists.user_L[row]), int(lists.end_L[row]))
     history = history[-len(request.history_HL) :] if len(request.history_HL) else history[:0]
     names = [catalogue.titles[item] for item in items]
@@ -161,7 +161,7 @@ def outputs_of(
     corpus: Corpus, name: str, lists: np.ndarray, decoded: Decoded, policy: str
 ) -> SystemOutputs:
     """Read, repair and count; `lists` are the test lists that were decoded."""
-    template = corpus.template
+    template, k = corpus.template, corpus.judged("test").k
     texts = [t.tokens_T.tolist() for t in decoded.trajectories]
     pairs = list(zip(texts, decoded.requests, strict=True))
     answers = [reading.answer(decoded.answer) for reading in decoded.readings]
@@ -170,7 +170,7 @@ def outputs_of(
     said = decoded.answer == "said"
     return SystemOutputs(
         name=name,
-        order_LK=np.stack(orders).astype(np.int16),
+        order_LK=stacked(orders, k, -1).astype(np.int16),
         n_lists=len(corpus.lists["test"]),
         rows_L=lists.astype(np.int32),
         raw_valid_L=np.array([answer.valid for answer in answers]),
@@ -181,7 +181,7 @@ def outputs_of(
         cited_right_L=cited_L2[:, 0],
         cited_total_L=cited_L2[:, 1],
         text_L=np.array([text_digest(t.tokens_T) for t in decoded.trajectories]),
-        levels_LK=np.stack([r.levels_K for r in decoded.readings]).astype(np.float32)
+        levels_LK=stacked([r.levels_K for r in decoded.readings], k, np.nan).astype(np.float32)
         if said
         else None,
         meta={key: getattr(decoded.settings, key) for key in DESCRIBED}

@@ -19,7 +19,7 @@ import torch
 from diffgr2.artifacts import write_json
 from diffgr2.decode.batch import Batch, DecodeRequest, make_writer
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.evaluate.metrics import MAIN, METRICS, ranks_of, values_of
+from diffgr2.evaluate.metrics import MAIN, METRICS, metrics_of
 from diffgr2.evaluate.validity import accounting
 from diffgr2.model.backend import Backend
 from diffgr2.model.backends import backend_of
@@ -163,7 +163,7 @@ def frontier(corpus: Corpus, block: Model) -> list[dict[str, Any]]:
         )
         policy = "floor" if rule == "raw" else corpus.recipe.decode.repair
         outputs = outputs_of(corpus, "frontier", rows, decoded, policy)
-        values_LM = values_of(ranks_of(outputs.order_LK, lists.hit_L[rows]), lists.k)
+        values_LM = metrics_of(outputs.order_LK, lists.gains_LK[rows])
         account = accounting(outputs, np.ones(len(rows), dtype=bool))
         point = {
             "rule": rule,

@@ -110,7 +110,7 @@ class Standing:
         for kind in sorted(KINDS, key=lambda kind: (kind != chosen, kind)):
             path = self.root / "evidence" / f"scores_{kind}_test.safetensors"
             score_LK = load_arrays(path)["score_LK"][:, : self.lists.k]
-            order_LK = order_from_scores(score_LK, path.name)
+            order_LK = order_from_scores(score_LK, path.name, self.lists.length_L)
             name = "evidence" if kind == chosen else f"evidence_{kind}"
             rows.append(SystemOutputs(name, order_LK, len(order_LK), meta={"scorer": kind}))
         return rows
@@ -120,8 +120,11 @@ class Standing:
         scale = self.scales.get(SCALED.get(outputs.name, ""))
         if scale is None or outputs.levels_LK is None:
             return None
-        pairs = zip(outputs.levels_LK, outputs.order_LK, strict=True)
-        return np.stack([chances(levels_K, scale, order_K) for levels_K, order_K in pairs])
+        chance_LK = np.full(outputs.levels_LK.shape, np.nan)
+        for row, order_K in enumerate(outputs.order_LK):
+            n = int((order_K >= 0).sum())
+            chance_LK[row, :n] = chances(outputs.levels_LK[row, :n], scale, order_K[:n])
+        return chance_LK
 
     @cached_property
     def scales(self) -> dict[str, float]:

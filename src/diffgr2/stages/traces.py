@@ -15,7 +15,7 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays
 from diffgr2.candidates.index import NAMES
-from diffgr2.candidates.lists import load_lists, selection_users
+from diffgr2.candidates.lists import load_lists, selected_lists
 from diffgr2.candidates.scorers import LinearScorer
 from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import ConfigError, DataError
@@ -38,11 +38,10 @@ def run(ctx: StageContext) -> dict[str, Any]:
     scorecard = LinearScorer.load(evidence / "linear.safetensors")
     phrases = Phrases(wording(recipe.prompt.template), NAMES, recipe.evidence.buckets)
     dataset = read_dataset(ctx.inputs["data"])
-    held_U = selection_users(dataset.histories.n_users)
     scores, lists, buckets, able = {}, {}, {}, {}
     for split in KNOWN:
         lists[split] = load_lists(ctx.inputs["candidates"], split, k)
-        able[split] = np.flatnonzero(~held_U[lists[split].user_L])
+        able[split] = np.flatnonzero(~selected_lists(lists[split], dataset.histories.n_users))
         scores[split] = load_arrays(evidence / f"scores_{kind}_{split}.safetensors")["score_LK"]
         buckets[split] = load_arrays(evidence / f"{split}.safetensors")["buckets_LKF"]
     known = np.concatenate([scores[split][able[split]].ravel() for split in KNOWN])
@@ -78,7 +77,7 @@ def figures(
 ) -> dict[str, Any]:
     """How many lists the teacher was given, how many traces came of it, what they are like."""
     hit_N = lists.hit_L[traces.row_N]
-    first_N = traces.level_NK[:, : lists.k].argmax(1)
+    first_N = np.nanargmax(traces.level_NK[:, : lists.k], 1) if len(traces) else hit_N
     right_N = (first_N == hit_N)[hit_N != MISS]
     cited_NK = (traces.cites_NKC[..., :cites] != NONE).sum(-1)[~np.isnan(traces.level_NK)]
     return {

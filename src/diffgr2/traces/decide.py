@@ -39,8 +39,8 @@ class Scale:
 
     @staticmethod
     def of(score_X: np.ndarray, strengths: int) -> Scale:
-        """The scale of these scores' bulk."""
-        low, high = (float(q) for q in np.quantile(score_X, BULK))
+        """The scale of these scores' bulk; NaN is none."""
+        low, high = (float(q) for q in np.quantile(score_X[~np.isnan(score_X)], BULK))
         return Scale(low, high, strengths)
 
     @property
@@ -108,7 +108,8 @@ def decide(
 ) -> Traces:
     """Traces of those of these lists that the mode accepts.
 
-    `hit_L` is read by targeted and rejection only, and is MISS beyond the first k candidates.
+    `hit_L` is read by targeted and rejection only, and is MISS beyond the first k candidates. A
+    score is NaN behind the end of a shorter list, and so is its level.
     """
     score_NK = score_LK[row_N].astype(np.float64)
     if config.mode == "rejection":
@@ -126,7 +127,7 @@ def _targeted(level_NK: np.ndarray, hit_N: np.ndarray, top: int) -> np.ndarray:
     """Targets a level above all others; where the scale ends, the others give way."""
     each_N, others_NK = np.arange(len(hit_N)), level_NK.copy()
     others_NK[each_N, hit_N] = -np.inf
-    own_N = np.minimum(others_NK.max(1) + 1, top)
+    own_N = np.minimum(np.nanmax(others_NK, 1) + 1, top)
     result_NK = np.minimum(others_NK, own_N[:, None] - 1)
     result_NK[each_N, hit_N] = own_N
     result_NK[hit_N == MISS] = np.nan
@@ -149,7 +150,7 @@ def _rejection(
         noise = config.noise if attempt else 0.0
         gumbel_NK = generator(seed, "traces", "rejection", attempt).gumbel(size=score_NK.shape)
         trial_NK = scale.levels(score_NK + noise * gumbel_NK)
-        right_N = (hit_N != MISS) & (trial_NK[:, :k].argmax(1) == hit_N)
+        right_N = (hit_N != MISS) & (np.nanargmax(trial_NK[:, :k], 1) == hit_N)
         right_N &= np.isnan(level_NK[:, 0])
         level_NK[right_N] = trial_NK[right_N]
     return level_NK

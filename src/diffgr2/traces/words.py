@@ -44,10 +44,12 @@ def from_orders(
 ) -> Traces:
     """Traces of these lists with these orders of their first k candidates."""
     rows = np.array(row_N, dtype=np.int32)
-    order_NK = np.array(orders, dtype=np.int32).reshape(len(rows), k)
     level_NK, cites_NKC = level_LK[rows].astype(np.float32), cites_LKC[rows]
-    level_NK[:, :k] = falling(level_NK[:, :k], order_NK)
-    level_NK[:, k:], cites_NKC[:, k:] = np.nan, NONE
+    for n, order in enumerate(orders):
+        length = min(len(order), k)  # of a shorter list all of it
+        order_1K = np.array(order, dtype=np.int32)[None]
+        level_NK[n, :length] = falling(level_NK[n, None, :length], order_1K)[0]
+        level_NK[n, length:], cites_NKC[n, length:] = np.nan, NONE
     return Traces(rows, level_NK, cites_NKC)
 
 
