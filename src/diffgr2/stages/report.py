@@ -152,6 +152,7 @@ def figures_of(
         result["coherence"] = plots.coherence(answered)
     result |= speed_figures(found.speed, ranks) if found.speed else {}
     logs = {name: found.root / name / "metrics.jsonl" for name in TRAINED if name in found.stages}
+    logs = {name: path for name, path in logs.items() if path.is_file()}  # of those with steps
     if logs:
         result["training"] = plots.training_curves(
             {name: [*map(json.loads, path.open())] for name, path in logs.items()}
