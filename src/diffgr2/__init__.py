@@ -10,7 +10,7 @@ __all__ = ["RankResult", "Reranker"]
 
 if TYPE_CHECKING:
     from diffgr2.rerank.reranker import Reranker
-    from diffgr2.rerank.task import RankResult
+    from diffgr2.rerank.result import RankResult
 
 
 def __getattr__(name: str) -> Any:

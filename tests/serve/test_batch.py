@@ -88,7 +88,7 @@ def test_a_bad_one_costs_no_other(live: Live, reranker: Reranker) -> None:
     asks: list[tuple[Any, Any]] = [
         (good, None),
         ({**good, "documents": []}, 422),
-        ({**good, "documents": ["zqxwv-nothing"]}, 422),
+        ({**good, "documents": ["zqxwv-nothing"], "strict": True}, 422),
         ("not an object", 422),
         (None, 422),
         ([good], 422),

@@ -104,7 +104,7 @@ def test_tei_gets_a_bare_list_and_its_own_errors(live: Live, reranker: Reranker)
     with live.client() as client:
         plain = client.post("/rerank", json=body).json()
         told = client.post("/rerank", json={**body, "return_text": True}).json()
-        error = client.post("/rerank", json={**body, "texts": ["zqx"]})
+        error = client.post("/rerank", json={**body, "texts": ["zqx"], "strict": True})
     assert [set(entry) for entry in plain] == [{"index", "score"}] * 3
     assert [entry["text"] for entry in told] == [texts[entry["index"]] for entry in plain]
     assert [e["score"] for e in plain] == sorted((e["score"] for e in plain), reverse=True)
@@ -141,7 +141,8 @@ def test_the_query_is_a_channel_for_who_asks(live: Live, reranker: Reranker) -> 
 def test_unresolved_documents_name_their_indices(live: Live, reranker: Reranker) -> None:
     documents = [*ids(reranker, 1), "zqx", *ids(reranker, 2), {"id": "nobody"}]
     with live.client() as client:
-        answer = client.post("/rerank", json={"history": ids(reranker, 0), "documents": documents})
+        body = {"history": ids(reranker, 0), "documents": documents, "strict": True}
+        answer = client.post("/rerank", json=body)
     value = answer.json()
     assert answer.status_code == 422
     assert value["indices"] == [1, 3]

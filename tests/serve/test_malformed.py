@@ -89,6 +89,11 @@ WRONG_TYPES: dict[str, list[Any]] = {
     "decode": ["fast", 1, True, [], 1.5],
     "seed": ["1", 1.5, True, [], -1],
     "stream": ["true", 1, [], {}],
+    "strict": ["true", 1, [], {}],
+    "pin": ["P0000046", 1, True, [1], [None], [["a"]], {"a": "1"}, {"a": 1.5}, {"a": True}],
+    "exclude": ["P0000046", 1, True, {}, {"a": 1}, [1], [None]],
+    "boost": [["P0000046"], 1, "a", True, {"a": "1"}, {"a": None}, {"a": True}, {"a": [1]}],
+    "max_per": [["brand"], 2, "brand", True, {"brand": "2"}, {"brand": 1.5}, {"brand": True}],
 }
 
 ENTRIES: list[tuple[str, Any]] = [
@@ -122,7 +127,7 @@ ENTRIES: list[tuple[str, Any]] = [
     ("description too long", {"title": "matte", "description": "x" * 2049}),
     ("category too long", {"title": "matte", "categories": ["x" * 2049]}),
 ]
-"""Things that name no item; in documents and in histories alike."""
+"""Things that name no item; in documents and in histories alike, of strict requests."""
 
 DECODES: list[Any] = [
     {"decoder": "beam"},
@@ -223,6 +228,30 @@ LISTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+RULES: list[tuple[str, dict[str, Any]]] = [
+    ("pinned and excluded", {"pin": ["P0000046"], "exclude": ["P0000046"]}),
+    ("two at one place", {"pin": {"P0000046": 1, "P0000186": 1}}),
+    ("pinned twice", {"pin": ["P0000046", "P0000046"]}),
+    ("place 0", {"pin": {"P0000046": 0}}),
+    ("place below 0", {"pin": {"P0000046": -1}}),
+    ("place beyond the list", {"pin": {"P0000046": 3}}),
+    ("place beyond what is left", {"pin": {"P0000046": 2}, "exclude": ["P0000186"]}),
+    ("empty id pinned", {"pin": [""]}),
+    ("empty id excluded", {"exclude": [""]}),
+    ("nothing is left", {"exclude": ["P0000046", "P0000186"]}),
+    ("a boost beyond reason", {"boost": {"P0000046": 1e7}}),
+    ("a boost of a written answer", {"boost": {"P0000046": 1}, "decode": {"answer": "written"}}),
+    ("none of a brand", {"max_per": {"brand": 0}}),
+    ("less than none", {"max_per": {"brand": -2}}),
+    ("unknown group", {"max_per": {"colour": 2}}),
+    ("1001 pins", {"pin": [f"P{i}" for i in range(1001)]}),
+    ("1001 exclusions", {"exclude": [f"P{i}" for i in range(1001)]}),
+    ("1001 boosts", {"boost": {f"P{i}": 1 for i in range(1001)}}),
+    ("65 groups", {"max_per": {f"g{i}": 1 for i in range(65)}}),
+]
+"""Rules that no answer can obey."""
+
+
 def body_cases() -> Iterator[tuple[str, bytes, int]]:
     """Bodies that are JSON and wrong."""
     changes: list[tuple[str, dict[str, Any], int]] = []
@@ -242,7 +271,9 @@ def body_cases() -> Iterator[tuple[str, bytes, int]]:
     for name in ("other", "rerank-v3.5", "", "DIFFGR2", "../../etc/passwd", "x" * 5000):
         changes.append((f"model/{name[:20]}", {"model": name}, 404))
     for name, change, status in changes:
-        yield name, json.dumps({**GOOD, **change}).encode(), status
+        yield name, json.dumps({**GOOD, "strict": True, **change}).encode(), status
+    for name, change in RULES:  # these contradict themselves, however lenient one is
+        yield f"rules/{name}", json.dumps({**GOOD, **change}).encode(), 422
 
 
 def header_cases() -> Iterator[Case]:

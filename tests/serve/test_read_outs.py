@@ -12,7 +12,8 @@ from diffgr2.errors import ConfigError
 from diffgr2.evaluate.coherence import Shown, contradictions
 from diffgr2.rerank.readout import ReadOut, dealt
 from diffgr2.rerank.reranker import Reranker
-from diffgr2.rerank.task import RankResult, RankTask
+from diffgr2.rerank.result import RankResult
+from diffgr2.rerank.task import RankTask
 from support import bundles
 
 DECODERS = ("ar", "block", "verify")

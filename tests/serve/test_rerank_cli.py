@@ -30,7 +30,7 @@ def lines(reranker: Reranker) -> list[str]:
     bad = [
         "not json",
         "",
-        '{"history": [], "candidates": ["zqx"]}',
+        '{"history": [], "candidates": ["zqx"], "strict": true}',
         '{"history": [], "history": [], "candidates": ["a"]}',
         '{"history": [], "candidates": [], "extra": 1}',
         '{"history": [], "candidates": "a"}',
@@ -66,7 +66,11 @@ def test_one_request_on_stdin(run_dir: Path, reranker: Reranker, capsys, monkeyp
     assert code == 0
     assert json.loads(out)["decode"]["decoder"] == "verify"
     given('{"history": [], "candidates": ["zqx"]}')
-    code, out, err = call(capsys, "-m", run_dir / "bundle")
+    code, out, err = call(capsys, "-m", run_dir / "bundle", "--json")
+    assert (code, json.loads(out)["placed"]) == (0, ["kept"])
+    assert err.startswith("warning: candidates[0]: 'zqx' keeps its place")
+    given('{"history": [], "candidates": ["zqx"]}')
+    code, out, err = call(capsys, "-m", run_dir / "bundle", "--strict")
     assert (code, out) == (2, "")
     assert err == "error: candidates[0]: no such item, and none of its words is known\n"
 
@@ -108,9 +112,38 @@ def test_an_output_of_another_input_is_refused(run_dir, tmp_path, lines, reranke
     assert output.read_bytes() == before
 
 
+def test_rules_are_options(run_dir: Path, reranker: Reranker, capsys) -> None:
+    raw = reranker.catalogue.raw_ids[30:34]
+    options = ["-H", reranker.catalogue.raw_ids[0], *(o for item in raw for o in ("-c", item))]
+    rules = [
+        "--pin",
+        raw[2],
+        "--exclude",
+        raw[1],
+        "--boost",
+        f"{raw[3]}=-9",
+        "--max-per",
+        "brand=1",
+    ]
+    code, out, _ = call(capsys, "-m", run_dir / "bundle", *options, *rules, "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["items"] == [raw[2], raw[0], raw[3]]
+    assert answer["placed"][0] == "pinned"
+    code, out, _ = call(capsys, "-m", run_dir / "bundle", *options, "--pin", f"{raw[0]}=4")
+    assert code == 0
+    assert "The shop placed" in out
+    assert "pinned" in out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["-c", "a", "--boost", "a"], "--boost: expected NAME=NUMBER"),
+        (["-c", "a", "--max-per", "brand=x"], "--max-per: expected NAME=NUMBER"),
+        (["-c", "a", "--boost", "a=1", "--boost", "a=2"], "--boost: one name stands twice"),
+        (["-c", "a", "--pin", "a", "--pin", "b=2"], "--pin: give a place to all or to none"),
+        (["-c", "a", "--pin", "a", "--exclude", "a"], "pin: 'a' is excluded as well"),
         (["-i", "x.jsonl"], "--output: needed with --input"),
         (["-i", "x.jsonl", "-o", "y", "-c", "a"], "--input: its lines hold the requests"),
         (["-i", "nowhere.jsonl", "-o", "y"], "nowhere.jsonl: no such file"),

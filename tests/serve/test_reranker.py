@@ -119,7 +119,7 @@ def test_what_names_nothing_is_an_error_with_every_index(reranker: Reranker) -> 
     good = reranker.catalogue.raw_ids[5]
     entries = ["zqx vwk", good, {"id": "nobody"}, {}, "<s_a_0><s_b_99>", 7.5, "", {"title": 3}]
     with pytest.raises(UnresolvedError) as caught:
-        reranker.rank([good], entries)
+        reranker.rank([good], entries, strict=True)
     assert caught.value.field == "candidates"
     assert sorted(caught.value.problems) == [0, 2, 3, 4, 5, 6, 7]
     assert "candidates[2]: no such id in the catalogue" in str(caught.value)
@@ -153,7 +153,7 @@ def test_bad_arguments_are_named(reranker: Reranker, change: dict, message: str)
 def test_the_same_item_twice_is_an_error(reranker: Reranker) -> None:
     raw, title = reranker.catalogue.raw_ids, reranker.catalogue.titles
     with pytest.raises(DataError, match=r"candidates\[2\]: the same item as candidates\[0\]"):
-        reranker.rank([], [raw[4], raw[5], title[4]])
+        reranker.rank([], [raw[4], raw[5], title[4]], strict=True)
 
 
 @given(st.integers(1, 60), st.integers(1, 12))

@@ -35,7 +35,13 @@ SCALARS: dict[str, tuple[str, Any, Any]] = {
     "drain": ("4", 4, 5.5),
     "threads": ("1", 1, 1),
 }
-FLAGS: dict[str, bool] = {"log": False, "page": True, "docs": True, "no-keys": False}
+FLAGS: dict[str, bool] = {
+    "log": False,
+    "page": True,
+    "docs": True,
+    "no-keys": False,
+    "strict": False,
+}
 LISTS = ("name", "allow-host", "cors")
 
 

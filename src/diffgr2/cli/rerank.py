@@ -27,7 +27,7 @@ from diffgr2.progress import Progress
 if TYPE_CHECKING:
     from diffgr2.rerank.decisions import Decision
     from diffgr2.rerank.reranker import Reranker
-    from diffgr2.rerank.task import RankResult, Telling
+    from diffgr2.rerank.result import RankResult, Telling
 
 PANEL = "Using a model"
 SHOWN_ERRORS = 5
@@ -40,6 +40,55 @@ Decisions = Annotated[bool, typer.Option("--decisions", help="Show each decision
 Markdown = Annotated[bool, typer.Option("--markdown", help="Reasoning in Markdown, names bold.")]
 
 
+Pins = Annotated[
+    list[str] | None, typer.Option("--pin", metavar="ID[=PLACE]", help="For the top; repeat.")
+]
+Excluded = Annotated[
+    list[str] | None, typer.Option("--exclude", help="An id to leave out; repeat.")
+]
+Boosts = Annotated[
+    list[str] | None,
+    typer.Option("--boost", metavar="ID=LEVELS", help="Added to its strength; repeat."),
+]
+MaxPer = Annotated[
+    list[str] | None,
+    typer.Option("--max-per", metavar="GROUP=N", help="brand=2 or category=3; repeat."),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Unknown items are an error.")]
+
+
+def rules_of(
+    pin: list[str] | None,
+    exclude: list[str] | None,
+    boost: list[str] | None,
+    max_per: list[str] | None,
+) -> dict[str, Any]:
+    """The options as `Reranker.rank`'s rules; an id may hold an =, the last one counts."""
+    rules: dict[str, Any] = {}
+    places = {id_: int(place) for id_, place in map(_pair, pin or ()) if place.isdigit()}
+    if pin:
+        if places and len(places) < len(pin):
+            raise ConfigError("--pin: give a place to all or to none")
+        rules["pin"] = places or pin
+    if exclude:
+        rules["exclude"] = exclude
+    for name, given, kind in (("boost", boost, float), ("max_per", max_per, int)):
+        if given:
+            option = f"--{name.replace('_', '-')}"
+            try:
+                rules[name] = {id_: kind(value) for id_, value in map(_pair, given)}
+            except ValueError:
+                raise ConfigError(f"{option}: expected NAME=NUMBER") from None
+            if len(rules[name]) < len(given):
+                raise ConfigError(f"{option}: one name stands twice")
+    return rules
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.rpartition("=")
+    return name, value
+
+
 def answer_of(result: RankResult) -> dict[str, Any]:
     """A result as JSON."""
     return {
@@ -47,6 +96,8 @@ def answer_of(result: RankResult) -> dict[str, Any]:
         "order": list(result.order),
         "scores": list(result.scores),
         "levels": list(result.levels),
+        **({"placed": list(result.placed)} if any(result.placed) else {}),
+        **({"warnings": list(result.warnings)} if result.warnings else {}),
         "ranking": result.ranking(),
         **result.decided(),
         **({"reasoning": result.reasoning} if result.reasoning is not None else {}),
@@ -84,6 +135,8 @@ def show(reranker: Reranker, result: RankResult, titles: list[str]) -> None:
         move = was + 1 - place
         mark = f" [green]▲{move}[/]" if move > 0 else f" [red]▼{-move}[/]" if move < 0 else ""
         told = "–" if level is None else f"{level:.1f}"
+        why = result.placed[place - 1]
+        mark += f" [yellow]{why}[/]" if why else ""
         table.add_row(str(place), f"{was + 1}{mark}", f"{score:.3f}", told, escape(titles[was]))
     console = Console()
     console.print(table)
@@ -114,6 +167,8 @@ def rank_one(
     task = reranker.prepare(**arguments)
     reranker.run([task], batch=1)
     result = task.result(return_reasoning=telling, top_k=top_k)
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     if as_json:
         typer.echo(json.dumps(answer_of(result), ensure_ascii=False))
     else:
@@ -232,22 +287,27 @@ def rerank(
     decisions: Decisions = False,
     markdown: Markdown = False,
     direct: Annotated[bool, typer.Option("--direct", help="Answer without reasoning.")] = False,
+    pin: Pins = None,
+    exclude: Excluded = None,
+    boost: Boosts = None,
+    max_per: MaxPer = None,
+    strict: Strict = False,
     top_k: Annotated[int | None, typer.Option(min=1, help="Return this many only.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests decoded at once.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Rank candidates: one request (options, or JSON on stdin) or a JSONL file."""
-    from diffgr2.rerank.query import arguments_of
     from diffgr2.rerank.reranker import Reranker
 
     chosen = {"decoder": decoder, "threshold": threshold, "rule": rule}
     chosen |= {"answer": answer, "views": views, "details": decisions or None}
     telling: Telling = "markdown" if markdown else True
     wanted: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+    rules = rules_of(pin, exclude, boost, max_per)
     if source is not None:
         if output is None:
             raise ConfigError("--output: needed with --input")
-        if candidates or history or user or wanted or direct:
+        if candidates or history or user or wanted or direct or rules or strict:
             raise ConfigError("--input: its lines hold the requests, no other request options")
         if not source.is_file():
             raise ConfigError(f"{source}: no such file")
@@ -255,20 +315,33 @@ def rerank(
         total, bad = rank_file(opened, source, output, telling=telling, top_k=top_k, batch=batch)
         typer.echo(f"{output}: {total - bad} rankings, {bad} bad lines")
         raise typer.Exit(2 if total and bad == total else 0)
-    if candidates:
-        arguments = {"history": history, "candidates": candidates, "user": user}
-        if history is None and user is None:
-            arguments["history"] = []
-    else:
-        if sys.stdin.isatty():
-            raise ConfigError("--candidate: needed (or give one JSON object on stdin, or --input)")
-        arguments = arguments_of(strict_json.loads(sys.stdin.buffer.read()))
+    arguments = arguments_given(history, candidates, user)
     if wanted:
         arguments["decode"] = {**arguments.get("decode", {}), **wanted}
+    if rules:
+        arguments["rules"] = {**arguments.get("rules", {}), **rules}
+    if strict:
+        arguments["strict"] = True
     if direct:
         arguments["reasoning"] = False
     opened = Reranker.from_pretrained(model)
     rank_one(opened, arguments, as_json=as_json, telling=telling, top_k=top_k)
+
+
+def arguments_given(
+    history: list[str] | None, candidates: list[str] | None, user: str | None
+) -> dict[str, Any]:
+    """One request, by options or as JSON on stdin."""
+    from diffgr2.rerank.query import arguments_of
+
+    if candidates:
+        arguments = {"history": history, "candidates": candidates, "user": user}
+        if history is None and user is None:
+            arguments["history"] = []
+        return arguments
+    if sys.stdin.isatty():
+        raise ConfigError("--candidate: needed (or give one JSON object on stdin, or --input)")
+    return arguments_of(strict_json.loads(sys.stdin.buffer.read()))
 
 
 def register(app: typer.Typer) -> None:

@@ -146,6 +146,9 @@ Docs = Annotated[bool, option("--docs/--no-docs", help="/docs, /openapi.json.")]
 Documents = Annotated[
     int, option("--documents", min=1, max=10_000, help="Documents in one list, at most.")
 ]
+Strict = Annotated[
+    bool, option("--strict", help="Unknown items and fields are 422, where a request does not say.")
+]
 Batch = Annotated[int, option("--batch", min=1, max=10_000, help="Lists in one batch, at most.")]
 Waiting = Annotated[int, option("--waiting", min=0, help="Requests that may wait.")]
 Running = Annotated[int, option("--running", min=1, help="Lists decoded at once.")]
@@ -181,6 +184,7 @@ def serve(
     page: Page = True,
     docs: Docs = True,
     documents: Documents = 100,
+    strict: Strict = False,
     batch: Batch = 100,
     waiting: Waiting = 128,
     running: Running = 32,
@@ -208,6 +212,7 @@ def serve(
     backends.use(backend, threads)
     limits = Limits(
         candidates=documents,
+        strict=strict,
         batch=batch,
         waiting=waiting,
         running=running,

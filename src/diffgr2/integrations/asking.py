@@ -11,7 +11,7 @@ from typing import Any
 from diffgr2.errors import DataError, MissingExtraError
 from diffgr2.rerank.query import Asker, read_query, wished
 from diffgr2.rerank.reranker import Reranker
-from diffgr2.rerank.task import RankResult
+from diffgr2.rerank.result import RankResult
 
 ITEM_ID = "item_id"
 

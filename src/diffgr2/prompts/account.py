@@ -1,10 +1,10 @@
 """A reading in English: what follows from strengths and prompt is rendered here, never written.
 
 Contract: `account` says what the newest purchases are, which candidate comes first and ahead of
-which, and of the first few how strong they are, for which reasons and against which; where nobody
-was judged, history and verdict are all. Everything is computed from the request, the reading and
-the order that is shown, so no sentence can contradict another or the ranking. `kinds_of` names
-items by the widest category level that tells them apart.
+which, whom the shop's rules moved, and of the first few how strong they are, for which reasons and
+against which; where nobody was judged, history, verdict and moves are all. Everything is computed
+from the request, the reading and the order that is shown, so no sentence can contradict another or
+the ranking. `kinds_of` names items by the widest category level that tells them apart.
 Not here: phrases of single pieces of evidence (`english`), the model's own words (`gr2`).
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,20 @@ COMMON = 0.5
 """A category name that more than this share of the items has tells nothing."""
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~])")
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Whom the shop's rules moved, as positions of the list: what they did, not the model."""
+
+    pinned: Mapping[int, int] = field(default_factory=dict)  # to the place, from 0
+    boosts: Mapping[int, float] = field(default_factory=dict)  # levels that were added
+    kept: Sequence[int] = ()  # nothing is known of them
+    limited: Sequence[int] = ()  # behind others of their group
+    limits: Sequence[tuple[str, int]] = ()  # at most so many of a group
+
+    def __contains__(self, at: int) -> bool:
+        return any(at in some for some in (self.pinned, self.boosts, self.kept, self.limited))
 
 
 def telling_level(paths: Sequence[Sequence[str]]) -> int:
@@ -110,6 +125,25 @@ def history_line(
     return words[more].format(kinds=listed(told))
 
 
+def moves_lines(words: Mapping[str, Any], moves: Moves, name: Sequence[str]) -> list[str]:
+    """A sentence per pin and boost, and one each for those that were kept or moved back."""
+    lines = [
+        words["pinned"].format(name=name[at], place=place + 1)
+        for at, place in sorted(moves.pinned.items(), key=lambda pair: pair[1])
+    ]
+    for at, by in moves.boosts.items():
+        told = words["raised" if by > 0 else "lowered"]
+        lines.append(told.format(name=name[at], by=f"{abs(by):g}"))
+    if moves.kept:
+        kept = words["kept_all" if len(moves.kept) > 1 else "kept"]
+        lines.append(kept.format(names=listed([name[at] for at in moves.kept])))
+    if moves.limited:
+        most = listed([words["limit"].format(most=most, by=by) for by, most in moves.limits])
+        names = listed([name[at] for at in moves.limited])
+        lines.append(words["limited"].format(most=most, names=names))
+    return lines
+
+
 def account(
     words: Mapping[str, Any],
     phrases: Phrases,
@@ -122,14 +156,17 @@ def account(
     newest: Sequence[str] = (),
     *,
     markdown: bool = False,
+    moves: Moves | None = None,
 ) -> str:
     """The reasoning in plain English, or Markdown, for candidates in the order that is shown."""
     lines = [history_line(words, kinds, newest, shown=len(request.history_HL), markdown=markdown)]
     name = labels(words, names, request.k, markdown=markdown)
     if len(order) > 1:
-        lines.append(words["verdict"].format(first=name[order[0]], second=name[order[1]]))
+        verdict = words["verdict_moved" if moves and order[0] in moves else "verdict"]
+        lines.append(verdict.format(first=name[order[0]], second=name[order[1]]))
     elif len(order) == 1:
         lines.append(words["only"].format(first=name[order[0]]))
+    lines += moves_lines(words, moves, name) if moves else []
     between = "\n\n" if markdown else "\n"
     if np.isnan(reading.levels_K).all():
         return between.join(lines)  # nothing was said of any candidate

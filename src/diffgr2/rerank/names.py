@@ -2,15 +2,19 @@
 
 Contract: `Names.resolve(entries, field)` gives one `Item` per entry, known to the catalogue or a
 stranger placed by its words; text resolves as raw id, else semantic ID, else exact title, else free
-text. Whatever cannot be resolved is one UnresolvedError that names every such index and why;
-nothing is dropped silently. User text is only ever data: no reserved token in it means anything.
+text (where it looks like no id: one word with digits). Whatever cannot be resolved is one
+UnresolvedError that names every such index and why; where that is not wanted (`strict=False`), an
+entry that is whole but names nothing is an item by what else came with it, or `lost` if nothing of
+that is known. Nothing is dropped silently, and what is malformed is always an error. User text is
+only ever data: no reserved token in it means anything.
 `Seats(index, catalogue).seat(strangers, vectors)` is the same evidence index, nothing copied, in
 which the strangers are the items `n_items`, `n_items + 1`, …: brand, category and text evidence
 come from the one implementation, every count is zero, and evidence of known items does not change
 by a bit. Not here: prompts (`world`).
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -26,6 +30,9 @@ from diffgr2.types import Catalogue
 
 KEYS = ("id", "sid", "title", "text")  # an object must have at least one of them
 KEPT = 1 << 16  # items of the catalogue that are made once
+ID_LIKE = re.compile(r"\S*\d\S*")
+"""A text alone that is an id and no words, where the catalogue does not know it."""
+
 NEW_PATH = 1 << 30  # numbers of category paths that no catalogue item has begin here
 
 
@@ -41,6 +48,10 @@ class UnresolvedError(ListProblem):
     """Entries that name no item."""
 
 
+class NothingNamedError(DataError):
+    """An entry that is well formed but names no item of the catalogue."""
+
+
 @dataclass(frozen=True)
 class Stranger:
     """An item by its words: what may be known of it without any purchase."""
@@ -49,6 +60,7 @@ class Stranger:
     brand: str = ""
     categories: tuple[str, ...] = ()
     description: str = ""
+    name: str = ""  # what the caller calls it, where it has no title
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ class Item:
     number: int | None = None
     stranger: Stranger | None = None
     vector_E: np.ndarray | None = None  # a stranger's
+    lost: str = ""  # why nothing is known of it: such an item cannot be judged
 
 
 class Names:
@@ -73,13 +86,24 @@ class Names:
             if title:
                 self._title.setdefault(title, []).append(item)
 
-    def resolve(self, entries: Sequence[Any], field: str) -> list[Item]:
-        """See the module's docstring."""
+    def resolve(
+        self,
+        entries: Sequence[Any],
+        field: str,
+        *,
+        strict: bool = True,
+        backed: Collection[int] = (),
+    ) -> list[Item]:
+        """See the module's docstring; of `backed` entries more is known than stands in them."""
         found: dict[int, int | Stranger] = {}
         problems: dict[int, str] = {}
+        lost: dict[int, str] = {}
         for index, entry in enumerate(entries):
             try:
                 found[index] = self._one(entry)
+            except NothingNamedError as error:
+                (problems if strict else lost)[index] = str(error)
+                found[index] = _rest_of(entry)
             except DataError as error:
                 problems[index] = str(error)
         items = {at: self.item(what) for at, what in found.items() if isinstance(what, int)}
@@ -90,9 +114,11 @@ class Names:
             ]
             placed = zip(strangers.items(), *self.encoder.encode(texts), strict=True)
             for (index, stranger), vector_E, codes_L in placed:
-                items[index] = Item(tuple(codes_L.tolist()), None, stranger, vector_E)
-                if not vector_E.any():
-                    problems[index] = "no such item, and none of its words is known"
+                why = lost.get(index, "no such item, and none of its words is known")
+                why = "" if vector_E.any() or index in backed else why
+                items[index] = Item(tuple(codes_L.tolist()), None, stranger, vector_E, why)
+                if strict and why:
+                    problems.setdefault(index, why)
         if problems:
             raise UnresolvedError(field, dict(sorted(problems.items())))
         return [items[index] for index in range(len(items))]
@@ -110,17 +136,18 @@ class Names:
             return self._sid(codes)
         items = self._title.get(text, [])
         if len(items) > 1:
-            raise DataError(f"{len(items)} items have this title: give an id")
+            raise NothingNamedError(f"{len(items)} items have this title: give an id")
         return items[0] if items else None
 
     def _sid(self, codes: tuple[int, ...]) -> int:
         item = self.sids.item(codes)
         if item is None:
-            raise DataError("no item has this semantic ID")
+            raise NothingNamedError("no item has this semantic ID")
         return item
 
     def _one(self, entry: Any) -> int | Stranger:
-        if not isinstance(entry, Mapping):
+        alone = not isinstance(entry, Mapping)
+        if alone:
             if not isinstance(entry, str | int | np.integer) or isinstance(entry, bool):
                 raise DataError("expected text or an object")
             if not str(entry).strip():
@@ -132,6 +159,10 @@ class Names:
                 raise DataError(f"{key}: expected text")
         if not any(key in given for key in KEYS):
             raise DataError(f"expected one of {', '.join(KEYS)}")
+        path = given.get("categories", [])
+        listed = isinstance(path, Sequence) and not isinstance(path, str)
+        if not listed or not all(isinstance(name, str) for name in path):
+            raise DataError("categories: expected a list of texts")
         if given.get("id") in self._id:
             return self._id[given["id"]]
         if "sid" in given:
@@ -141,25 +172,36 @@ class Names:
             return self._sid(codes)
         words = given.get("title") or given.get("text")
         if words is None:
-            raise DataError("no such id in the catalogue")
+            raise NothingNamedError("no such id in the catalogue")
         known = self._known(words)
         if known is not None:
             return known
+        if alone and ID_LIKE.fullmatch(words):
+            raise NothingNamedError("no such id in the catalogue")
         description = given.get("description") or (
             given.get("text", "") if "title" in given else ""
         )
-        path = given.get("categories", [])
-        listed = isinstance(path, Sequence) and not isinstance(path, str)
-        if not listed or not all(isinstance(name, str) for name in path):
-            raise DataError("categories: expected a list of texts")
         return Stranger(words, given.get("brand", ""), tuple(path), description)
 
     def title(self, item: Item) -> str:
         """What to call it in an explanation."""
         if item.stranger is not None:
-            return item.stranger.title
+            return item.stranger.title or f"item {item.stranger.name}"
         assert item.number is not None
         return self.catalogue.titles[item.number] or f"item {self.catalogue.raw_ids[item.number]}"
+
+
+def _rest_of(entry: Any) -> Stranger:
+    """What stands in a well-formed entry beside a name that the catalogue lacks."""
+    given = entry if isinstance(entry, Mapping) else {"text": str(entry)}
+    words = [given.get("title") or "", given.get("text") or ""]
+    alone = given is not entry and ID_LIKE.fullmatch(words[1])
+    told = [] if alone else [text for text in words if text and parse_sid(text) is None]
+    title, *more = told or [""]
+    name = str(given.get("id") or given.get("sid") or words[0] or words[1])
+    path = tuple(given.get("categories") or ())
+    description = given.get("description") or "".join(more)
+    return Stranger(title, given.get("brand") or "", path, description, name)
 
 
 class Seats:

@@ -12,11 +12,12 @@ from typing import Any
 from diffgr2 import strict_json
 from diffgr2.errors import DataError
 from diffgr2.rerank.names import Names, UnresolvedError
+from diffgr2.rerank.rules import RULES
 
 USER = ("user_id", "user")
 """Names of the shopper's id: as in HTTP, and as the option of the command line is called."""
 
-KEYS = ("history", "candidates", "scores", *USER, "decode", "reasoning")
+KEYS = ("history", "candidates", "scores", *USER, "decode", "reasoning", *RULES, "strict")
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,14 @@ def user_of(value: dict[str, Any]) -> Any:
     return found[0] if found else None
 
 
-def wished(names: Names, words: str) -> list[str] | None:
+def wished(names: Names, words: str) -> list[Any] | None:
     """Words for what is wanted now, as a history of one; None if the catalogue knows no word."""
+    wish = [{"text": words}]  # not taken for an id
     try:
-        names.resolve([words], "query")
+        names.resolve(wish, "query")
     except UnresolvedError:
         return None
-    return [words]
+    return wish
 
 
 def arguments_of(value: Any) -> dict[str, Any]:
@@ -78,9 +80,12 @@ def arguments_of(value: Any) -> dict[str, Any]:
     if "history" not in given and user is None:
         raise DataError("history: missing (or give a user)")
     kinds = {"user": str, "user_id": str, "reasoning": bool, "scores": list, "decode": dict}
+    kinds["strict"] = bool
     words = {str: "text", bool: "true or false", list: "a list", dict: "an object"}
     for key, kind in kinds.items():
         if key in given and not isinstance(given[key], kind):
             raise DataError(f"{key}: expected {words[kind]}")
-    known = {key: item for key, item in given.items() if key not in USER}
-    return {"history": None, **known, **({"user": user} if user is not None else {})}
+    known = {key: item for key, item in given.items() if key not in (*USER, *RULES)}
+    rules = {key: given[key] for key in RULES if key in given}
+    further = {"user": user, "rules": rules or None}
+    return {"history": None, **known, **{k: v for k, v in further.items() if v is not None}}

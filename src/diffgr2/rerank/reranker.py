@@ -5,8 +5,11 @@ whose order is a permutation of what was given, read from the strengths that the
 from the permutation that it writes (`decode={"answer": "written"}`): `valid` says whether its own
 answers were whole, `repaired` and `fallback` what was done if not. Prompts, evidence, decoding and
 repair are those of the stages, so a served answer is the evaluated one. Lists of any length are
-ranked (`task`). `prepare` and `RankTask` expose the same work decode by decode, for callers that
-batch (`rank_many`, `serve`). Not here: HTTP (`serve`) and the command line (`cli.rerank`).
+ranked (`task`), and no single entry makes a list fail: what names nothing and says nothing of
+itself keeps its place, or is left out of the history, and stands in `warnings` (an error with
+`strict`). `rules` are the shop's own (`rules`). `prepare` and `RankTask` expose the same work
+decode by decode, for callers that batch (`rank_many`, `serve`). Not here: HTTP (`serve`) and the
+command line (`cli.rerank`).
 
     reranker = Reranker.from_pretrained("runs/demo/bundle")
     result = reranker.rank(["P0000170"], ["P0000046", "P0000186"], return_reasoning=True)
@@ -15,7 +18,7 @@ batch (`rank_many`, `serve`). Not here: HTTP (`serve`) and the command line (`cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,11 @@ from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.errors import CheckpointError, DataError
 from diffgr2.model.backends import open_backend
 from diffgr2.rerank.bundle import opened
-from diffgr2.rerank.names import Item, ListProblem
+from diffgr2.rerank.names import KEYS, Item, ListProblem
 from diffgr2.rerank.readout import Ways
-from diffgr2.rerank.task import Query, RankResult, RankTask, Telling
+from diffgr2.rerank.result import RankResult, Telling
+from diffgr2.rerank.rules import GROUPS, Placing, placing_of, read_rules, shown
+from diffgr2.rerank.task import Query, RankTask
 from diffgr2.rerank.world import SEATS, World
 
 
@@ -66,24 +71,77 @@ class Reranker(World):
         user: str | None = None,
         decode: Mapping[str, Any] | Ways | None = None,
         reasoning: bool = True,
+        rules: Mapping[str, Any] | None = None,
+        strict: bool = False,
     ) -> RankTask:
         """Resolve a request; errors name what is wrong with it."""
         ways = decode if isinstance(decode, Ways) else self.ways(decode)
-        if history is None:
-            past = self.stored_history(user)
-        else:
-            past = self.names.resolve(_listed(history, "history"), "history")
+        past, warnings = self._past(history, user, strict=strict)
         named = _listed(candidates, "candidates")
         if not named:
             raise DataError("candidates: the list is empty")
-        items = self.names.resolve(named, "candidates")
-        _check_distinct(items)
+        items = self.names.resolve(named, "candidates", strict=strict)
         strangers = sum(item.stranger is not None for item in [*past, *items])
         if strangers > SEATS:
             raise DataError(f"{strangers} unknown items in one request, at most {SEATS}")
+        lost = {at: item.lost for at, item in enumerate(items) if item.lost}
+        lost |= _repeated(items, strict=strict)
+        for at, why in sorted(lost.items()):
+            called = shown(name_of(named[at]))
+            warnings.append(f"candidates[{at}]: {called} keeps its place ({why})")
+        placing, vain = self._placing(rules, named, items, lost, ways)
+        if strict and vain:
+            raise DataError(vain[0])
         scores_N = self.scores_of(past, items, scores)
-        query = Query(past, items, named, scores_N, self.user_number(user))
+        told = (*warnings, *vain)
+        query = Query(past, items, named, scores_N, self.user_number(user), placing, told)
         return RankTask(self, query, ways, reasoning=reasoning)
+
+    def _past(
+        self, history: Sequence[Any] | None, user: str | None, *, strict: bool
+    ) -> tuple[list[Item], list[str]]:
+        """The history without what names nothing, and what that was."""
+        if history is None:
+            return self.stored_history(user), []
+        named = _listed(history, "history")
+        items = self.names.resolve(named, "history", strict=strict)
+        warnings = [
+            f"history[{at}]: {shown(name_of(named[at]))} is left out ({item.lost})"
+            for at, item in enumerate(items)
+            if item.lost
+        ]
+        return [item for item in items if not item.lost], warnings
+
+    def _placing(
+        self,
+        rules: Mapping[str, Any] | None,
+        named: Sequence[Any],
+        items: Sequence[Item],
+        lost: Collection[int],
+        ways: Ways,
+    ) -> tuple[Placing, list[str]]:
+        """The shop's rules for this list."""
+        asked = read_rules(rules)
+        if asked.boost and ways.read_out.answer == "written":
+            raise DataError("boost: a written answer states no strengths to add to")
+
+        def group_of(key: str, at: int) -> str | None:
+            if key not in GROUPS:
+                raise KeyError(", ".join(GROUPS))
+            item = items[at]
+            if key == "category":
+                return self.kind(item) or None
+            if item.stranger is not None:
+                return item.stranger.brand or None
+            assert item.number is not None
+            return self.catalogue.brands[item.number] or None
+
+        raw = self.catalogue.raw_ids
+        names_N = [
+            {name_of(entry)} | ({raw[item.number]} if item.number is not None else set())
+            for entry, item in zip(named, items, strict=True)
+        ]
+        return placing_of(asked, names_N, lost, group_of)
 
     def rank(
         self,
@@ -94,6 +152,8 @@ class Reranker(World):
         user: str | None = None,
         decode: Mapping[str, Any] | None = None,
         reasoning: bool = True,
+        rules: Mapping[str, Any] | None = None,
+        strict: bool = False,
         return_reasoning: Telling = False,
         top_k: int | None = None,
     ) -> RankResult:
@@ -103,10 +163,20 @@ class Reranker(World):
         then left out of the evidence (and who provides the history where it is None). `scores` are
         the retriever's; without them the bundled retriever scores. `decode` changes the recommended
         settings, `answer` and `views` among them; with `details` the result has `decisions`.
-        `reasoning=False` answers directly; `return_reasoning="markdown"` has bold names.
+        `reasoning=False` answers directly; `return_reasoning="markdown"` has bold names. `rules`
+        holds any of `pin` (ids for the top, or id -> place from 1), `exclude` (ids), `boost` (id ->
+        levels added to its strength) and `max_per` (`brand` or `category` -> how many). `strict`
+        makes errors of all that would be a warning.
         """
         task = self.prepare(
-            history, candidates, scores=scores, user=user, decode=decode, reasoning=reasoning
+            history,
+            candidates,
+            scores=scores,
+            user=user,
+            decode=decode,
+            reasoning=reasoning,
+            rules=rules,
+            strict=strict,
         )
         self.run([task], batch=1)
         return task.result(return_reasoning=return_reasoning, top_k=top_k)
@@ -151,10 +221,20 @@ def _listed(value: Any, name: str) -> list[Any]:
     return list(value)
 
 
-def _check_distinct(items: Sequence[Item]) -> None:
-    """The same catalogue item twice is a mistake, and its rank would be a riddle."""
+def name_of(entry: Any) -> str:
+    """What a caller calls an item, in rules and warnings."""
+    if not isinstance(entry, Mapping):
+        return str(entry)
+    return next((str(entry[key]) for key in KEYS if entry.get(key)), "")
+
+
+def _repeated(items: Sequence[Item], *, strict: bool) -> dict[int, str]:
+    """The same catalogue item twice is a mistake, and the second one's rank would be a riddle."""
     first: dict[int, int] = {}
+    found: dict[int, str] = {}
     for place, item in enumerate(items):
         if item.number is not None and first.setdefault(item.number, place) != place:
-            same = f"the same item as candidates[{first[item.number]}]"
-            raise ListProblem("candidates", {place: same})
+            found[place] = f"the same item as candidates[{first[item.number]}]"
+    if found and strict:
+        raise ListProblem("candidates", found)
+    return found

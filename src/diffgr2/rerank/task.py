@@ -5,72 +5,34 @@ number; `take()` brings a response back; `result()` is the ranking once all were
 is pending. A said answer hands out all windows of all views at once, in any order they may come
 back; a written one goes window by window. Evidence is counted once, on the whole list as it came,
 so strengths of different windows compare as they stand. One candidate needs no decode, and without
-any history there is nothing to judge by: such a list stays as it came. Whoever decodes may batch
-many tasks, and may call these on any thread, one at a time. Not here: resolving what was asked
-(`names`, `reranker`), decoding (`decode`).
+any history there is nothing to judge by: such a list stays as it came. What cannot be judged is
+never shown, and the shop's rules come last (`rules`). Whoever decodes may batch many tasks, and may
+call these on any thread, one at a time. Not here: resolving what was asked (`names`, `reranker`),
+decoding (`decode`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from diffgr2.decode.settings import DecodeRequest
 from diffgr2.evaluate.calibration import chances
-from diffgr2.prompts.account import account, bold
+from diffgr2.prompts.account import account, bold, labels, moves_lines
 from diffgr2.prompts.answers import POLICIES
 from diffgr2.prompts.english import wording
 from diffgr2.prompts.gr2 import Gr2
 from diffgr2.prompts.request import Request
-from diffgr2.prompts.said import Reading, mean_reading
+from diffgr2.prompts.said import Reading, mean_reading, order_by_level
 from diffgr2.rerank.decisions import Decision, decisions_of, merged
 from diffgr2.rerank.names import Item
 from diffgr2.rerank.readout import Ways, dealt, sliding, view_of
+from diffgr2.rerank.result import RankResult, Telling
+from diffgr2.rerank.rules import Moved, Placing
 from diffgr2.rerank.world import World
 from diffgr2.types import Trajectory
-
-Telling = bool | Literal["markdown"]
-"""Whether the reasoning is wanted, and in which form."""
-
-
-@dataclass(frozen=True)
-class RankResult:
-    """A ranking, best first; `order` holds positions in the list that was given.
-
-    `scores` fall strictly. Of a said answer they are calibrated probabilities that this candidate
-    is the one, given that one of the list is; of a written one they are made of the rank alone.
-    """
-
-    order: tuple[int, ...]
-    items: tuple[Any, ...]  # as the caller named them
-    scores: tuple[float, ...]
-    levels: tuple[float | None, ...]  # expected strength of each item, None where none is stated
-    sure: float | None  # the first place's; None of a written answer, and where nothing was judged
-    valid: bool  # every answer was complete, a written one a permutation, before any repair
-    repaired: bool  # some answer was completed by the policy, or in floor order
-    fallback: bool  # some answer was of no use: its window kept its floor order
-    identity: bool  # the order is the one that came in
-    failures: tuple[str, ...]
-    reasoning: str | None  # plain English or Markdown, where asked for
-    raw: tuple[str, ...]  # what the model wrote, window by window
-    trajectories: tuple[Trajectory, ...]
-    decode: dict[str, Any] = field(default_factory=dict)
-    decisions: tuple[Decision, ...] | None = None  # of each item, with `decode.details`
-
-    def ranking(self) -> dict[str, Any]:
-        """How far the order is the model's own, for answers as JSON."""
-        names = ("valid", "repaired", "fallback", "identity", "sure")
-        facts = {name: getattr(self, name) for name in names}
-        return {**facts, "failures": list(self.failures)}
-
-    def decided(self) -> dict[str, Any]:
-        """The decisions for answers as JSON, where they were asked for."""
-        if self.decisions is None:
-            return {}
-        pairs = zip(self.order, self.decisions, strict=True)
-        return {"decisions": [{"index": index, **one.as_json()} for index, one in pairs]}
 
 
 @dataclass(frozen=True)
@@ -82,6 +44,13 @@ class Query:
     named: list[Any]  # the candidates as the caller named them
     scores_N: np.ndarray
     user: int  # dense number, -1 unknown
+    rules: Placing | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def placing(self) -> Placing:
+        """Whom the model judges, and what the shop does to its ranking."""
+        return self.rules or Placing(len(self.candidates))
 
 
 @dataclass
@@ -112,20 +81,23 @@ class RankTask:
         self.world, self.query, self.settings = world, query, ways.settings
         self.read_out, self.stream = ways.read_out, ways.stream
         self.reasoning, read_out, stream = reasoning, ways.read_out, ways.stream
-        n, k = len(query.candidates), world.k_max
-        self.order = np.arange(n)
+        self.placing = query.placing
+        judged_J = np.array(self.placing.judged, np.int64)
+        n, k = len(judged_J), world.k_max
+        self.order = judged_J  # of the judged alone; the rules come last
         self.parts: list[Part] = []  # handed out so far
         self._said: list[np.ndarray] = []  # places of decodes to hand out
         self._written: list[tuple[int, int]] = []  # windows of `order`, the next one last
-        self.blank = n > 1 and not query.history
+        self.blank = len(query.candidates) > 1 and not query.history
         if n > 1 and not self.blank and read_out.answer == "said":
             views = [view_of(n, view, stream) for view in range(read_out.views)]
-            self._said = [places for order_N in views for places in dealt(order_N, k)]
+            self._said = [judged_J[at] for order_J in views for at in dealt(order_J, k)]
         elif n > 1 and not self.blank:
             self._written = sliding(n, k)[::-1]
         self.n_windows = len(self._written) + len(self._said) // read_out.views
+        whole = len(query.candidates)
         self._readings = [
-            Reading(np.full(n, np.nan), ((),) * n) for _ in range(max(1, read_out.views))
+            Reading(np.full(whole, np.nan), ((),) * whole) for _ in range(max(1, read_out.views))
         ]
         self._failures: dict[str, None] = {}  # kinds, in the order in which they were met
         self._valid, self._repaired, self._fallback = True, False, False
@@ -175,7 +147,8 @@ class RankTask:
         if self.read_out.answer == "written":
             self._place(part)
         elif self.complete:
-            self.order = self.reading.said_order()
+            levels_N, judged_J = self.reading.levels_K, np.array(self.placing.judged)
+            self.order = judged_J[order_by_level(levels_N[judged_J])]
 
     def _note(self, number: int, places: np.ndarray, reading: Reading) -> None:
         """What a window says goes to its places of the list."""
@@ -220,39 +193,72 @@ class RankTask:
         """Strengths as ties are told: what batching does to the last digits shows nowhere."""
         return np.round(self.reading.levels_K, 4)
 
-    def probabilities(self) -> np.ndarray:
-        """Calibrated, along the order; a candidate that was not judged counts as the weakest."""
-        scale = self.world.scales[self.settings.decoder] if len(self.order) > 1 else 1.0
-        return chances(self.levels, scale, self.order)[self.order]
+    def arranged(self) -> tuple[list[int], dict[int, Moved]]:
+        """The answer's order, as positions of the list that came, and whom rules moved."""
+        ranked_J, boosts = self.order, self.placing.boosts
+        if boosts:
+            ranked_J = ranked_J[np.argsort(-self._boosted(ranked_J.tolist()), kind="stable")]
+        return self.placing.arranged(ranked_J.tolist())
+
+    def _boosted(self, order: list[int]) -> np.ndarray:
+        """Strengths with their boosts, along an order; who was not judged counts as the weakest."""
+        levels_N = self.levels
+        known = levels_N[~np.isnan(levels_N)]
+        lowest = known.min() if len(known) else 0.0
+        boost_M = np.array([self.placing.boosts.get(at, 0.0) for at in order])
+        return np.round(np.where(np.isnan(levels_N), lowest, levels_N)[order] + boost_M, 4)
+
+    def _scores(self, order: list[int]) -> tuple[np.ndarray, float | None]:
+        """Falling along the order, and the chance of the first place by the model alone."""
+        n, first = len(order), order[0]
+        scale = self.world.scales[self.settings.decoder] if n > 1 else 1.0
+        if self.read_out.answer == "written":
+            return 1.0 - np.arange(n) / n, None
+        if self.placing.plain:
+            scores_N = chances(self.levels, scale, self.order)[self.order]
+            return scores_N, None if self.blank else float(scores_N[0])
+        alone_N = chances(self.levels[sorted(order)], scale)
+        judged = first not in self.placing.kept and not self.blank and (self.parts or n == 1)
+        sure = float(alone_N[sorted(order).index(first)]) if judged else None
+        # Who was moved up counts as much as the next behind, then all make one again.
+        along_N = chances(self._boosted(order), scale, np.arange(n))
+        return chances(np.log(along_N), 1.0, np.arange(n)), sure
 
     def english(self, *, markdown: bool = False) -> str:
         """The reasoning for people: one account of the whole list, or the model's own words."""
         world, template, query = self.world, self.world.template, self.query
         names = [world.names.title(item) for item in query.candidates]
-        if self.blank:
+        order, moved = self.arranged()
+        moves = self.placing.moves(moved)
+        if self.blank or isinstance(template, Gr2):
             words = wording("compact")
-            return words["history_none"] + " " + words["as_it_came"]
-        if isinstance(template, Gr2):
-            return self._told(template, names, markdown=markdown)
+            called = labels(words, names, len(names), markdown=markdown)
+            lines = moves_lines(words, moves, called)
+            if isinstance(template, Gr2) and not self.blank:
+                lines = [self._told(template, names, markdown=markdown), *lines]
+                return "\n\n".join(line for line in lines if line)
+            stays = words["as_it_came_else" if lines else "as_it_came"]
+            return " ".join([words["history_none"], *lines, stays])
         shown = query.history[-world.recipe.prompt.history :]
         return account(
             template.words,
             template.phrases,
             self.whole,
             self.reading,
-            self.order.tolist(),
+            order,
             template.vocab.spec.strengths,
             names,
             [world.kind(item) for item in shown],
             [world.names.title(item) for item in shown],
             markdown=markdown,
+            moves=moves,
         )
 
     def _told(self, template: Gr2, names: list[str], *, markdown: bool) -> str:
         """Free text, a part per window; the last window decided the top, so it comes first."""
         called = [bold(name) for name in names] if markdown else names
         if not self.parts:
-            return wording("compact")["only"].format(first=called[0])
+            return wording("compact")["only"].format(first=called[0]) if len(names) == 1 else ""
         told = [
             template.english(part.tokens, part.request, [called[place] for place in part.places])
             for part in self.parts
@@ -264,7 +270,7 @@ class RankTask:
         template = self.world.template
         if isinstance(template, Gr2):
             return None
-        found: list[list[Decision]] = [[] for _ in self.order]
+        found: list[list[Decision]] = [[] for _ in self.query.candidates]
         for part in self.parts:
             assert part.trajectory is not None
             decided = decisions_of(template, part.request, part.trajectory)
@@ -276,10 +282,10 @@ class RankTask:
     def result(self, *, return_reasoning: Telling = False, top_k: int | None = None) -> RankResult:
         """The ranking; all windows must have been taken."""
         assert self.complete, "the ranking is not complete"
-        n, said = len(self.order), self.read_out.answer == "said"
-        assert sorted(self.order.tolist()) == list(range(n)), "not a permutation"
-        head = self.order[: n if top_k is None else min(top_k, n)].tolist()
-        scores = self.probabilities() if said else 1.0 - np.arange(n) / n
+        order, moved = self.arranged()
+        assert sorted({*order, *self.placing.excluded}) == list(range(self.placing.n)), "no ranking"
+        head = order if top_k is None else order[:top_k]
+        scores, sure = self._scores(order)
         levels_N, markdown = self.levels, return_reasoning == "markdown"
         decisions = self._decisions() if self.settings.details else None
         runs = tuple(part.trajectory for part in self.parts if part.trajectory is not None)
@@ -288,17 +294,19 @@ class RankTask:
             items=tuple(self.query.named[i] for i in head),
             scores=tuple(scores[: len(head)].tolist()),
             levels=tuple(None if np.isnan(levels_N[i]) else float(levels_N[i]) for i in head),
-            sure=float(scores[0]) if said and not self.blank else None,
+            sure=sure,
             valid=self._valid,
             repaired=self._repaired,
             fallback=self._fallback,
-            identity=bool((self.order == np.arange(n)).all()),
+            identity=order == sorted(order),
             failures=tuple(self._failures),
             reasoning=self.english(markdown=markdown) if return_reasoning else None,
             raw=tuple(self.world.vocab.decode(run.tokens_T.tolist()) for run in runs),
             trajectories=runs,
             decode=self._cost(runs),
             decisions=None if decisions is None else tuple(decisions[i] for i in head),
+            placed=tuple(moved.get(i) for i in head),
+            warnings=self.query.warnings,
         )
 
     def _cost(self, runs: Sequence[Trajectory]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class Limits:
     shown: int = 2_000  # documents times views of one list
     history: int = 200
     text: int = 2_048  # characters
+    rules: int = 1_000  # ids in one rule of a request
+    strict: bool = False  # unknown items and fields are errors where a request says nothing else
     batch: int = 100  # lists in one batch
     batch_parallel: int = 8  # of which this many are decoded at once
     waiting: int = 128  # requests admitted beyond those that decode

@@ -32,6 +32,11 @@ RESULT = {
             "one; of a written answer 1 − (rank − 1) / n",
         },
         "strength": {"type": "number", "description": "Expected level of the model's verdict"},
+        "placed": {
+            "enum": ["pinned", "boosted", "kept", "limited"],
+            "description": "Why it does not stand where the model alone would put it; kept: where "
+            "the list had it, as nothing is known of it",
+        },
         "id": {"type": "string"},
         "sid": {"type": "string"},
         "document": {"type": "object", "properties": {"text": {"type": "string"}}},
@@ -72,7 +77,16 @@ ANSWER = {
         "model": {"type": "string"},
         "results": {"type": "array", "items": RESULT},
         "usage": {"type": "object"},
-        "meta": {"type": "object"},
+        "meta": {
+            "type": "object",
+            "properties": {
+                "warnings": {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "description": "What of the request was passed over, and whom nobody knows",
+                }
+            },
+        },
         "ranking": {
             "type": "object",
             "required": ["valid", "repaired", "fallback", "identity"],
@@ -161,6 +175,11 @@ def examples(served: Served) -> dict[str, Any]:
             "summary": "Token by token, without reasoning",
             "value": {"history": history, "documents": documents, **plain},
         },
+    }
+    rules = {"pin": documents[-1:], "max_per": {"brand": 2}, "boost": {documents[0]: -2}}
+    shown["rules"] = {
+        "summary": "The shop's rules: a pin, a boost, at most two of a brand",
+        "value": {"history": history, "documents": documents, **rules, "return_reasoning": True},
     }
     if served.simulated:
         user = {"query": f"user:{reranker.raw_users[0]}", "documents": documents}

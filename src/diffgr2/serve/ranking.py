@@ -9,6 +9,7 @@ bodies (`reading`), decoding (`engine`).
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -36,12 +37,13 @@ from diffgr2.serve.state import Served, State
 from diffgr2.serve.telemetry import Facts, Spent
 from diffgr2.types import Trajectory
 
+HEADER_MOST = 4_096  # characters of one header's value
+
 log = logging.getLogger("diffgr2.serve")
 
 
 def prepare(reranker: Reranker, ask: Ask, limits: Limits) -> RankTask:
     """Resolve what was asked; runs off the event loop."""
-    names = {"candidates": "texts" if ask.tei else "documents"}
     ways = ways_of(reranker, ask, limits)
     history = ask.history
     if ask.wish is not None:
@@ -57,14 +59,20 @@ def prepare(reranker: Reranker, ask: Ask, limits: Limits) -> RankTask:
             user=ask.user,
             decode=ways,
             reasoning=ask.reasoning,
+            rules=ask.rules,
+            strict=ask.strict,
         )
     except ListProblem as error:
-        name = names.get(error.field, error.field)
-        listed = "; ".join(f"{name}[{index}]: {why}" for index, why in error.problems.items())
-        listed = listed.replace("candidates[", f"{name}[")
-        raise Problem(422, listed, name, ask.tei, list(error.problems)) from None
+        name = ask.listed if error.field == "candidates" else error.field
+        told = named_by(ask, str(error))
+        raise Problem(422, told, name, ask.tei, list(error.problems)) from None
     except DataError as error:
         raise Problem(422, str(error), str(error).partition(":")[0], ask.tei) from None
+
+
+def named_by(ask: Ask, told: str) -> str:
+    """A message that calls the candidates what the client calls them."""
+    return told.replace("candidates[", f"{ask.listed}[")
 
 
 def ways_of(reranker: Reranker, ask: Ask, limits: Limits) -> Ways:
@@ -107,6 +115,7 @@ class Ranking:
         self.jobs: list[Job] = []  # one a decode, by number
         self.listener: Listener | None = None
         self.key = ""  # the caller's name
+        self.warnings: list[str] = []  # of the answer
         self.ended: float | None = None
 
     def close(self) -> None:
@@ -190,6 +199,7 @@ class Ranking:
     def answer(self) -> Any:
         """The body of a complete ranking; counts what happened."""
         result = self.task.result(return_reasoning=self.ask.return_reasoning, top_k=self.ask.top_n)
+        self.warnings = [*self.ask.warnings, *(named_by(self.ask, w) for w in result.warnings)]
         metrics = self.state.metrics
         for reason in result.failures:
             metrics.invalid.labels(reason).inc()
@@ -208,6 +218,7 @@ class Ranking:
             self.ask,
             result,
             facts_of(self.task),
+            warnings=self.warnings,
             model=self.served.name,
             request_id=self.request_id,
             created=int(time.time()),
@@ -238,7 +249,10 @@ class Ranking:
     def timing(self) -> dict[str, str]:
         """TEI's timing headers, in milliseconds."""
         queue, compute = (f"{seconds * 1e3:.1f}" for seconds in self._spent())
+        told = json.dumps(self.warnings) if self.warnings and self.ask.tei else ""
         return {
+            # TEI's bare list has no room for them.
+            **({"x-warnings": told[:HEADER_MOST]} if told else {}),
             "x-queue-time": queue,
             "x-inference-time": compute,
             "x-total-time": f"{(time.monotonic() - self.arrived) * 1e3:.1f}",

@@ -9,7 +9,7 @@ Not here: errors and requests (`schema`).
 import json
 from typing import Any
 
-from diffgr2.rerank.task import RankResult
+from diffgr2.rerank.result import RankResult
 from diffgr2.serve.schema import Ask
 
 
@@ -25,14 +25,18 @@ def answer(
     result: RankResult,
     facts: list[dict[str, str]],
     *,
+    warnings: list[str],
     model: str,
     request_id: str,
     created: int,
 ) -> dict[str, Any]:
     """The response that Cohere, Jina and vLLM clients read; `facts` holds id and sid by index."""
     results = []
-    for index, score, level in zip(result.order, result.scores, result.levels, strict=True):
+    columns = (result.order, result.scores, result.levels, result.placed)
+    for index, score, level, placed in zip(*columns, strict=True):
         entry: dict[str, Any] = {"index": index, "relevance_score": score, **facts[index]}
+        if placed is not None:
+            entry["placed"] = placed
         if level is not None:
             entry["strength"] = level
         if ask.return_documents:  # a null here breaks some clients, so the key is left out
@@ -55,7 +59,7 @@ def answer(
             "api_version": {"version": "2"},
             "billed_units": {"search_units": 1},
             "tokens": {"input_tokens": read, "output_tokens": written},
-            "warnings": ask.warnings,
+            "warnings": warnings,
         },
         "ranking": result.ranking(),
         "decode": result.decode,

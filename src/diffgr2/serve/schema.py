@@ -1,9 +1,10 @@
 """The HTTP bodies: what clients of Cohere, Jina, vLLM and TEI send, and what they get back.
 
-Contract: `parse_request` reads one body (strict JSON, strict types, nulls as absent, unknown fields
-ignored) into an `Ask`, or raises a `Problem` with the exact status; `Problem.body` is the one error
-shape, a superset of what the clients look for. Not here: answers (`replies`), resolving items
-(`rerank`).
+Contract: `parse_request` reads one body (strict JSON, strict types, nulls as absent) into an `Ask`,
+or raises a `Problem` with the exact status; `Problem.body` is the one error shape, a superset of
+what the clients look for. Fields that those servers know and we have no use for are passed over in
+silence; any other unknown one is a warning, and an error where the request is strict (`unknowns`).
+Not here: answers (`replies`), resolving items (`rerank`).
 """
 
 from dataclasses import dataclass, field
@@ -17,9 +18,11 @@ from diffgr2.config import DecodeConfig
 from diffgr2.errors import DataError, first_problem
 from diffgr2.rerank.names import KEYS
 from diffgr2.rerank.query import Asker, read_query
-from diffgr2.rerank.task import Telling
+from diffgr2.rerank.result import Telling
+from diffgr2.rerank.rules import RULES
 from diffgr2.rerank.world import DECODE_KEYS
 from diffgr2.serve.limits import Limits
+from diffgr2.serve.unknowns import unknowns
 
 TYPES = {
     400: "bad_request",
@@ -74,7 +77,7 @@ class Problem(Exception):  # noqa: N818
 
 
 class Lenient(BaseModel):
-    """Strict types; fields that other servers know are ignored here."""
+    """Strict types; unknown fields are told apart by `unknowns`."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -134,6 +137,19 @@ class RerankRequest(Lenient):
     decode: Optional[Decode] = None  # type: ignore[valid-type]  # noqa: UP045
     seed: int | None = Field(None, ge=0)
     stream: bool | None = None
+    strict: bool | None = Field(
+        None, description="Unknown items and fields are an error instead of a warning."
+    )
+    pin: list[str] | dict[str, int] | None = Field(
+        None, description="Ids for the top, or id: place (1 is the top)."
+    )
+    exclude: list[str] | None = Field(None, description="Ids that the answer leaves out.")
+    boost: dict[str, float] | None = Field(
+        None, description="id: levels that are added to its strength (less than 0: taken away)."
+    )
+    max_per: dict[str, int] | None = Field(
+        None, description="brand or category: how many of one; what is more follows behind."
+    )
 
 
 @dataclass(frozen=True)
@@ -153,7 +169,14 @@ class Ask:
     stream: bool
     tei: bool
     wish: str | None = None  # a plain query: words for what is wanted now
+    rules: dict[str, Any] = field(default_factory=dict)
+    strict: bool = False
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def listed(self) -> str:
+        """What the client calls its candidates."""
+        return "texts" if self.tei else "documents"
 
 
 def parse_request(value: dict[str, Any], limits: Limits) -> Ask:
@@ -186,6 +209,10 @@ def _check_lengths(value: dict[str, Any], limits: Limits) -> None:
     }
     for name, (entries, most) in lists.items():
         _check_list(entries, name, most)
+    for name in RULES:
+        rule = value.get(name)
+        if isinstance(rule, list | dict) and len(rule) > limits.rules:
+            raise Problem(422, f"{name}: {len(rule)} given, at most {limits.rules}", name)
     for name in ("decode", "query"):
         _check_small(value.get(name), name, name)
 
@@ -224,6 +251,11 @@ def _ask(value: dict[str, Any], tei: bool, limits: Limits) -> Ask:
     if len(documents) > limits.candidates:
         raise Problem(422, f"{name}: {len(documents)} given, at most {limits.candidates}", name)
     history, user, wish, warnings = _who(request, limits)
+    strict = limits.strict if request.strict is None else request.strict
+    strange = unknowns(value, RerankRequest.model_fields, Document.model_fields)
+    if strange and strict:
+        raise Problem(422, strange[0][1].removesuffix(", ignored"), strange[0][0])
+    rules = {name: getattr(request, name) for name in RULES}
     decode = request.decode.model_dump(exclude_none=True) if request.decode else {}
     if request.seed is not None:
         decode["seed"] = request.seed
@@ -241,7 +273,9 @@ def _ask(value: dict[str, Any], tei: bool, limits: Limits) -> Ask:
         stream=bool(request.stream),
         tei=tei,
         wish=wish,
-        warnings=warnings,
+        rules={name: rule for name, rule in rules.items() if rule is not None},
+        strict=strict,
+        warnings=[*(told for _, told in strange), *warnings],
     )
 
 
