@@ -9,6 +9,7 @@ Not here: what a stage computes (`pipeline`, `stages`) and training checkpoints'
 (`train.checkpoint`), which builds on the same functions.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -161,13 +162,19 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**content, "seal": digest(content)}
 
 
-def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Seal `temporary` with its manifest and rename it to `final`, replacing what stood there."""
+def finish(temporary: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Seal `temporary` with its manifest: every file listed, all of it on the disk."""
     manifest = sealed({**manifest, "files": list_files(temporary)})
     write_json(temporary / MANIFEST, manifest)
     for path in temporary.rglob("*"):
         fsync_path(path)
     fsync_path(temporary)
+    return manifest
+
+
+def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Seal `temporary` with its manifest and rename it to `final`, replacing what stood there."""
+    manifest = finish(temporary, manifest)
     if final.exists():
         # A directory cannot be replaced by one rename; the old one first loses its manifest, so
         # that a kill between the two steps leaves nothing that looks finished.
@@ -178,6 +185,22 @@ def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> dict[str,
     for name, entry in manifest["files"].items():
         _HASHES[_state(final / name)] = entry["sha256"]
     return manifest
+
+
+def exchange(one: Path, two: Path) -> bool:
+    """Let two directories change names in one step; False where the system has no such step."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    names = (os.fsencode(one), os.fsencode(two))
+    if rename(AT_HERE, names[0], AT_HERE, names[1], BOTH_WAYS) != 0:
+        return False
+    fsync_path(two.parent)
+    return True
+
+
+AT_HERE, BOTH_WAYS = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def _state(path: Path) -> tuple[Path, int, int]:

@@ -66,3 +66,23 @@ def test_a_training_verb_says_in_one_line_what_to_install(verb: list[str], tmp_p
     line = r"error: \w+ is missing: pip install 'diffgr2\[train\]'\n"
     assert re.fullmatch(line, done.stderr), done.stderr
     assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
+def test_a_bundle_is_refreshed_without_them(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "sales.csv").write_text("user,item,timestamp\nsomebody,novel,2000000000\n")
+    (tmp_path / "items.jsonl").write_text('{"item": "novel", "title": "A novel thing"}\n')
+    code = (
+        "import sys\nfrom support.banned import Banned\n"
+        f"sys.meta_path.insert(0, Banned({TRAINING!r}))\n"
+        "from diffgr2.cli import run\nsys.exit(run(sys.argv[1:]))"
+    )
+    files = ["--interactions", "sales.csv", "--items", "items.jsonl", "--out", "fresh"]
+    command = [sys.executable, "-c", code, "refresh", str(run_dir / "bundle"), *files]
+    done = subprocess.run(command, env=ENV, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "items      1 new (0 without text, 0 without a counted purchase)" in done.stdout
+    (tmp_path / "sales.parquet").write_bytes(b"PAR1")
+    command = [*command[:5], "--interactions", "sales.parquet"]
+    done = subprocess.run(command, env=ENV, cwd=tmp_path, capture_output=True, text=True)
+    told = "error: polars is missing: pip install 'diffgr2[train]'\n"
+    assert (done.returncode, done.stderr) == (2, told)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.artifacts import load_arrays, read_json
+from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
 from diffgr2.config import RetrieverConfig
 from diffgr2.errors import ArtifactError
 from diffgr2.types import Histories
@@ -58,6 +58,12 @@ class AttentionScores:
             if found != wanted.get(name):
                 raise ArtifactError(f"{path}: {name} is {found}, not {wanted.get(name)}")
         return cls(n_items, config, arrays)
+
+    def save(self, directory: Path) -> None:
+        """Write what `load` and `SasRec.load` read."""
+        save_arrays(directory / "model.safetensors", **self.arrays)
+        about = {"n_items": self.n_items, **self.config.model_dump(mode="json")}
+        write_json(directory / "config.json", about)
 
     def score_all(self, queries: Histories) -> np.ndarray:
         """Scores of every item for every query, f32 (L, I); all 0 for an empty history."""

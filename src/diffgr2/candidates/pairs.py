@@ -22,7 +22,7 @@ KINDS = ("together", "forward", "session")  # the counts, in the order of `value
 
 
 def first_purchases(train: Histories) -> tuple[np.ndarray, ...]:
-    """(key_M, position_M, day_M, item_M): each user's distinct items, sorted by user then item.
+    """(key_M, position_M, day_M): each user's distinct items, sorted by user then item.
 
     `key` is user * n_items + item; `position` counts a user's distinct items in order from 0.
     """
@@ -33,7 +33,7 @@ def first_purchases(train: Histories) -> tuple[np.ndarray, ...]:
     # Distinct purchases before this one, without those of the users before.
     position_M = np.argsort(np.argsort(first_M)) - np.searchsorted(user_M, user_M)
     day_M = train.timestamps_N[first_M] // DAY
-    return key_M, position_M, day_M, train.items_N[first_M]
+    return key_M, position_M, day_M
 
 
 def pair_values(distance: np.ndarray, same_day: np.ndarray, window: int) -> list[np.ndarray]:
@@ -58,11 +58,17 @@ class PairCounts:
 
     @staticmethod
     def build(train: Histories, window: int) -> PairCounts:
-        key_M, position_M, day_M, item_M = first_purchases(train)
-        n = train.n_items
-        user_M = key_M // n
+        key_M, position_M, day_M = first_purchases(train)
+        return PairCounts.counted(train.n_items, window, key_M, position_M, day_M)
+
+    @staticmethod
+    def counted(
+        n: int, window: int, key_M: np.ndarray, position_M: np.ndarray, day_M: np.ndarray
+    ) -> PairCounts:
+        """The counts of these first purchases, of n items; keys are sorted."""
+        user_M, item_M = np.divmod(key_M, n)
         order_M = np.lexsort((position_M, user_M))
-        user, item, day = user_M[order_M], item_M[order_M].astype(np.int64), day_M[order_M]
+        user, item, day = user_M[order_M], item_M[order_M], day_M[order_M]
         keys, values = [], []
         for distance in range(1, window + 1):
             inside = user[distance:] == user[:-distance]

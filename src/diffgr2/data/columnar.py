@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -20,12 +20,24 @@ from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.errors import ArtifactError
 from diffgr2.types import Catalogue, Histories
 
-if TYPE_CHECKING:
-    from diffgr2.data.store import Dataset
-
 ITEMS, USERS, HISTORIES = "items.safetensors", "users.safetensors", "histories.safetensors"
 
 T = TypeVar("T")
+
+
+class Packable(Protocol):
+    """A dataset, wherever it comes from."""
+
+    @property
+    def histories(self) -> Histories: ...
+
+    @property
+    def catalogue(self) -> Catalogue: ...
+
+    @property
+    def raw_users(self) -> list[str]: ...
+
+
 Arrays = dict[str, np.ndarray]
 
 COLUMNS = {"raw_id": "raw_ids", "title": "titles", "brand": "brands", "description": "descriptions"}
@@ -57,7 +69,7 @@ def _starts(name: str, arrays: Arrays, total: int) -> list[int]:
     return starts.tolist()
 
 
-def pack(out: Path, dataset: Dataset) -> None:
+def pack(out: Path, dataset: Packable) -> None:
     """Write the dataset's files into an existing directory."""
     catalogue, histories = dataset.catalogue, dataset.histories
     items: Arrays = {"price": catalogue.prices.astype(np.float64)}

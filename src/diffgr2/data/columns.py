@@ -21,8 +21,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from diffgr2.config import TEXT_WORDS
 from diffgr2.data.gather import Gatherer, ItemText, RawData
 from diffgr2.data.lines import (
@@ -67,6 +65,12 @@ class Source:
 
 def read_interactions(path: Path, source: Source, intake: Intake) -> RawData:
     """Interactions of a file."""
+    gatherer, timed = gathered(path, source, intake)
+    return gatherer.finish(intake.name, timed=timed)
+
+
+def gathered(path: Path, source: Source, intake: Intake) -> tuple[Gatherer, bool]:
+    """The same before any table is made of them, and whether they have times."""
     words = ("user", "item", "timestamp", "position")
     names, records = _open(path, source, words, intake)
     user, item = names["user"], names["item"]
@@ -83,7 +87,7 @@ def read_interactions(path: Path, source: Source, intake: Intake) -> RawData:
         except BadLine as bad:
             intake.reject(number, bad, text or repr(record))
     intake.finish()
-    return gatherer.finish(intake.name, timed=time is not None)
+    return gatherer, time is not None
 
 
 def read_texts(
@@ -217,6 +221,8 @@ def _parquet(
     path: Path, find: Callable[[Collection[str]], Names], intake: Intake
 ) -> tuple[Names, Records]:
     """A table's rows, which count as lines from 1."""
+    import polars as pl  # late: text files are read without
+
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:

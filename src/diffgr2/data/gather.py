@@ -1,15 +1,22 @@
 """What an importer hands over: interactions, gathered one by one, and texts of items.
 
 Contract: ids are kept once and interactions as integers while they are gathered, so that a million
-of them need some 30 MB. Not here: parsing, and what becomes of them (`data.split`).
+of them need some 30 MB. Polars is imported where a table of them is made, so that who only gathers
+needs none. Not here: parsing, and what becomes of them (`data.split`, `data.arrivals`).
 """
+
+from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-import polars as pl
+import numpy as np
 
 from diffgr2.errors import DataError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,15 @@ class Gatherer:
         self._item.append(self.items.setdefault(item, len(self.items)))
         self._time.append(time_ms)
 
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """(user, item, time, position) of each, int64; ids are numbered as in `users`, `items`."""
+        columns = (self._user, self._item, self._time, self._position)
+        return tuple(np.array(column, np.int64) for column in columns)
+
     def finish(self, source: str, *, timed: bool) -> RawData:
         """All of them."""
+        import polars as pl
+
         if not self._user:
             raise DataError(f"{source}: holds no usable interactions")
         events = pl.DataFrame(
@@ -70,6 +84,8 @@ class Gatherer:
 
 def renamed(raw: RawData, users: dict[str, str], items: dict[str, str]) -> RawData:
     """The same interactions under other ids where the maps know them; two must not become one."""
+    import polars as pl
+
     events = raw.events.with_columns(pl.col("user").replace(users), pl.col("item").replace(items))
     for kind in ("user", "item"):
         if events[kind].n_unique() != raw.events[kind].n_unique():

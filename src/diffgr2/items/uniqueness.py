@@ -11,6 +11,8 @@ Three figures, from strict to final, each the number of distinct IDs divided by 
   at random from the free ones under their prefix ("random last levels"); where a prefix is full,
   one more level is drawn, and so on. Always 1, or an error.
 
+`placed` gives items that come later IDs of their own beside those that stand, which never change.
+
 Not here: whether the quantizer suffices; the stage compares `natural` with `items.min_unique`.
 """
 
@@ -55,7 +57,9 @@ def check_capacity(n_items: int, levels: int, codes: int) -> None:
         )
 
 
-def _alternatives(rest_NE: np.ndarray, before_CE: np.ndarray, last_CE: np.ndarray) -> np.ndarray:
+def _alternatives(
+    rest_NE: np.ndarray, before_CE: np.ndarray, last_CE: np.ndarray, most: int
+) -> np.ndarray:
     """The nearest pairs of (last but one, last) codes per residual, nearest first: (N, A, 2)."""
     n_codes = len(last_CE)
     beam_NB = np.argsort(distances(rest_NE, before_CE), axis=1, kind="stable")[:, :BEAM]
@@ -63,15 +67,18 @@ def _alternatives(rest_NE: np.ndarray, before_CE: np.ndarray, last_CE: np.ndarra
     total_XC = distances(left_NBE.reshape(-1, left_NBE.shape[-1]), last_CE)
     total_XC += np.einsum("nbe,nbe->nb", left_NBE, left_NBE).reshape(-1, 1)
     total_NA = total_XC.reshape(len(rest_NE), -1)
-    near_NA = np.argsort(total_NA, axis=1, kind="stable")[:, :NEIGHBOURS]  # ties: the lower code
+    near_NA = np.argsort(total_NA, axis=1, kind="stable")[:, :most]  # ties: the lower code
     previous_NA = np.take_along_axis(beam_NB, near_NA // n_codes, 1)
     return np.stack([previous_NA, near_NA % n_codes], axis=-1)
 
 
 def take_neighbours(
-    latents_IE: np.ndarray, codes_IL: np.ndarray, codebooks_LCE: np.ndarray
+    latents_IE: np.ndarray,
+    codes_IL: np.ndarray,
+    codebooks_LCE: np.ndarray,
+    most: int = NEIGHBOURS,
 ) -> np.ndarray:
-    """Codes in which later items of a group moved to a near free code, where there is one."""
+    """Codes in which later items of a group moved to a near free code, where one of `most` is."""
     result_IL = codes_IL.copy()
     levels, n_codes = codebooks_LCE.shape[:2]
     fixed = max(levels - 2, 0)
@@ -85,7 +92,7 @@ def take_neighbours(
         rest_NE = latents_IE[late_N].astype(np.float32, copy=True)
         for level in range(fixed):
             rest_NE -= codebooks_LCE[level, codes_IL[late_N, level]]
-        ends_NA2 = _alternatives(rest_NE, before_CE, codebooks_LCE[-1])[..., -levels:]
+        ends_NA2 = _alternatives(rest_NE, before_CE, codebooks_LCE[-1], most)[..., -levels:]
         for item, ends_A2 in zip(late_N, ends_NA2.tolist(), strict=True):
             head = codes_IL[item, :fixed].tolist()
             near = ((*head, *end) for end in ends_A2)
@@ -157,3 +164,23 @@ def make_unique(
         late_J = later_rows(result_IL)
         last += 1
     return result_IL, drawn_I
+
+
+def placed(
+    codes_IL: np.ndarray,
+    natural_NL: np.ndarray,
+    latents_NE: np.ndarray,
+    codebooks_LCE: np.ndarray,
+    random_last: int,
+    seed: int,
+) -> np.ndarray:
+    """Codes of new items: their natural ones, or else the nearest that no item has.
+
+    Where none is free under their first codes, the last ones are drawn as `make_unique` draws them.
+    """
+    known, n_codes = len(codes_IL), codebooks_LCE.shape[1]
+    together_IL = np.concatenate([codes_IL, natural_NL]).astype(np.int32)
+    latents_IE = np.zeros((len(together_IL), latents_NE.shape[1]), np.float32)
+    latents_IE[known:] = latents_NE  # those of known items are not looked at: they are not late
+    near_IL = take_neighbours(latents_IE, together_IL, codebooks_LCE, BEAM * n_codes)
+    return make_unique(near_IL, n_codes, max(1, random_last), seed)[0][known:]

@@ -1,0 +1,211 @@
+"""What is counted of a shop, counted anew after purchases and items came: evidence and retriever.
+
+Contract: `recounted(index, shop…)` is the index that `EvidenceIndex` would build of the same
+purchases, but for what is kept on purpose: bucket edges, the number of users that scales `lift`,
+vectors of items that were there. Users without new purchases count as they did; of those with new
+ones all purchases count, or all but their last `keep_last`. `retrained` gives the retriever's
+scores: counts anew, or for new items of SASRec embeddings by ridge regression on text vectors.
+`refitted` fits edges anew on lists like those of training. Pure: nothing that was given changes.
+Not here: files and the join of purchases (`data.arrivals`), the bundle (`stages.refresh`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from diffgr2.candidates.attention import AttentionScores
+from diffgr2.candidates.index import Attributes, EvidenceIndex, category_numbers
+from diffgr2.candidates.kinds import ItemKnn, Popularity
+from diffgr2.candidates.pairs import PairCounts, first_purchases
+from diffgr2.candidates.retrieval import Retriever, prefixes, top_k
+from diffgr2.streams import permutation
+from diffgr2.types import Catalogue, Histories
+
+RIDGES = 10.0 ** np.arange(-3, 4)
+"""Strengths of the penalty that the regression chooses from, relative to the vectors' spread."""
+
+Scores = AttentionScores | ItemKnn | Popularity
+
+
+# ------------------------------------------------------------------------------------- evidence
+
+
+def recounted_pairs(
+    pairs: PairCounts, histories: Histories, touched_U: np.ndarray, keep_last: int
+) -> PairCounts:
+    """The counts after these users bought anew; the others count as they did."""
+    n = histories.n_items
+    user_M, item_M = np.divmod(pairs.key_M, pairs.n_items)
+    stays_M = ~touched_U[user_M]
+    users = np.flatnonzero(touched_U)
+    end_U = np.maximum(histories.lengths_U[users] - keep_last, 0)
+    key_M, position_M, day_M = first_purchases(prefixes(histories, users, end_U))
+    key_M = users[key_M // n] * n + key_M % n
+    parts = [
+        np.concatenate([old[stays_M], new])
+        for old, new in (
+            (user_M * n + item_M, key_M),
+            (pairs.position_M, position_M),
+            (pairs.day_M, day_M),
+        )
+    ]
+    order_M = np.argsort(parts[0], kind="stable")
+    return PairCounts.counted(n, pairs.window, *(part[order_M] for part in parts))
+
+
+def recounted(
+    index: EvidenceIndex,
+    histories: Histories,
+    catalogue: Catalogue,
+    vectors_IE: np.ndarray,
+    touched_U: np.ndarray,
+    keep_last: int = 0,
+) -> EvidenceIndex:
+    """See the module's docstring; `vectors_IE` are the text vectors of all items, unit or zero."""
+    numbers: dict[str, int] = {}
+    for brand in sorted({brand for brand in catalogue.brands if brand}):
+        numbers[brand] = len(numbers)
+    attributes = Attributes(
+        np.array([numbers.get(brand, -1) for brand in catalogue.brands], np.int32),
+        category_numbers(catalogue.categories),
+        vectors_IE,
+    )
+    pairs = recounted_pairs(index.pairs, histories, touched_U, keep_last)
+    return replace(index, pairs=pairs, attributes=attributes)
+
+
+def refitted(
+    index: EvidenceIndex,
+    histories: Histories,
+    retriever: Retriever,
+    k: int,
+    most: int,
+    seed: int,
+) -> tuple[EvidenceIndex, int]:
+    """The index with edges of now, and the lists they were fitted on (0: the edges stay).
+
+    Like those of training: a user's history without its newest purchase, ranked by the retriever,
+    where that purchase is among the first k; the user's own purchases are left out of the counts.
+    """
+    users = np.flatnonzero(histories.lengths_U >= 2)
+    users = users[permutation(len(users), seed, "refresh", "edges")[:most]]
+    queries = prefixes(histories, users, histories.lengths_U[users] - 1)
+    items_LK, scores_LK = top_k(retriever, queries, k)
+    target_L = histories.items_N[histories.offsets_U1[users + 1] - 1]
+    hit = (items_LK == target_L[:, None]).any(1)
+    if not hit.any():
+        return index, 0
+    queries = prefixes(queries, np.flatnonzero(hit), queries.lengths_U[hit])
+    index = replace(index, n_users=histories.n_users)
+    features_LKF = index.features(queries, items_LK[hit], scores_LK[hit], users[hit])
+    fresh = index.with_edges(features_LKF.reshape(-1, features_LKF.shape[-1]))
+    return fresh, int(hit.sum())
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Lists of some users as they were, to see what moved."""
+
+    users: np.ndarray
+    queries: Histories
+    items_LK: np.ndarray
+    scores_LK: np.ndarray
+
+    @classmethod
+    def of(cls, histories: Histories, retriever: Retriever, k: int, n: int, seed: int) -> Sample:
+        """The best k unseen items for up to n users."""
+        users = np.flatnonzero(histories.lengths_U)
+        users = users[permutation(len(users), seed, "refresh", "sample")[:n]]
+        queries = prefixes(histories, users, histories.lengths_U[users])
+        return cls(users, queries, *top_k(retriever, queries, k))
+
+    def buckets(self, index: EvidenceIndex) -> np.ndarray:
+        """Evidence of these lists by an index, u8 (L, K, F)."""
+        features_LKF = index.features(self.queries, self.items_LK, self.scores_LK, self.users)
+        return index.buckets(features_LKF)
+
+
+# ------------------------------------------------------------------------------------ retriever
+
+
+def bought_by(pairs: PairCounts, n_users: int) -> Histories:
+    """What each user's counted purchases are, without their order."""
+    user_M, item_M = np.divmod(pairs.key_M, pairs.n_items)
+    lengths_U = np.bincount(user_M, minlength=n_users)
+    offsets_U1 = np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64)
+    nothing_N = np.zeros(len(item_M), np.int64)
+    return Histories(offsets_U1, item_M.astype(np.int32), nothing_N, pairs.n_items)
+
+
+def retrained(
+    retriever: Scores, old: EvidenceIndex, new: EvidenceIndex, n_users: tuple[int, int]
+) -> tuple[Scores, str]:
+    """The retriever of the grown catalogue, and in words how it came about.
+
+    `n_users` are those before and after. A counting retriever is counted anew only if it counts
+    what the evidence counts; one that counts something else keeps its counts.
+    """
+    if isinstance(retriever, AttentionScores):
+        return _embedded(retriever, old, new)
+    kind = type(retriever)
+    before = kind.build(bought_by(old.pairs, n_users[0]))
+    if all(np.array_equal(a, b) for a, b in zip(_arrays(before), _arrays(retriever), strict=True)):
+        return kind.build(bought_by(new.pairs, n_users[1])), f"{kind.kind}, counted anew"
+    more = new.pairs.n_items - old.pairs.n_items
+    arrays = {**vars(retriever), "count_I": np.pad(retriever.count_I, (0, more))}
+    if isinstance(retriever, ItemKnn):
+        arrays["indptr"] = np.pad(retriever.indptr, (0, more), mode="edge")
+    told = f"{kind.kind}, as it was: it counts something else than the evidence"
+    return kind(**arrays), told
+
+
+def _arrays(counted: ItemKnn | Popularity) -> list[np.ndarray]:
+    return list(vars(counted).values())
+
+
+def _embedded(
+    retriever: AttentionScores, old: EvidenceIndex, new: EvidenceIndex
+) -> tuple[AttentionScores, str]:
+    """New items get the embeddings that their texts suggest; all others stay, bit for bit."""
+    n, known_IC = old.pairs.n_items, retriever.arrays["items.weight"]
+    more = new.pairs.n_items - n
+    if not more:
+        return retriever, "sasrec, as it was"
+    # Embeddings of items that nobody bought were never trained.
+    taught = (old.pairs.buyers_I > 0) & old.attributes.vectors_IE.any(1)
+    vectors_IE = new.attributes.vectors_IE[n:]
+    fresh_NC, explained = suggested(old.attributes.vectors_IE[taught], known_IC[taught], vectors_IE)
+    arrays = {**retriever.arrays, "items.weight": np.concatenate([known_IC, fresh_NC])}
+    told = f"sasrec, {more} embeddings from texts (which explain {explained:.0%} of those it has)"
+    return AttentionScores(new.pairs.n_items, retriever.config, arrays), told
+
+
+def suggested(x_ID: np.ndarray, y_IC: np.ndarray, x_ND: np.ndarray) -> tuple[np.ndarray, float]:
+    """Ridge regression of y on x: values for new rows, and the share explained of left-out ones.
+
+    The penalty is the one of `RIDGES` that explains left-out rows best; where even that explains
+    nothing, or nothing is known, new rows get the mean. A zero row of x has no words: the mean too.
+    """
+    if not len(x_ID):
+        return np.zeros((len(x_ND), y_IC.shape[1]), np.float32), 0.0
+    mean_D, mean_C = x_ID.mean(0, dtype=np.float64), y_IC.mean(0, dtype=np.float64)
+    left_IR, size_R, right_RD = np.linalg.svd(x_ID - mean_D, full_matrices=False)
+    y_IC = y_IC - mean_C
+    turned_RC, spread = left_IR.T @ y_IC, max(float((size_R**2).mean()), 1e-12)
+    best, explained, total = None, 0.0, max(float((y_IC**2).sum()), 1e-12)
+    for ridge in RIDGES * spread:
+        kept_R = size_R**2 / (size_R**2 + ridge)
+        # One fit gives what every row would be without itself.
+        own_I1 = ((left_IR**2) @ kept_R + 1.0 / len(x_ID))[:, None]
+        rest_IC = (y_IC - left_IR @ (kept_R[:, None] * turned_RC)) / np.maximum(1.0 - own_I1, 1e-6)
+        share = 1.0 - float((rest_IC**2).sum()) / total
+        if share > explained:
+            best, explained = ridge, share
+    fresh_NC = np.repeat(mean_C[None], len(x_ND), 0)
+    if best is not None:
+        weight_RC = (size_R / (size_R**2 + best))[:, None] * turned_RC
+        told = x_ND.any(1)
+        fresh_NC[told] += (x_ND[told] - mean_D) @ right_RD.T @ weight_RC
+    return fresh_NC.astype(np.float32), explained
