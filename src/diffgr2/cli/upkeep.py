@@ -11,6 +11,48 @@ import typer
 
 from diffgr2.errors import ConfigError
 
+Interactions = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="New purchases: user, item, timestamp (csv, tsv, jsonl, parquet, .inter). Those that "
+        "are known are dropped, so a file may overlap the last one.",
+    ),
+]
+Items = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Items: item, title, brand, categories, price, description. Unknown ones join.",
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Place.", show_default="BUNDLE-refreshed")
+]
+InPlace = Annotated[
+    bool,
+    typer.Option("--in-place", help="Take BUNDLE's place; the old one stays as BUNDLE.before."),
+]
+Edges = Annotated[
+    bool,
+    typer.Option(
+        "--edges",
+        help="Fit the bucket edges anew, too: after much growth. What the model learned of a "
+        "bucket then shifts, so measure before you serve.",
+    ),
+]
+KeepLast = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Leave the last N purchases of shoppers with new ones out of all counts "
+        "(2: as a run does, which tests on them).",
+    ),
+]
+Anew = Annotated[
+    bool, typer.Option("--replace-words", help="Take the file's words for known items as well.")
+]
 Columns = Annotated[
     list[str] | None,
     typer.Option("--column", metavar="WORD=COLUMN", help="Of the interactions: user=who, item=…"),
@@ -19,6 +61,7 @@ ItemColumns = Annotated[
     list[str] | None,
     typer.Option("--item-column", metavar="WORD=COLUMN", help="Of the items: item=sku, title=…"),
 ]
+BadShare = Annotated[float, typer.Option(min=0.0, max=1.0, help="Malformed lines borne, per file.")]
 
 
 def pairs(option: str, texts: list[str] | None) -> dict[str, str]:
@@ -36,65 +79,16 @@ def pairs(option: str, texts: list[str] | None) -> dict[str, str]:
 
 def refresh(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's directory.")],
-    interactions: Annotated[
-        Path | None,
-        typer.Option(
-            "--interactions",
-            metavar="FILE",
-            help="New purchases: user, item, timestamp (csv, tsv, jsonl, parquet, .inter). "
-            "Those that are known are dropped, so a file may overlap the last one.",
-        ),
-    ] = None,
-    items: Annotated[
-        Path | None,
-        typer.Option(
-            "--items",
-            metavar="FILE",
-            help="Items: item, title, brand, categories, price, description. Unknown ones join.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="The new bundle.", show_default="BUNDLE-refreshed"
-        ),
-    ] = None,
-    in_place: Annotated[
-        bool,
-        typer.Option(
-            "--in-place", help="Take BUNDLE's place in one step; the old one is BUNDLE.before."
-        ),
-    ] = False,
-    edges: Annotated[
-        bool,
-        typer.Option(
-            "--edges",
-            help="Fit the bucket edges anew, too: after much growth. What the model learned of a "
-            "bucket then shifts, so measure before you serve.",
-        ),
-    ] = False,
-    keep_last: Annotated[
-        int,
-        typer.Option(
-            "--keep-last",
-            min=0,
-            metavar="N",
-            help="Leave the last N purchases of shoppers with new ones out of all counts "
-            "(2: as a run does, which tests on them).",
-        ),
-    ] = 0,
-    anew: Annotated[
-        bool,
-        typer.Option(
-            "--replace-words", help="Take the items file's words for known items as well."
-        ),
-    ] = False,
-    columns: Columns = None,
-    item_columns: ItemColumns = None,
-    max_bad_share: Annotated[
-        float,
-        typer.Option("--max-bad-share", min=0.0, max=1.0, help="Malformed lines borne, per file."),
-    ] = 0.01,
+    interactions: Interactions = None,
+    items: Items = None,
+    out: Out = None,
+    in_place: InPlace = False,
+    edges: Edges = False,
+    keep_last: KeepLast = 0,
+    replace_words: Anew = False,
+    column: Columns = None,
+    item_column: ItemColumns = None,
+    max_bad_share: BadShare = 0.01,
 ) -> None:
     """Bring a bundle up to date with new purchases and items, without training.
 
@@ -104,8 +98,8 @@ def refresh(
     from diffgr2.stages.refresh import News
     from diffgr2.stages.refresh import refresh as refreshed
 
-    mapped = (pairs("--column", columns), pairs("--item-column", item_columns))
-    news = News(interactions, items, *mapped, max_bad_share=max_bad_share, anew=anew)
+    mapped = (pairs("--column", column), pairs("--item-column", item_column))
+    news = News(interactions, items, *mapped, max_bad_share=max_bad_share, anew=replace_words)
     how = {"out": out, "in_place": in_place, "edges": edges, "keep_last": keep_last}
     for line in refreshed(bundle, news, **how).lines:
         typer.echo(line)
