@@ -18,3 +18,8 @@ DECODERS: dict[Decoder, tuple[str, ...]] = {
     "verify": ("temperature", "canvas", "rule"),
 }
 """What each decoder reads of a recipe's `decode` section."""
+
+Counted = Literal[
+    "rank", "gap", "copurchase", "lift", "last", "next", "session", "brand", "category", "text"
+]
+"""Evidence that can be counted (`candidates.fields` says what each one is)."""

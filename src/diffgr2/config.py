@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from diffgr2.choices import DECODERS as DECODERS
-from diffgr2.choices import Answering, Decoder, Rule
+from diffgr2.choices import Answering, Counted, Decoder, Rule
 from diffgr2.learning import BlockRlConfig as BlockRlConfig
 from diffgr2.learning import CftConfig as CftConfig
 from diffgr2.learning import ConvertConfig as ConvertConfig
@@ -106,9 +106,8 @@ class ItemsConfig(Section):
             told = "expected tfidf or sentence-transformers:<name or path>"
             raise ValueError(f"vectors: {told} (got {self.vectors!r})")
         if self.random_last > self.levels:
-            raise ValueError(
-                f"random_last: at most items.levels ({self.levels}) (got {self.random_last})"
-            )
+            told = f"at most items.levels ({self.levels}) (got {self.random_last})"
+            raise ValueError(f"random_last: {told}")
         return self
 
 
@@ -149,6 +148,7 @@ class CandidatesConfig(Section):
 class EvidenceConfig(Section):
     """Evidence per candidate and the scorer without an LLM (evidence.*)."""
 
+    fields: list[Counted] | None = None  # what is counted; null = all that the data can tell
     buckets: Annotated[int, Field(ge=2, le=16)] = 8
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8  # recency weight per step back in history
     history: Positive = 20  # how far back evidence looks

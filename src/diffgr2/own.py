@@ -4,7 +4,7 @@
       file: lists.parquet            # parquet, csv, tsv or jsonl, one row per candidate
       columns: {list: request_id, moment: shown_at}
       gains: {click: 1, purchase: 3}
-      features: [price, ctr]         # or {ctr: {good: high, phrase: "clicked {grade} often"}}
+      features: [price, ctr]         # or {ctr: {good: high, phrase: "clicked {often}"}}
 
 Contract: the schema alone, strict like every section (`config`); a recipe without `lists.file` has
 lists of its retriever. Not here: reading the file (`data.own_lists`), features as evidence
@@ -13,9 +13,12 @@ lists of its retriever. Not here: reading the file (`data.own_lists`), features 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from diffgr2.choices import Counted
 
 LIST_WORDS = ("list", "user", "moment", "item", "place", "score", "history")
 """What `columns` may map: the list's id, who saw it, when, and per candidate its item, its place
@@ -31,13 +34,48 @@ class _Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+FEATURE_NAME = r"[^\W_][\w-]{0,39}"
+"""A feature's name: it stands in tokens and, where no phrase is given, in sentences."""
+
+SLOTS = ("{grade}", "{often}")
+"""What a phrase says how much with: high and low, or often and rarely."""
+
+_PHRASE = re.compile(r"(?:[^\W_]|[ '’%,/&+$€£-]){2,120}")
+
+
+def phrase_problem(phrase: object) -> str | None:
+    """Why an English phrase cannot be told and read back; None where it can."""
+    if not isinstance(phrase, str):
+        return "expected text"
+    parts = re.split("|".join(map(re.escape, SLOTS)), phrase)
+    if len(parts) != 2:
+        return f"expected one {' or '.join(SLOTS)} in it, for how much"
+    words = "".join(parts)
+    if _PHRASE.fullmatch(words) is None or phrase != " ".join(phrase.split()):
+        return "expected up to 120 letters, digits, single blanks and ' % , / & + $ € £ -"
+    return None
+
+
 class OwnFeature(_Section):
     """A column of the lists that becomes evidence."""
 
     column: str | None = None  # of the file; null = the feature's own name
     kind: Literal["number", "category", "flag"] | None = None  # null = by what the column holds
-    good: Literal["high", "low", "neither"] = "high"  # which end speaks for a candidate
+    good: Literal["high", "low", "neither"] | list[str] = "high"  # what speaks for a candidate:
+    # high or low numbers, a flag that is set (high) or is not, or the words of a category
+    bad: list[str] = []  # words of a category that speak against a candidate
     phrase: str | None = None  # in English, {grade} stands for how much; null = by its name
+
+    @model_validator(mode="after")
+    def _sayable(self) -> OwnFeature:
+        if self.phrase is not None and (problem := phrase_problem(self.phrase)):
+            raise ValueError(f"phrase: {problem} (got {self.phrase[:80]!r})")
+        words = self.good if isinstance(self.good, list) else []
+        if (words or self.bad) and self.kind in ("number", "flag"):
+            raise ValueError(f"good: words are for a category, this is a {self.kind}")
+        if twice := sorted({*words} & {*self.bad}):
+            raise ValueError(f"bad: {twice[0][:80]!r} is good, too")
+        return self
 
 
 class ListsConfig(_Section):
@@ -62,6 +100,17 @@ class ListsConfig(_Section):
             if all(isinstance(name, str) for name in names):
                 return {**values, "features": {name: {} for name in names}}
         return values
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> ListsConfig:
+        for name in self.features:
+            if re.fullmatch(FEATURE_NAME, name) is None:
+                told = f"features: {name[:80]!r}: a name is up to 40 letters, digits, _ and -"
+                raise ValueError(f"{told} (`column` says how the file calls it)")
+            if name in get_args(Counted):
+                told = f"features: {name}: evidence of that name is counted already"
+                raise ValueError(f"{told} (give it another, and `column: {name}`)")
+        return self
 
     @model_validator(mode="after")
     def _known_words(self) -> ListsConfig:

@@ -18,6 +18,9 @@ NEVER = np.iinfo(np.int32).max
 MISS = -1
 """`hit_L` of a list that does not hold its target."""
 
+MISSING = 255
+"""Stands among buckets for evidence that is not there; a prompt passes over it."""
+
 PADDING = -1
 """The item number behind the end of a list that is shorter than the array."""
 

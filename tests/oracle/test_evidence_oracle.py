@@ -8,11 +8,14 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from diffgr2.candidates.index import NAMES, EvidenceIndex
+from diffgr2.candidates.fields import COUNTED, names_of
+from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig
 from diffgr2.rerank.names import Seats, Stranger
 from diffgr2.types import Catalogue, Histories
+
+NAMES = names_of(COUNTED)
 
 DAY = 86_400
 USERS, ITEMS, K = 24, 15, 5

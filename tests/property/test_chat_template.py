@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from diffgr2.candidates.index import NAMES
+from diffgr2.candidates.fields import COUNTED, names_of
 from diffgr2.config import PromptConfig
 from diffgr2.errors import ConfigError
 from diffgr2.prompts.chat import Chat, sids_of
@@ -35,6 +35,8 @@ from support.templates import (
     template,
     vocabulary,
 )
+
+NAMES = names_of(COUNTED)
 
 vocabularies = pytest.mark.parametrize("kind", ["trained", "qwen"])
 seeds = st.integers(0, 10**9)
@@ -133,7 +135,7 @@ def test_escapes_that_one_token_completes_may_stand() -> None:
 
 
 def test_a_tokenizer_that_puts_blanks_before_everything_closes_with_a_bare_quote() -> None:
-    tokenizer = train_bpe(TITLES * 3 + Chat(NAMES, BUCKETS).own_words(), 700)
+    tokenizer = train_bpe(TITLES * 3 + Chat(COUNTED, BUCKETS).own_words(), 700)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     vocab = Vocabulary.extend(
         tokenizer,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffgr2.candidates.index import FIELDS, NAMES
+from diffgr2.candidates.fields import COUNTED, names_of
 from diffgr2.config import Answering
 from diffgr2.prompts.compact import Compact
 from diffgr2.prompts.english import Phrases, wording
@@ -31,6 +31,8 @@ from support.templates import (
     vocabulary,
     wander,
 )
+
+NAMES = names_of(COUNTED)
 
 vocabularies = pytest.mark.parametrize("kind", ["trained", "qwen"])
 templates = pytest.mark.parametrize("name", sorted(TEMPLATES))
@@ -246,13 +248,13 @@ def test_a_wrong_citation_is_counted(name: str) -> None:
 @pytest.mark.parametrize("buckets", [2, 3, 5, 7, 8])
 def test_every_bucket_has_its_own_words(name: str, buckets: int) -> None:
     words = wording(name)
-    phrases = Phrases(words, NAMES, buckets)
+    phrases = Phrases(words, COUNTED, buckets)
     assert tuple(words["fields"]) == NAMES
     assert {entry["scale"] for entry in words["fields"].values()} <= set(words["scales"])
     # YAML reads some bare words as truth values.
     assert all(isinstance(word, str) for scale in words["scales"].values() for word in scale)
     assert len(phrases.all()) == len(NAMES) * buckets
-    for f in range(len(FIELDS)):
+    for f in range(len(COUNTED)):
         for b in range(buckets):
             text = f"It is: {phrases.say(f, b)}, {phrases.say(0, 0)} and {phrases.say(f, b)}."
             found = list(phrases.find(text))
@@ -268,7 +270,7 @@ def test_every_grade_has_a_side(name: str) -> None:
 
 @pytest.mark.parametrize("buckets", [9, 16])
 def test_many_buckets_share_words_with_their_neighbours(buckets: int) -> None:
-    phrases = Phrases(wording("gr2"), NAMES, buckets)
+    phrases = Phrases(wording("gr2"), COUNTED, buckets)
     for f in range(len(NAMES)):
         for b in range(buckets):
             [(field, meant)] = phrases.find(f": {phrases.say(f, b)}.")

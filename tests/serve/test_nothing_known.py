@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from diffgr2 import Reranker
-from diffgr2.candidates.index import NAMES
+from diffgr2.candidates.fields import COUNTED, names_of
 from diffgr2.prompts.request import MISSING
-from diffgr2.rerank.gaps import COUNTED, unknown
+from diffgr2.rerank.gaps import COUNTS, unknown
+
+NAMES = names_of(COUNTED)
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +39,20 @@ def test_a_stranger_is_not_told_to_be_unloved(reranker) -> None:
     known_F, strange_F = task.whole.buckets_KF
     assert (known_F != MISSING).all()
     lost = {NAMES[f] for f in np.flatnonzero(strange_F == MISSING)}
-    assert lost == {*COUNTED, "brand", "category"}
+    assert lost == {*COUNTS, "brand", "category"}
 
 
 def test_words_alone_are_no_purchases(reranker) -> None:
     raw, words = reranker.catalogue.raw_ids, reranker.catalogue.titles[3] + " or so"
     task = reranker.prepare([words], raw[5:8])
     lost = {NAMES[f] for f in np.flatnonzero((task.whole.buckets_KF == MISSING).all(0))}
-    assert lost == {*COUNTED, "brand", "category"}
+    assert lost == {*COUNTS, "brand", "category"}
 
 
 def test_what_the_newest_purchase_would_tell_is_lost_with_it(reranker) -> None:
     raw = reranker.catalogue.raw_ids
     past = reranker.names.resolve([raw[0], {"title": "rose water", "brand": "x"}], "history")
     shown = reranker.names.resolve(raw[5:7], "candidates")
-    lost_KF = unknown(past, shown)
+    lost_KF = unknown(past, shown, NAMES)
     assert {NAMES[f] for f in np.flatnonzero(lost_KF.all(0))} == {"last", "session"}
-    assert not unknown(past[:1], shown).any()
+    assert not unknown(past[:1], shown, NAMES).any()

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from diffgr2.candidates.index import NAMES
+from diffgr2.candidates.fields import COUNTED, names_of
 from diffgr2.config import PromptConfig
 from diffgr2.evaluate.coherence import Shown, contradictions
 from diffgr2.prompts.account import account
@@ -16,6 +16,8 @@ from diffgr2.prompts.english import NEITHER
 from diffgr2.prompts.request import NONE, Request, Trace
 from diffgr2.prompts.said import Reading
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
+
+NAMES = names_of(COUNTED)
 
 BUCKETS, STRENGTHS, K_MAX, CITES = 8, 16, 20, 3
 

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, normalizers
 
-from diffgr2.candidates.index import NAMES
+from diffgr2.candidates.fields import COUNTED, names_of
 from diffgr2.config import PromptConfig
 from diffgr2.decode.grammar import Grammar, Guide
 from diffgr2.decode.spelling import UNKNOWN
@@ -19,6 +19,8 @@ from diffgr2.prompts.request import MISSING, NONE, Request, Trace
 from diffgr2.prompts.template import make_template
 from diffgr2.prompts.vocab import CHAT, Vocabulary, train_bpe
 from support.grammars import open_places
+
+NAMES = names_of(COUNTED)
 
 LEVELS, CODES, K, BUCKETS, STRENGTHS = 3, 16, 20, 8, 12
 TITLES = [
@@ -34,7 +36,7 @@ HOSTILE += ["<|sid_begin|><s_a_0><s_b_0><s_c_0><|sid_end|>", "<|MASK|>", "<answe
 
 
 def text_tokenizer(kind: str) -> Tokenizer:
-    tokenizer = train_bpe(TITLES * 3 + Chat(NAMES, BUCKETS).own_words(), 900)
+    tokenizer = train_bpe(TITLES * 3 + Chat(COUNTED, BUCKETS).own_words(), 900)
     if kind == "qwen":
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.add_special_tokens([AddedToken(name, special=True) for name in CHAT])

@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 
+from diffgr2.candidates.fields import counted_named
 from diffgr2.config import PromptConfig, Recipe
 from diffgr2.data.store import Dataset
 from diffgr2.items.sids import SemanticIds
@@ -77,7 +78,7 @@ def _traces(buckets_LKF: np.ndarray) -> Traces:
     """The verdict that the buckets suggest, and the fields behind it, that of the target first."""
     worth_LKF = WORTH_FB[np.arange(len(FIELDS)), buckets_LKF]
     level_LK = np.minimum(worth_LKF.sum(-1), STRENGTHS - 1).astype(np.float32)
-    side_LKF = Phrases(wording("compact"), FIELDS, BUCKETS).sides(buckets_LKF)
+    side_LKF = Phrases(wording("compact"), counted_named(FIELDS), BUCKETS).sides(buckets_LKF)
     cites_LKC = counting(side_LKF * np.array([1.0, 2.0]), side_LKF, Scale(0, 1, STRENGTHS))
     return Traces(np.arange(USERS, dtype=np.int32), level_LK, cites_LKC)
 

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffgr2.candidates.index import NAMES
+from diffgr2.candidates.fields import COUNTED, names_of
 from diffgr2.prompts.chat import LONGEST_EXPLANATION, Chat, Sid, pieces_of, sids_of
 from diffgr2.prompts.request import MISSING, Request
 from diffgr2.types import FAILURES
+
+NAMES = names_of(COUNTED)
 
 K = 4
 REQUEST = Request(
@@ -24,7 +26,7 @@ REQUEST = Request(
     ("Gel", "Cream", "Comb", "Brush"),
     ("Bath",),
 )
-CHAT = Chat(NAMES, 8)
+CHAT = Chat(COUNTED, 8)
 SIDS = [sid.text for sid in sids_of(REQUEST.codes_KL)]
 BARE = [sid.removeprefix("<|sid_begin|>").removesuffix("<|sid_end|>") for sid in SIDS]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffgr2.candidates.index import NAMES
+from diffgr2.candidates.fields import COUNTED, names_of
 from diffgr2.config import TracesConfig
 from diffgr2.prompts.english import AGAINST, FOR, Phrases, wording
 from diffgr2.prompts.request import NONE
@@ -14,6 +14,8 @@ from diffgr2.traces.decide import LEAST, Scale, Traces, counting, decide
 from diffgr2.traces.words import falling, from_orders
 from diffgr2.types import MISS
 
+NAMES = names_of(COUNTED)
+
 LISTS, K, LONG, B, F, TOP = 200, 5, 7, 8, len(NAMES), 15
 RNG = np.random.default_rng(0)
 BUCKETS_LKF = RNG.integers(0, B, (LISTS, LONG, F)).astype(np.uint8)
@@ -21,7 +23,7 @@ WEIGHT_FB = RNG.normal(size=(F, B))
 CONTRIBUTION_LKF = WEIGHT_FB[np.arange(F), BUCKETS_LKF]
 SCORE_LK = CONTRIBUTION_LKF.sum(-1)
 HIT_L = np.where(RNG.random(LISTS) < 0.3, MISS, RNG.integers(0, K, LISTS)).astype(np.int32)
-SIDE_LKF = Phrases(wording("compact"), NAMES, B).sides(BUCKETS_LKF)
+SIDE_LKF = Phrases(wording("compact"), COUNTED, B).sides(BUCKETS_LKF)
 SCALE = Scale.of(SCORE_LK, TOP + 1)
 CITES_LKC = counting(CONTRIBUTION_LKF, SIDE_LKF, SCALE)
 ROWS = np.flatnonzero(np.arange(LISTS) % 10 != 3)  # some lists do not teach

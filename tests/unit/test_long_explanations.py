@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffgr2.candidates.index import NAMES
+from diffgr2.candidates.fields import COUNTED, names_of
 from diffgr2.config import PromptConfig
 from diffgr2.prompts.chat import Chat, UserText
 from diffgr2.prompts.gr2 import Gr2, quotable
 from diffgr2.prompts.request import Request, Trace
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
 from support.templates import follow
+
+NAMES = names_of(COUNTED)
 
 LEVELS, K, BUCKETS = 3, 4, 8
 WORDS = ["rose", "shampoo", "again", 'so "nice"', "it's", "50 %", "crème", "back\\slash"]
@@ -21,7 +23,7 @@ ORDER = (2, 0, 3, 1)
 @pytest.fixture(scope="module")
 def made() -> Gr2:
     vocabulary = Vocabulary.extend(
-        train_bpe(Chat(NAMES, BUCKETS).own_words(), 700),
+        train_bpe(Chat(COUNTED, BUCKETS).own_words(), 700),
         levels=LEVELS,
         codes=16,
         k=K,

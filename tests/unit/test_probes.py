@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from diffgr2.artifacts import read_json
-from diffgr2.candidates.index import NAMES, EvidenceIndex
+from diffgr2.candidates.fields import COUNTED, names_of
+from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.kinds import Popularity
 from diffgr2.candidates.lists import held_out_lists, selection_users
 from diffgr2.candidates.retrieval import prefixes
@@ -31,6 +32,8 @@ from diffgr2.stages import calibrate, probes
 from diffgr2.stages.corpus import Corpus
 from diffgr2.types import MISS, Catalogue, Histories
 from support.accounts import BUCKETS, STRENGTHS, template
+
+NAMES = names_of(COUNTED)
 
 ITEMS, USERS, K, K_MAX = 60, 400, 4, 6
 RECIPE = validate(
@@ -63,7 +66,7 @@ def shop(tmp_path: Path) -> Shop:
     odds_I = 1.0 / np.arange(1, ITEMS + 1)
     rows = [rng.choice(ITEMS, 8, replace=False, p=odds_I / odds_I.sum()) for _ in range(USERS)]
     items_N, offsets = np.concatenate(rows).astype(np.int32), np.arange(USERS + 1) * 8
-    histories = Histories(offsets, items_N, np.zeros(USERS * 8, np.int64), ITEMS)
+    histories = Histories(offsets, items_N, np.arange(USERS * 8) * 40_000, ITEMS)
     names = [f"soap {item}" for item in range(ITEMS)]
     paths = [["soap"]] * ITEMS
     catalogue = Catalogue(names, names, ["ours"] * ITEMS, paths, np.ones(ITEMS), [""] * ITEMS)
@@ -85,7 +88,9 @@ def shop(tmp_path: Path) -> Shop:
     retriever.save(inputs["retriever"])
     index.save(inputs["evidence"])
     weight_FB = WORTH_F[:, None] * np.arange(BUCKETS)
-    LinearScorer(weight_FB).save(inputs["evidence"] / "linear.safetensors")
+    LinearScorer(np.pad(weight_FB, ((0, 0), (0, 1)))).save(
+        inputs["evidence"] / "linear.safetensors"
+    )
     codes_IL = np.stack([np.arange(ITEMS) % 32, np.arange(ITEMS) // 32], -1).astype(np.int32)
     dataset = Dataset(histories, catalogue, [str(u) for u in range(USERS)], {})
     sids, compact = SemanticIds(codes_IL, 32), template()

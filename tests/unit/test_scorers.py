@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from diffgr2.candidates import scorers
-from diffgr2.candidates.index import FIELDS, bucket_edges, category_numbers
+from diffgr2.candidates.fields import COUNTED
+from diffgr2.candidates.index import bucket_edges, category_numbers
 from diffgr2.candidates.scorers import LinearScorer
 
 LISTS, K, F, B = 600, 6, 4, 5
@@ -35,14 +36,15 @@ def loss_of(weight_FB: np.ndarray, buckets: np.ndarray, hit: np.ndarray, l2: flo
 def test_linear_finds_the_optimum_of_its_loss() -> None:
     buckets, hit, truth = made()
     scorer = LinearScorer.fit(buckets, share(hit), B, 1e-6)
-    base = loss_of(scorer.weight_FB, buckets, hit, 0.0)
+    weight_FB = scorer.weight_FV[:, :B]
+    base = loss_of(weight_FB, buckets, hit, 0.0)
     rng = np.random.default_rng(1)
     assert base < loss_of(truth, buckets, hit, 0.0)
     for _ in range(50):
-        nearby = scorer.weight_FB + rng.normal(size=(F, B)) * 0.05
+        nearby = weight_FB + rng.normal(size=(F, B)) * 0.05
         assert base < loss_of(nearby, buckets, hit, 0.0)
     centred = truth - truth.mean(1, keepdims=True)
-    assert np.corrcoef(scorer.weight_FB.ravel(), centred.ravel())[0, 1] > 0.95
+    assert np.corrcoef(weight_FB.ravel(), centred.ravel())[0, 1] > 0.95
 
 
 def test_contributions_add_up_to_the_score_and_are_centred() -> None:
@@ -63,7 +65,7 @@ def test_ties_keep_the_incoming_order() -> None:
 def test_bucket_edges_give_even_buckets_and_zero_its_own(buckets: int) -> None:
     rng = np.random.default_rng(0)
     value = np.where(rng.random(20_000) < 0.4, 0.0, rng.gamma(2.0, size=20_000)).astype(np.float32)
-    none = next(f for f in FIELDS if f.zero_is_none)
+    none = next(f for f in COUNTED if f.zero_is_none)
     edges = bucket_edges(value, buckets, none)
     level = np.searchsorted(edges, value, side="right")
     assert np.array_equal(level == 0, value == 0)
@@ -72,7 +74,7 @@ def test_bucket_edges_give_even_buckets_and_zero_its_own(buckets: int) -> None:
 
 
 def test_constant_and_absent_evidence_stays_in_one_bucket() -> None:
-    none = next(f for f in FIELDS if f.zero_is_none)
+    none = next(f for f in COUNTED if f.zero_is_none)
     zeros = np.zeros(100, np.float32)
     assert (np.searchsorted(bucket_edges(zeros, 8, none), zeros, side="right") == 0).all()
     ones = np.ones(100, np.float32)
@@ -81,7 +83,7 @@ def test_constant_and_absent_evidence_stays_in_one_bucket() -> None:
 
 def test_ranks_keep_a_bucket_each_until_they_run_out() -> None:
     rank = np.arange(10, dtype=np.float32)
-    field = next(f for f in FIELDS if f.name == "rank")
+    field = next(f for f in COUNTED if f.name == "rank")
     level = np.searchsorted(bucket_edges(rank, 8, field), rank, side="right")
     assert level.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7]
 

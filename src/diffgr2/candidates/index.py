@@ -1,18 +1,19 @@
 """Evidence per candidate, from the train part only, and its buckets.
 
-Contract: `FIELDS` is the order of the F axis everywhere. A larger value is stronger evidence, but
-for `rank` and `gap` (0 is best). `EvidenceIndex.build` counts once; `features` gives the fields of
-any lists; `buckets` turns them into u8 levels by quantiles that `with_edges` fitted and the index
-stores. With `exclude_user_L` a list's own user is left out of every count exactly, as if that user
-had never been counted, so training lists look like those of a new shopper. Item numbers from
-`n_items` on are `newcomers`: nobody bought them, their attributes count like all others. Behind the
-end of a shorter list (item -1) every field is 0, and no field of a candidate knows of it. Not here:
-which evidence matters (`scorers`), wording (`prompts.english`), the target or anything after a
-list's history.
+Contract: `fields` is the order of the F axis everywhere: the counted fields that the recipe chose
+and the data can tell, then the shop's own. `EvidenceIndex.build` counts once; `features` gives the
+fields of any lists, NaN where an own value is missing; `buckets` turns them into u8 levels, MISSING
+for NaN, by edges that `with_edges` fitted and the index stores. With `exclude_user_L` a list's own
+user is left out of every count exactly, as if that user had never been counted, so training lists
+look like those of a new shopper. Item numbers from `n_items` on are `newcomers`: nobody bought
+them, their attributes count like all others. Behind the end of a shorter list (item -1) every field
+is 0, and no field of a candidate knows of it. Not here: which evidence matters (`scorers`), wording
+(`prompts.english`), what a field is (`fields`), the target or anything after a list's history.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,41 +22,16 @@ from typing import Any
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
+from diffgr2.candidates.fields import Field, as_json, carried, fields_of, names_of
 from diffgr2.candidates.pairs import PairCounts
 from diffgr2.candidates.retrieval import padded_last
 from diffgr2.config import EvidenceConfig
-from diffgr2.errors import ArtifactError
+from diffgr2.errors import ArtifactError, DataError
 from diffgr2.items.vectors import unit_rows
-from diffgr2.types import Catalogue, Histories
+from diffgr2.types import MISSING, Catalogue, Histories
 
 LISTS_PER_CHUNK = 2048
-
-
-@dataclass(frozen=True)
-class Field:
-    """One column of the evidence."""
-
-    name: str
-    meaning: str
-    zero_is_none: bool = True  # 0 = "no such evidence", which gets bucket 0 to itself
-
-
-FIELDS = (
-    Field("rank", "place in the retriever's list", zero_is_none=False),
-    Field("gap", "retriever score below the list's best", zero_is_none=False),
-    Field("copurchase", "users who bought it near a history item, recent items count more"),
-    Field("lift", "co-purchase relative to what the items' popularity would give"),
-    Field("last", "co-purchase with the newest item, as a cosine"),
-    Field("next", "users who bought it soon after a history item, by closeness"),
-    Field(
-        "session", "users who bought it soon after the newest item on the same day, by closeness"
-    ),
-    Field("brand", "history of the same brand"),
-    Field("category", "history of like categories"),
-    Field("text", "words shared with the history", zero_is_none=False),
-)
-
-NAMES = tuple(field.name for field in FIELDS)
+FURTHEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
@@ -81,14 +57,34 @@ class EvidenceIndex:
     decay: float
     history: int
     n_buckets: int
+    fields: tuple[Field, ...]
     edges_FB: np.ndarray  # float32, (F, n_buckets - 1), +inf where a field has fewer levels
     newcomers: Attributes | None = None  # of the item numbers from n_items on
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields by name."""
+        return names_of(self.fields)
+
+    @property
+    def own(self) -> tuple[Field, ...]:
+        """The shop's own fields, which stand behind the counted ones."""
+        return tuple(field for field in self.fields if not field.counted)
+
     @staticmethod
     def build(
-        train: Histories, catalogue: Catalogue, vectors_IE: np.ndarray, config: EvidenceConfig
+        train: Histories,
+        catalogue: Catalogue,
+        vectors_IE: np.ndarray,
+        config: EvidenceConfig,
+        own: Sequence[Field] = (),
     ) -> EvidenceIndex:
         """Count the train part; the buckets have no edges yet."""
+        told = carried(train, catalogue, vectors_IE)
+        wanted = [field for field in told if config.fields is None or field.name in config.fields]
+        fields = (*wanted, *own)
+        if not fields:
+            raise DataError("evidence.fields: the data can tell none of these")
         names = sorted({brand for brand in catalogue.brands if brand})
         number = {name: i for i, name in enumerate(names)}
         return EvidenceIndex(
@@ -102,7 +98,8 @@ class EvidenceIndex:
             decay=config.decay,
             history=config.history,
             n_buckets=config.buckets,
-            edges_FB=np.full((len(FIELDS), config.buckets - 1), np.inf, np.float32),
+            fields=fields,
+            edges_FB=np.full((len(fields), config.buckets - 1), np.inf, np.float32),
         )
 
     def features(
@@ -111,38 +108,49 @@ class EvidenceIndex:
         items_LK: np.ndarray,
         scores_LK: np.ndarray,
         exclude_user_L: np.ndarray | None = None,
+        own_LKG: np.ndarray | None = None,
     ) -> np.ndarray:
-        """float32 (L, K, F) in the order of `NAMES`."""
+        """float32 (L, K, F) in the order of `fields`; `own_LKG` as `own` has it, None: unknown."""
         nobody_L = np.full(len(items_LK), -1, np.int64)
         exclude_L = nobody_L if exclude_user_L is None else exclude_user_L.astype(np.int64)
         history_LH = padded_last(queries, self.history)
         length_L = np.minimum(queries.lengths_U, self.history)
         parts = (history_LH, length_L, items_LK, scores_LK, exclude_L)
-        return self._in_chunks(*parts)
+        return self._in_chunks(own_LKG, *parts)
 
     def features_of(
-        self, history_H: np.ndarray, items_K: np.ndarray, scores_K: np.ndarray, user: int
+        self,
+        history_H: np.ndarray,
+        items_K: np.ndarray,
+        scores_K: np.ndarray,
+        user: int,
+        own_KG: np.ndarray | None = None,
     ) -> np.ndarray:
         """The same of one list, float32 (K, F); no user's purchases are left out for -1."""
         history_H = history_H[-self.history :]
         history_1H = np.full((1, self.history), -1, np.int32)
         history_1H[0, : len(history_H)] = history_H
         one = np.array([len(history_H), user])
-        return self._in_chunks(history_1H, one[:1], items_K[None], scores_K[None], one[1:])[0]
+        own_1KG = None if own_KG is None else own_KG[None]
+        parts = (history_1H, one[:1], items_K[None], scores_K[None], one[1:])
+        return self._in_chunks(own_1KG, *parts)[0]
 
-    def _in_chunks(self, *parts: np.ndarray) -> np.ndarray:
-        """`_fields` of all lists as one array."""
+    def _in_chunks(self, own_LKG: np.ndarray | None, *parts: np.ndarray) -> np.ndarray:
+        """`_counts` of all lists and what they bring themselves, as one array."""
         items_LK = parts[2]
-        result_LKF = np.empty((*items_LK.shape, len(FIELDS)), np.float32)
+        result_LKF = np.full((*items_LK.shape, len(self.fields)), np.nan, np.float32)
+        counted = [field.name for field in self.fields if field.counted]
         for begin in range(0, len(items_LK), LISTS_PER_CHUNK):
             at = slice(begin, begin + LISTS_PER_CHUNK)
-            fields = self._fields(*(part[at] for part in parts))
-            for f, name in enumerate(NAMES):
-                result_LKF[at, :, f] = fields[name]
+            values = self._counts(*(part[at] for part in parts))
+            for f, name in enumerate(counted):
+                result_LKF[at, :, f] = values[name]
+        if own_LKG is not None:
+            result_LKF[..., len(counted) :] = own_LKG
         result_LKF[items_LK < 0] = 0.0
         return result_LKF
 
-    def _fields(
+    def _counts(
         self,
         history_LH: np.ndarray,
         length_L: np.ndarray,
@@ -150,7 +158,7 @@ class EvidenceIndex:
         scores_LK: np.ndarray,
         exclude_L: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """Every field, (L, K) each; in between, values are laid out as L x H x K."""
+        """Every counted field, (L, K) each; in between, values are laid out as L x H x K."""
         age_LH = length_L[:, None] - self._steps
         weight_LH1 = self._weights[np.maximum(age_LH, 0)][:, :, None]  # 0 at padding
         newest = (np.arange(len(items_LK)), np.maximum(length_L - 1, 0))
@@ -208,15 +216,17 @@ class EvidenceIndex:
     def with_edges(self, features_XF: np.ndarray) -> EvidenceIndex:
         """The same index with bucket edges at the quantiles of these candidates' features."""
         columns = [
-            bucket_edges(features_XF[:, f], self.n_buckets, field) for f, field in enumerate(FIELDS)
+            bucket_edges(value_X[~np.isnan(value_X)], self.n_buckets, field)
+            for value_X, field in zip(features_XF.T, self.fields, strict=True)
         ]
         return replace(self, edges_FB=np.stack(columns))
 
     def buckets(self, features_LKF: np.ndarray) -> np.ndarray:
-        """u8 levels: how many of a field's edges the value reaches."""
+        """u8 levels: how many of a field's edges the value reaches; MISSING where there is none."""
         levels_LKF = np.zeros(features_LKF.shape, np.uint8)
         for edge_F in self.edges_FB.T:
             levels_LKF += features_LKF >= edge_F
+        levels_LKF[np.isnan(features_LKF)] = MISSING
         return levels_LKF
 
     def save(self, directory: Path) -> None:
@@ -227,7 +237,7 @@ class EvidenceIndex:
         save_arrays(directory / "index.safetensors", **arrays)
         about = {name: getattr(self, name) for name in INDEX_NUMBERS}
         about |= {"n_items": pairs.n_items, "window": pairs.window}
-        about["fields"] = [vars(field) for field in FIELDS]
+        about["fields"] = [as_json(field) for field in self.fields]
         write_json(directory / "index.json", about)
 
     @staticmethod
@@ -235,17 +245,25 @@ class EvidenceIndex:
         """Read what `save` wrote."""
         arrays = load_arrays(directory / "index.safetensors")
         about = read_json(directory / "index.json")
-        if tuple(field["name"] for field in about["fields"]) != NAMES:
-            raise ArtifactError(f"{directory / 'index.json'}: made with other evidence fields")
+        fields = read_fields(directory)
         counts = (arrays.pop(name) for name in PAIR_ARRAYS)
         pairs = PairCounts(about["n_items"], about["window"], *counts)
         numbers: dict[str, Any] = {name: about[name] for name in INDEX_NUMBERS}
-        numbers["edges_FB"] = arrays.pop("edges_FB")
+        numbers |= {"fields": fields, "edges_FB": arrays.pop("edges_FB")}
         return EvidenceIndex(pairs, Attributes(**arrays), **numbers)
 
 
 PAIR_ARRAYS = ("pair_P", "value_PV", "key_M", "position_M", "day_M", "buyers_I")
 INDEX_NUMBERS = ("n_users", "decay", "history", "n_buckets")
+
+
+def read_fields(directory: Path) -> tuple[Field, ...]:
+    """The fields of the index that stands there."""
+    path = directory / "index.json"
+    try:
+        return fields_of(read_json(path)["fields"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{path}: {error}") from None
 
 
 def category_numbers(categories: list[list[str]]) -> np.ndarray:
@@ -270,9 +288,11 @@ def category_match(past: Attributes, items: Attributes) -> np.ndarray:
 
 def bucket_edges(value_X: np.ndarray, n_buckets: int, field: Field) -> np.ndarray:
     """Increasing edges, padded with +inf; bucket = number of edges that are <= the value."""
-    if field.name == "rank":
-        # One bucket per place; the last places share one.
+    if field.kind in ("category", "flag") or field.name == "rank":
+        # Such a value is the number of its bucket; the last places of a list share one.
         return np.arange(1, n_buckets, dtype=np.float32)
+    if field.kind == "number":
+        return number_edges(value_X, n_buckets)
     first, inside = [], value_X
     if field.zero_is_none:
         first, inside = [np.nextafter(np.float32(0), np.float32(1))], value_X[value_X > 0]
@@ -282,3 +302,21 @@ def bucket_edges(value_X: np.ndarray, n_buckets: int, field: Field) -> np.ndarra
     edges = np.full(n_buckets - 1, np.inf, np.float32)
     edges[: len(found)] = found
     return edges
+
+
+def number_edges(value_X: np.ndarray, n_buckets: int) -> np.ndarray:
+    """Edges of an own number: values that occur, so that no change of scale moves a bucket.
+
+    Fewer distinct values than buckets are spread from the first to the last bucket, so that the
+    lowest and the highest are what the ends are called; where all are equal, they are the middle.
+    """
+    cuts = np.arange(1, n_buckets) / n_buckets
+    found = np.unique(np.quantile(value_X, cuts, method="higher")) if len(value_X) else value_X
+    edges = np.append(-FURTHEST, found[found > value_X.min(initial=np.inf)]).astype(np.float32)
+    levels = len(edges)
+    if levels == 1:
+        bucket_V = np.array([(n_buckets - 1) // 2])
+    else:
+        bucket_V = (np.arange(levels) * (n_buckets - 1) / (levels - 1) + 0.5).astype(int)
+    level_B = np.searchsorted(bucket_V, np.arange(1, n_buckets))  # the first one in each bucket
+    return np.append(edges, np.float32(np.inf))[level_B]

@@ -3,10 +3,11 @@
 Contract: a scorer sees `buckets_LKF` (u8), exactly what a prompt shows, and gives `score_LK`;
 higher is better. `fit(kind, ...)` learns from lists that something came of, of several positives by
 their share in the gains; `there_LK` says which columns of shorter lists hold candidates, and the
-others have the score NaN. `linear` is an additive scorecard, one weight per field and bucket, whose
-`contributions` say which evidence moved a decision; it alone is stored. `mlp` also sees the list's
-mean; `gbdt` is boosted trees on single candidates (did something come of it?), a ceiling. Same data
-and seed give the same bits. Not here: fields and buckets (`index`), test metrics (`evaluate`).
+others have the score NaN. A field that is missing is a level of its own. `linear` is an additive
+scorecard, one weight per field and level, whose `contributions` say which evidence moved a
+decision; it alone is stored. `mlp` also sees the list's mean; `gbdt` is boosted trees on single
+candidates (did something come of it?), a ceiling. Same data and seed give the same bits. Not here:
+fields and buckets (`index`), test metrics (`evaluate`).
 """
 
 from __future__ import annotations
@@ -25,20 +26,26 @@ from torch.nn import functional as F
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates.retrieval import rank_of_target as rank_of_target
 from diffgr2.streams import permutation, torch_generator
-from diffgr2.types import ndcg_of
+from diffgr2.types import MISSING, ndcg_of
 
 
-def cell_index(buckets_LKF: np.ndarray, n_buckets: int) -> np.ndarray:
-    """Number of each (field, bucket) cell: field * n_buckets + bucket."""
-    fields = np.arange(buckets_LKF.shape[-1], dtype=np.int64) * n_buckets
-    return buckets_LKF.astype(np.int64) + fields
+def levels_of(buckets_LKF: np.ndarray, n_buckets: int) -> int:
+    """Levels of a field: its buckets, and one more where some evidence is missing."""
+    return n_buckets + int((buckets_LKF == MISSING).any())
+
+
+def cell_index(buckets_LKF: np.ndarray, n_levels: int) -> np.ndarray:
+    """Number of each (field, level) cell: field * n_levels + level; MISSING is the last level."""
+    fields = np.arange(buckets_LKF.shape[-1], dtype=np.int64) * n_levels
+    return np.minimum(buckets_LKF.astype(np.int64), n_levels - 1) + fields
 
 
 @dataclass(frozen=True)
 class LinearScorer:
-    """A scorecard: score = sum over fields of weight[field, bucket]."""
+    """A scorecard: score = sum over fields of weight[field, level]."""
 
-    weight_FB: np.ndarray  # float64; each field's weights have mean 0 over the fitted candidates
+    weight_FV: np.ndarray  # float64, a column per bucket, then one for MISSING (0 if never met);
+    # each field's weights have mean 0 over the fitted candidates
 
     @staticmethod
     def fit(
@@ -50,8 +57,9 @@ class LinearScorer:
     ) -> LinearScorer:
         """Listwise softmax with L2 per weight; convex, so the optimum is the one there is."""
         n_lists, _, fields = buckets_LKF.shape
-        cell_LKF = cell_index(buckets_LKF, n_buckets)
-        cells = fields * n_buckets
+        levels = levels_of(buckets_LKF, n_buckets)
+        cell_LKF = cell_index(buckets_LKF, levels)
+        cells = fields * levels
         if there_LK is not None:  # a cell of its own for what is not there, behind all others
             cell_LKF = np.where(there_LK[:, :, None], cell_LKF, cells)
         # Counts of the targets' cells do not change with the weights.
@@ -72,17 +80,18 @@ class LinearScorer:
 
         options = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-7}
         found = minimize(objective, np.zeros(cells), jac=True, method="L-BFGS-B", options=options)
-        weight_FB = found.x.reshape(fields, n_buckets)
+        weight_FV = found.x.reshape(fields, levels)
         # Within a list only differences matter; centring makes a contribution's sign mean
         # "better or worse than the usual candidate".
-        seen_FB = np.bincount(cell_LKF.ravel(), minlength=cells)[:cells].reshape(fields, n_buckets)
-        mean_F1 = (weight_FB * seen_FB).sum(1, keepdims=True) / seen_FB.sum(1, keepdims=True)
-        return LinearScorer(weight_FB - mean_F1)
+        seen_FV = np.bincount(cell_LKF.ravel(), minlength=cells)[:cells].reshape(fields, levels)
+        mean_F1 = (weight_FV * seen_FV).sum(1, keepdims=True) / seen_FV.sum(1, keepdims=True)
+        weight_FV = weight_FV - mean_F1
+        return LinearScorer(np.pad(weight_FV, ((0, 0), (0, n_buckets + 1 - levels))))
 
     def contributions(self, buckets_LKF: np.ndarray) -> np.ndarray:
         """What each field adds to each candidate's score (L, K, F)."""
-        fields = np.arange(self.weight_FB.shape[0])
-        return self.weight_FB[fields, buckets_LKF].astype(np.float32)
+        fields, last = np.arange(self.weight_FV.shape[0]), self.weight_FV.shape[1] - 1
+        return self.weight_FV[fields, np.minimum(buckets_LKF, last)].astype(np.float32)
 
     def score(self, buckets_LKF: np.ndarray, there_LK: np.ndarray | None = None) -> np.ndarray:
         if there_LK is not None:  # buckets behind a list's end may say anything
@@ -90,11 +99,17 @@ class LinearScorer:
         return nothing_behind(self.contributions(buckets_LKF).sum(-1), there_LK)
 
     def save(self, path: Path) -> None:
-        save_arrays(path, weight_FB=self.weight_FB)
+        save_arrays(path, weight_FV=self.weight_FV)
 
     @staticmethod
     def load(path: Path) -> LinearScorer:
         return LinearScorer(**load_arrays(path))
+
+
+def usual_levels(buckets_LKF: np.ndarray) -> np.ndarray:
+    """Each field's most frequent level, u8 (F,)."""
+    flat_FX = buckets_LKF.reshape(-1, buckets_LKF.shape[-1]).T
+    return np.array([np.bincount(value_X).argmax() for value_X in flat_FX], np.uint8)
 
 
 class _MlpNet(nn.Module):
@@ -146,17 +161,20 @@ def fit_mlp(
     there_LK: np.ndarray | None = None,
 ) -> Fitted:
     """A small network: listwise softmax, AdamW, linear decay of the rate."""
-    epochs, batch = 12, 256
-    net = _MlpNet(buckets_LKF.shape[-1] * n_buckets, 32, seed)
+    epochs, batch, levels = 12, 256, levels_of(buckets_LKF, n_buckets)
+    net = _MlpNet(buckets_LKF.shape[-1] * levels, 32, seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
+    usual_F = usual_levels(buckets_LKF)
 
     def inputs(
         buckets_LKF: np.ndarray, there_LK: np.ndarray | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if levels == n_buckets:  # nothing was missing when it learned
+            buckets_LKF = np.where(buckets_LKF == MISSING, usual_F, buckets_LKF)
         if there_LK is None:
-            return torch.from_numpy(cell_index(buckets_LKF, n_buckets)), None
+            return torch.from_numpy(cell_index(buckets_LKF, levels)), None
         held_LKF = np.where(there_LK[:, :, None], buckets_LKF, 0)
-        return torch.from_numpy(cell_index(held_LKF, n_buckets)), torch.from_numpy(there_LK)
+        return torch.from_numpy(cell_index(held_LKF, levels)), torch.from_numpy(there_LK)
 
     cell_LKF, held_LK = inputs(buckets_LKF, there_LK)
     target_L, one = torch.from_numpy(share_LK.argmax(1)), bool((share_LK.max(1) == 1).all())

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.candidates.index import FIELDS
+from diffgr2.candidates.fields import Field
 from diffgr2.items.sids import SID_TOKEN, parse_sid, sid_text
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.english import AGAINST, FOR, Phrases, listed, wording
@@ -31,8 +31,6 @@ LONGEST_EXPLANATION = 1500
 """Characters; a longer one is over-long."""
 OBJECTS_TRIED = 32
 """Places where an answer's JSON object may begin."""
-
-_KNOWN_ABSENT = {field.name for field in FIELDS if field.zero_is_none}
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def places_of(request: Request) -> dict[Sid, int]:
 
 
 class Chat:
-    def __init__(self, fields: Sequence[str], buckets: int) -> None:
+    def __init__(self, fields: Sequence[Field], buckets: int) -> None:
         self.words = wording("gr2")
         self.fields = tuple(fields)
         self.phrases = Phrases(self.words, fields, buckets)
@@ -126,7 +124,7 @@ class Chat:
         shown = [
             self.phrases.say(f, bucket)
             for f, bucket in enumerate(request.buckets_KF[position].tolist())
-            if bucket != MISSING and (bucket or self.fields[f] not in _KNOWN_ABSENT)
+            if bucket != MISSING and (bucket or not self.fields[f].zero_is_none)
         ]
         return ", ".join(shown) or self.words["no_evidence"]
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffgr2.candidates.fields import Field, counted_named
 from diffgr2.config import Answering, PromptConfig
 from diffgr2.decode.grammar import NO_PLACES, NOTHING, Grammar, Group, Places
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
@@ -51,12 +52,16 @@ class Compact:
     shows_text = False
     answers: tuple[Answering, ...] = ("said", "written")
 
-    def __init__(self, vocab: Vocabulary, config: PromptConfig) -> None:
+    def __init__(
+        self, vocab: Vocabulary, config: PromptConfig, fields: Sequence[Field] | None = None
+    ) -> None:
+        """`fields` are the evidence's; None: counted ones, of the vocabulary's names."""
         self.vocab, self.config = vocab, config
         self._ids = vocab.control
         spec = vocab.spec
         self.words = wording("compact")
-        self.phrases = Phrases(self.words, spec.fields, spec.buckets)
+        self.fields = counted_named(spec.fields) if fields is None else tuple(fields)
+        self.phrases = Phrases(self.words, self.fields, spec.buckets)
         self._levels = [vocab.strength_id(level) for level in range(spec.strengths)]
         self._indices = vocab.index_id(0) + np.arange(spec.k)
 

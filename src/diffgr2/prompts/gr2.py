@@ -24,6 +24,7 @@ from itertools import chain, groupby
 
 import numpy as np
 
+from diffgr2.candidates.fields import Field, counted_named
 from diffgr2.config import Answering, PromptConfig
 from diffgr2.decode.grammar import Free, Grammar, Group, Places, row_of_places
 from diffgr2.errors import ArtifactError, ConfigError
@@ -83,9 +84,13 @@ class Gr2:
     shows_text = True
     answers: tuple[Answering, ...] = ("written",)
 
-    def __init__(self, vocab: Vocabulary, config: PromptConfig) -> None:
+    def __init__(
+        self, vocab: Vocabulary, config: PromptConfig, fields: Sequence[Field] | None = None
+    ) -> None:
+        """`fields` are the evidence's; None: counted ones, of the vocabulary's names."""
         self.vocab, self.config = vocab, config
-        self.chat = Chat(vocab.spec.fields, vocab.spec.buckets)
+        self.fields = counted_named(vocab.spec.fields) if fields is None else tuple(fields)
+        self.chat = Chat(self.fields, vocab.spec.buckets)
         self.words, self.phrases = wording("compact"), self.chat.phrases  # for `account`
         self._open, self._bare, self._marker, self._between, self._close = map(
             vocab.text_ids, (OPEN, BARE, MARKER, BETWEEN, CLOSE)

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffgr2.prompts.said import order_by_level
+from diffgr2.types import MISSING as MISSING
 from diffgr2.types import CandidateLists, Catalogue
 
 if TYPE_CHECKING:
     from diffgr2.data.store import Dataset
-
-MISSING = 255
-"""Stands in `buckets_KF` for evidence that is not there; a prompt passes over it."""
 
 NONE = -1
 """Fills `cites_KC` behind the last field that counts."""

@@ -16,6 +16,9 @@ model's own words, tells those with `english`. No reader raises, whatever the to
 `make_template` builds the one that the recipe names. Not here: the templates themselves.
 """
 
+from collections.abc import Sequence
+
+from diffgr2.candidates.fields import Field
 from diffgr2.config import Answering, PromptConfig
 from diffgr2.decode.settings import Frame
 from diffgr2.prompts.compact import Compact
@@ -41,6 +44,8 @@ def trained_answers(template: Template, config: PromptConfig) -> tuple[Answering
     return known[: known.index(wanted) + 1] if wanted in known else known
 
 
-def make_template(vocab: Vocabulary, config: PromptConfig) -> Template:
-    """The template that the recipe names."""
-    return TEMPLATES[config.template](vocab, config)
+def make_template(
+    vocab: Vocabulary, config: PromptConfig, fields: Sequence[Field] | None = None
+) -> Template:
+    """The template that the recipe names, over these fields of evidence."""
+    return TEMPLATES[config.template](vocab, config, fields)

@@ -25,7 +25,7 @@ from diffgr2.recipe import validate
 
 T = TypeVar("T")
 
-FORMAT = 3
+FORMAT = 4
 LONGEST = 200  # characters of a file's name
 NOTE = "diffgr2.json"
 SECTIONS = ("name", "seed", "items", "candidates", "evidence", "prompt", "decode")

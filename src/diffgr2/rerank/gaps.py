@@ -1,31 +1,30 @@
 """What nothing is known of: evidence that a request's strangers, or want of history, leave open.
 
-Contract: `unknown(recent, shown)` says which fields of which candidates have no value, so that the
-prompt passes over them instead of saying "never": counts of an item that nobody could buy here yet,
-brand or kind that nobody named, and all that a history would have to tell where there is none.
-Catalogue items among catalogue purchases have every field, as in training. Not here: the values
-(`candidates.index`).
+Contract: `unknown(recent, shown, names)` says which of these fields have no value for which
+candidates, so that the prompt passes over them instead of saying "never": counts of an item that
+nobody could buy here yet, brand or kind that nobody named, and all that a history would have to
+tell where there is none. Catalogue items among catalogue purchases have every counted field, as in
+training. Not here: the values (`candidates.index`), a shop's own fields, which a request gives.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from diffgr2.candidates.index import NAMES
 from diffgr2.rerank.names import Item
 
-COUNTED = ("copurchase", "lift", "last", "next", "session")
+COUNTS = ("copurchase", "lift", "last", "next", "session")
 NEWEST = ("last", "session")
 """Counts, and those of the newest purchase alone."""
 
 
-def unknown(recent: Sequence[Item], shown: Sequence[Item]) -> np.ndarray:
+def unknown(recent: Sequence[Item], shown: Sequence[Item], names: Sequence[str]) -> np.ndarray:
     """Booleans [K, F]; `recent` are the purchases that evidence looks at, the newest last."""
     past = [_told(item) for item in recent]
-    lost_KF = np.zeros((len(shown), len(NAMES)), dtype=bool)
+    lost_KF = np.zeros((len(shown), len(names)), dtype=bool)
     for k, item in enumerate(shown):
         own = _told(item)
-        for f, name in enumerate(NAMES):
+        for f, name in enumerate(names):
             if name in NEWEST:
                 lost_KF[k, f] = not (own["counts"] and past and past[-1]["counts"])
             elif (part := _PART.get(name)) is not None:
@@ -33,7 +32,7 @@ def unknown(recent: Sequence[Item], shown: Sequence[Item]) -> np.ndarray:
     return lost_KF
 
 
-_PART = dict.fromkeys(COUNTED, "counts") | {"brand": "brand", "category": "kind", "text": "words"}
+_PART = dict.fromkeys(COUNTS, "counts") | {"brand": "brand", "category": "kind", "text": "words"}
 
 
 def _told(item: Item) -> dict[str, bool]:

@@ -17,7 +17,6 @@ import numpy as np
 from safetensors import safe_open
 
 from diffgr2.artifacts import load_arrays
-from diffgr2.candidates.index import NAMES
 from diffgr2.candidates.pairs import KINDS
 from diffgr2.config import Decoder, Recipe
 from diffgr2.data.columnar import HISTORIES, ITEMS, USERS
@@ -222,7 +221,7 @@ def check_shop(world: Opened) -> None:
         "levels": (spec.levels, world.sids.levels, codebooks.codebooks_LCD.shape[0]),
         "codes": (spec.codes, world.sids.n_codes, codebooks.codebooks_LCD.shape[1]),
         "k_max": (spec.k, world.k_max),
-        "fields": (spec.fields, NAMES),
+        "fields": (spec.fields, index.names),
         "buckets": (spec.buckets, recipe.evidence.buckets, index.n_buckets),
         "strengths": (spec.strengths, recipe.prompt.strengths),
         "history": (index.history, recipe.evidence.history),
@@ -286,7 +285,7 @@ def _check_evidence(world: Opened) -> None:
         "brand_I": (known.brand_I, (n,), "i"),
         "category_ID": (known.category_ID, (n, *known.category_ID.shape[1:2]), "i"),
         "vectors_IE": (known.vectors_IE, (n, width), "f"),
-        "edges_FB": (index.edges_FB, (len(NAMES), index.n_buckets - 1), "f"),
+        "edges_FB": (index.edges_FB, (len(index.names), index.n_buckets - 1), "f"),
         "pair_P": (pairs.pair_P, (places,), "i"),
         "value_PV": (pairs.value_PV, (places, len(KINDS)), "f"),
         "key_M": (pairs.key_M, (purchases,), "i"),

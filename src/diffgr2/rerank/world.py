@@ -73,10 +73,11 @@ class World:
         self.names = Names(self.catalogue, self.sids, Encoder.load(directory / "items"))
         self.vocab = Vocabulary.load(directory)
         check_vocabulary(directory, self.vocab)
-        self.template = make_template(self.vocab, self.recipe.prompt)
+        self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue)
+        self.fields = self.seats.index.fields
+        self.template = make_template(self.vocab, self.recipe.prompt, self.fields)
         self.frame = frame_of(self.template)
         self.retriever = kinds.load_scores(directory / "retriever")
-        self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue)
         self.scales = read_scales(directory)
         check_shop(self)
         self.kinds = kinds_of(self.catalogue.categories)
@@ -194,7 +195,7 @@ class World:
         features_KF = index.features_of(numbers(recent), numbers(shown), scores_K, user)
         buckets_KF = index.buckets(features_KF)
         if strangers or not recent:
-            buckets_KF[unknown(recent, shown)] = MISSING
+            buckets_KF[unknown(recent, shown, index.names)] = MISSING
         texts = self.template.shows_text
         described = [self._described(item) for item in past] if texts else []
         return Request(

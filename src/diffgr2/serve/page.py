@@ -15,7 +15,6 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from diffgr2.candidates.index import FIELDS
 from diffgr2.candidates.retrieval import ragged, top_k
 from diffgr2.errors import DataError
 from diffgr2.prompts.request import MISSING
@@ -77,7 +76,7 @@ def candidates(reranker: Reranker, history: list[str], user: str | None) -> dict
     for place, item in enumerate(items_1K[0].tolist()):
         evidence = [
             {"name": field.name, "meaning": field.meaning, "level": int(level)}
-            for field, level in zip(FIELDS, buckets_KF[place].tolist(), strict=True)
+            for field, level in zip(reranker.fields, buckets_KF[place].tolist(), strict=True)
             if level != MISSING
         ]
         score = float(scores_1K[0, place])

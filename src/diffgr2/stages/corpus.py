@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from diffgr2.artifacts import load_arrays
+from diffgr2.candidates.index import read_fields
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
 from diffgr2.candidates.scorers import LinearScorer
 from diffgr2.config import Answering, Recipe, ShowConfig
@@ -69,7 +70,7 @@ class Corpus:
     buckets: dict[str, np.ndarray]
     traces: dict[str, Traces]
     explanations: dict[str, list[str]]  # a teacher's own words per trace; empty if verbalised
-    worth_FB: np.ndarray  # levels that the scorecard gives for a field's bucket; 0 without traces
+    worth_FB: np.ndarray  # levels a field's bucket is worth to the scorecard; 0 without traces
 
     @cached_property
     def kinds(self) -> list[str]:
@@ -142,7 +143,9 @@ class Corpus:
         level_K, cites = trace.level_K, self.recipe.prompt.cites
         if hidden_KF.any():
             fields_F = np.arange(hidden_KF.shape[1])
-            worth_KF = self.worth_FB[fields_F, buckets_KF[shown.places]]
+            whole_KF = buckets_KF[shown.places]
+            last = self.worth_FB.shape[1] - 1
+            worth_KF = self.worth_FB[fields_F, np.minimum(whole_KF, last)] * (whole_KF != MISSING)
             lower_K = level_K - (worth_KF * hidden_KF).sum(1)
             level_K = np.clip(lower_K, 0, self.recipe.prompt.strengths - 1)
         return replace(trace, level_K=level_K, cites_KC=seen(trace.cites_KC, hidden_KF)[:, :cites])
@@ -231,19 +234,19 @@ def open_corpus(inputs: Mapping[str, Path], recipe: Recipe) -> Corpus:
     vocab, splits = Vocabulary.load(inputs["vocabulary"]), (*KNOWN, "test")
     taught = KNOWN if "traces" in inputs else ()
     traces = {s: Traces.load(inputs["traces"] / f"{s}.safetensors") for s in taught}
-    worth_FB = LinearScorer.load(inputs["evidence"] / "linear.safetensors").weight_FB
+    weight_FV = LinearScorer.load(inputs["evidence"] / "linear.safetensors").weight_FV
     step = Scale.load(inputs["traces"] / "scale.safetensors").step if taught else np.inf
     return Corpus(
         recipe=recipe,
         dataset=read_dataset(inputs["data"]),
         sids=SemanticIds.load(inputs["items"]),
         vocab=vocab,
-        template=make_template(vocab, recipe.prompt),
+        template=make_template(vocab, recipe.prompt, read_fields(inputs["evidence"])),
         lists={s: load_lists(inputs["candidates"], s) for s in splits},
         buckets={
             s: load_arrays(inputs["evidence"] / f"{s}.safetensors")["buckets_LKF"] for s in splits
         },
         traces=traces,
         explanations={s: read_explanations(inputs["traces"] / f"{s}.jsonl") for s in taught},
-        worth_FB=worth_FB / step,
+        worth_FB=(weight_FV[:, :-1] - weight_FV[:, -1:]) / step,
     )

@@ -1,15 +1,16 @@
 """Stage `evidence`: what speaks for each candidate, and scorers that read nothing else.
 
-Reads data, items and candidates; writes the index, each split's buckets (all k_max columns,
-relative to the whole list), the linear scorer and every scorer's scores (all columns of training
-and validation lists, the first k of test lists). What is fitted, bucket edges and scorers,
-is fitted on the first k columns of training and validation lists that hold their target there,
-never on lists of selection users. Every list leaves its own user out of the counts, so the three
-splits look alike. The scorers are fitted on `evidence.fit_on`; the metrics judge a second set,
-fitted on training lists alone, on the first k columns; test lists are scored, not judged.
-Run: `diffgr2 evidence RECIPE`.
+Reads data, items and candidates, with the lists' own features where there are any; writes the
+index, each split's buckets (all k_max columns, relative to the whole list), the linear scorer and
+every scorer's scores (all columns of training and validation lists, the first k of test lists).
+What is fitted, bucket edges, words of categories and scorers, is fitted on the first k columns of
+training and validation lists that hold their target there, never on lists of selection users. Every
+list leaves its own user out of the counts, so the three splits look alike. The scorers are fitted
+on `evidence.fit_on`; the metrics judge a second set, fitted on training lists alone, on the first k
+columns; test lists are scored, not judged. Run: `diffgr2 evidence RECIPE`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,17 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates import scorers
-from diffgr2.candidates.index import EvidenceIndex
+from diffgr2.candidates.fields import COUNTED, Field, names_of
+from diffgr2.candidates.index import EvidenceIndex, read_fields
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
+from diffgr2.candidates.own_fields import Own, read_own
+from diffgr2.candidates.own_fields import fitted as fitted_own
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig
 from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import DataError
 from diffgr2.pipeline import StageContext
+from diffgr2.prompts.english import Phrases, wording
 from diffgr2.types import MISS, CandidateLists
 
 KNOWN = ("train", "validation")
@@ -65,6 +70,25 @@ def judged(score_LK: np.ndarray, hit_L: np.ndarray) -> dict[str, float]:
     return scorers.hit_metrics(scorers.rank_of_target(score_LK[rows], hit_L[rows]))
 
 
+def known_of(values: dict[str, np.ndarray], learned: dict[str, np.ndarray]) -> np.ndarray:
+    """These columns of the candidates that are learned from, (X, F)."""
+    known = [values[split][:, : learned[split].shape[1]][learned[split]] for split in KNOWN]
+    return np.concatenate(known)
+
+
+def own_of(
+    ctx: StageContext, brought: Own | None, learned: dict[str, np.ndarray]
+) -> tuple[tuple[Field, ...], dict[str, np.ndarray]]:
+    """The fields of the lists' own features, and each split's values of them."""
+    if brought is None:
+        return (), {}
+    known_XG, n_buckets = known_of(brought.raw, learned), ctx.recipe.evidence.buckets
+    fields = fitted_own(brought, known_XG, ctx.recipe.lists.features, n_buckets)
+    for name in brought.columns.keys() - {field.name for field in fields}:
+        ctx.progress.line(f"{ctx.name}: lists.features.{name}: no value to learn from, left out")
+    return fields, {split: brought.values(split, fields) for split in brought.raw}
+
+
 def counted(
     ctx: StageContext,
     dataset: Dataset,
@@ -74,23 +98,30 @@ def counted(
     """The buckets of every split's candidates; the index and all features are written."""
     config, k = ctx.recipe.evidence, ctx.recipe.candidates.k
     vectors_ID = load_arrays(ctx.inputs["items"] / "vectors.safetensors")["vectors_ID"]
-    train_part = dataset.histories.train_part()
-    index = EvidenceIndex.build(train_part, dataset.catalogue, vectors_ID, config)
+    train_part, brought = dataset.histories.train_part(), read_own(ctx.inputs["candidates"], lists)
+    # Lists without their target hold weak evidence only and would coarsen the strong end.
+    learned = {s: lists[s].there_LK[:, :k] & teaches[s][:, None] for s in KNOWN}
+    fields, values = own_of(ctx, brought, learned)
+    index = EvidenceIndex.build(train_part, dataset.catalogue, vectors_ID, config, fields)
+    Phrases(wording(ctx.recipe.prompt.template), index.fields, config.buckets)  # can be told apart
     features = {}
     for split, own in lists.items():  # their users are in the index and leave themselves out
         queries = prefixes(dataset.histories, own.user_L, own.end_L)
-        features[split] = index.features(queries, own.items_LK, own.scores_LK, own.owner_L)
-    # Lists without their target hold weak evidence only and would coarsen the strong end.
-    known = [
-        features[split][:, :k][lists[split].there_LK[:, :k] & teaches[split][:, None]]
-        for split in KNOWN
-    ]
-    index = index.with_edges(np.concatenate(known))
+        given = (own.items_LK, own.scores_LK, own.owner_L, values.get(split))
+        features[split] = index.features(queries, *given)
+    index = index.with_edges(known_of(features, learned))
     index.save(ctx.out)
     buckets = {split: index.buckets(features[split]) for split in lists}
     for split in lists:
         save_arrays(ctx.out / f"{split}.safetensors", buckets_LKF=buckets[split])
     return buckets
+
+
+def told_of(fields: Sequence[Field]) -> dict[str, Any]:
+    """Which fields there are, and which the data cannot tell."""
+    names = names_of(fields)
+    silent = [field.name for field in COUNTED if field.name not in names]
+    return {"fields": " ".join(names), **({"without": " ".join(silent)} if silent else {})}
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
@@ -118,6 +149,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
             values = judged(score_LK, first[split].hit_L)
             metrics |= {f"{split}_{kind}_{name}": v for name, v in values.items()}
 
+    metrics |= told_of(read_fields(ctx.out))
     splits = KNOWN if config.fit_on == "both" else (config.fit_on,)
     final = honest if splits == ("train",) else fitted(known, splits, config, ctx.seed)
     for kind, scorer in final.items():

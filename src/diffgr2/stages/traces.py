@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from diffgr2.artifacts import load_arrays
-from diffgr2.candidates.index import NAMES
+from diffgr2.candidates.index import read_fields
 from diffgr2.candidates.lists import load_lists, selected_lists
 from diffgr2.candidates.scorers import LinearScorer
 from diffgr2.data.store import Dataset, read_dataset
@@ -36,7 +36,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     recipe, evidence = ctx.recipe, ctx.inputs["evidence"]
     config, k, kind = recipe.traces, recipe.candidates.k, recipe.evidence.scorer
     scorecard = LinearScorer.load(evidence / "linear.safetensors")
-    phrases = Phrases(wording(recipe.prompt.template), NAMES, recipe.evidence.buckets)
+    fields = read_fields(evidence)
+    phrases = Phrases(wording(recipe.prompt.template), fields, recipe.evidence.buckets)
     dataset = read_dataset(ctx.inputs["data"])
     scores, lists, buckets, able = {}, {}, {}, {}
     for split in KNOWN:
@@ -122,7 +123,7 @@ def ask(
         )
     shown, codes_IL = recipe.prompt.history, SemanticIds.load(ctx.inputs["items"]).codes_IL
     # The teacher always reads the chat with texts, whatever the student's template shows.
-    chat = Chat(NAMES, recipe.evidence.buckets)
+    chat = Chat(read_fields(ctx.inputs["evidence"]), recipe.evidence.buckets)
     mode, config, prompts = recipe.traces.mode, recipe.traces.llm, []
     for split, row in chosen(ctx, lists, able):
         own, buckets_KF = lists[split], buckets[split][row, :k]

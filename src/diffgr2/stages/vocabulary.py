@@ -9,7 +9,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from diffgr2.artifacts import read_json
+from diffgr2.candidates.fields import names_of
+from diffgr2.candidates.index import read_fields
 from diffgr2.config import Recipe
 from diffgr2.data.store import read_dataset
 from diffgr2.errors import CheckpointError
@@ -32,8 +33,7 @@ def text_tokenizer(recipe: Recipe, texts: list[str]) -> Tokenizer:
 def run(ctx: StageContext) -> dict[str, Any]:
     recipe = ctx.recipe
     catalogue = read_dataset(ctx.inputs["data"]).catalogue
-    known = read_json(ctx.inputs["evidence"] / "index.json")["fields"]
-    fields = tuple(field["name"] for field in known)
+    fields = read_fields(ctx.inputs["evidence"])
     texts = [item_text(catalogue, item) for item in range(len(catalogue))]
     if recipe.prompt.template == "gr2":
         # Every response spells the template's own words: they are worth tokens of their own.
@@ -43,7 +43,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         levels=recipe.items.levels,
         codes=recipe.items.codes,
         k=recipe.candidates.k_max,
-        fields=fields,
+        fields=names_of(fields),
         buckets=recipe.evidence.buckets,
         strengths=recipe.prompt.strengths,
     )
