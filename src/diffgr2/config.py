@@ -204,9 +204,9 @@ class ModelConfig(Section):
     """The backbone: a Qwen3-family checkpoint directory or dimensions (model.*)."""
 
     base: str | None = None  # directory of a Qwen3-family checkpoint
-    dim: Positive = 192
+    dim: Positive = 128
     layers: Positive = 4
-    heads: Positive = 6
+    heads: Positive = 4
     kv_heads: Positive = 2
     head_dim: Positive = 32
     ffn: Positive = 512
@@ -242,10 +242,10 @@ class EvaluateConfig(Section):
     batch: Positive = 64
     users: Literal["hit", "all"] = "hit"  # which test lists are decoded; misses count 0 anyway
     max_users: Count = 0  # at most this many of them; 0 = no limit
-    speed_lists: Positive = 24  # lists timed per decoder
+    speed_lists: Positive = 8  # lists timed per decoder
     rounds: Positive = 3  # timing rounds, decoders interleaved
     thresholds: list[float] = [1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
-    frontier_lists: Positive = 400  # hit lists decoded per threshold
+    frontier_lists: Positive = 200  # hit lists decoded per threshold
     lengths: list[Positive] = [64, 128, 256, 512, 1024]  # output tokens, for throughput
     list_lengths: list[Positive] = [*range(1, 21), 25, 40, 100]  # candidates, for the probes
     views: list[Positive] = [1, 2, 3, 5]  # presentations averaged, for the probes

@@ -20,7 +20,7 @@ Steps = Annotated[Count | None, BeforeValidator(lambda value: None if value == "
 class TrainConfig(Section):
     """What the one training loop needs; every training stage extends it."""
 
-    steps: Count = 1_000  # 0 = the stage passes its input through
+    steps: Steps = None  # null = chosen from the data; 0 = the stage passes its input through
     rows: Positive = 16  # rows per optimizer step, over all processes
     micro_rows: Positive = 16  # rows per forward
     lr: Rate = 1e-3
@@ -34,6 +34,12 @@ class TrainConfig(Section):
     checkpoint_every: Positive = 200  # steps
     keep: Positive = 2  # checkpoints kept
 
+    @property
+    def fixed(self) -> int:
+        """The steps, once they are chosen."""
+        assert self.steps is not None, "steps are chosen where a stage starts"
+        return self.steps
+
 
 class ShowConfig(Section):
     """How a stage shows the lists that it learns from."""
@@ -46,6 +52,7 @@ class ShowConfig(Section):
 class MidtrainConfig(TrainConfig):
     """Item alignment (midtrain.*)."""
 
+    precision: Literal["fp32", "bf16"] = "bf16"  # weights and optimizer stay fp32
     sequential: Share = 0.6  # shares of the four tasks, normalised
     caption: Share = 0.15
     persona: Share = 0.2
@@ -55,14 +62,21 @@ class MidtrainConfig(TrainConfig):
 class SftConfig(TrainConfig, ShowConfig):
     """Supervised fine-tuning on traces (sft.*)."""
 
+    lr: Rate = 2e-3
+    optimizer: Literal["adamw", "muon"] = "muon"
+    muon_lr: Rate = 4e-3
+    precision: Literal["fp32", "bf16"] = "bf16"
     reasoning_weight: Amount = 0.5  # lambda_r, below the answer's
-    answer_weight: Rate = 1.0  # lambda_o
+    answer_weight: Rate = 3.0  # lambda_o
     direct: Share = 0.15  # share of rows that answer without reasoning
 
 
 class RlConfig(TrainConfig, ShowConfig):
     """DAPO on the re-ranking reward (rl.*, direct_rl.*); the diffusion policy extends it."""
 
+    lr: Rate = 3e-5
+    warmup: Count = 5
+    checkpoint_every: Positive = 10
     group: Annotated[int, Field(ge=2)] = 8  # G
     prompts: Positive = 8  # groups per step
     answer: Answering = "said"  # the read-out that is rewarded
@@ -71,7 +85,7 @@ class RlConfig(TrainConfig, ShowConfig):
     clip_low: Rate = 0.2
     clip_high: Rate = 0.28
     alpha: Amount = 0.2  # weight of the conditional format reward
-    refill: Count = 4  # extra rollout rounds per step to replace groups without variance
+    refill: Count = 1  # extra rollout rounds per step to replace groups without variance
     epochs: Positive = 1  # optimizer steps per rollout batch
     overlong_cache: Count = 16  # tokens before the limit over which the penalty grows
 
@@ -82,16 +96,16 @@ class RlConfig(TrainConfig, ShowConfig):
 class ConvertConfig(Section):
     """AR to block diffusion: same tensors, new contract (convert.*)."""
 
-    block_size: Positive = 32
+    block_size: Positive = 64
     alignment: Literal["same_position", "shifted"] = "same_position"
     clean_attention: Literal["either", "causal", "block_causal"] = "either"
-    origin: Literal["document", "response"] = "document"
+    origin: Literal["document", "response"] = "response"
 
 
 class DistillConfig(ShowConfig):
     """The AR teacher's own outputs for conversion fine-tuning (distill.*)."""
 
-    lists: Count = 8_000  # training and validation lists decoded; 0 = all
+    lists: Count = 4_000  # training and validation lists decoded; 0 = all
     direct: Share = 0.15  # share answered without reasoning
     keep: Literal["valid", "all"] = "valid"  # outputs that train; all only for dry runs
     batch: Positive = 64
@@ -100,14 +114,20 @@ class DistillConfig(ShowConfig):
 class CftConfig(TrainConfig):
     """Conversion fine-tuning (cft.*)."""
 
+    rows: Positive = 12
+    micro_rows: Positive = 12
+    optimizer: Literal["adamw", "muon"] = "muon"
+    muon_lr: Rate = 4e-3
+    precision: Literal["fp32", "bf16"] = "bf16"
+    checkpoint_every: Positive = 100
     reasoning_weight: Amount = 1.0
-    answer_weight: Rate = 1.0
+    answer_weight: Rate = 3.0
     ar_weight: Amount = 0.5  # AR loss on the clean half
-    fully_masked: Share = 0.3  # share of blocks masked entirely
+    fully_masked: Share = 0.2  # share of blocks masked entirely
     draws: Positive = 1  # noise draws per row, which share its clean half
     complementary: bool = True  # each draw twice, masks m and 1-m
     causal_share: Share = 0.5  # share of rows with causal clean attention, if the contract has both
-    random_origin: bool = True  # block boundaries drawn per row
+    random_origin: bool = False  # block boundaries drawn per row, not where decoding begins
     free: Share = 0.3  # share of rows as `rule: raw` meets them: nothing given, padding to the end
     loss_scale: Literal["uniform", "inverse_t"] = "uniform"
     sharpen: Amount = 0.0  # entropy term on correct predictions
@@ -116,12 +136,15 @@ class CftConfig(TrainConfig):
 class OpdConfig(TrainConfig):
     """On-policy distillation (opd.*)."""
 
+    lr: Rate = 2e-5
+    warmup: Count = 5
+    checkpoint_every: Positive = 10
     teacher: Literal["ar", "self_careful"] = "ar"
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
     positions: Literal["frontier", "all"] = "frontier"  # all: the trap of a causal teacher
-    rollouts: Positive = 4  # per prompt
-    temperature: Amount = 1.0  # of the student's rollouts
-    teacher_temperature: Rate = 1.0  # below 1: nearer to its greedy choice; strengths keep 1
+    rollouts: Positive = 1  # per prompt
+    temperature: Amount = 0.0  # of the student's rollouts; hotter ones blur the targets
+    teacher_temperature: Rate = 0.25  # below 1: nearer to its greedy choice; strengths keep 1
     threshold: Share = 0.2
     rule: Rule = "grammar"
     answer: Answering = "said"  # what is rolled out: to the last strength, or the permutation too
@@ -131,5 +154,10 @@ class OpdConfig(TrainConfig):
 class BlockRlConfig(RlConfig):
     """RL on the diffusion policy (block_rl.*)."""
 
+    lr: Rate = 2e-5
+    warmup: Count = 2
+    checkpoint_every: Positive = 5
+    prompts: Positive = 4
+    micro_rows: Positive = 8
     threshold: Share = 0.2
     clip_high: Rate = 0.2  # symmetric, as in the paper

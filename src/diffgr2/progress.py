@@ -1,8 +1,8 @@
 """Progress for people: a rich bar on a terminal, a plain line now and then otherwise.
 
 Contract: `with progress.task(label, total) as bar: bar.advance(n, note)`. Plain lines come at most
-every `every_s` seconds, so logs stay short. Not here: metrics (`train.log`) and results
-(`evaluate.results`).
+every `every_s` seconds, so logs stay short, and say how long the rest takes at the
+pace so far. Not here: metrics (`train.log`) and results (`evaluate.results`).
 """
 
 from __future__ import annotations
@@ -40,14 +40,19 @@ class Progress:
     def task(self, label: str, total: int | None = None) -> Iterator[Task]:
         """Show a piece of work while the block runs."""
         start = last = time.monotonic()
+        first: tuple[int, float] | None = None  # what was done, when: a resumed run begins late
 
         def plain(task: Task, note: str) -> None:
-            nonlocal last
+            nonlocal last, first
             now = time.monotonic()
+            done, since = first = first or (task.done, now)
             if now - last >= self.every_s or task.done == task.total:
                 last = now
-                of = f"/{task.total}" if task.total else ""
-                self.line(f"{label}: {task.done}{of} [{now - start:.0f}s] {note}".rstrip())
+                of, left = f"/{task.total}" if task.total else "", ""
+                if task.total and done < task.done < task.total:
+                    rest = (task.total - task.done) * (now - since) / (task.done - done)
+                    left = f", about {rest:.0f}s to go"
+                self.line(f"{label}: {task.done}{of} [{now - start:.0f}s{left}] {note}".rstrip())
 
         if not self.stream.isatty():
             yield Task(total, plain)

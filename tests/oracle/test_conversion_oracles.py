@@ -79,7 +79,7 @@ def test_a_foreign_directory_converts_bit_for_bit(tied, dtype, tmp_path):
         "mask_token_id": WORDS,
         "alignment": "same_position",
         "clean_attention": "either",
-        "origin": "document",
+        "origin": "response",
     }
     assert values["rope_theta"] == 1_000_000.0
     before = read_config(source)

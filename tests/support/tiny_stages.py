@@ -164,9 +164,21 @@ def model(kind: str = "fresh", **changes: Any) -> Any:
 # --------------------------------------------------------------------------------------- the tasks
 
 
+PLAIN: dict[type, dict[str, Any]] = {
+    SftConfig: {"answer_weight": 1.0},
+    CftConfig: {"answer_weight": 1.0, "fully_masked": 0.3, "random_origin": True},
+    OpdConfig: {"rollouts": 4, "temperature": 1.0, "teacher_temperature": 1.0},
+}
+"""What a model of a few thousand weights is taught with, other than a real one."""
+
+
 def config_of(section: type, **changes: Any) -> Any:
     """A stage's config, small."""
     values = {
+        "optimizer": "adamw",
+        "muon_lr": 6e-3,
+        "precision": "fp32",
+        **PLAIN.get(section, {}),
         "steps": STEPS,
         "rows": 4,
         "micro_rows": 64,

@@ -22,6 +22,7 @@ def test_a_log_gets_plain_lines_now_and_then(every_s: float, lines: int) -> None
             task.advance(1, f"loss {n}")
     assert said.getvalue().count("\n") == lines, "the last one always comes"
     assert said.getvalue().splitlines()[-1] == "work: 4/4 [0s] loss 3"
+    assert said.getvalue().count(", about 0s to go]") == max(0, lines - 2), "not known at first"
 
 
 def test_a_terminal_gets_a_bar_that_learns_its_total() -> None:

@@ -35,6 +35,7 @@ from diffgr2.stages.batches import WeightedMicro, chunks, columns, epoch_order
 from diffgr2.stages.common import by_part, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.distill import Outputs
+from diffgr2.stages.effort import chosen
 from diffgr2.stages.noisy import NoisyRow, noisy_batch, response_blocks
 from diffgr2.streams import generator
 from diffgr2.train.loop import Loss
@@ -209,5 +210,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     source = ctx.inputs["convert"]
     contract, outputs = contract_of(source), Outputs.load(ctx.inputs["distill"])
     assert contract is not None  # `convert` wrote it
-    task = CftTask(corpus, outputs, contract, ctx.recipe.cft, ctx.seed)
-    return train_stage(ctx, task, open_model(source), ctx.recipe.cft, source)
+    words = corpus.vocab.spec.size
+    config = chosen(ctx.recipe.cft, ctx.name, len(outputs), words, ctx.progress)
+    task = CftTask(corpus, outputs, contract, config, ctx.seed)
+    return train_stage(ctx, task, open_model(source), config, source)

@@ -19,6 +19,7 @@ from diffgr2.prompts.request import item_text
 from diffgr2.stages.batches import Text, WeightedMicro, chunks, imitation
 from diffgr2.stages.common import by_part, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
+from diffgr2.stages.effort import chosen
 from diffgr2.streams import generator
 from diffgr2.train.loop import Loss
 
@@ -83,6 +84,7 @@ class MidtrainTask:
 def run(ctx: StageContext) -> dict[str, Any]:
     corpus = open_corpus(ctx.inputs, ctx.recipe)
     model = to_device(build(ctx.recipe.model, corpus.vocab.spec.size, ctx.seed))
-    task = MidtrainTask(corpus, ctx.recipe.midtrain, ctx.seed)
-    result = train_stage(ctx, task, model, ctx.recipe.midtrain, ctx.inputs["vocabulary"])
+    config = chosen(ctx.recipe.midtrain, ctx.name, 0, corpus.vocab.spec.size, ctx.progress)
+    task = MidtrainTask(corpus, config, ctx.seed)
+    result = train_stage(ctx, task, model, config, ctx.inputs["vocabulary"])
     return {**result, "parameters": sum(p.numel() for p in model.parameters())}

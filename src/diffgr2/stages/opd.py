@@ -33,6 +33,7 @@ from diffgr2.stages.batches import Micro, TokenBatch, causal_batch, chunks, colu
 from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.distill import Outputs
+from diffgr2.stages.effort import chosen
 from diffgr2.stages.noisy import NoisyRow, Realised, noisy_batch, realised
 from diffgr2.stages.rollouts import DECODE_BATCH, rollout_settings, text_metrics
 from diffgr2.streams import generator
@@ -180,8 +181,8 @@ class OpdTask:
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    recipe, config = ctx.recipe, ctx.recipe.opd
-    corpus = open_corpus(ctx.inputs, recipe)
+    corpus = open_corpus(ctx.inputs, ctx.recipe)
+    config = chosen(ctx.recipe.opd, ctx.name, 0, corpus.vocab.spec.size, ctx.progress)
     source = ctx.inputs["cft"]
     contract, outputs = contract_of(source), Outputs.load(ctx.inputs["distill"])
     assert contract is not None  # `convert` wrote it

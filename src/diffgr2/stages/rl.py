@@ -31,6 +31,7 @@ from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import Micro, TokenBatch, causal_batch, chunks, columns
 from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import open_corpus
+from diffgr2.stages.effort import chosen
 from diffgr2.stages.noisy import NoisyRow, noisy_batch, realised
 from diffgr2.stages.rollouts import Roller, Rollout, rollout_settings
 from diffgr2.train.loop import Loss
@@ -187,7 +188,8 @@ class RlTask:
 def run(ctx: StageContext) -> dict[str, Any]:
     """The stages of `STARTS`; each has a recipe section of its name."""
     corpus = open_corpus(ctx.inputs, ctx.recipe)
-    source, config = ctx.inputs[STARTS[ctx.name]], getattr(ctx.recipe, ctx.name)
+    source, given = ctx.inputs[STARTS[ctx.name]], getattr(ctx.recipe, ctx.name)
+    config = chosen(given, ctx.name, 0, corpus.vocab.spec.size, ctx.progress)
     contract = contract_of(source)
     settings = rollout_settings(corpus, contract, config)
     reasoning = ctx.name != "direct_rl"

@@ -19,6 +19,7 @@ from diffgr2.prompts.compact import ANSWER, REASONING
 from diffgr2.stages.batches import Text, WeightedMicro, chunks, epoch_order, imitation
 from diffgr2.stages.common import answer_to_learn, by_part, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
+from diffgr2.stages.effort import chosen
 from diffgr2.streams import generator
 from diffgr2.train.loop import Loss
 
@@ -64,7 +65,8 @@ class SftTask:
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    corpus, config = open_corpus(ctx.inputs, ctx.recipe), ctx.recipe.sft
-    source = ctx.inputs["midtrain"]
+    corpus, source = open_corpus(ctx.inputs, ctx.recipe), ctx.inputs["midtrain"]
+    lists, words = len(corpus.examples), corpus.vocab.spec.size
+    config = chosen(ctx.recipe.sft, ctx.name, lists, words, ctx.progress)
     task = SftTask(corpus, config, ctx.seed)
     return train_stage(ctx, task, open_model(source), config, source)

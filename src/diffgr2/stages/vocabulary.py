@@ -1,7 +1,8 @@
 """The vocabulary stage: a text tokenizer (trained here or the base model's) plus our tokens.
 
 Contract: writes the tokenizer files and vocabulary.json that every model directory carries on. The
-mask id comes first, then semantic IDs and control tokens. Not here: embeddings.
+mask id comes first, then semantic IDs and control tokens. Training comes next, so it says how long
+the rest of the run will take. Not here: embeddings.
 """
 
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from diffgr2.artifacts import load_arrays
 from diffgr2.candidates.fields import names_of
 from diffgr2.candidates.index import read_fields
 from diffgr2.config import Recipe
@@ -18,6 +20,7 @@ from diffgr2.pipeline import StageContext
 from diffgr2.prompts.chat import Chat
 from diffgr2.prompts.request import item_text
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
+from diffgr2.stages.effort import Size, speed, told, work_of
 
 
 def text_tokenizer(recipe: Recipe, texts: list[str]) -> Tokenizer:
@@ -28,6 +31,14 @@ def text_tokenizer(recipe: Recipe, texts: list[str]) -> Tokenizer:
     if not path.is_file():
         raise CheckpointError(f"{path}: file is missing (model.base needs its tokenizer)")
     return Tokenizer.from_file(str(path))
+
+
+def size_of(ctx: StageContext, fields: int) -> Size:
+    """How much there is to learn from."""
+    histories = read_dataset(ctx.inputs["data"]).histories
+    buckets_LKF = load_arrays(ctx.inputs["evidence"] / "train.safetensors")["buckets_LKF"]
+    counts = histories.n_users, histories.n_items, len(histories.items_N)
+    return Size(*counts, fields, lists=len(buckets_LKF))
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
@@ -48,4 +59,6 @@ def run(ctx: StageContext) -> dict[str, Any]:
         strengths=recipe.prompt.strengths,
     )
     vocab.save(ctx.out)
+    work = work_of(recipe, size_of(ctx, len(fields)))
+    ctx.progress.line(f"what is to come: {told(work, speed())}")
     return {"size": vocab.spec.size, "mask_id": vocab.mask_id}

@@ -90,7 +90,7 @@ def fit(
 
     Under a process group the model is sharded in place: write it from `dist.full_tensors(model)`.
     """
-    if config.steps == 0:
+    if config.fixed == 0:
         return []
     with _numerics(), _sigterm() as stop:
         dist.shard(model)
@@ -100,14 +100,14 @@ def fit(
         saved, raw = checkpoint.resume(root, mark, model, optimizer, progress.line)
         log = MetricsLog(work / "metrics.jsonl" if dist.world().first else None, raw)
         run = _Run(task, model, config, optimizer, work, log, stop)
-        with progress.task(task.name, config.steps) as bar:
+        with progress.task(task.name, config.fixed) as bar:
             if saved:
                 bar.advance(saved, "resumed")
-            for step in range(saved + 1, config.steps + 1):
+            for step in range(saved + 1, config.fixed + 1):
                 line, stopping = run.step(step)
                 log.append(line)
                 bar.advance(1, f"loss {line['loss']:.4f}")
-                last = step == config.steps
+                last = step == config.fixed
                 due = step // config.checkpoint_every > saved // config.checkpoint_every
                 if last or (step % task.round_steps == 0 and (due or stopping)):
                     raw = bytes(log.raw)
@@ -123,7 +123,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """The rate of step `step` (from 1): linear warm-up, then a cosine that ends at `final_lr`."""
     if step <= config.warmup:
         return config.lr * step / config.warmup
-    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    done = (step - config.warmup) / max(config.fixed - config.warmup, 1)
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
     return config.lr * (config.final_lr + (1.0 - config.final_lr) * cosine)
 

@@ -26,7 +26,10 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         matrices = _hidden(model) if config.optimizer == "muon" else []
         if matrices and dist.is_sharded(model):
-            raise ConfigError("optimizer: muon works in one process, several need adamw")
+            raise ConfigError(
+                "optimizer: muon works in one process, several need adamw "
+                "(--set sft.optimizer=adamw cft.optimizer=adamw)"
+            )
         taken = {id(p) for p in matrices}
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
         groups = [
