@@ -7,7 +7,7 @@ recipe (`recipe`), defaults that depend on data, and anything that reads artifac
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -57,19 +57,40 @@ class DataConfig(Section):
     source: Source = "shop"
     interactions: str | None = None  # file with interactions; not for the shop
     items: str | None = None  # file with item metadata; optional
-    columns: dict[str, str] = {}  # table only: our word -> column of the file
+    columns: dict[str, str] = {}  # table only: our word -> column, of both files unless
+    item_columns: dict[str, str] = {}  # the item file has others; or columns: {interactions, items}
+    category_separator: str | None = None  # between a path's parts; null = seen, none = no paths
+    repeats: Literal["drop", "keep"] = "drop"  # identical lines of a file without a clock
     k_core: Count = 5  # iterative: every user and item keeps at least this many; 0 = off
     tie_order: Literal["file", "shuffle"] = "file"  # order of interactions with equal timestamps
     tie_seed: Count = 0  # seed of `shuffle`
     max_bad_share: Share = 0.01  # the import stops when more lines than this are malformed
     shop: ShopConfig = ShopConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _columns_per_file(cls, values: Any) -> Any:
+        """`columns: {interactions: {…}, items: {…}}` is another way to say both."""
+        match values:
+            case {"columns": {**each}} if each and each.keys() <= {"interactions", "items"}:
+                if "item_columns" in values:
+                    raise ValueError("item_columns: columns.items says them already")
+                of, texts = each.get("interactions", {}), each.get("items", {})
+                return {**values, "columns": of, "item_columns": texts}
+        return values
+
     @model_validator(mode="after")
     def _file_given(self) -> DataConfig:
         if self.source != "shop" and not self.interactions:
             raise ValueError(f"interactions: source {self.source} needs a file")
-        if self.columns and self.source != "table":
+        if (self.columns or self.item_columns) and self.source != "table":
             raise ValueError(f"columns: source {self.source} has none, only source table")
+        for word in self.item_columns:
+            if word not in ("item", *TEXT_WORDS):
+                known = ", ".join(("item", *TEXT_WORDS))
+                raise ValueError(f"item_columns: unknown word {word} (known: {known})")
+        if self.item_columns and not self.items:
+            raise ValueError("item_columns: the item file is not given")
         for word in self.columns:
             if word not in COLUMN_WORDS:
                 raise ValueError(f"columns: unknown word {word} (known: {', '.join(COLUMN_WORDS)})")

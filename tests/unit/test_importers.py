@@ -168,9 +168,14 @@ def test_recbole(tmp_path: Path) -> None:
 
 def test_recbole_without_timestamps_is_in_file_order(tmp_path: Path) -> None:
     lines = ["item_id:token\tuser_id:token", *(f"{i}\t{u}" for u, i, _ in ROWS)]
-    dataset = load("recbole", write(tmp_path / "x.inter", *lines))
+    path = write(tmp_path / "x.inter", *lines)
+    dataset = load("recbole", path, repeats="keep")
     assert histories(dataset) == {"ann": list("cabd"), "bob": list("aba")}
     assert dataset.report["timed"] is False
+    assert "warnings" not in dataset.report
+    dataset = load("recbole", path)
+    assert histories(dataset) == {"ann": list("cabd")}, "bob's third line is his first"
+    assert dataset.report["warnings"][0].startswith("1 of 7 lines of x.inter stood in it before")
 
 
 def test_p5_sequences_with_and_without_names(tmp_path: Path) -> None:

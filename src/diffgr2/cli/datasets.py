@@ -71,7 +71,11 @@ def check(
     ] = "",
     columns: Annotated[
         list[str] | None,
-        typer.Option("--column", metavar="WORD=COLUMN", help="table: user=user_id, item=…"),
+        typer.Option("--column", metavar="WORD=COLUMN", help="table: user=user_id item=…"),
+    ] = None,
+    item_columns: Annotated[
+        list[str] | None,
+        typer.Option("--item-column", metavar="WORD=COLUMN", help="The item file's own names."),
     ] = None,
     k_core: Annotated[int, typer.Option("--k-core", help="0 = keep everybody.")] = 5,
 ) -> None:
@@ -85,6 +89,7 @@ def check(
         "items": str(items) if items else None,
         "k_core": k_core,
         "columns": dict(_pair(text) for text in columns or []),
+        "item_columns": dict(_pair(text) for text in item_columns or []),
     }
     _preview(validate({"name": "check", "data": values}, "data check").data)
 
@@ -107,6 +112,8 @@ def _preview(config: DataConfig) -> None:
     for kind in ("first_rejected", "first_items_rejected"):
         for entry in dataset.report.get(kind, []):
             typer.echo(f"set aside                    {entry}")
+    for warning in dataset.report.get("warnings", []):
+        typer.echo(f"warning                      {warning}")
     typer.echo(f"for example, user {dataset.raw_users[0]}:")
     for item in dataset.histories.of(0)[:5]:
         typer.echo(f"  {item_text(dataset.catalogue, int(item))}")

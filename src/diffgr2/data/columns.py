@@ -1,6 +1,7 @@
 """Files of records with named fields: csv, tsv, parquet, JSON lines, RecBole's atomic files.
 
-    columns: {user: user_id, item: item_id, timestamp: ts, title: name}
+    columns: {user: user_id, item: item_id, timestamp: ts}
+    item_columns: {item: sku, title: name}     # where the item file has names of its own
 
 Contract: a `Source` maps our words to a file's names for them; a word that is not mapped is looked
 up under its own name. `user` and `item` must be found in the interactions and `item` in the item
@@ -16,12 +17,13 @@ interactions, and repeats, filters and order (`data.split`).
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from diffgr2.config import TEXT_WORDS
+from diffgr2.data.categories import read_paths, told
 from diffgr2.data.gather import Gatherer, ItemText, RawData
 from diffgr2.data.lines import (
     BadLine,
@@ -34,7 +36,13 @@ from diffgr2.data.lines import (
     read_header,
     read_lines,
 )
-from diffgr2.data.values import identifier, item_text, milliseconds, whole_number
+from diffgr2.data.values import (
+    category_path,
+    identifier,
+    item_text,
+    milliseconds,
+    whole_number,
+)
 from diffgr2.errors import DataError, first_line
 
 ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
@@ -61,6 +69,10 @@ class Source:
     columns: Mapping[str, str]  # our word -> the file's name for it
     unit: str = "auto"  # of times that are numbers: s, ms, or auto
     typed: bool = False  # ids must be text and times numbers, as in the publisher's own JSON
+    own: Collection[str] = ()  # words that the recipe says of the item file alone
+    separator: str | None = None  # between the parts of a category path; None = by what is there
+    items: bool = False  # a table of items, which may have names of its own
+    once: bool = False  # without a clock, a line that stood before says nothing new
 
 
 def read_interactions(path: Path, source: Source, intake: Intake) -> RawData:
@@ -76,13 +88,18 @@ def gathered(path: Path, source: Source, intake: Intake) -> tuple[Gatherer, bool
     user, item = names["user"], names["item"]
     time, place = names.get("timestamp"), names.get("position")
     numbers, gatherer = not source.typed, Gatherer()
+    once, lines = source.once and time is None, set[int]()
     for number, text, record in records:
+        before = len(lines)
+        if once:
+            lines.add(hash(text or repr(record)))
         try:
             gatherer.add(
                 identifier(record.get(user), user, numbers=numbers),
                 identifier(record.get(item), item, numbers=numbers),
                 milliseconds(record.get(time), time, source.unit, text=numbers) if time else 0,
                 whole_number(record.get(place), place) if place else None,
+                once and len(lines) == before,
             )
         except BadLine as bad:
             intake.reject(number, bad, text or repr(record))
@@ -95,15 +112,27 @@ def read_texts(
 ) -> dict[str, ItemText]:
     """Metadata of the wanted items; the first record of an item counts."""
     names, records = _open(path, source, ("item", *TEXT_WORDS), intake, wanted)
+    intake.told = [word for word in TEXT_WORDS if word in names]
     texts: dict[str, ItemText] = {}
+    spelled: dict[str, str] = {}  # categories that are one text each
+    column = names.pop("categories", "")
     for number, text, record in records:
         try:
             item = identifier(record.get(names["item"]), names["item"], numbers=not source.typed)
             if item in wanted and item not in texts:
-                texts[item] = item_text(record, names)
+                whole = record.get(column) if column else None
+                parts = () if isinstance(whole, str) else category_path(whole, column)
+                texts[item] = replace(item_text(record, names), categories=parts)
+                if isinstance(whole, str):
+                    spelled[item] = whole
         except BadLine as bad:
             intake.reject(number, bad, text or repr(record))
     intake.finish()
+    if any(spelled.values()):
+        paths = read_paths(spelled, source.separator)
+        intake.paths = told(paths)
+        for item, names_of in paths.of.items():
+            texts[item] = replace(texts[item], categories=category_path(names_of, column))
     return texts
 
 
@@ -120,13 +149,15 @@ def _open(
                 names[word] = name
             elif word in source.columns or word in ("user", "item"):
                 shown = ", ".join(sorted(known)[:20])
+                key = "item_columns" if word in source.own else "columns"
+                more = "; item_columns say its own names" if source.items else ""
                 raise DataError(
-                    f"{intake.name}: columns.{word}: no column {name!r} (it has: {shown})"
+                    f"{intake.name}: {key}.{word}: no column {name!r} (it has: {shown}{more})"
                 )
         return names
 
     if source.kind == "parquet":
-        return _parquet(path, find, intake)
+        return _parquet(path, find, intake, whole=source.once)
     lines = read_lines(path, intake)
     if source.kind == "dicts":
         return {**source.columns}, _dicts(lines, source.columns["item"], wanted, intake)
@@ -218,16 +249,17 @@ def _dicts(
 
 
 def _parquet(
-    path: Path, find: Callable[[Collection[str]], Names], intake: Intake
+    path: Path, find: Callable[[Collection[str]], Names], intake: Intake, *, whole: bool
 ) -> tuple[Names, Records]:
-    """A table's rows, which count as lines from 1."""
+    """A table's rows, which count as lines from 1; with all columns where lines are compared."""
     import polars as pl  # late: text files are read without
 
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
         names = find(list(pl.read_parquet_schema(path)))
-        table = pl.read_parquet(path, columns=list(dict.fromkeys(names.values())))
+        needed = None if whole and "timestamp" not in names else list(dict.fromkeys(names.values()))
+        table = pl.read_parquet(path, columns=needed)
     except DataError:
         raise
     except (Exception, pl.exceptions.PanicException) as error:

@@ -43,6 +43,7 @@ class RawData:
     events: pl.DataFrame
     timed: bool
     texts: dict[str, ItemText] = field(default_factory=dict)  # by raw item id
+    again: pl.Series | None = None  # of each: whether its line stood before, where that tells
 
 
 class Gatherer:
@@ -52,9 +53,18 @@ class Gatherer:
         self.users: dict[str, int] = {}
         self.items: dict[str, int] = {}
         self._user, self._item, self._time, self._position = (array("q") for _ in range(4))
+        self._again = array("b")
 
-    def add(self, user: str, item: str, time_ms: int = 0, position: int | None = None) -> None:
+    def add(
+        self,
+        user: str,
+        item: str,
+        time_ms: int = 0,
+        position: int | None = None,
+        again: bool = False,
+    ) -> None:
         """One interaction; without a position its place in the file counts."""
+        self._again.append(again)
         self._position.append(len(self._user) if position is None else position)
         self._user.append(self.users.setdefault(user, len(self.users)))
         self._item.append(self.items.setdefault(item, len(self.items)))
@@ -79,7 +89,8 @@ class Gatherer:
                 "position": pl.Series(self._position),
             }
         )
-        return RawData(source, events, timed)
+        again = pl.Series(self._again) == 1 if any(self._again) else None
+        return RawData(source, events, timed, again=again)
 
 
 def renamed(raw: RawData, users: dict[str, str], items: dict[str, str]) -> RawData:

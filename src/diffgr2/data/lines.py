@@ -46,6 +46,8 @@ class Intake:
         self.name, self.quarantine, self.max_bad_share = name, quarantine, max_bad_share
         self.lines = self.rejected = 0
         self.first: list[str] = []
+        self.told: list[str] = []  # our words that the file has columns for
+        self.paths = ""  # what its category texts were taken for
 
     def reject(self, number: int, reason: object, text: str | bytes) -> None:
         """Put one counted line aside."""

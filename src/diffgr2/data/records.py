@@ -29,6 +29,7 @@ from typing import Any
 from diffgr2.config import TEXT_WORDS, DataConfig
 from diffgr2.data import columns
 from diffgr2.data.columns import Source
+from diffgr2.data.doubts import doubts, item_file
 from diffgr2.data.gather import Gatherer, RawData, renamed
 from diffgr2.data.lines import BadLine, Intake, each, json_object, read_lines
 from diffgr2.data.split import build
@@ -63,15 +64,20 @@ def outside_paths(config: DataConfig) -> list[Path]:
 def _source(path: Path, config: DataConfig, *, items: bool = False) -> Source:
     """How the interactions or the item file is to be read."""
     suffix = Path(path.name.removesuffix(".gz")).suffix
+    once = config.repeats == "drop"
     if config.source == "table":
         if suffix not in (".csv", ".tsv", ".parquet", ".jsonl"):
             raise DataError(
                 f"{path.name}: unknown kind of table "
                 "(expected .csv, .tsv, .jsonl, each also with .gz, or .parquet)"
             )
-        return Source(suffix[1:], config.columns)
+        if not items:
+            return Source(suffix[1:], config.columns, once=once)
+        names = {**config.columns, **config.item_columns}
+        how = {"own": config.item_columns, "separator": config.category_separator, "items": True}
+        return Source(suffix[1:], names, **how)
     if config.source == "recbole":
-        return Source("atomic", {})
+        return Source("atomic", {}, once=once and not items)
     names = AMAZON["amazon2014" if config.source == "p5" else config.source]
     if items:
         return Source("dicts", names, typed=True)
@@ -149,6 +155,7 @@ def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None
         "lines_rejected": intake.rejected,
         "first_rejected": intake.first,
     }
+    warnings: list[str] = []
     if config.items:
         path = Path(config.items)
         intake = Intake(path.name, quarantine, config.max_bad_share)
@@ -162,4 +169,9 @@ def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None
             "first_items_rejected": intake.first,
             "items_with_metadata_before_core": len(raw.texts),
         }
-    return build(raw, config, seed, report)
+        report |= {"categories": intake.paths} if intake.paths else {}
+        warnings = item_file(raw, path.name, intake.lines, intake.told)
+    dataset = build(raw, config, seed, report)
+    if warnings := warnings + doubts(raw, dataset.report):
+        dataset.report["warnings"] = warnings
+    return dataset

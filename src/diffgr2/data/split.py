@@ -32,10 +32,11 @@ def drop_repeats(raw: RawData, keep_earliest: bool) -> pl.DataFrame:
     """The interactions without repeats.
 
     `keep_earliest` keeps a user's first with each item; otherwise only those that agree in user,
-    item and time go, and without a clock none (the same item twice is then two events).
+    item and time go; without a clock the same item twice is two events, unless the reader says that
+    the very line stood before.
     """
     if not (raw.timed or keep_earliest):
-        return raw.events
+        return raw.events if raw.again is None else raw.events.filter(~raw.again)
     same = ["user", "item"] if keep_earliest else ["user", "item", "time"]
     by_time = raw.events.sort("time", "position", maintain_order=True)
     return by_time.unique(same, keep="first", maintain_order=True)
@@ -48,6 +49,15 @@ def k_core(events: pl.DataFrame, k: int, shortest: int = 0) -> pl.DataFrame:
     while len(left := events.filter(enough)) < len(events):
         events = left
     return events
+
+
+def smaller_core(events: pl.DataFrame, k: int) -> str:
+    """What a k-core that empties could be instead, or why none can help."""
+    for less in range(k - 1, -1, -1):
+        if users := k_core(events, less, SHORTEST)["user"].n_unique():
+            return f" (k_core: {less} would keep {users} users)"
+    each = len(events) / events["user"].n_unique()
+    return f" (users have {each:.1f} each: is `user` the right column?)"
 
 
 def tie_spans(events: pl.DataFrame) -> list[tuple[int, int]]:
@@ -85,7 +95,7 @@ def build(raw: RawData, config: DataConfig, seed: int, report: dict[str, Any]) -
     if not len(kept):
         raise DataError(
             f"{raw.source}: nothing is left of {len(used)} interactions after the "
-            f"{k}-core and users with fewer than {SHORTEST} interactions"
+            f"{k}-core and users with fewer than {SHORTEST} interactions{smaller_core(used, k)}"
         )
     kept = ordered(kept, config)
     histories, raw_items, raw_users = _number(kept, seed)
@@ -111,7 +121,7 @@ def build(raw: RawData, config: DataConfig, seed: int, report: dict[str, Any]) -
         "k_core": k,
         "tie_order": config.tie_order,
         "tie_seed": config.tie_seed,
-        "repeats": "earliest per item" if keep_earliest else "kept at distinct times",
+        "repeats": _repeats(raw, keep_earliest),
         "split_sha256": split_digest(kept),
         **statistics(histories),
         "timed": raw.timed,
@@ -120,6 +130,13 @@ def build(raw: RawData, config: DataConfig, seed: int, report: dict[str, Any]) -
         **_coverage(catalogue),
     }
     return Dataset(histories, catalogue, raw_users, report)
+
+
+def _repeats(raw: RawData, keep_earliest: bool) -> str:
+    """What became of repeats, in words."""
+    if raw.again is not None and not keep_earliest:
+        return "identical lines dropped"
+    return "earliest per item" if keep_earliest else "kept at distinct times"
 
 
 def _number(kept: pl.DataFrame, seed: int) -> tuple[Histories, list[str], list[str]]:

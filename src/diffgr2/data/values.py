@@ -26,7 +26,6 @@ MILLISECONDS_FROM = 100_000_000_000  # `auto`: larger numbers are milliseconds (
 _NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?([eE][+-]?\d{1,3})?", re.ASCII)
 _PRICE = re.compile(r"\d[\d,]{0,15}(?:\.\d{1,6})?")
 _TAG = re.compile(r"<[^<>]{0,300}>")
-_PATH = re.compile(r"\s*[|>]\s*")
 
 
 def identifier(value: Any, name: str, *, numbers: bool = False) -> str:
@@ -110,11 +109,11 @@ def words(value: Any, name: str, longest: int) -> str:
 
 
 def category_path(value: Any, name: str) -> tuple[str, ...]:
-    """A path from general to specific: a list, the longest of several, `A > B` or `A|B`."""
+    """A path from general to specific: a list or the longest of several; a text is one name."""
     if value is None:
         return ()
     if isinstance(value, str):
-        value = _PATH.split(value.strip()[: 10 * LONGEST_TITLE])
+        value = [value]
     if not isinstance(value, list | tuple):
         raise BadLine(f"{name} is not a list")
     if value and all(isinstance(part, list | tuple) for part in value):

@@ -41,6 +41,10 @@ def run(ctx: StageContext) -> dict[str, Any]:
             ctx.progress.line(f"data: {report[rejected]} of {report[total]} lines set aside:")
             for entry in report[kind]:
                 ctx.progress.line(f"data:   {entry}")
+    if report.get("categories"):
+        ctx.progress.line(f"data: categories {report['categories']}")
+    for warning in report.get("warnings", []):
+        ctx.progress.line(f"data: warning: {warning}")
     return {  # what fits a manifest's metrics: words and finite numbers
         key: value
         for key, value in report.items()
