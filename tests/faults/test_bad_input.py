@@ -226,7 +226,8 @@ BAD_FILES: list[tuple[str, str, bytes | None, str]] = [  # file, source, content
      "x.inter: line 1: item_id_list marks a split file; "
      "the .inter file with one interaction per line is needed"),
     ("short.txt", "p5", b"1 a b\n2 a\n", "short.txt: nothing is left of 3 interactions after the "
-     "0-core and users with fewer than 3 interactions"),
+     "0-core and users with fewer than 3 interactions (users have 1.5 each: is `user` the right "
+     "column?)"),
     ("all.json", "amazon2014", b"{}\n{}\n", "all.json: 2 of 2 lines are malformed "
      "(100.0%, max_bad_share is 50.0%); first: line 1: reviewerID is missing"),
 ]  # fmt: skip
@@ -269,7 +270,7 @@ def test_a_core_that_swallows_everything_is_one_line(tmp_path: Path) -> None:
         import_dataset(bad, 0)
     assert str(caught.value) == (
         "r.json: nothing is left of 5 interactions after the 9-core and users with fewer than "
-        "3 interactions"
+        "3 interactions (k_core: 1 would keep 1 users)"
     )
 
 

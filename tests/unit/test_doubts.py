@@ -76,8 +76,8 @@ def test_an_item_file_about_other_items_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(bought(tmp_path), items=texts(tmp_path, [("x1", "a"), ("x2", "b")]))
     assert str(caught.value) == (
-        "items.csv: none of its 2 lines is about one of the 8 items of log.csv (there: i0, i1, i2); "
-        "do item_columns name the column of ids?"
+        "items.csv: none of its 2 lines is about one of the 8 items of log.csv (there: i0, i1, i2)"
+        "; do item_columns name the column of ids?"
     )
 
 
