@@ -100,8 +100,10 @@ def refitted(
     queries = prefixes(queries, np.flatnonzero(hit), queries.lengths_U[hit])
     index = replace(index, n_users=histories.n_users)
     features_LKF = index.features(queries, items_LK[hit], scores_LK[hit], users[hit])
-    fresh = index.with_edges(features_LKF.reshape(-1, features_LKF.shape[-1]))
-    return fresh, int(hit.sum())
+    fresh_FB = index.with_edges(features_LKF.reshape(-1, features_LKF.shape[-1])).edges_FB
+    counted = len(index.fields) - len(index.own)  # a shop's own values came with lists of its own
+    edges_FB = np.concatenate([fresh_FB[:counted], index.edges_FB[counted:]])
+    return replace(index, edges_FB=edges_FB), int(hit.sum())
 
 
 @dataclass(frozen=True)

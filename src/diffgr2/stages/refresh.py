@@ -29,7 +29,7 @@ from diffgr2.artifacts import (
     read_manifest,
     sha256_of,
 )
-from diffgr2.candidates.index import NAMES, EvidenceIndex
+from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.recount import Sample, Scores, recounted, refitted, retrained
 from diffgr2.data import columnar
 from diffgr2.data.arrivals import Joined, Purchases, Shop, join, read_purchases, read_records
@@ -155,13 +155,14 @@ def _grown(world: World, joined: Joined, *, edges: bool, keep_last: int) -> Grow
     if edges:
         index, fitted = refitted(index, shop.histories, retriever, k, FITTED, seed)
     sample = Sample.of(world.histories, world.retriever, k, SAMPLE, seed)
-    moved_LKF = sample.buckets(old) != sample.buckets(index)
+    counted = index.names[: len(index.fields) - len(index.own)]
+    moved_LKF = (sample.buckets(old) != sample.buckets(index))[..., : len(counted)]
     facts = _counts(world, joined, index) | {
         "retriever": how,
         "edges": fitted,
         "lift_users": index.n_users,
         "sample": len(moved_LKF),
-        "moved": {name: float(moved_LKF[..., f].mean()) for f, name in enumerate(NAMES)},
+        "moved": {name: float(moved_LKF[..., f].mean()) for f, name in enumerate(counted)},
         "moved_share": float(moved_LKF.mean()),
         "moved_lists": float(moved_LKF.any((1, 2)).mean()),
     }
