@@ -17,6 +17,7 @@ from diffgr2.errors import CheckpointError, DecodeError
 from diffgr2.model.backend import NO_TOKEN, Backend, Session, Span
 from diffgr2.model.backends import backend_of, open_backend, write_graphs
 from diffgr2.model.load import save
+from diffgr2.model.ort import OrtBackend
 from support.tiny_qwen import VOCAB, tiny
 
 MASK, SLOTS = VOCAB - 1, 60
@@ -232,6 +233,23 @@ class TestOnnxFromADirectory(TestOnnx):
         session.add([causal([1, 2, 3], 0)] * 2, SLOTS)
         views = session.forward([causal([4], 3)] * 2)
         return views[0].rows(np.array([0]))
+
+
+def test_equal_prompts_are_computed_once(monkeypatch) -> None:
+    model, read = backend_of(tiny(1), "onnx"), []
+    answers = OrtBackend.answers
+
+    def noted(self: OrtBackend, single: bool, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        read.append(feed["ids"].tolist())
+        return answers(self, single, feed)
+
+    monkeypatch.setattr(OrtBackend, "answers", noted)
+    session, ids = model.session(MASK), [5, 6, 7, 8]
+    session.add([causal(ids, 0), causal([6, *ids], 0), causal(ids, 0)], 12)
+    assert read == [[ids], [[6, *ids]]]
+    views = session.forward([causal([9], 4), causal([9], 5), causal([9], 4)])
+    first, _, last = (view.rows(np.array([0])) for view in views)
+    np.testing.assert_allclose(first, last, atol=1e-6)
 
 
 def test_eight_bits_stay_close(tmp_path) -> None:

@@ -176,6 +176,17 @@ class Decoder:
             for one, two in zip(alone, together, strict=True):
                 same(one, two)
 
+    @pytest.mark.parametrize("name", ["onnx", "torch"])
+    def test_prompts_that_begin_alike_change_nothing(self, module, name: str) -> None:
+        model, begin = backend_of(module, name), (prompts()[-1] * 2)[:20]
+        ends = ([], [], [3], [3, 4], [5, 3, 4])
+        asked = [*(begin + end for end in ends), begin[5:]]
+        requests = [DecodeRequest(prompt, None, ("alike", i)) for i, prompt in enumerate(asked)]
+        heat = replace(self.settings, temperature=0.8)
+        alone = decode(model, requests, heat, batch=1)
+        for one, two in zip(alone, decode(model, requests, heat, batch=6), strict=True):
+            same(one, two)
+
     def test_it_ends_at_the_end_token_or_at_the_limit(self, model) -> None:
         whole = self.run(model)
         unfinished = [out for out in whole if not out.finished]

@@ -21,6 +21,9 @@ from diffgr2.types import Trajectory
 RIDE = 1 << 24
 """Scores of attention up to which prompts ride with the first forward; more take pieces."""
 
+ALIKE = 12
+"""Tokens at the beginning that prompts must share for their common part to be computed once."""
+
 WRITERS = {"ar": ArWriter, "block": BlockWriter, "verify": VerifyWriter}
 
 
@@ -38,7 +41,7 @@ class Batch:
         self.model = model
         self.writers: list[Writer] = []
         self._session: Session | None = None
-        self._unread = False  # no forward has seen the writers' prompts
+        self._unread: list[int] = []  # of each writer's prompt, how much is in the cache; [] = all
 
     def add(self, writers: Sequence[Writer]) -> None:
         """Let new writers join; none may be done already.
@@ -51,16 +54,19 @@ class Batch:
         if self._session is None:
             self._session = self.model.session(writers[0].settings.mask_id)
         longest = max(len(w.prompt) for w in writers)
-        self._unread = not self.writers and len(writers) * longest**2 <= RIDE
-        prompts = [Span([], 0, [], 0) if self._unread else _prompt(w) for w in writers]
+        known = [writer.prefill for writer in writers]
+        if not self.writers and len(writers) * longest**2 <= RIDE:
+            known = self._unread = _shared(writers)
+        prompts = [_prompt(*pair) for pair in zip(writers, known, strict=True)]
         self._session.add(prompts, max(w.slots for w in writers))
         self.writers.extend(writers)
 
     def _begin(self) -> None:
         """Prefill prompts that were to ride with a forward, because others join before it."""
         if self._unread and self._session is not None:
-            self._session.forward([_prompt(writer) for writer in self.writers])
-        self._unread = False
+            pairs = zip(self.writers, self._unread, strict=True)
+            self._session.forward([_prompt(w, w.prefill, known) for w, known in pairs])
+        self._unread = []
 
     def step(self) -> list[Writer]:
         """One forward for all writers; returns those that finished, which have left."""
@@ -69,8 +75,9 @@ class Batch:
         assert self._session is not None
         spans = [writer.plan() for writer in self.writers]
         if self._unread:
-            spans = [_after(_prompt(w), s) for w, s in zip(self.writers, spans, strict=True)]
-            self._unread = False
+            parts = zip(self.writers, self._unread, spans, strict=True)
+            spans = [_after(_prompt(w, w.prefill, known), span) for w, known, span in parts]
+            self._unread = []
         views = self._session.forward(spans)
         for writer, view in zip(self.writers, views, strict=True):
             writer.update(view)
@@ -83,22 +90,45 @@ class Batch:
         """Let the others leave (finished or cancelled)."""
         index = [i for i, kept in enumerate(mask) if kept]
         self.writers = [self.writers[i] for i in index]
+        self._unread = [self._unread[i] for i in index] if self._unread else []
         if self._session is not None:
             self._session.keep(index)
         if not index:
             self._session = None
 
 
-def _prompt(writer: Writer) -> Span:
-    """What must be in the cache before a writer's first plan."""
-    return Span(writer.prompt[: writer.prefill], 0, writer.prefill_hi(), 0)
+def _prompt(writer: Writer, end: int, start: int = 0) -> Span:
+    """A piece of what must be in the cache before a writer's first plan."""
+    ids, hi = writer.prompt[start:end], writer.prefill_hi()[start:end]
+    return Span(ids, start, hi, max(len(ids) - 1, 0))
 
 
 def _after(prompt: Span, span: Span) -> Span:
     """A span with what comes before it."""
-    known = span.start
+    known = span.start - prompt.start
     ids, hi = prompt.ids[:known] + span.ids, prompt.hi[:known] + span.hi
-    return Span(ids, 0, hi, known + span.logits_from)
+    return Span(ids, prompt.start, hi, known + span.logits_from)
+
+
+def _shared(writers: Sequence[Writer]) -> list[int]:
+    """How many tokens of each prompt are another's first ones, too, and see nothing behind them.
+
+    Samples of one prompt have all in common, views and windows of one request the history.
+    """
+    known = [0] * len(writers)
+    families: dict[tuple[int, ...], list[int]] = {}
+    for at, writer in enumerate(writers):
+        families.setdefault(tuple(writer.prompt[:ALIKE]), []).append(at)
+    for family in families.values():
+        if len(family) > 1:
+            first, last = (pick([writers[at].prompt for at in family]) for pick in (min, max))
+            alike = [a == b for a, b in zip(first, last, strict=False)]  # in the others, too
+            common = alike.index(False) if False in alike else len(alike)
+            for at in family:  # the last token may stand in the first span, too
+                hi, known[at] = writers[at].prefill_hi(), min(common, len(writers[at].prompt) - 1)
+                while known[at] and hi[known[at] - 1] > known[at]:
+                    known[at] -= 1
+    return known
 
 
 def decode(

@@ -97,16 +97,13 @@ class Places:
         }
 
     @cached_property
-    def _columns(self) -> dict[int, dict[int, int]]:
-        return {}
+    def _tokens(self) -> list[list[int]]:
+        return self.allowed_TA.tolist()
 
     def column(self, at: int, token: int) -> int | None:
         """Where a place has a token, None where it allows it never."""
-        columns = self._columns.get(at)
-        if columns is None:
-            columns = {t: a for a, t in enumerate(self.allowed_TA[at].tolist()) if t != NOTHING}
-            self._columns[at] = columns
-        return columns.get(token)
+        tokens = self._tokens[at]
+        return tokens.index(token) if token in tokens and token != NOTHING else None
 
 
 def row_of_places(sets: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:

@@ -131,8 +131,7 @@ class Writer(ABC):
         plain = self.settings.temperature == 0.0 and not self.settings.details
         known = self.guide.option(at) if plain and self.guide is not None else None
         if known is not None:
-            raw_A = view.among(np.array([row]), np.array([known[0]]))[0].tolist()
-            return one(raw_A, known[0], scale=known[1])
+            return one(view.some(row, known[0]), known[0], scale=known[1])
         found = self.wanted(view, np.array([row]), np.array([at]), self.uniforms(1))
         parts = (found.logp_N, found.sure_N, found.level_N)
         return Choice(int(found.token_N[0]), *(float(part[0]) for part in parts))

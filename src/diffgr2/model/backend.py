@@ -53,6 +53,10 @@ class View(Protocol):
         """Log-probabilities [N, A] of these tokens; −inf at NO_TOKEN."""
         ...
 
+    def some(self, row: int, tokens: list[int]) -> list[float]:
+        """The same of one row, in plain numbers."""
+        ...
+
     def best(self, row_N: np.ndarray, banned: np.ndarray = NOTHING_BANNED) -> Chosen:
         """The most likely tokens that are not banned; the lowest id of equals."""
         ...

@@ -169,7 +169,8 @@ def _facts(config: Mapping[str, Any]) -> Any:
 
     return Facts(
         layers=int(config["num_hidden_layers"]),
-        kv_width=int(config["num_key_value_heads"]) * int(config["head_dim"]),
+        kv_heads=int(config["num_key_value_heads"]),
+        head_dim=int(config["head_dim"]),
         vocab=int(config["vocab_size"]),
         max_positions=int(config["max_position_embeddings"]),
     )

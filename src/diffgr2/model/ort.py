@@ -1,9 +1,9 @@
 """The ONNX Runtime backend: CPUs' way to the model, in NumPy and a compiled graph.
 
 Contract: see `backend`. `OrtBackend` holds the graphs of `graph` and compiles each when it is first
-needed: one for single rows, one for batches. A row's keys and values lie in slots, slot-major over
-the batch, so that the cache enters a forward without a copy and only new entries are written back.
-A batch gives what single rows give, up to rounding. Not here: making graphs (`graph`), and what is
+needed: one for single rows, one for batches. The cache enters either as it lies (`cache`), and only
+new entries are written back. Rows that join with equal prompts have them computed once. A batch
+gives what single rows give, up to rounding. Not here: making graphs (`graph`), and what is
 done with the answers (`decode`).
 """
 
@@ -18,10 +18,14 @@ import onnxruntime as ort
 
 from diffgr2.errors import CheckpointError, DecodeError, first_line
 from diffgr2.model.backend import BROKEN, Session, Span, View, check_room
+from diffgr2.model.cache import KeyValues
 from diffgr2.model.view import NumpyView
 
 WIDE = 24
 """New tokens of a row from which on rows are computed one by one."""
+
+SHORT = 8
+"""New tokens whose masks are kept."""
 
 PIECE = 512
 """Tokens of a prompt that one forward takes."""
@@ -35,7 +39,8 @@ class Facts:
     """What a session must know of a model."""
 
     layers: int
-    kv_width: int  # of one token's keys, all heads
+    kv_heads: int
+    head_dim: int
     vocab: int
     max_positions: int
 
@@ -55,8 +60,12 @@ class OrtBackend:
         self.facts, self.threads = facts, threads
         self._source, self._weights = source, weights or {}
         self._compiled: dict[bool, ort.InferenceSession] = {}
+        layers, kinds = range(facts.layers), ("key", "value")
+        self._outputs = ["logp", *(f"new_{kind}_{n}" for n in layers for kind in kinds)]
+        self.past = [f"past_{kind}_{n}" for n in layers for kind in kinds]
         self.positions = np.arange(facts.max_positions, dtype=np.int64)
         self._seen = np.zeros(facts.max_positions, dtype=np.float32)
+        self._steps: dict[int, np.ndarray] = {}
 
     @property
     def max_positions(self) -> int:
@@ -73,11 +82,19 @@ class OrtBackend:
 
     def answers(self, single: bool, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         """A graph's outputs."""
-        return cast(list[np.ndarray], self.compiled(single).run(None, feed))
+        return cast(list[np.ndarray], self.compiled(single).run(self._outputs, feed))
 
     def everything(self, length: int) -> np.ndarray:
         """The bias [1, 1, 1, length] of a token that sees all."""
         return self._seen[:length].reshape(1, 1, 1, length)
+
+    def causal(self, start: int, length: int) -> np.ndarray:
+        """The bias [1, 1, length, start + length] of a few tokens that see none of the next."""
+        if length not in self._steps:
+            steps_TA = np.zeros((1, 1, length, self.max_positions + length), dtype=np.float32)
+            steps_TA[..., self.max_positions :] = np.triu(np.full((length, length), -np.inf), 1)
+            self._steps[length] = steps_TA
+        return self._steps[length][..., self.max_positions - start :]
 
 
 def _compile(graph: bytes, threads: int, weights: Mapping[str, np.ndarray]) -> ort.InferenceSession:
@@ -107,31 +124,21 @@ class OrtSession:
         facts = backend.facts
         self._ban_V = np.zeros(facts.vocab, dtype=np.float32)
         self._ban_V[mask_id] = -np.inf
-        self._past = [
-            f"past_{kind}_{number}" for number in range(facts.layers) for kind in ("key", "value")
-        ]
-        self._cache: list[np.ndarray] = []  # per name [slots, rows, width]
-        self._rows: list[list[np.ndarray]] = []  # the same by row, seen as [1, slots, width]
+        self._cache = KeyValues(facts.layers, facts.kv_heads, facts.head_dim)
 
     def add(self, prompts: Sequence[Span], slots: int) -> None:
         check_room(slots, self._backend.max_positions)
-        old = self._cache
-        size = (slots, len(prompts), self._backend.facts.kv_width)
-        # Zeros: what is unseen is multiplied by a weight of zero, which NaN would survive.
-        self._cache = [np.zeros(size, dtype=np.float32) for _ in self._past]
-        self._settle()
-        for piece in _pieces(prompts):
-            self._run(piece)
-        if old:
-            height = max(len(old[0]), slots)
-            pairs = zip(old, self._cache, strict=True)
-            self._cache = [np.concatenate([_tall(a, height) for a in pair], 1) for pair in pairs]
-            self._settle()
-
-    def _settle(self) -> None:
-        """Look at the cache anew."""
-        rows = self._cache[0].shape[1]
-        self._rows = [[a[:, b : b + 1].swapaxes(0, 1) for a in self._cache] for b in range(rows)]
+        cache = self._cache
+        before = cache.rows
+        cache.grow(len(prompts), slots)
+        computed: dict[tuple[int, ...], int] = {}
+        for row, prompt in enumerate(prompts, before):
+            same = computed.setdefault((*prompt.ids, *prompt.hi), row)
+            if same < row and prompt.ids:
+                cache.copy(row, same)
+                continue
+            for piece in _pieces(prompt):
+                self._one(row, piece)
 
     def forward(self, spans: Sequence[Span]) -> list[View]:
         parts = self._run(spans)
@@ -141,11 +148,7 @@ class OrtSession:
         return [NumpyView(logp_RV) for logp_RV in parts]
 
     def keep(self, rows: Sequence[int]) -> None:
-        if not rows:
-            self._cache, self._rows = [], []
-        elif self._cache and len(rows) < self._cache[0].shape[1]:
-            self._cache = [array[:, rows] for array in self._cache]
-            self._settle()
+        self._cache.keep(rows)
 
     def _run(self, spans: Sequence[Span]) -> list[np.ndarray]:
         """Each row's log-probabilities from `logits_from` on; its new keys and values are kept.
@@ -165,6 +168,8 @@ class OrtSession:
             bias = backend.everything(seen)
             if length > 1:
                 bias = np.broadcast_to(bias, (1, 1, length, seen))
+        elif length <= SHORT and span.hi == list(range(start + 1, seen + 1)):
+            bias = backend.causal(start, length)
         else:
             hi_T = np.array(span.hi)
             bias = _bias(backend.positions[:seen] < hi_T[:, None])[None, None]
@@ -175,76 +180,58 @@ class OrtSession:
             "first": np.array([span.logits_from], dtype=np.int64),
             "ban": self._ban_V,
         }
-        for name, array in zip(self._past, self._rows[row], strict=True):
-            feed[name] = np.ascontiguousarray(array[:, :start])  # of a single row no copy
+        feed |= zip(backend.past, self._cache.tokens(row, start), strict=True)
         logp_1RV, *new = backend.answers(True, feed)
-        for array, fresh in zip(self._rows[row], new, strict=True):
-            array[:, start:seen] = fresh
+        self._cache.put(row, start, new)
         return logp_1RV[0]
 
     def _many(self, spans: Sequence[Span]) -> list[np.ndarray]:
+        backend, past = self._backend, self._cache.slots
         first = min(span.logits_from for span in spans)
         length = max(len(span.ids) for span in spans)
-        start_B = np.array([span.start for span in spans])
-        past = int(start_B.max())
         ids_BT = np.zeros((len(spans), length), dtype=np.int64)
         hi_BT = np.zeros((len(spans), length), dtype=np.int64)
-        for b, span in enumerate(spans):
+        start_B1 = np.empty((len(spans), 1), dtype=np.int64)
+        at = self._cache.place
+        for b, span in zip(at, spans, strict=True):
             ids_BT[b, : len(span.ids)] = span.ids
             hi_BT[b, : len(span.hi)] = span.hi
-        place_BT = start_B[:, None] + self._backend.positions[:length]
+            start_B1[b] = span.start
+        place_BT = start_B1 + backend.positions[:length]
         seen_BTA = np.empty((len(spans), length, past + length), dtype=bool)
-        known_BT = np.minimum(hi_BT, start_B[:, None])
-        np.less(self._backend.positions[:past], known_BT[..., None], out=seen_BTA[..., :past])
+        known_BT = np.minimum(hi_BT, start_B1)
+        np.less(backend.positions[:past], known_BT[..., None], out=seen_BTA[..., :past])
         np.less(place_BT[:, None], hi_BT[..., None], out=seen_BTA[..., past:])
         seen_BTA[..., past] |= hi_BT == 0  # padding sees something, nobody sees it
-        there_BT = hi_BT > 0
-        place_BT = np.minimum(place_BT, self._backend.max_positions - 1)
         feed = {
-            "ids": np.ascontiguousarray(ids_BT.T),
-            "position": np.ascontiguousarray(place_BT.T),
+            "ids": ids_BT,
+            "position": np.minimum(place_BT, backend.max_positions - 1),
             "bias": _bias(seen_BTA)[:, None],
             "first": np.array([first], dtype=np.int64),
+            "past": np.array([past], dtype=np.int64),
             "ban": self._ban_V,
         }
-        feed |= {n: array[:past] for n, array in zip(self._past, self._cache, strict=True)}
-        logp_RBV, *new = self._backend.answers(False, feed)
-        if there_BT.all() and (start_B == past).all():  # in step, which needs no index
-            for array, fresh in zip(self._cache, new, strict=True):
-                array[past : past + length] = fresh
-            return self._asked(logp_RBV, spans, first)
-        row_N, time_N = np.nonzero(there_BT)
-        slot_N = place_BT[row_N, time_N]
-        for array, fresh in zip(self._cache, new, strict=True):
-            array[slot_N, row_N] = fresh[time_N, row_N]
-        return self._asked(logp_RBV, spans, first)
-
-    @staticmethod
-    def _asked(logp_RBV: np.ndarray, spans: Sequence[Span], first: int) -> list[np.ndarray]:
+        feed |= zip(backend.past, self._cache.arrays, strict=True)
+        logp_BRV, *new = backend.answers(False, feed)
+        row_N, time_N = np.nonzero(hi_BT)
+        fresh = [array[row_N, time_N] for array in new]
+        self._cache.scatter(row_N, place_BT[row_N, time_N], fresh)
         return [
-            logp_RBV[span.logits_from - first : len(span.ids) - first, b]
-            for b, span in enumerate(spans)
+            logp_BRV[b, span.logits_from - first : len(span.ids) - first]
+            for b, span in zip(at, spans, strict=True)
         ]
 
 
-def _pieces(prompts: Sequence[Span]) -> Iterator[Sequence[Span]]:
-    """Prompts in pieces whose masks stay small; what sees ahead stays whole."""
-    longest = max(len(span.ids) for span in prompts)
-    causal = all(hi == at + 1 for span in prompts for at, hi in enumerate(span.hi))
-    size = PIECE if causal else max(longest, 1)
-    for at in range(0, longest, size):
-        yield [
-            Span(ids, min(at, len(s.ids)), s.hi[at : at + size], max(len(ids) - 1, 0))
-            for s in prompts
-            for ids in [s.ids[at : at + size]]
-        ]
+def _pieces(prompt: Span) -> Iterator[Span]:
+    """A prompt in pieces whose masks stay small; what sees ahead stays whole."""
+    length = len(prompt.ids)
+    causal = all(hi == at + 1 for at, hi in enumerate(prompt.hi))
+    size = PIECE if causal else max(length, 1)
+    for at in range(0, length, size):
+        ids = prompt.ids[at : at + size]
+        yield Span(ids, prompt.start + at, prompt.hi[at : at + size], len(ids) - 1)
 
 
 def _bias(seen: np.ndarray) -> np.ndarray:
     """What is added to attention's scores."""
     return np.where(seen, np.float32(0), np.float32(-np.inf))
-
-
-def _tall(array: np.ndarray, slots: int) -> np.ndarray:
-    """With so many slots."""
-    return np.pad(array, ((0, slots - len(array)), (0, 0), (0, 0)))

@@ -35,6 +35,9 @@ class TorchView:
         logp_NA = self._logp_TV[self._index(row_N)[:, None], tokens].cpu().numpy()
         return np.where(tokens_NA == NO_TOKEN, -np.inf, logp_NA)
 
+    def some(self, row: int, tokens: list[int]) -> list[float]:
+        return self._logp_TV[row][tokens].tolist()
+
     def best(self, row_N: np.ndarray, banned: np.ndarray = NOTHING_BANNED) -> Chosen:
         logp_NV = self._logp_TV[self._index(row_N)]
         if len(banned):

@@ -22,6 +22,9 @@ class NumpyView:
         logp_NA = self._logp_TV[row_N[:, None], tokens_NA]
         return np.where(tokens_NA == NO_TOKEN, -np.inf, logp_NA)
 
+    def some(self, row: int, tokens: list[int]) -> list[float]:
+        return self._logp_TV[row][tokens].tolist()
+
     def best(self, row_N: np.ndarray, banned: np.ndarray = NOTHING_BANNED) -> Chosen:
         logp_NV, every = self._logp_TV[row_N], np.arange(len(row_N))
         if not len(banned):
