@@ -34,6 +34,9 @@ SCALARS: dict[str, tuple[str, Any, Any]] = {
     "timeout": ("12.5", 12.5, 13),
     "drain": ("4", 4, 5.5),
     "threads": ("1", 1, 1),
+    "log-dir": ("one", "one", "other"),
+    "log-rotate-mb": ("5", 5, 6),
+    "log-keep": ("4", 4, 3),
 }
 FLAGS: dict[str, bool] = {
     "log": False,
@@ -76,8 +79,12 @@ def start(monkeypatch, capsys, bundle: Path):
     def run(*options: str, file: Any = None, model: bool = True, **environ: str) -> Started:
         seen: dict[str, Any] = {}
 
-        def make_app(rerankers: dict, *, limits: Limits, keys: Any, names: Any, shown: Any) -> Any:
-            seen.update(rerankers=rerankers, limits=limits, keys=keys, names=names, shown=shown)
+        def make_app(rerankers: dict, *, limits: Limits, **more: Any) -> Any:
+            log_to = more["log_to"]
+            if log_to is not None:
+                files = {"log_rotate_mb": log_to.rotate_bytes // 10**6, "log_keep": log_to.keep}
+                seen.update(log_dir=str(log_to.directory), **files)
+            seen.update(rerankers=rerankers, limits=limits, **more)
             return type("App", (), {"state": type("S", (), {"shared": type("T", (), {})()})()})()
 
         def serves(app: Any, limits: Limits, *, host: str, port: int, log: bool) -> bool:
@@ -112,7 +119,7 @@ def effective(started: Started, option: str) -> Any:
         return named[option]
     if hasattr(limits, option):
         return getattr(limits, option)
-    return started.given[option]
+    return started.given.get(option.replace("-", "_"))
 
 
 def variable(option: str) -> str:
@@ -123,6 +130,7 @@ def variable(option: str) -> str:
 def test_flag_before_environment_before_file_before_default(start, option: str) -> None:
     text, value, other = SCALARS[option]
     more = {"no-keys": True}  # so that any host will do
+    more |= {} if option == "log-dir" else {"log-dir": "somewhere"}
     default = effective(start(file={**more, "threads": 2}), option)
     in_file = start(file={**more, option: other})
     assert in_file.code == 0, in_file.error

@@ -16,6 +16,7 @@ import httpx
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.app import make_app
 from diffgr2.serve.keys import Keys
+from diffgr2.serve.ledger import LogTo
 from diffgr2.serve.limits import Limits
 from diffgr2.serve.state import State
 from diffgr2.serve.wire import make_server
@@ -25,11 +26,16 @@ class Live:
     """uvicorn on a thread; `state` is the app's."""
 
     def __init__(
-        self, reranker: Reranker, *, limits: Limits | None = None, keys: Keys | None = None
+        self,
+        reranker: Reranker,
+        *,
+        limits: Limits | None = None,
+        keys: Keys | None = None,
+        log_to: LogTo | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.reranker = reranker
-        self.app = make_app(reranker, limits=self.limits, keys=keys)
+        self.app = make_app(reranker, limits=self.limits, keys=keys, log_to=log_to)
         self._server = make_server(self.app, self.limits, host="127.0.0.1", port=0)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 

@@ -163,6 +163,16 @@ Threads = Annotated[int, option("--threads", min=0, help="Of the model; 0 = as m
 Backend = Annotated[
     str, option("--backend", metavar="auto|onnx|onnx-int8|torch", help="What runs the model.")
 ]
+LogDir = Annotated[
+    Path | None,
+    option("--log-dir", help="Keep impressions and POST /v1/feedback there, as JSON lines."),
+]
+LogRotate = Annotated[
+    int, option("--log-rotate-mb", min=1, max=100_000, help="Megabytes of one file of --log-dir.")
+]
+LogKeep = Annotated[
+    int, option("--log-keep", min=0, help="Newest files of each log to keep; 0 = all.")
+]
 Log = Annotated[bool, option("--log", help="One JSON line per request on stderr.")]
 TracesTo = Annotated[
     str | None, option("--traces", metavar="URL", help="Send OpenTelemetry traces there.")
@@ -194,21 +204,20 @@ def serve(
     threads: Threads = 0,
     backend: Backend = "auto",
     log: Log = False,
+    log_dir: LogDir = None,
+    log_rotate_mb: LogRotate = 64,
+    log_keep: LogKeep = 0,
     traces: TracesTo = None,
 ) -> None:
     """Serve models over HTTP: Cohere, Jina, vLLM and TEI shapes, and a page to try it."""
     bundles = bundles_of(models)
     try:
         from diffgr2.model import backends
-        from diffgr2.serve.app import Shown, make_app
-        from diffgr2.serve.keys import read_keys
+        from diffgr2.serve.app import LogTo, Shown, make_app
         from diffgr2.serve.limits import Limits
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'diffgr2[serve]'") from None
-    keys = read_keys(keys_file)
-    if not keys and host not in LOOPBACK and not insecure:
-        raise ConfigError(f"--host {host}: needs --keys (or --no-keys if you mean it)")
-    tracing = tracing_of(traces)
+    keys, tracing = keys_of(keys_file, host, insecure=insecure), tracing_of(traces)
     backends.use(backend, threads)
     limits = Limits(
         candidates=documents,
@@ -222,12 +231,23 @@ def serve(
         drain_s=drain,
         hosts=answered(host, tuple(hosts or ()), keyed=bool(keys)),
     )
-    further = tuple(names or ())
-    shown = Shown(page=page, docs=docs, cors=tuple(cors or ()))
-    app = make_app(opened(bundles, further), limits=limits, keys=keys, names=further, shown=shown)
+    shown, further = Shown(page=page, docs=docs, cors=tuple(cors or ())), tuple(names or ())
+    log_to = LogTo(log_dir, log_rotate_mb * 1_000_000, log_keep) if log_dir else None
+    rerankers = opened(bundles, further)
+    app = make_app(rerankers, limits=limits, keys=keys, names=further, shown=shown, log_to=log_to)
     app.state.shared.traces = tracing
     if not run(app, limits, host=host, port=port, log=log):
         raise typer.Exit(1)
+
+
+def keys_of(path: Path | None, host: str, *, insecure: bool) -> Any:
+    """The keys; an address that others reach needs some, or the word that it is meant."""
+    from diffgr2.serve.keys import read_keys
+
+    keys = read_keys(path)
+    if not keys and host not in LOOPBACK and not insecure:
+        raise ConfigError(f"--host {host}: needs --keys (or --no-keys if you mean it)")
+    return keys
 
 
 def run(app: Any, limits: Any, *, host: str, port: int, log: bool) -> bool:

@@ -23,9 +23,10 @@ from starlette.requests import ClientDisconnect
 from diffgr2 import __version__
 from diffgr2.errors import Diffgr2Error
 from diffgr2.rerank.reranker import Reranker
-from diffgr2.serve import docs, many, page
+from diffgr2.serve import docs, feedback, many, page
 from diffgr2.serve.door import BATCH_PATH, LIST_PATHS, Door
 from diffgr2.serve.keys import Keys
+from diffgr2.serve.ledger import LogTo
 from diffgr2.serve.limits import Limits
 from diffgr2.serve.listener import Gone
 from diffgr2.serve.openapi import describe
@@ -129,7 +130,8 @@ async def rank_batch(request: Request) -> Response:
         bucket = scope["caller"].bucket
         if bucket is not None:
             bucket.charge(len(asks) - 1)  # the door took one
-        rankings = [Ranking(state, scope["request_id"], arrived, deadline) for _ in asks]
+        request_id = scope["request_id"]
+        rankings = [Ranking(state, request_id, arrived, deadline, n) for n in range(len(asks))]
         lines = many.lines_of(asks, rankings, scope["caller"], request.receive)
         return Stream(visit, lines, deadline, rankings, many.error_line, "application/x-ndjson")
 
@@ -228,6 +230,8 @@ def card(state: State, name: str, served: Served) -> dict[str, Any]:
             "history": limits.history,
             "text": limits.text,
             "batch": limits.batch,
+            "rules": limits.rules,
+            "events": limits.events,
             "body_bytes": limits.body_bytes,
             "timeout_ms": [1, round(limits.max_timeout_s * 1e3)],
             "default_timeout_ms": round(limits.timeout_s * 1e3),
@@ -242,12 +246,13 @@ def make_app(
     keys: Keys | None = None,
     names: tuple[str, ...] = (),
     shown: Shown | None = None,
+    log_to: LogTo | None = None,
 ) -> FastAPI:
     """The application; its lifespan starts and stops the engines. `names` mean the first bundle."""
     if isinstance(rerankers, Reranker):
         rerankers = {names[0] if names else rerankers.name: rerankers}
     shown = shown or Shown()
-    state = State(rerankers, limits or Limits(), keys or Keys(), names)
+    state = State(rerankers, limits or Limits(), keys or Keys(), names, log_to)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -271,6 +276,7 @@ def make_app(
     for path in LIST_PATHS:
         app.post(path, summary="Rank documents for a shopper", name=path)(rank)
     app.post(BATCH_PATH, summary="Rank many lists of one body")(rank_batch)
+    feedback.add(app, state)
     add_health(app, state)
     if shown.page:
         page.add(app, state)

@@ -35,6 +35,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LIST_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 BATCH_PATH = "/v1/rerank/batch"
+FEEDBACK_PATH = "/v1/feedback"
 RANK_PATHS = (*LIST_PATHS, BATCH_PATH)
 ADMIN = "/admin/"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
@@ -191,9 +192,11 @@ class Door:
         if not caller.may(role):
             lacks = "this key lacks" if caller.name else "this needs a key with"
             return Problem(403, f"{lacks} the role {role}")
-        wait_s = caller.bucket.wait_s() if caller.bucket is not None and ranks else 0.0
+        counted = ranks or (path == FEEDBACK_PATH and scope["method"] == "POST")
+        wait_s = caller.bucket.wait_s() if caller.bucket is not None and counted else 0.0
         if wait_s:
-            state.metrics.requests.labels("rejected").inc()
+            if ranks:
+                state.metrics.requests.labels("rejected").inc()
             return state.busy("this key's rate is used up", after_s=int(wait_s) + 1)
         if ranks and state.slots.full:
             state.metrics.requests.labels("rejected").inc()

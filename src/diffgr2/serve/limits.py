@@ -35,6 +35,7 @@ class Limits:
     shown: int = 2_000  # documents times views of one list
     history: int = 200
     text: int = 2_048  # characters
+    events: int = 1_000  # of feedback in one body
     rules: int = 1_000  # ids in one rule of a request
     strict: bool = False  # unknown items and fields are errors where a request says nothing else
     batch: int = 100  # lists in one batch

@@ -14,6 +14,7 @@ from fastapi.openapi.utils import get_openapi
 
 from diffgr2.candidates.retrieval import ragged, top_k
 from diffgr2.rerank.reranker import Reranker
+from diffgr2.serve.door import FEEDBACK_PATH
 from diffgr2.serve.schema import TYPES, RerankRequest
 from diffgr2.serve.state import Served, State
 
@@ -138,6 +139,40 @@ BATCH = {
         }
     },
 }
+EVENT = {
+    "type": "object",
+    "required": ["request_id", "item", "event"],
+    "properties": {
+        "request_id": {
+            "type": "string",
+            "description": "The answer's id; of a batch's list n: <id>.<n>",
+        },
+        "item": {"type": "string", "description": "Its id, as sent or as answered (or: id)"},
+        "event": {"type": "string", "description": "click, cart, purchase, or your own word"},
+        "time": {
+            "type": ["number", "string"],
+            "description": "When: unix seconds, or ISO 8601; now where it is left out",
+        },
+        "idempotency_key": {"type": "string", "description": "Counted once, whatever else is sent"},
+        "events": {
+            "type": "array",
+            "items": {"type": "object"},
+            "description": "Many of these, instead of the fields of one",
+        },
+        "strict": {"type": "boolean", "description": "404 where the log lacks the request"},
+    },
+}
+STORED = {
+    "type": "object",
+    "required": ["id", "stored", "duplicates", "results"],
+    "properties": {
+        "id": {"type": "string"},
+        "stored": {"type": "integer", "description": "Events that are new"},
+        "duplicates": {"type": "integer"},
+        "results": {"type": "array", "items": {"enum": ["stored", "duplicate"]}},
+        "meta": {"type": "object"},
+    },
+}
 FAILURES = (400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 500, 503, 504)
 
 
@@ -212,17 +247,22 @@ def description_of(app: FastAPI, shown: dict[str, Any]) -> dict[str, Any]:
     schemas.clear()
     schemas.update(parts)
     schemas.update({"RerankRequest": body, "RerankBatch": BATCH, "Error": ERROR})
+    if FEEDBACK_PATH in made["paths"]:
+        schemas["Feedback"] = EVENT
     error = {"$ref": REFERENCE.format(model="Error")}
     for path, methods in made["paths"].items():
         for method, route in methods.items():
             route["responses"].pop("422", None)
-            for status in FAILURES if "rerank" in path else (400, 401, 404, 422, 503):
+            posted = method == "post" and not path.startswith("/admin")
+            for status in FAILURES if posted else (400, 401, 404, 422, 503):
                 kind = TYPES[status].replace("_", " ")
                 route["responses"][str(status)] = {"description": kind, **described(error)}
             if path.endswith("rerank") and method == "post":
                 describe_one(route, shown)
             elif path.endswith("batch"):
                 describe_batch(route, shown)
+            elif path == FEEDBACK_PATH:
+                describe_feedback(route, shown["ids"]["value"]["documents"])
     return made
 
 
@@ -251,3 +291,18 @@ def describe_batch(route: dict[str, Any], shown: dict[str, Any]) -> None:
         "description": "A JSON line per list, as it ends: its index and its answer",
         "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
     }
+
+
+def describe_feedback(route: dict[str, Any], documents: list[str]) -> None:
+    """What a shopper did."""
+    one = {"request_id": "6c1f0c7d", "item": documents[0], "event": "click"}
+    two = {**one, "event": "purchase", "time": "2026-01-31T09:12:44Z"}
+    shown = {
+        "one": {"summary": "One event", "value": one},
+        "many": {"summary": "Several", "value": {"events": [one, two]}},
+    }
+    schema = {"$ref": REFERENCE.format(model="Feedback")}
+    content = {"application/json": {"schema": schema, "examples": shown}}
+    route["requestBody"] = {"required": True, "content": content}
+    route["responses"]["202"] = {"description": "Stored", **described(STORED)}
+    route["responses"]["200"] = {"description": "Nothing was new", **described(STORED)}

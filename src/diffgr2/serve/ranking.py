@@ -28,6 +28,7 @@ from diffgr2.rerank.reranker import Reranker
 from diffgr2.rerank.task import RankTask
 from diffgr2.serve.door import Receive, Scope, Send
 from diffgr2.serve.engine import Committed, Failed, Job
+from diffgr2.serve.impressions import impression_of
 from diffgr2.serve.keys import Caller
 from diffgr2.serve.limits import Limits
 from diffgr2.serve.listener import Gone, Listener
@@ -108,8 +109,16 @@ def facts_of(task: RankTask) -> list[dict[str, str]]:
 class Ranking:
     """One list on its way through a bundle; gives back the bundle, its job and its listener."""
 
-    def __init__(self, state: State, request_id: str, arrived: float, deadline: float) -> None:
+    def __init__(
+        self,
+        state: State,
+        request_id: str,
+        arrived: float,
+        deadline: float,
+        number: int | None = None,  # of a batch's lists
+    ) -> None:
         self.state, self.request_id = state, request_id
+        self.list_id = request_id if number is None else f"{request_id}.{number}"
         self.arrived, self.deadline = arrived, deadline
         self.served: Served | None = None
         self.jobs: list[Job] = []  # one a decode, by number
@@ -211,9 +220,15 @@ class Ranking:
             metrics.key_tokens.labels(self.key, "read").inc(result.decode["prompt_tokens"])
             metrics.key_tokens.labels(self.key, "written").inc(result.decode["tokens"])
         metrics.seconds.labels(result.decode["decoder"]).observe(time.monotonic() - self.arrived)
+        assert self.served is not None
+        if self.state.ledger is not None:
+            took_s, model = time.monotonic() - self.arrived, self.served.name
+            line = impression_of(
+                self.list_id, self.ask, self.task, result, model=model, took_s=took_s
+            )
+            self.state.ledger.note(line)
         if self.ask.tei:
             return tei_answer(self.ask, result)
-        assert self.served is not None
         return answer(
             self.ask,
             result,

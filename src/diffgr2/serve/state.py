@@ -23,6 +23,7 @@ from diffgr2.errors import ArtifactError, DecodeError, Diffgr2Error
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.engine import Engine
 from diffgr2.serve.keys import Keys
+from diffgr2.serve.ledger import Ledger, LogTo
 from diffgr2.serve.limits import Budget, Limits, Slots
 from diffgr2.serve.schema import Problem
 from diffgr2.serve.telemetry import Metrics
@@ -80,7 +81,12 @@ class State:
     """See the module's docstring."""
 
     def __init__(
-        self, rerankers: Mapping[str, Reranker], limits: Limits, keys: Keys, names: tuple[str, ...]
+        self,
+        rerankers: Mapping[str, Reranker],
+        limits: Limits,
+        keys: Keys,
+        names: tuple[str, ...],
+        log_to: LogTo | None = None,
     ) -> None:
         self.limits, self.keys, self.names = limits, keys, names
         self.metrics = Metrics()
@@ -92,6 +98,7 @@ class State:
         }
         self.draining = self.started = False
         self.traces: Traces | None = None
+        self.ledger = None if log_to is None else Ledger(log_to, self.metrics)
         self.readers = ThreadPoolExecutor(READERS, "diffgr2-reader")
         self._probing: asyncio.Task[bool] | None = None
         self._exchange = asyncio.Lock()
@@ -200,6 +207,8 @@ class State:
         for engine in self.every_engine:
             engine.stop()
         self.readers.shutdown(wait=False, cancel_futures=True)
+        if self.ledger is not None:
+            self.ledger.close()
 
     async def ready(self) -> bool:
         """Whether a request sent now would be answered: judged by a real forward."""

@@ -160,6 +160,13 @@ class Metrics:
         self.key_tokens = counter("key_tokens", "Tokens read and written for a key", "key", "kind")
         self.reloads = counter("reloads", "Times that bundles were exchanged")
         self.log_dropped = counter("log_dropped", "Log lines dropped: nobody read them")
+        self.impressions = counter("impressions", "Rankings for the log, by outcome", "outcome")
+        for outcome in ("written", "dropped"):
+            self.impressions.labels(outcome)
+        self.feedback = counter("feedback", "Events sent as feedback, by outcome", "outcome")
+        for outcome in ("stored", "duplicate", "dropped"):
+            self.feedback.labels(outcome)
+        self.log_torn = counter("log_torn", "Torn lines that were cut off the logs at the start")
         self.engine_errors = counter("engine_errors", "Forwards that failed", "kind")
 
     def text(self) -> bytes:

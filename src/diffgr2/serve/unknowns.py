@@ -6,7 +6,7 @@ meant, a few names at most. Values never stand in it. Not here: what known field
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -75,6 +75,14 @@ def unknowns(
     told = [(one[0], _told(*one)) for one in found[:MOST]]
     more = len(found) - MOST
     return [*told, ("body", f"{more} more unknown fields, ignored")] if more > 0 else told
+
+
+def strange(body: Iterable[str], where: str, known: Collection[str]) -> list[str]:
+    """Warnings for the unknown names of a body of ours, which no other server's client sends."""
+    names = [name for name in body if name not in known]
+    told = [_told("", name, where, known, "") for name in names[:MOST]]
+    more = len(names) - MOST
+    return [*told, f"{more} more unknown fields, ignored"] if more > 0 else told
 
 
 def _in_entries(
