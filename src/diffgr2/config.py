@@ -278,6 +278,9 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     seed: Count = 0
     threads: Count = 0  # torch threads; 0 = torch's own choice
+    start: str | None = (
+        None  # bundle whose vocabulary, semantic IDs and weights training starts from
+    )
     data: DataConfig = DataConfig()
     items: ItemsConfig = ItemsConfig()
     retriever: RetrieverConfig = RetrieverConfig()

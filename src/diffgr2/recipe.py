@@ -177,6 +177,8 @@ def _from_folder(values: dict[str, Any], folder: Path) -> None:
         part = values.get(section)
         if isinstance(part, dict) and isinstance(part.get(key), str) and part[key]:
             part[key] = os.path.normpath(folder / part[key])
+    if isinstance(values.get("start"), str) and values["start"]:
+        values["start"] = os.path.normpath(folder / values["start"])
     items = values.get("items")
     if isinstance(items, dict) and isinstance(items.get("vectors"), str):
         kind, colon, name = items["vectors"].partition(":")

@@ -28,6 +28,7 @@ from diffgr2.items.vectors import unit_rows
 from diffgr2.types import Catalogue, Histories
 
 DAY, USERS, ITEMS, NEW = 86_400, 30, 20, 4
+COUNTS = ("copurchase", "lift", "last", "next", "session")
 CONFIG = EvidenceConfig(history=5, decay=0.7, buckets=4)
 
 
@@ -127,6 +128,14 @@ def test_a_refresh_counts_what_a_build_of_the_union_counts(seed: int, keep_last:
     queries = prefixes(grown.histories, np.arange(8), grown.histories.lengths_U[:8])
     one = fresh.features(queries, items_LK, scores_LK, np.arange(8))
     two = replace(whole, n_users=USERS).features(queries, items_LK, scores_LK, np.arange(8))
+    counts = [fresh.names.index(name) for name in COUNTS]
+    without_LK = np.array(
+        [[own not in {*counted.of(u).tolist()} for own in items_LK[u]] for u in range(8)]
+    )
+    late_LK = (items_LK >= ITEMS) & (whole.pairs.buyers_I[items_LK] - ~without_LK == 0)
+    assert np.isnan(one[late_LK][:, counts]).all(), "nobody else bought it yet"
+    for f in counts:
+        two[..., f][late_LK] = np.nan
     np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-7)  # `whole` scales vectors again
 
 
@@ -145,6 +154,34 @@ def test_what_no_news_touched_has_the_same_evidence_bit_for_bit(seed: int) -> No
     scores_LK = np.array([[4, 3, 2, 1]] * 2, np.float32)
     before, after = (one.features(queries, read_LK, scores_LK) for one in (index, fresh))
     assert np.array_equal(before, after)
+
+
+def test_counts_beside_items_that_nobody_bought_yet_are_left_open() -> None:
+    old = shop(1)
+    vectors_IE = np.ones((ITEMS, 2), np.float32)
+    index = EvidenceIndex.build(old.histories.train_part(), old.catalogue, vectors_IE, CONFIG)
+    joined = join(old, Purchases(), {"c1": ItemText("one"), "c2": ItemText("two")}, 0, anew=False)
+    all_IE = np.ones((ITEMS + 2, 2), np.float32)
+    fresh = recounted(index, joined.shop.histories, joined.shop.catalogue, all_IE, joined.touched_U)
+    assert (index.late_from, fresh.late_from) == (None, ITEMS)
+    shown, scores = np.array([3, ITEMS, 4], np.int32), np.array([3.0, 2.0, 1.0], np.float32)
+    at = {name: fresh.names.index(name) for name in fresh.names}
+    rest = [at[name] for name in fresh.names if name not in COUNTS]
+
+    def open_fields(*history: int) -> np.ndarray:
+        features_KF = fresh.features_of(np.array(history, np.int32), shown, scores, -1)
+        assert np.isfinite(features_KF[:, rest]).all()
+        return np.isnan(features_KF)
+
+    counts, latest = [at[name] for name in COUNTS], [at["last"], at["session"]]
+    known, cold = 5, ITEMS + 1
+    assert open_fields(known)[1, counts].all()
+    assert not open_fields(known)[[0, 2]].any()
+    assert open_fields(known, cold)[:, latest].all()
+    assert not open_fields(known, cold)[0, at["copurchase"]]
+    assert not open_fields(cold, known)[0].any()
+    assert open_fields(cold)[:, counts].all(), "there is nothing to go by"
+    assert not open_fields()[0].any()
 
 
 KINDS = {"popularity": Popularity, "itemknn": ItemKnn}

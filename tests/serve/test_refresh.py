@@ -16,6 +16,7 @@ from diffgr2.artifacts import MANIFEST, list_files, read_json, read_manifest
 from diffgr2.rerank.bundle import check
 from diffgr2.stages import refresh as module
 from diffgr2.stages.refresh import News, refresh
+from diffgr2.types import MISSING
 from support.bundles import copy_of
 
 DAY = 86_400
@@ -149,6 +150,9 @@ def test_new_items_are_ranked_and_their_evidence_is_counted(
     bucket = {raw: request.buckets_KF[k] for k, raw in enumerate(candidates)}
     assert bucket["N1"][fields.index("copurchase")] > 0
     assert bucket[ids[50]][fields.index("copurchase")] == 0
+    assert bucket["COLD"][fields.index("copurchase")] == MISSING, "unknown is not never"
+    assert bucket["COLD"][fields.index("text")] != MISSING
+    assert bucket["COLD"][fields.index("brand")] != MISSING
     named = after.rank(["Novel " + reranker.catalogue.titles[0], ids[3]], candidates, decode=DECODE)
     assert sorted(named.items) == sorted(candidates), (
         "a new item may stand in a history by its title"

@@ -6,7 +6,8 @@ fields of any lists, NaN where an own value is missing; `buckets` turns them int
 for NaN, by edges that `with_edges` fitted and the index stores. With `exclude_user_L` a list's own
 user is left out of every count exactly, as if that user had never been counted, so training lists
 look like those of a new shopper. Item numbers from `n_items` on are `newcomers`: nobody bought
-them, their attributes count like all others. Behind the end of a shorter list (item -1) every field
+them, their attributes count like all others. Of items that came after training (`late_from`) counts
+are NaN until somebody bought one. Behind the end of a shorter list (item -1) every field
 is 0, and no field of a candidate knows of it. Not here: which evidence matters (`scorers`), wording
 (`prompts.english`), what a field is (`fields`), the target or anything after a list's history.
 """
@@ -60,6 +61,7 @@ class EvidenceIndex:
     fields: tuple[Field, ...]
     edges_FB: np.ndarray  # float32, (F, n_buckets - 1), +inf where a field has fewer levels
     newcomers: Attributes | None = None  # of the item numbers from n_items on
+    late_from: int | None = None  # item numbers from here on came after the model was trained
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -166,6 +168,7 @@ class EvidenceIndex:
         # What other users bought together with, and after, the history's items.
         value_VLHK, buyers_LX = self.pairs.lookup(history_LH, items_LK, exclude_L)
         together, _, session = value_VLHK
+        bought_LX = buyers_LX > 0
         buyers_LX = np.maximum(buyers_LX, 0.5)  # so that they can divide
         buyers_LH1, buyers_LK = buyers_LX[:, : self.history, None], buyers_LX[:, self.history :]
         expected_LK = (weight_LH1 * buyers_LH1).sum(1) * buyers_LK / self.n_users
@@ -179,20 +182,44 @@ class EvidenceIndex:
         # The weighted mean of the history's vectors first: one product per candidate.
         mean_LE = (weight_LH1 * past.vectors_IE).sum(1) / total_L1
 
-        rank_K = np.arange(items_LK.shape[1], dtype=np.float32)
-        best_L1 = np.where(items_LK < 0, -np.inf, scores_LK).max(1, keepdims=True)
-        return {
-            "rank": np.broadcast_to(rank_K, items_LK.shape),
-            "gap": best_L1 - scores_LK,
+        counts = {
             "copurchase": copurchase_LK,
             "lift": copurchase_LK / np.maximum(expected_LK, 1e-9),
             "last": together[newest] / np.sqrt(buyers_LH1[newest]) / np.sqrt(buyers_LK),
             "next": next_LK,
             "session": session[newest],
+        }
+        if self.late_from is not None:
+            self._leave_open(counts, history_LH, items_LK, newest, bought_LX)
+        rank_K = np.arange(items_LK.shape[1], dtype=np.float32)
+        best_L1 = np.where(items_LK < 0, -np.inf, scores_LK).max(1, keepdims=True)
+        return {
+            "rank": np.broadcast_to(rank_K, items_LK.shape),
+            "gap": best_L1 - scores_LK,
+            **counts,
             "brand": (weight_LH1 * brand_LHK).sum(1) / total_L1,
             "category": (weight_LH1 * category_match(past, items)).sum(1) / total_L1,
             "text": np.einsum("le,lke->lk", mean_LE, items.vectors_IE),
         }
+
+    def _leave_open(
+        self,
+        counts: dict[str, np.ndarray],
+        history_LH: np.ndarray,
+        items_LK: np.ndarray,
+        newest: tuple[np.ndarray, np.ndarray],
+        bought_LX: np.ndarray,
+    ) -> None:
+        """NaN in place of counts of late items that nobody bought yet: they say nothing of them."""
+        items_LX = np.concatenate([history_LH, items_LK], 1)
+        known_LX = bought_LX | (items_LX < self.late_from)
+        past_LH = known_LX[:, : self.history] & (history_LH >= 0)
+        alone_L = ~past_LH.any(1) & (history_LH >= 0).any(1)  # nothing but such items before
+        for name, value_LK in counts.items():
+            open_LK = ~known_LX[:, self.history :] | alone_L[:, None]
+            if name in ("last", "session"):
+                open_LK |= ~known_LX[newest][:, None]
+            counts[name] = np.where(open_LK, np.float32(np.nan), value_LK)
 
     @cached_property
     def _steps(self) -> np.ndarray:
@@ -237,6 +264,8 @@ class EvidenceIndex:
         save_arrays(directory / "index.safetensors", **arrays)
         about = {name: getattr(self, name) for name in INDEX_NUMBERS}
         about |= {"n_items": pairs.n_items, "window": pairs.window}
+        if self.late_from is not None:
+            about["late_from"] = self.late_from
         about["fields"] = [as_json(field) for field in self.fields]
         write_json(directory / "index.json", about)
 
@@ -250,6 +279,7 @@ class EvidenceIndex:
         pairs = PairCounts(about["n_items"], about["window"], *counts)
         numbers: dict[str, Any] = {name: about[name] for name in INDEX_NUMBERS}
         numbers |= {"fields": fields, "edges_FB": arrays.pop("edges_FB")}
+        numbers["late_from"] = about.get("late_from")
         return EvidenceIndex(pairs, Attributes(**arrays), **numbers)
 
 

@@ -2,11 +2,12 @@
 
 Contract: `recounted(index, shop…)` is the index that `EvidenceIndex` would build of the same
 purchases, but for what is kept on purpose: bucket edges, the number of users that scales `lift`,
-vectors of items that were there. Users without new purchases count as they did; of those with new
-ones all purchases count, or all but their last `keep_last`. `retrained` gives the retriever's
-scores: counts anew, or for new items of SASRec embeddings by ridge regression on text vectors.
-`refitted` fits edges anew on lists like those of training. Pure: nothing that was given changes.
-Not here: files and the join of purchases (`data.arrivals`), the bundle (`stages.refresh`).
+vectors of items that were there; and what is counted of a new item that nobody bought yet is left
+open. Users without new purchases count as they did; of those with new ones all purchases count, or
+all but their last `keep_last`. `retrained` gives the retriever's scores: counts anew, or for new
+items of SASRec embeddings by ridge regression on text vectors. `refitted` fits edges anew on lists
+like those of training. Pure: nothing that was given changes. Not here: files and the join of
+purchases (`data.arrivals`), the bundle (`stages.refresh`).
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ def recounted(
         vectors_IE,
     )
     pairs = recounted_pairs(index.pairs, histories, touched_U, keep_last)
-    return replace(index, pairs=pairs, attributes=attributes)
+    late = index.late_from
+    if late is None and len(catalogue) > index.pairs.n_items:
+        late = index.pairs.n_items
+    return replace(index, pairs=pairs, attributes=attributes, late_from=late)
 
 
 def refitted(

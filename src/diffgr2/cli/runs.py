@@ -86,8 +86,10 @@ def say(text: str) -> None:
 
 def work(run: Run, goals: list[str], *, force: bool = False) -> dict[str, dict[str, Any]]:
     """Run the goals; returns the manifests of all stages they need."""
+    from diffgr2.stages import warm
     from diffgr2.train import dist
 
+    warm.check(run.recipe, run.root)
     set_threads(run.recipe)
     note = {"recipe": run.recipe.model_dump(mode="json"), "command": run.command}
     note |= {"named": run.named, "overrides": list(run.overrides)}

@@ -4,6 +4,7 @@ Contract: verbs are made from `stages.plan`; a verb runs its stage and what it n
 the stage's metrics on stdout. Progress goes to stderr. Not here: the stages.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,8 +94,19 @@ def run_all(
     directory: RunsDir = None,
     overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Run the goal's stages again.")] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="BUNDLE",
+            help="Train on from a bundle: its vocabulary, semantic IDs and weights "
+            "(the recipe's key `start`).",
+        ),
+    ] = None,
 ) -> None:
     """Run what is missing of a recipe."""
+    if start is not None:
+        overrides = [*(overrides or []), f"start={json.dumps(str(start.resolve()))}"]
     run = runs.open_run(recipe, directory, overrides)
     manifests = runs.work(run, runs.goals_of(goal, run.recipe), force=force)
     seconds = sum(manifest["wall_s"] for manifest in manifests.values())

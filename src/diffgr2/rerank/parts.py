@@ -297,8 +297,9 @@ def _check_evidence(world: Opened) -> None:
     for name, (array, shape, kind) in shapes.items():
         if array.shape != shape or array.dtype.kind != kind or array.ndim != len(shape):
             raise ArtifactError(f"{path}: {name} is {array.dtype} {array.shape}, not {shape}")
-    numbers = (index.n_users, index.history, index.n_buckets, pairs.window)
-    whole = all(type(number) is int and number > 0 for number in numbers)
+    late = n if index.late_from is None else index.late_from
+    numbers = (index.n_users, index.history, index.n_buckets, pairs.window, late)
+    whole = all(type(number) is int and number > 0 for number in numbers) and late <= n
     if not whole or type(index.decay) not in (int, float) or not 0 < index.decay <= 1:
         raise ArtifactError(f"{directory / 'evidence' / 'index.json'}: a number is out of range")
     columns = vectors.components_DV.shape

@@ -6,6 +6,8 @@ Reads data/; writes `vectors.safetensors`, `codes.safetensors`, `items.index.jso
 itself makes fewer than `items.min_unique` of the IDs distinct. Run: `diffgr2 items RECIPE`.
 """
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ from diffgr2.items.uniqueness import check_capacity, distinct_share, make_unique
 from diffgr2.items.vectors import catalogue_texts, fit_vectors
 from diffgr2.pipeline import StageContext
 from diffgr2.progress import Progress
-from diffgr2.types import Histories
+from diffgr2.stages import warm
+from diffgr2.types import Catalogue, Histories
 
 
 def copurchases(train: Histories) -> np.ndarray:
@@ -60,10 +63,27 @@ def check_unique(natural_IL: np.ndarray, config: ItemsConfig) -> None:
         )
 
 
+def _inherited(ctx: StageContext, catalogue: Catalogue) -> dict[str, Any]:
+    """The same of a run that starts from a bundle: its encoder, and its IDs of known items."""
+    assert ctx.recipe.start is not None
+    vectors_ID, sids, natural_IL = warm.coded(ctx.recipe, catalogue)
+    save_arrays(ctx.out / "vectors.safetensors", vectors_ID=vectors_ID)
+    sids.save(ctx.out)
+    for name in ("vectorizer.json", "vectorizer.safetensors", "quantizer.safetensors"):
+        shutil.copyfile(Path(ctx.recipe.start) / "items" / name, ctx.out / name)
+    none_I = np.zeros(len(catalogue), np.int32)
+    given = (natural_IL, sids.codes_IL, sids.codes_IL, none_I, sids.n_codes)
+    report = id_report(*given, catalogue.categories)
+    write_json(ctx.out / "report.json", report)
+    return flat_metrics(report)
+
+
 def run(ctx: StageContext) -> dict[str, Any]:
     config = ctx.recipe.items
     dataset = read_dataset(ctx.inputs["data"])
     check_capacity(len(dataset.catalogue), config.levels, config.codes)
+    if ctx.recipe.start:
+        return _inherited(ctx, dataset.catalogue)
     vectors_ID, text_vectors = fit_vectors(catalogue_texts(dataset.catalogue), config, ctx.seed)
     pairs_P2 = copurchases(dataset.histories.train_part()) if config.copurchase_weight else None
     quantizer = fit_quantizer(vectors_ID, pairs_P2, config, ctx.seed, ctx.progress)

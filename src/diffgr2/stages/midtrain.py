@@ -2,8 +2,8 @@
 
 Contract: next-token prediction on a mix of sequential preference (histories of the train part),
 captioning (semantic ID → text), persona grounding (history → what the shopper likes, in words) and
-general text (the catalogue's own). Starts from a fresh model or from the recipe's base checkpoint,
-with the vocabulary's embeddings added. Not here: re-ranking.
+general text (the catalogue's own). Starts from a fresh model, from the recipe's base checkpoint
+with the vocabulary's embeddings added, or from a bundle's weights (`warm`). Not here: re-ranking.
 """
 
 from collections import Counter
@@ -16,6 +16,7 @@ from diffgr2.config import MidtrainConfig
 from diffgr2.model.load import build, device, to_device
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import item_text
+from diffgr2.stages import warm
 from diffgr2.stages.batches import Text, WeightedMicro, chunks, imitation
 from diffgr2.stages.common import by_part, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
@@ -83,8 +84,9 @@ class MidtrainTask:
 
 def run(ctx: StageContext) -> dict[str, Any]:
     corpus = open_corpus(ctx.inputs, ctx.recipe)
-    model = to_device(build(ctx.recipe.model, corpus.vocab.spec.size, ctx.seed))
-    config = chosen(ctx.recipe.midtrain, ctx.name, 0, corpus.vocab.spec.size, ctx.progress)
+    size, start = corpus.vocab.spec.size, ctx.recipe.start
+    model = to_device(warm.weights(start) if start else build(ctx.recipe.model, size, ctx.seed))
+    config = chosen(ctx.recipe.midtrain, ctx.name, 0, size, ctx.progress)
     task = MidtrainTask(corpus, config, ctx.seed)
     result = train_stage(ctx, task, model, config, ctx.inputs["vocabulary"])
     return {**result, "parameters": sum(p.numel() for p in model.parameters())}

@@ -1,8 +1,9 @@
 """The vocabulary stage: a text tokenizer (trained here or the base model's) plus our tokens.
 
-Contract: writes the tokenizer files and vocabulary.json that every model directory carries on. The
-mask id comes first, then semantic IDs and control tokens. Training comes next, so it says how long
-the rest of the run will take. Not here: embeddings.
+Contract: writes the tokenizer files and vocabulary.json that every model directory carries on; a
+run that starts from a bundle (`warm`) carries on that one's. The mask id comes first, then semantic
+IDs and control tokens. Training comes next, so it says how long the rest of the run will take. Not
+here: embeddings.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from diffgr2.artifacts import load_arrays
-from diffgr2.candidates.fields import names_of
+from diffgr2.candidates.fields import Field, names_of
 from diffgr2.candidates.index import read_fields
 from diffgr2.config import Recipe
 from diffgr2.data.store import read_dataset
@@ -20,7 +21,9 @@ from diffgr2.pipeline import StageContext
 from diffgr2.prompts.chat import Chat
 from diffgr2.prompts.request import item_text
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
+from diffgr2.stages import warm
 from diffgr2.stages.effort import Size, speed, told, work_of
+from diffgr2.types import Catalogue
 
 
 def text_tokenizer(recipe: Recipe, texts: list[str]) -> Tokenizer:
@@ -41,15 +44,13 @@ def size_of(ctx: StageContext, fields: int) -> Size:
     return Size(*counts, fields, lists=len(buckets_LKF))
 
 
-def run(ctx: StageContext) -> dict[str, Any]:
-    recipe = ctx.recipe
-    catalogue = read_dataset(ctx.inputs["data"]).catalogue
-    fields = read_fields(ctx.inputs["evidence"])
+def made(recipe: Recipe, catalogue: Catalogue, fields: tuple[Field, ...]) -> Vocabulary:
+    """A vocabulary of this run's own."""
     texts = [item_text(catalogue, item) for item in range(len(catalogue))]
     if recipe.prompt.template == "gr2":
         # Every response spells the template's own words: they are worth tokens of their own.
         texts += Chat(fields, recipe.evidence.buckets).own_words() * max(1, len(texts) // 100)
-    vocab = Vocabulary.extend(
+    return Vocabulary.extend(
         text_tokenizer(recipe, texts),
         levels=recipe.items.levels,
         codes=recipe.items.codes,
@@ -58,6 +59,13 @@ def run(ctx: StageContext) -> dict[str, Any]:
         buckets=recipe.evidence.buckets,
         strengths=recipe.prompt.strengths,
     )
+
+
+def run(ctx: StageContext) -> dict[str, Any]:
+    recipe, fields = ctx.recipe, read_fields(ctx.inputs["evidence"])
+    catalogue = read_dataset(ctx.inputs["data"]).catalogue
+    begun = warm.vocabulary(recipe, names_of(fields)) if recipe.start else None
+    vocab = begun or made(recipe, catalogue, fields)
     vocab.save(ctx.out)
     work = work_of(recipe, size_of(ctx, len(fields)))
     ctx.progress.line(f"what is to come: {told(work, speed())}")

@@ -1,0 +1,128 @@
+"""A run that starts from a bundle: the same vocabulary and semantic IDs, its weights to begin with.
+
+    diffgr2 run RECIPE --from runs/shop/bundle        # or the recipe's key `start`
+
+Contract: `check(recipe, root)` refuses, in one line and before any stage runs, a bundle that is
+broken, that does not fit the recipe's shapes, or that this very run would replace; `files` are what
+the stages' keys depend on. The stage `items` keeps the IDs of items that the bundle knows and gives
+others free ones by its encoder (`coded`), `vocabulary` takes its tokenizer (`vocabulary`), and
+`midtrain` begins with its weights. Every later stage begins with the stage before it, as always, so
+all weights descend from the bundle's: a diffusion model keeps its AR head, so either kind of bundle
+serves. Data, retriever, lists, evidence and its edges are made anew. Not here: steps and rates,
+which the recipe says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffgr2.artifacts import MANIFEST, read_json
+from diffgr2.config import Recipe
+from diffgr2.data.columnar import unpack
+from diffgr2.errors import ConfigError
+from diffgr2.items.quantize import Encoder
+from diffgr2.items.sids import SemanticIds
+from diffgr2.items.uniqueness import placed
+from diffgr2.items.vectors import catalogue_texts
+from diffgr2.model.contract import SECTION
+from diffgr2.prompts.vocab import Vocabulary
+from diffgr2.rerank.bundle import opened, read_note
+from diffgr2.types import Catalogue
+
+if TYPE_CHECKING:
+    from transformers import Qwen3ForCausalLM
+
+SIZES = {
+    "dim": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "ffn": "intermediate_size",
+    "rope_theta": "rope_theta",
+}
+"""The recipe's word for a size -> that of config.json."""
+
+
+def files(recipe: Recipe) -> list[Path]:
+    """The manifest of the bundle that the run starts from, if it does: it stands for all of it."""
+    return [Path(recipe.start) / MANIFEST] if recipe.start else []
+
+
+def check(recipe: Recipe, root: Path) -> None:
+    """See the module's docstring; `root` is the run's directory."""
+    if not recipe.start:
+        return
+    start = Path(recipe.start)
+    if start.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(
+            f"start: {start} belongs to this run, which would replace it (say another directory "
+            "with --runs, or copy the bundle)"
+        )
+    gaps = opened(start, lambda directory: unfit(recipe, directory))
+    if gaps:
+        raise ConfigError(f"start: {start} does not fit the recipe: {'; '.join(gaps)}")
+
+
+def unfit(recipe: Recipe, start: Path) -> list[str]:
+    """What of the recipe a bundle's vocabulary and weights cannot follow."""
+    spec, note = Vocabulary.load(start).spec, read_note(start)
+    config = read_json(start / "config.json")
+    pairs: dict[str, tuple[Any, Any]] = {
+        "items.levels": (spec.levels, recipe.items.levels),
+        "items.codes": (spec.codes, recipe.items.codes),
+        "candidates.k_max": (spec.k, recipe.candidates.k_max),
+        "evidence.buckets": (spec.buckets, recipe.evidence.buckets),
+        "prompt.strengths": (spec.strengths, recipe.prompt.strengths),
+        "prompt.template": (note.recipe.prompt.template, recipe.prompt.template),
+    }
+    if recipe.model.base is None:  # a base checkpoint says its sizes itself
+        for word, name in SIZES.items():
+            pairs[f"model.{word}"] = (config.get(name), getattr(recipe.model, word))
+    differ = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    return [f"{key} is {has} there, {wants} here" for key, (has, wants) in differ.items()]
+
+
+def weights(start: str) -> Qwen3ForCausalLM:
+    """The bundle's model as an AR one, which it is besides: `convert` makes the new one diffuse."""
+    from diffgr2.model.load import load
+
+    model = load(Path(start))
+    if hasattr(model.config, SECTION):
+        delattr(model.config, SECTION)
+    return model
+
+
+def coded(recipe: Recipe, catalogue: Catalogue) -> tuple[np.ndarray, SemanticIds, np.ndarray]:
+    """Text vectors and natural codes by the bundle's encoder, and IDs: known items keep theirs."""
+    start = Path(recipe.start or "") / "items"
+    encoder, known = Encoder.load(start), SemanticIds.load(start)
+    _, theirs, _ = unpack(start.parent / "data")
+    number = {raw: item for item, raw in enumerate(theirs.raw_ids)}
+    vectors_ID, natural_IL = encoder.encode(catalogue_texts(catalogue))
+    of_I = np.array([number.get(raw, -1) for raw in catalogue.raw_ids])
+    codes_IL = known.codes_IL[of_I]
+    fresh = of_I < 0
+    # An item that is gone keeps its ID to itself: the model learned it for something else.
+    codes_IL[fresh] = placed(
+        known.codes_IL,
+        natural_IL[fresh],
+        encoder.quantizer.latent(vectors_ID[fresh]),
+        encoder.quantizer.codebooks_LCD,
+        recipe.items.random_last,
+        recipe.seed,
+    )
+    return vectors_ID, SemanticIds(codes_IL, known.n_codes), natural_IL
+
+
+def vocabulary(recipe: Recipe, fields: tuple[str, ...]) -> Vocabulary:
+    """The bundle's vocabulary, for evidence of these fields."""
+    start = Path(recipe.start or "")
+    vocab = Vocabulary.load(start)
+    if vocab.spec.fields != fields:
+        has, wants = ", ".join(vocab.spec.fields), ", ".join(fields)
+        raise ConfigError(f"start: {start} knows the evidence {has}; this data has {wants}")
+    return vocab
