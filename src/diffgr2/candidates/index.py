@@ -212,7 +212,7 @@ class EvidenceIndex:
     ) -> None:
         """NaN in place of counts of late items that nobody bought yet: they say nothing of them."""
         items_LX = np.concatenate([history_LH, items_LK], 1)
-        known_LX = bought_LX | (items_LX < self.late_from)
+        known_LX = np.asarray(bought_LX | (items_LX < self.late_from))
         past_LH = known_LX[:, : self.history] & (history_LH >= 0)
         alone_L = ~past_LH.any(1) & (history_LH >= 0).any(1)  # nothing but such items before
         for name, value_LK in counts.items():
