@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffgr2 import Reranker
+from diffgr2.data.from_log import lists_from_log
 from diffgr2.data.traffic import FEEDBACK, IMPRESSIONS, files_of
 from diffgr2.serve.feedback import Feedback, read_feedback
 from diffgr2.serve.keys import Keys
@@ -203,6 +204,31 @@ def test_the_api_describes_it_and_its_examples_are_answered(server: Live) -> Non
             assert client.post(PATH, json=example["value"]).status_code == 202
         assert PATH in client.get("/docs").text
         assert client.get("/v1/models/default").json()["limits"]["events"] == 1000
+
+
+def test_the_loop_closes(server: Live, reranker: Reranker, directory: Path, tmp_path) -> None:
+    """What was served and clicked comes back as the lists that a recipe reads."""
+    asked: dict[str, dict[str, Any]] = {}
+    with server.client() as client:
+        for seed in range(6):
+            body = body_of(reranker, seed, user_id=reranker.raw_users[seed])
+            answer = client.post("/rerank", json={**body, "top_n": 3}).json()
+            asked[answer["id"]] = {**body, "shown": [one["id"] for one in answer["results"]]}
+            clicked = asked[answer["id"]]["shown"][0]
+            send(client, {"request_id": answer["id"], "item": clicked, "event": "purchase"}, 202)
+    kept(directory, IMPRESSIONS, 6)
+    made = lists_from_log(directory, tmp_path / "lists.jsonl")
+    assert (made.lists, made.rows, made.events, made.skipped) == (6, 24, {"purchase": 6}, {})
+    rows = [json.loads(line) for line in (tmp_path / "lists.jsonl").read_text().splitlines()]
+    for name, body in asked.items():
+        mine = [row for row in rows if row["list"] == name]
+        assert [row["item"] for row in mine] == body["documents"]
+        assert [row["place"] for row in mine] == [1, 2, 3, 4]
+        assert mine[0]["history"] == body["history"]
+        assert mine[0]["user"] == body["user_id"]
+        by_place = sorted((row["shown"], row["item"]) for row in mine if row["shown"])
+        assert [item for _, item in by_place] == body["shown"]
+        assert [row["item"] for row in mine if row["purchase"]] == body["shown"][:1]
 
 
 # ---------------------------------------------------------------------------------- malformed

@@ -2,7 +2,8 @@
 
 Contract: `data RECIPE` is the first stage (`data run RECIPE` in full), `data fetch NAME DEST` gets
 a public data set from its publisher, `data check FILE…` reads files as an import would and says
-what it finds, keeping nothing. Not here: the formats (`data.records`).
+what it finds, keeping nothing, `data lists-from-log DIR` makes own lists of a server's logs. Not
+here: the formats (`data.records`).
 """
 
 from pathlib import Path
@@ -33,7 +34,7 @@ class StageOrGroup(TyperGroup):
 group = typer.Typer(
     cls=StageOrGroup,
     no_args_is_help=True,
-    help="Import and split: `data RECIPE`; also `data fetch`, `data check`.",
+    help="Import and split: `data RECIPE`; also `data fetch`, `data check`, `data lists-from-log`.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -92,6 +93,34 @@ def check(
         "item_columns": dict(_pair(text) for text in item_columns or []),
     }
     _preview(validate({"name": "check", "data": values}, "data check").data)
+
+
+@group.command("lists-from-log")
+def from_log_verb(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `serve --log-dir` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .parquet, .jsonl or .csv file.")],
+    history: Annotated[
+        bool,
+        typer.Option(
+            "--history/--no-history", help="With the purchases that each request came with."
+        ),
+    ] = True,
+) -> None:
+    """Impressions and feedback of a server as own lists, for the section `lists` of a recipe."""
+    from diffgr2.data.from_log import EVENTS, lists_from_log
+
+    made = lists_from_log(directory, out, history=history)
+    typer.echo(f"{out}: {made.lists} lists, {made.rows} candidates")
+    events = [*EVENTS, *sorted(made.events.keys() - {*EVENTS})]
+    for event in events:
+        typer.echo(f"  {event:26} {made.events[event]}")
+    for reason, count in sorted(made.skipped.items()):
+        typer.echo(f"  set aside                  {count} {reason}")
+    found = [event for event in events if made.events[event]] or [EVENTS[0]]
+    worth = ", ".join(f"{event}: 1" for event in found)
+    typer.echo(f"in a recipe:\nlists:\n  file: {out}\n  gains: {{{worth}}}  # what each is worth")
+    if made.features:
+        typer.echo(f"  features: [{', '.join(made.features.values())}]")
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -147,7 +147,7 @@ EVENT = {
             "type": "string",
             "description": "The answer's id; of a batch's list n: <id>.<n>",
         },
-        "item": {"type": "string", "description": "Its id, as sent or as answered (or: id)"},
+        "item": {"type": "string", "description": "The id of a result (or: id)"},
         "event": {"type": "string", "description": "click, cart, purchase, or your own word"},
         "time": {
             "type": ["number", "string"],
