@@ -76,7 +76,7 @@ class RlConfig(TrainConfig, ShowConfig):
 
     lr: Rate = 3e-5
     warmup: Count = 5
-    checkpoint_every: Positive = 10
+    checkpoint_every: Positive = 5
     group: Annotated[int, Field(ge=2)] = 8  # G
     prompts: Positive = 8  # groups per step
     answer: Answering = "said"  # the read-out that is rewarded

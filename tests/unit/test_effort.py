@@ -33,7 +33,7 @@ def test_steps_stand_near_what_was_measured() -> None:
     assert 700 <= steps_of("sft", 12_000, 1_100) <= 1_000
     assert 900 <= steps_of("sft", BEAUTY.training_lists(load_recipe("beauty")), 3_000) <= 1_500
     assert steps_of("cft", 2_500, 1_100) == 400
-    assert (steps_of("rl", 0, 1), steps_of("opd", 0, 1), steps_of("block_rl", 0, 1)) == (20, 20, 10)
+    assert (steps_of("rl", 0, 1), steps_of("opd", 0, 1), steps_of("block_rl", 0, 1)) == (10, 20, 10)
 
 
 def test_what_is_chosen_is_said_and_what_is_given_stands() -> None:

@@ -2,7 +2,7 @@
 
 Contract: `steps_of` is a pure function of how much there is to learn from; `chosen` gives a stage's
 config with its steps, and says them. `work_of` and `minutes` estimate the time of a recipe's
-stages from the size of its data, in arithmetic, over the speed that a probe of one second finds.
+stages from the size of its data, in arithmetic, over the speed that a short probe finds.
 Estimates are for planning: within a factor of two where nothing else runs. Not here: what a stage
 does.
 
@@ -24,7 +24,7 @@ from diffgr2.config import Recipe, RlConfig, TrainConfig
 from diffgr2.progress import Progress
 
 WORDS = 1_100  # tokens of the simulated shop's vocabulary
-OPEN = {"rl": 20, "direct_rl": 10, "opd": 20, "block_rl": 10, "cft_rl": 10}
+OPEN = {"rl": 10, "direct_rl": 10, "opd": 20, "block_rl": 10, "cft_rl": 10}
 """Steps of stages that polish: more of them never helped (docs/lab.md)."""
 
 GROWING = {"sft": (12_000, 900, 600, 1_500), "cft": (2_500, 400, 300, 1_000)}
@@ -80,7 +80,7 @@ class Size:
 
 LIST_S = 0.013  # a batched AR list of the shop on one core that makes 67 GFLOP/s, beside arithmetic
 HIT_SHARE = 0.25  # of test lists that hold their target, at most
-EPOCHS = 45  # of all trainings of the retriever together
+EPOCHS = 15  # of a training of the retriever, which stops by itself
 
 
 def work_of(recipe: Recipe, size: Size) -> dict[str, float]:
@@ -106,10 +106,12 @@ def work_of(recipe: Recipe, size: Size) -> dict[str, float]:
         return texts * (1 + config.refill / 2) * (decoded + one)
 
     catalogue = 1e-9 * size.items * recipe.retriever.dim
+    trainings = 1 if recipe.lists.file else 3  # own lists need no cross-fitting
+    retrieved = size.interactions * (6 * EPOCHS * trainings * catalogue + 0.067)
     scored = min(HIT_SHARE * size.users, recipe.evaluate.max_users or np.inf) * decoded
     made = {
         "items": 67 * 15.0,
-        "retriever and candidates": size.interactions * (6 * EPOCHS * catalogue + 0.067),
+        "retriever and candidates": retrieved,
         "evidence": 67 * (5 + lists / 2_000),
         "midtrain": steps(recipe.midtrain, "midtrain") * recipe.midtrain.rows * one / 5,
         "sft": steps(recipe.sft, "sft") * recipe.sft.rows * one,
@@ -130,7 +132,7 @@ TEACHER = ("sft", "rl", "direct_rl", "rows of the teacher", "midtrain")
 BEFORE = ("items", "retriever and candidates", "evidence")
 
 
-def speed(seconds: float = 1.0) -> float:
+def speed(seconds: float = 0.5) -> float:
     """What training is likely to make here of GFLOP/s: two thirds of a product of matrices."""
     import torch
 
@@ -144,7 +146,7 @@ def speed(seconds: float = 1.0) -> float:
 
 def minutes(work: dict[str, float], gflops: float) -> tuple[float, float]:
     """(up to the AR teacher, all of it) in minutes."""
-    teacher = sum(work[name] for name in (*BEFORE, *TEACHER))
+    teacher = sum(work.get(name, 0.0) for name in (*BEFORE, *TEACHER))
     return teacher / gflops / 60, sum(work.values()) / gflops / 60
 
 

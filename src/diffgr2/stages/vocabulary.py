@@ -22,7 +22,7 @@ from diffgr2.prompts.chat import Chat
 from diffgr2.prompts.request import item_text
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
 from diffgr2.stages import warm
-from diffgr2.stages.effort import Size, speed, told, work_of
+from diffgr2.stages.effort import BEFORE, Size, speed, told, work_of
 from diffgr2.types import Catalogue
 
 
@@ -68,5 +68,6 @@ def run(ctx: StageContext) -> dict[str, Any]:
     vocab = begun or made(recipe, catalogue, fields)
     vocab.save(ctx.out)
     work = work_of(recipe, size_of(ctx, len(fields)))
+    work = {name: value for name, value in work.items() if name not in BEFORE}
     ctx.progress.line(f"what is to come: {told(work, speed())}")
     return {"size": vocab.spec.size, "mask_id": vocab.mask_id}
