@@ -30,7 +30,11 @@ def say(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 ERRORS = [
     (["bla"], 2, "error: No such command 'bla'."),
     (["run"], 2, "error: Missing argument 'RECIPE'."),
-    (["run", "micro", "--foo"], 2, "error: No such option: --foo (Possible options: --force)"),
+    (
+        ["run", "micro", "--foo"],
+        2,
+        "error: No such option: --foo (Possible options: --force, --from)",
+    ),
     (["run", "nope"], 2, "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, micro)"),
     (["sft", "nope.yaml"], 2, "error: nope.yaml: no such recipe file"),
     (["run", "micro", "--set", "sft"], 2, "error: --set sft: expected key.key=value"),
