@@ -2,7 +2,9 @@
 
 Starts `diffgr2 serve` on a bundle as a process of its own and asks it for the retriever's lists of
 the bundle's shoppers, closed loop. Prints a table and, with --out, writes JSON. Rejections are
-timed on a second server with few slots under an open loop. Not a test: nothing passes or fails.
+timed on a second server with few slots under an open loop. `--beside SOURCE BUNDLE` runs another
+version's server, from its source tree and on a bundle that it packed, in turn with ours, and says
+how many times as many requests a second ours answers. Not a test: nothing passes or fails.
 
     python benchmarks/serving.py runs/demo/bundle --requests 64 --out results/serving.json
 """
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,16 @@ CLIENTS = (1, 8, 32)
 
 
 @contextmanager
-def server(bundle: Path, *options: str) -> Iterator[str]:
-    """The address of a server that ends with the block."""
+def server(bundle: Path, *options: str, source: Path | None = None) -> Iterator[str]:
+    """The address of a server that ends with the block; `source` is another version's tree."""
     command = [sys.executable, "-m", "diffgr2.cli", "serve", "--model", str(bundle), "--port", "0"]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+    where = {} if source is None else {"PYTHONPATH": str(source.resolve() / "src")}
+    pipes: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "text": True,
+        "env": {**os.environ, **where},
+    }
+    process = subprocess.Popen([*command, *options], **pipes)
     assert process.stdout is not None
     match = re.search(r"http://\S+", process.stdout.readline())
     if match is None:
@@ -141,9 +149,44 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {name: round(alone["ar"] / alone[name], 2) for name in DECODERS if name != "ar"}
 
 
+def measured(urls: list[str], requests: int) -> list[list[dict[str, Any]]]:
+    """Each server's rows; the servers take turns."""
+    asked = [bodies(url, 40) for url in urls]
+    for url, some in zip(urls, asked, strict=True):
+        for decoder in DECODERS:  # warm
+            asyncio.run(closed_loop(url, some, decoder, 4, 8))
+    found: list[list[dict[str, Any]]] = [[] for _ in urls]
+    for clients in CLIENTS:
+        for decoder in DECODERS:
+            count = max(requests, 4 * clients)
+            for url, some, rows in zip(urls, asked, found, strict=True):
+                rows.append(asyncio.run(closed_loop(url, some, decoder, clients, count)))
+                print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+    return found
+
+
+def commit_of(source: Path) -> str:
+    """The commit of another version's tree."""
+    command = ["git", "-C", str(source), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def times(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Our requests a second over the other's."""
+    return [
+        {
+            "decoder": one["decoder"],
+            "clients": one["clients"],
+            "times": round(one["requests_per_s"] / two["requests_per_s"], 2),
+        }
+        for one, two in zip(ours, others, strict=True)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--beside", nargs=2, type=Path, metavar=("SOURCE", "BUNDLE"))
     parser.add_argument(
         "--requests",
         type=int,
@@ -154,18 +197,15 @@ def main() -> None:
     parser.add_argument("--overload", type=float, default=10.0, help="seconds; 0 = leave it out")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    with server(given.bundle, "--threads", given.threads, "--timeout", "300") as url:
-        asked = bodies(url, 40)
-        for decoder in DECODERS:  # warm
-            asyncio.run(closed_loop(url, asked, decoder, 4, 8))
-        for clients in CLIENTS:
-            for decoder in DECODERS:
-                count = max(given.requests, 4 * clients)
-                rows.append(asyncio.run(closed_loop(url, asked, decoder, clients, count)))
-                print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+    options, others = ("--threads", given.threads, "--timeout", "300"), []
+    with ExitStack() as stack:
+        urls = [stack.enter_context(server(given.bundle, *options))]
+        if given.beside:
+            source, bundle = given.beside
+            urls.append(stack.enter_context(server(bundle, *options, source=source)))
+        rows, *others = measured(urls, given.requests)
     report: dict[str, Any] = {
-        "command": "python benchmarks/serving.py runs/demo/bundle",
+        "command": f"python benchmarks/serving.py {given.bundle}",
         "commit": commit(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
@@ -173,6 +213,10 @@ def main() -> None:
         "rows": rows,
         "p50_ar_over": ratios(rows),
     }
+    if others:
+        report["beside"] = {"commit": commit_of(given.beside[0]), "rows": others[0]}
+        report["beside"]["times"] = times(rows, others[0])
+        print("requests a second, ours over the other's:", *report["beside"]["times"], sep="\n")
     print("p50 of ar over that of others, 1 client:", report["p50_ar_over"])
     if given.overload:
         small = ("--running", "8", "--waiting", "8", "--threads", given.threads)

@@ -97,13 +97,11 @@ class Places:
         }
 
     @cached_property
-    def _tokens(self) -> list[list[int]]:
-        return self.allowed_TA.tolist()
-
-    def column(self, at: int, token: int) -> int | None:
-        """Where a place has a token, None where it allows it never."""
-        tokens = self._tokens[at]
-        return tokens.index(token) if token in tokens and token != NOTHING else None
+    def tokens(self) -> list[list[int]]:
+        """What each place allows, without gaps: lists, because there are few of each and NumPy's
+        calls are dear."""
+        counts = (self.allowed_TA != NOTHING).sum(1).tolist()
+        return [row[:n] for row, n in zip(self.allowed_TA.tolist(), counts, strict=True)]
 
 
 def row_of_places(sets: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
@@ -141,77 +139,67 @@ class Grammar:
 
 @dataclass
 class _Section:
-    """A row of places at work: where it begins, and what each place may still take."""
+    """A row of places at work: where it begins, what stands, and what each may still take."""
 
     places: Places
     start: int
-    may_TA: np.ndarray = field(init=False)
-    left: list[int] = field(init=False)  # how many tokens each place may still take
+    own: list[int] = field(init=False)  # UNKNOWN where open
+    may: list[list[int]] = field(init=False)
     end: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.may_TA = self.places.allowed_TA != NOTHING
+        self.own = [UNKNOWN] * len(self.places)
+        self.may = [list(tokens) for tokens in self.places.tokens]
         for group in self.places.groups:
             if group.filler is not None:  # entry j needs j + 1 different choices
-                for j in range(len(group.choices_CN), len(group.at_JN)):
-                    at = int(group.at_JN[j, 0])
-                    self.may_TA[at] &= self.places.allowed_TA[at] == group.filler
-        self.left = self.may_TA.sum(1).tolist()
+                for at in group.places[len(group.choices_CN) :]:
+                    self.may[at] = [group.filler] if group.filler in self.may[at] else []
         self.end = self.start + len(self.places)
 
-    def may(self, at: int, token: int) -> bool:
-        """Whether a place may take this token."""
-        column = self.places.column(at, token)
-        return column is not None and bool(self.may_TA[at, column])
+    def copy(self) -> _Section:
+        """The same state, to go on from."""
+        twin = object.__new__(_Section)
+        twin.places, twin.start, twin.end = self.places, self.start, self.end
+        twin.own, twin.may = self.own.copy(), [tokens.copy() for tokens in self.may]
+        return twin
 
-    def narrow(self, tokens_T: np.ndarray, at: int) -> list[int]:
-        """Places whose options fell to one by the commit at place `at`; raises where none is left.
-
-        `tokens_T` are the whole response's.
-        """
+    def narrow(self, at: int) -> list[int]:
+        """Places left with one option by the commit at place `at`; raises where one has none."""
         owned = self.places.owner.get(at)
         if owned is None:
             return []
         group, j, _ = owned
-        own_T = tokens_T[self.start : self.end].tolist()
-        own_T += [UNKNOWN] * (len(self.places) - len(own_T))  # beyond the caller's limit
         if group.at_JN.shape[1] > 1 or group.alike:
-            self._spell(group, np.array(own_T))
+            self._spell(group)
         else:
-            self._differ(group, j, own_T, own_T[at])
-        open_ = [a for a in group.places if own_T[a] == UNKNOWN]
-        if any(not self.left[a] for a in open_):
+            self._differ(group, j, self.own[at])
+        left = [a for a in group.places if self.own[a] == UNKNOWN and len(self.may[a]) < 2]
+        if not all(self.may[a] for a in left):
             raise DecodeError("grammar: a commit left a place without any token")
-        return [a for a in open_ if self.left[a] == 1]
+        return left
 
-    def _differ(self, group: Group, j: int, own_T: list[int], token: int) -> None:
-        """Entries of one token; plain loops, because there are few and NumPy's calls are dear."""
+    def _differ(self, group: Group, j: int, token: int) -> None:
+        """Entries of one token."""
         filler = group.filler
         for i, at in enumerate(group.places):
-            if i == j or own_T[at] != UNKNOWN:
+            may = self.may[at]
+            if i == j or self.own[at] != UNKNOWN:
                 continue
-            if token != filler:
-                self._drop(at, token)
-                if i < j and filler is not None:
-                    self._drop(at, filler)
-            elif i > j:
-                kept = self.may(at, token)
-                self.may_TA[at] = self.places.allowed_TA[at] == token if kept else False
-                self.left[at] = int(kept)
+            if token == filler:
+                if i > j:
+                    self.may[at] = [token] if token in may else []
+                continue
+            if token in may:
+                may.remove(token)
+            if i < j and filler in may:
+                may.remove(filler)
 
-    def _drop(self, at: int, token: int) -> None:
-        if self.may(at, token):
-            self.may_TA[at, self.places.column(at, token)] = False
-            self.left[at] -= 1
-
-    def _spell(self, group: Group, tokens_T: np.ndarray) -> None:
+    def _spell(self, group: Group) -> None:
         """Entries of several tokens: a matching keeps every entry completable."""
-        may_JC = spellings(tokens_T[group.at_JN], group.choices_CN)
-        for at_J, choice_C in zip(group.at_JN.T, group.choices_CN.T, strict=True):
-            is_JAC = self.places.allowed_TA[at_J][:, :, None] == choice_C
-            self.may_TA[at_J] = (is_JAC & may_JC[:, None, :]).any(-1)
-        for at in group.places:
-            self.left[at] = int(self.may_TA[at].sum())
+        may_JC = spellings(np.array(self.own)[group.at_JN], group.choices_CN)
+        for at_N, may_C in zip(group.at_JN.tolist(), may_JC, strict=True):
+            for at, choice_C in zip(at_N, group.choices_CN[may_C].T.tolist(), strict=True):
+                self.may[at] = [token for token in self.places.tokens[at] if token in choice_C]
 
 
 class Guide:
@@ -236,13 +224,7 @@ class Guide:
         other.grammar, other.tokens_T = self.grammar, tokens_T
         other.forced_T, other._free_end = self.forced_T.copy(), self._free_end
         other.written = []
-        other._sections = []
-        for section in self._sections:
-            twin = object.__new__(_Section)
-            twin.places, twin.start = section.places, section.start
-            twin.may_TA, twin.left = section.may_TA.copy(), section.left.copy()
-            twin.end = section.end
-            other._sections.append(twin)
+        other._sections = [section.copy() for section in self._sections]
         other._measure()
         return other
 
@@ -258,29 +240,31 @@ class Guide:
 
     def _open(self, section: _Section) -> None:
         """Fill in what a new section leaves no choice about."""
-        places = section.places
-        known_T = np.array(section.left) == 1
-        known_T[max(len(self.tokens_T) - section.start, 0) :] = False  # beyond the caller's limit
+        room = len(self.tokens_T) - section.start  # the caller's limit
+        known = [at for at, may in enumerate(section.may[: max(room, 0)]) if len(may) == 1]
         # Places of no group settle nothing else, so they are written at once.
-        alone = np.flatnonzero(known_T & ~places.grouped)
-        self.tokens_T[section.start + alone] = places.allowed_TA[alone][section.may_TA[alone]]
-        self.forced_T[section.start + alone] = True
-        self.written.extend((section.start + alone).tolist())
-        for at in np.flatnonzero(known_T & places.grouped).tolist():
-            self._force(section, at)
+        alone = [at for at in known if at not in section.places.owner]
+        for at in alone:
+            section.own[at] = section.may[at][0]
+        place_N = section.start + np.array(alone, dtype=np.int64)
+        self.tokens_T[place_N] = [section.own[at] for at in alone]
+        self.forced_T[place_N] = True
+        self.written.extend(place_N.tolist())
+        for at in known:
+            if section.own[at] == UNKNOWN:
+                self._force(section, at)
 
     def _force(self, section: _Section, at: int) -> None:
         if section.start + at >= len(self.tokens_T):
             return  # beyond the caller's limit
-        if self.tokens_T[section.start + at] == UNKNOWN:
-            token = int(section.places.allowed_TA[at][section.may_TA[at]][0])
+        if section.own[at] == UNKNOWN:
             self.forced_T[section.start + at] = True
-            self._write(section, at, token)
+            self._write(section, at, section.may[at][0])
 
     def _write(self, section: _Section, at: int, token: int) -> None:
-        self.tokens_T[section.start + at] = token
+        self.tokens_T[section.start + at] = section.own[at] = token
         self.written.append(section.start + at)
-        for other in section.narrow(self.tokens_T, at):
+        for other in section.narrow(at):
             self._force(section, other)
 
     def _section(self, at: int) -> _Section | None:
@@ -298,7 +282,7 @@ class Guide:
         if self.grammar.free is not None or len(self.grammar.tail):
             return None
         section = self._sections[0]
-        tokens_NA = np.where(section.may_TA[at_N], section.places.allowed_TA[at_N], NOTHING)
+        tokens_NA = row_of_places([section.may[at] for at in at_N.tolist()])
         scale_T = section.places.scale_T
         return tokens_NA, np.zeros(len(at_N), dtype=bool) if scale_T is None else scale_T[at_N]
 
@@ -306,12 +290,11 @@ class Guide:
         """The same of one position, without gaps."""
         if self.grammar.free is not None or len(self.grammar.tail):
             return None
-        section = self._sections[0]
-        return section.places.allowed_TA[at][section.may_TA[at]].tolist(), self.scale(at)
+        return self._sections[0].may[at], self.scale(at)
 
     def left(self, at: int) -> int:
         """How many tokens may stand at a position, where `options` answers."""
-        return self._sections[0].left[at]
+        return len(self._sections[0].may[at])
 
     def scale(self, at: int) -> bool:
         """Whether a strength stands at position `at`."""
@@ -324,8 +307,7 @@ class Guide:
         """The tokens that may stand at an open position; None in free text (see `without`)."""
         section, free = self._section(at), self.grammar.free
         if section is not None:
-            place = at - section.start
-            return section.places.allowed_TA[place][section.may_TA[place]]
+            return np.array(section.may[at - section.start])
         if free is None or at >= self.stop:
             raise DecodeError(f"grammar: position {at} is behind the response's end")
         return np.array([free.closer]) if self.end is None and at == self.stop - 1 else None
@@ -357,7 +339,7 @@ class Guide:
             return False
         free, section = self.grammar.free, self._section(at)
         if section is not None:
-            return section.may(at - section.start, token)
+            return token in section.may[at - section.start]
         assert free is not None
         if self.end is None and at == self.stop - 1:
             return token == free.closer
