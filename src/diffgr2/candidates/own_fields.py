@@ -3,10 +3,10 @@
 Contract: `write_own` puts the raw columns of every split's lists beside them, `read_own` reads them
 back (nothing, where there are none): numbers as they are, flags as 0 and 1, categories as numbers
 of words, NaN where a value is missing. `fitted` makes fields of them on what may be learned from: a
-category keeps the most frequent words, the others share a bucket. `Own.values` gives raw columns,
-and `given` the values of a request, as `EvidenceIndex.features` reads them: a word as the number of
-its bucket, NaN for what is missing or was never met. Not here: buckets of numbers (`index`), which
-column of a file is which (`data`).
+category keeps the words that have a side, then the most frequent, the others share a bucket.
+`Own.values` gives raw columns, and `given` the values of a request, as `EvidenceIndex.features`
+reads them: a word as the number of its bucket, NaN for what is missing or was never met. Not here:
+buckets of numbers (`index`), which column of a file is which (`data`).
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def _field(
     number_N, count_N = np.unique(value_X.astype(np.int64), return_counts=True)
     ranked = sorted(zip((-count_N).tolist(), number_N.tolist(), strict=True))
     words = [column.words[number] for _, number in ranked]
+    words.sort(key=lambda word: word not in (*liked, *wanted.bad))  # those first: they are graded
     for word in (*liked, *wanted.bad):
         if word not in column.words:
             known = ", ".join(words[:SHOWN])

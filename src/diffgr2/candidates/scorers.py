@@ -85,8 +85,10 @@ class LinearScorer:
         # "better or worse than the usual candidate".
         seen_FV = np.bincount(cell_LKF.ravel(), minlength=cells)[:cells].reshape(fields, levels)
         mean_F1 = (weight_FV * seen_FV).sum(1, keepdims=True) / seen_FV.sum(1, keepdims=True)
-        weight_FV = weight_FV - mean_F1
-        return LinearScorer(np.pad(weight_FV, ((0, 0), (0, n_buckets + 1 - levels))))
+        weight_FV = np.pad(weight_FV - mean_F1, ((0, 0), (0, n_buckets + 1 - levels)))
+        if levels > n_buckets:
+            weight_FV[seen_FV[:, -1] == 0, -1] = 0.0  # nothing was learned about its absence
+        return LinearScorer(weight_FV)
 
     def contributions(self, buckets_LKF: np.ndarray) -> np.ndarray:
         """What each field adds to each candidate's score (L, K, F)."""

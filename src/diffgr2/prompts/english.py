@@ -143,7 +143,8 @@ def label_of(word: str, number: int) -> str:
     ('Games RPG 12', 'number 5')
     """
     kept = "".join(c if c.isalnum() or c in " '’&-" else " " for c in word[:LONGEST_LABEL])
-    return " ".join(kept.split()).strip("-") or f"number {number + 1}"
+    words = [part for part in kept.split() if any(map(str.isalnum, part))]
+    return " ".join(words) or f"number {number + 1}"
 
 
 def _sides(words: Mapping[str, Any], field: Field, n: int) -> list[int]:

@@ -2,9 +2,9 @@
 
 Contract: `unknown(recent, shown, names)` says which of these fields have no value for which
 candidates, so that the prompt passes over them instead of saying "never": counts of an item that
-nobody could buy here yet, brand or kind that nobody named, and all that a history would have to
-tell where there is none. Catalogue items among catalogue purchases have every counted field, as in
-training. Not here: the values (`candidates.index`), a shop's own fields, which a request gives.
+nobody could buy here yet, brand, kind or words that nobody knows, and all that a history would have
+to tell where there is none. Catalogue items among catalogue purchases have every counted field, as
+in training. Not here: the values (`candidates.index`), a shop's own fields, which a request gives.
 """
 
 from collections.abc import Sequence
@@ -42,5 +42,5 @@ def _told(item: Item) -> dict[str, bool]:
         "counts": stranger is None,
         "brand": stranger is None or bool(stranger.brand),
         "kind": stranger is None or bool(stranger.categories),
-        "words": True,
+        "words": stranger is None or item.vector_E is None or bool(item.vector_E.any()),
     }

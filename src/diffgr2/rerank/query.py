@@ -17,7 +17,10 @@ from diffgr2.rerank.rules import RULES
 USER = ("user_id", "user")
 """Names of the shopper's id: as in HTTP, and as the option of the command line is called."""
 
-KEYS = ("history", "candidates", "scores", *USER, "decode", "reasoning", *RULES, "strict")
+KEYS = (
+    *("history", "candidates", "scores", "features", *USER),
+    *("decode", "reasoning", *RULES, "strict"),
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def arguments_of(value: Any) -> dict[str, Any]:
     if "history" not in given and user is None:
         raise DataError("history: missing (or give a user)")
     kinds = {"user": str, "user_id": str, "reasoning": bool, "scores": list, "decode": dict}
-    kinds["strict"] = bool
+    kinds |= {"strict": bool, "features": list}
     words = {str: "text", bool: "true or false", list: "a list", dict: "an object"}
     for key, kind in kinds.items():
         if key in given and not isinstance(given[key], kind):

@@ -29,6 +29,7 @@ from diffgr2.decode.batch import make_writer
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.errors import CheckpointError, DataError
 from diffgr2.model.backends import open_backend
+from diffgr2.rerank.brought import KEY, brought
 from diffgr2.rerank.bundle import opened
 from diffgr2.rerank.names import KEYS, Item, ListProblem
 from diffgr2.rerank.readout import Ways
@@ -71,6 +72,7 @@ class Reranker(World):
         user: str | None = None,
         decode: Mapping[str, Any] | Ways | None = None,
         reasoning: bool = True,
+        features: Sequence[Mapping[str, Any] | None] | None = None,
         rules: Mapping[str, Any] | None = None,
         strict: bool = False,
     ) -> RankTask:
@@ -80,7 +82,8 @@ class Reranker(World):
         named = _listed(candidates, "candidates")
         if not named:
             raise DataError("candidates: the list is empty")
-        items = self.names.resolve(named, "candidates", strict=strict)
+        own = brought(self.seats.index.own, named, features, strict=strict)
+        items = self.names.resolve(named, "candidates", strict=strict, backed=own.backed)
         strangers = sum(item.stranger is not None for item in [*past, *items])
         if strangers > SEATS:
             raise DataError(f"{strangers} unknown items in one request, at most {SEATS}")
@@ -93,8 +96,8 @@ class Reranker(World):
         if strict and vain:
             raise DataError(vain[0])
         scores_N = self.scores_of(past, items, scores)
-        told = (*warnings, *vain)
-        query = Query(past, items, named, scores_N, self.user_number(user), placing, told)
+        told, number = (*warnings, *own.warnings, *vain), self.user_number(user)
+        query = Query(past, items, named, scores_N, number, own.values_KG, placing, told)
         return RankTask(self, query, ways, reasoning=reasoning)
 
     def _past(
@@ -110,6 +113,8 @@ class Reranker(World):
             for at, item in enumerate(items)
             if item.lost
         ]
+        if any(isinstance(entry, Mapping) and entry.get(KEY) for entry in named):
+            warnings.append(f"history: {KEY} are evidence of candidates only, ignored")
         return [item for item in items if not item.lost], warnings
 
     def _placing(
@@ -152,6 +157,7 @@ class Reranker(World):
         user: str | None = None,
         decode: Mapping[str, Any] | None = None,
         reasoning: bool = True,
+        features: Sequence[Mapping[str, Any] | None] | None = None,
         rules: Mapping[str, Any] | None = None,
         strict: bool = False,
         return_reasoning: Telling = False,
@@ -163,7 +169,9 @@ class Reranker(World):
         then left out of the evidence (and who provides the history where it is None). `scores` are
         the retriever's; without them the bundled retriever scores. `decode` changes the recommended
         settings, `answer` and `views` among them; with `details` the result has `decisions`.
-        `reasoning=False` answers directly; `return_reasoning="markdown"` has bold names. `rules`
+        `reasoning=False` answers directly; `return_reasoning="markdown"` has bold names.
+        `features` holds a mapping (or None) per candidate, name -> value of the shop's own fields;
+        it may stand in the candidates instead (`{"id": …, "features": {…}}`). `rules`
         holds any of `pin` (ids for the top, or id -> place from 1), `exclude` (ids), `boost` (id ->
         levels added to its strength) and `max_per` (`brand` or `category` -> how many). `strict`
         makes errors of all that would be a warning.
@@ -175,6 +183,7 @@ class Reranker(World):
             user=user,
             decode=decode,
             reasoning=reasoning,
+            features=features,
             rules=rules,
             strict=strict,
         )

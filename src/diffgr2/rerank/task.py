@@ -5,10 +5,10 @@ number; `take()` brings a response back; `result()` is the ranking once all were
 is pending. A said answer hands out all windows of all views at once, in any order they may come
 back; a written one goes window by window. Evidence is counted once, on the whole list as it came,
 so strengths of different windows compare as they stand. One candidate needs no decode, and without
-any history there is nothing to judge by: such a list stays as it came. What cannot be judged is
-never shown, and the shop's rules come last (`rules`). Whoever decodes may batch many tasks, and may
-call these on any thread, one at a time. Not here: resolving what was asked (`names`, `reranker`),
-decoding (`decode`).
+any history or value of the shop's own there is nothing to judge by: such a list stays as it came.
+What cannot be judged is never shown, and the shop's rules come last (`rules`). Whoever decodes may
+batch many tasks, and may call these on any thread, one at a time. Not here: resolving what was
+asked (`names`, `brought`, `reranker`), decoding (`decode`).
 """
 
 from collections.abc import Sequence
@@ -44,8 +44,14 @@ class Query:
     named: list[Any]  # the candidates as the caller named them
     scores_N: np.ndarray
     user: int  # dense number, -1 unknown
+    own_NG: np.ndarray | None = None  # what came with them, NaN missing
     rules: Placing | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def silent(self) -> bool:
+        """Nothing is there to judge by: no purchases, and no values of the shop's own."""
+        return not self.history and (self.own_NG is None or bool(np.isnan(self.own_NG).all()))
 
     @property
     def placing(self) -> Placing:
@@ -88,7 +94,7 @@ class RankTask:
         self.parts: list[Part] = []  # handed out so far
         self._said: list[np.ndarray] = []  # places of decodes to hand out
         self._written: list[tuple[int, int]] = []  # windows of `order`, the next one last
-        self.blank = len(query.candidates) > 1 and not query.history
+        self.blank = len(query.candidates) > 1 and query.silent
         if n > 1 and not self.blank and read_out.answer == "said":
             views = [view_of(n, view, stream) for view in range(read_out.views)]
             self._said = [judged_J[at] for order_J in views for at in dealt(order_J, k)]
@@ -107,7 +113,8 @@ class RankTask:
     def whole(self) -> Request:
         """The content of a prompt that would show the whole list as it came."""
         query = self.query
-        return self.world.request(query.history, query.candidates, query.scores_N, query.user)
+        given = (query.scores_N, query.user, query.own_NG)
+        return self.world.request(query.history, query.candidates, *given)
 
     @property
     def complete(self) -> bool:

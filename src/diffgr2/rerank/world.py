@@ -175,7 +175,12 @@ class World:
         return scores_N
 
     def request(
-        self, past: Sequence[Item], shown: Sequence[Item], scores_K: np.ndarray, user: int
+        self,
+        past: Sequence[Item],
+        shown: Sequence[Item],
+        scores_K: np.ndarray,
+        user: int,
+        own_KG: np.ndarray | None = None,
     ) -> Request:
         """The prompt's content for these candidates, in this order."""
         recent = past[-self.recipe.evidence.history :]
@@ -192,7 +197,7 @@ class World:
             found = [place[id(i)] if i.number is None else i.number for i in items]
             return np.array(found, np.int32)
 
-        features_KF = index.features_of(numbers(recent), numbers(shown), scores_K, user)
+        features_KF = index.features_of(numbers(recent), numbers(shown), scores_K, user, own_KG)
         buckets_KF = index.buckets(features_KF)
         if strangers or not recent:
             buckets_KF[unknown(recent, shown, index.names)] = MISSING

@@ -75,8 +75,17 @@ def candidates(reranker: Reranker, history: list[str], user: str | None) -> dict
     cards = []
     for place, item in enumerate(items_1K[0].tolist()):
         evidence = [
-            {"name": field.name, "meaning": field.meaning, "level": int(level)}
-            for field, level in zip(reranker.fields, buckets_KF[place].tolist(), strict=True)
+            {
+                "name": field.name,
+                "meaning": field.meaning,
+                "level": int(level),
+                "kind": field.kind,
+                "low": field.name in ("rank", "gap") or field.good == "low",  # the best is 0
+                "said": reranker.template.phrases.say(number, level),
+            }
+            for number, (field, level) in enumerate(
+                zip(reranker.fields, buckets_KF[place].tolist(), strict=True)
+            )
             if level != MISSING
         ]
         score = float(scores_1K[0, place])

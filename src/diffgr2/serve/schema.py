@@ -10,7 +10,7 @@ Not here: answers (`replies`), resolving items (`rerank`).
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Optional
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, create_model
 from pydantic.fields import FieldInfo
 
 from diffgr2 import strict_json
@@ -88,6 +88,13 @@ def optional(field: FieldInfo) -> Any:
     return Optional[Annotated[kind, *field.metadata] if field.metadata else kind]  # noqa: UP045
 
 
+FEATURES = {
+    "type": "object",
+    "additionalProperties": {"type": ["number", "string", "boolean", "null"]},
+    "description": "The shop's own features of a candidate, name: value; null = missing.",
+}
+
+
 class Document(Lenient):
     """An item as an object: an id, a semantic ID, a title, or words that describe it."""
 
@@ -98,6 +105,7 @@ class Document(Lenient):
     brand: str | None = None
     categories: list[str] | None = None
     description: str | None = None
+    features: Annotated[Any, WithJsonSchema(FEATURES)] = None  # read by `rerank.brought`
 
 
 Decode: Any = create_model(

@@ -1,0 +1,117 @@
+"""What a request brings about its candidates: values of the shop's own fields.
+
+Contract: `brought(fields, named, features, strict)` reads one mapping per candidate, name -> value,
+out of `features` or of the candidates themselves (`{"id": …, "features": {…}}`), into the columns
+that `EvidenceIndex.features` reads. A name that is left out, or null, is a missing value; a name
+that is no evidence of this model is a warning (an error where the request is strict); a value that
+the field cannot hold is one ListProblem that names candidate and feature. Not here: what a value
+means (`candidates.own_fields`), buckets (`candidates.index`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diffgr2.candidates.fields import Field, names_of
+from diffgr2.candidates.own_fields import given
+from diffgr2.errors import DataError
+from diffgr2.rerank.names import ListProblem
+
+KEY = "features"
+MOST = 64  # features of a candidate
+LONGEST = 2_048  # characters of a value
+TOLD = 8  # names in a message
+
+
+@dataclass(frozen=True)
+class Brought:
+    """Own values of a list's candidates."""
+
+    values_KG: np.ndarray  # float32, NaN missing
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def backed(self) -> frozenset[int]:
+        """Candidates of which something is known by these values."""
+        return frozenset(np.flatnonzero(~np.isnan(self.values_KG).all(1)).tolist())
+
+
+def brought(
+    fields: Sequence[Field], named: Sequence[Any], features: Any, *, strict: bool
+) -> Brought:
+    """See the module's docstring; `fields` are the model's own ones."""
+    values_KG = np.full((len(named), len(fields)), np.nan, np.float32)
+    place, strange = {field.name: g for g, field in enumerate(fields)}, Counter[str]()
+    problems: dict[int, str] = {}
+    for k, values in enumerate(_each(named, features)):
+        try:
+            strange.update(_read(values, fields, place, values_KG[k]))
+        except ValueError as error:
+            problems[k] = f"{KEY}{error}"
+    if problems:
+        raise ListProblem("candidates", problems)
+    told = [_told(name, n, len(named), fields) for name, n in strange.most_common(TOLD)]
+    if len(strange) > TOLD:
+        told.append(f"{KEY}: {len(strange) - TOLD} more unknown names, ignored")
+    if strict and told:
+        raise DataError(told[0].removesuffix(", ignored"))
+    return Brought(values_KG, tuple(told))
+
+
+def _each(named: Sequence[Any], features: Any) -> list[Any]:
+    """What came with each candidate: beside the list, or in the candidates themselves."""
+    within = [entry.get(KEY) if isinstance(entry, Mapping) else None for entry in named]
+    if features is None:
+        return within
+    if isinstance(features, str | bytes | Mapping) or not isinstance(features, Sequence):
+        raise DataError(f"{KEY}: expected a list, one object of names and values per candidate")
+    if len(features) != len(named):
+        raise DataError(f"{KEY}: {len(features)} for {len(named)} candidates")
+    for k, (one, other) in enumerate(zip(features, within, strict=True)):
+        if one is not None and other is not None:
+            raise DataError(f"candidates[{k}].{KEY}: given beside the list, too")
+    return [other if one is None else one for one, other in zip(features, within, strict=True)]
+
+
+def _read(
+    values: Any, fields: Sequence[Field], place: Mapping[str, int], row_G: np.ndarray
+) -> list[str]:
+    """One candidate's values into its row; the names that no field has."""
+    if values is None:
+        return []
+    if not isinstance(values, Mapping):
+        raise ValueError(": expected an object of names and values")
+    if len(values) > MOST:
+        raise ValueError(f": {len(values)} given, at most {MOST}")
+    strange = []
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise ValueError(f": expected names, got {_shown(name)}")
+        if name not in place:
+            strange.append(name)
+            continue
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise ValueError(f".{name}: text of more than {LONGEST} characters")
+        try:
+            row_G[place[name]] = given(fields[place[name]], value)
+        except ValueError as error:
+            raise ValueError(f".{name}: {error} (got {_shown(value)})") from None
+    return strange
+
+
+def _told(name: str, count: int, k: int, fields: Sequence[Field]) -> str:
+    known = ", ".join(names_of(fields[:TOLD]))
+    which = f"known: {known}" if fields else "this model has none of its own"
+    return f"{KEY}.{_shown(name, 80)}: no evidence here, in {count} of {k} ({which}), ignored"
+
+
+def _shown(value: Any, most: int = 40) -> str:
+    """A value for a message, short and on one line."""
+    text = value if isinstance(value, str) and most > 40 else repr(value)
+    text = "".join(c if c.isprintable() else " " for c in text[: most + 1])
+    return text if len(text) <= most else text[: most - 1] + "…"
