@@ -86,9 +86,26 @@ def slow_union(old: Shop, new: Purchases, raw_items: list[str], raw_users: list[
     return [sorted(rows[raw], key=lambda entry: entry[1]) for raw in raw_users]
 
 
-@pytest.mark.parametrize("keep_last", [0, 2])
+def without_kept_apart(old: Shop, union: list[list[tuple[int, int]]]) -> Histories:
+    """The union without the last two purchases that each user had before."""
+    rows = [list(row) for row in union]
+    for user in range(len(old.raw_users)):
+        end = old.histories.offsets_U1[user + 1]
+        for at in range(end - 2, end):
+            entry = (int(old.histories.items_N[at]), int(old.histories.timestamps_N[at]))
+            if entry in rows[user]:
+                rows[user].remove(entry)
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    items = np.array([item for row in rows for item, _ in row], np.int32)
+    times = np.array([time for row in rows for _, time in row], np.int64)
+    return Histories(offsets, items, times, ITEMS + NEW + 1)
+
+
+@pytest.mark.parametrize("keep_last", [None, 0, 2])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_refresh_counts_what_a_build_of_the_union_counts(seed: int, keep_last: int) -> None:
+def test_a_refresh_counts_what_a_build_of_the_union_counts(
+    seed: int, keep_last: int | None
+) -> None:
     old, (purchases, records) = shop(seed), arrivals(seed)
     vectors_IE = np.random.default_rng(seed).normal(size=(ITEMS, 6)).astype(np.float32)
     index = EvidenceIndex.build(old.histories.train_part(), old.catalogue, vectors_IE, CONFIG)
@@ -105,13 +122,13 @@ def test_a_refresh_counts_what_a_build_of_the_union_counts(seed: int, keep_last:
 
     more_IE = np.random.default_rng(seed + 9).normal(size=(n - ITEMS, 6)).astype(np.float32)
     all_IE = np.concatenate([index.attributes.vectors_IE, unit_rows(more_IE)])
-    given = (grown.histories, grown.catalogue, all_IE, joined.touched_U)
-    fresh = recounted(index, *given, keep_last)
+    fresh = recounted(index, grown.histories, grown.catalogue, all_IE, joined.new_N, keep_last)
 
-    # From scratch: users without news hide their last two, the others all but `keep_last`.
-    hidden_U = np.where(joined.touched_U, keep_last, 2)
-    end_U = np.maximum(grown.histories.lengths_U - hidden_U, 0)
+    # From scratch: all but the last few, or what counted before and what is new.
+    end_U = np.maximum(grown.histories.lengths_U - (keep_last or 0), 0)
     counted = prefixes(grown.histories, np.arange(grown.histories.n_users), end_U)
+    if keep_last is None:
+        counted = without_kept_apart(old, union)
     whole = EvidenceIndex.build(counted, grown.catalogue, all_IE, CONFIG)
     for name in ("pair_P", "value_PV", "key_M", "position_M", "day_M", "buyers_I"):
         got, wanted = getattr(fresh.pairs, name), getattr(whole.pairs, name)
@@ -139,6 +156,31 @@ def test_a_refresh_counts_what_a_build_of_the_union_counts(seed: int, keep_last:
     np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-7)  # `whole` scales vectors again
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_news_in_parts_count_as_at_once(seed: int) -> None:
+    old, (purchases, records) = shop(seed), arrivals(seed)
+    index = EvidenceIndex.build(
+        old.histories.train_part(), old.catalogue, np.zeros((ITEMS, 1), np.float32), CONFIG
+    )
+
+    time_N = purchases.time_N + np.arange(1, 61)  # no two at one second, whose order is the file's
+
+    def grown(shop: Shop, index: EvidenceIndex, which: slice) -> tuple[Shop, EvidenceIndex]:
+        part = (purchases.user_N[which], purchases.item_N[which], time_N[which])
+        news = Purchases(purchases.users, purchases.items, *part)
+        joined = join(shop, news, records, seed, anew=False)
+        vectors_IE = np.zeros((len(joined.shop.catalogue), 1), np.float32)
+        given = (joined.shop.histories, joined.shop.catalogue, vectors_IE, joined.new_N)
+        return joined.shop, recounted(index, *given)
+
+    once, twice = grown(old, index, slice(None)), (old, index)
+    for part in (slice(0, 0), slice(0, 60, 2), slice(1, 60, 2), slice(None)):
+        twice = grown(*twice, part)
+    assert np.array_equal(once[0].histories.items_N, twice[0].histories.items_N)
+    for name in ("pair_P", "value_PV", "key_M", "position_M", "day_M", "buyers_I"):
+        assert np.array_equal(getattr(once[1].pairs, name), getattr(twice[1].pairs, name)), name
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_what_no_news_touched_has_the_same_evidence_bit_for_bit(seed: int) -> None:
     old = shop(seed)
@@ -147,7 +189,7 @@ def test_what_no_news_touched_has_the_same_evidence_bit_for_bit(seed: int) -> No
     news = Purchases(["n"], ["i0", "i1", "new"], np.zeros(3, np.int64), np.arange(3), np.full(3, 9))
     joined = join(old, news, {}, seed, anew=False)
     all_IE = np.concatenate([index.attributes.vectors_IE, np.zeros((1, 6), np.float32)])
-    fresh = recounted(index, joined.shop.histories, joined.shop.catalogue, all_IE, joined.touched_U)
+    fresh = recounted(index, joined.shop.histories, joined.shop.catalogue, all_IE, joined.new_N)
     read_LK = np.array([[2, 3, 4, 5], [9, 8, 7, 6]], np.int32)
     queries = prefixes(old.histories, np.array([4, 5]), np.array([3, 3]))
     queries = replace(queries, items_N=np.array([10, 11, 12, 13, 14, 15], np.int32))
@@ -162,7 +204,7 @@ def test_counts_beside_items_that_nobody_bought_yet_are_left_open() -> None:
     index = EvidenceIndex.build(old.histories.train_part(), old.catalogue, vectors_IE, CONFIG)
     joined = join(old, Purchases(), {"c1": ItemText("one"), "c2": ItemText("two")}, 0, anew=False)
     all_IE = np.ones((ITEMS + 2, 2), np.float32)
-    fresh = recounted(index, joined.shop.histories, joined.shop.catalogue, all_IE, joined.touched_U)
+    fresh = recounted(index, joined.shop.histories, joined.shop.catalogue, all_IE, joined.new_N)
     assert (index.late_from, fresh.late_from) == (None, ITEMS)
     shown, scores = np.array([3, ITEMS, 4], np.int32), np.array([3.0, 2.0, 1.0], np.float32)
     at = {name: fresh.names.index(name) for name in fresh.names}
@@ -195,13 +237,13 @@ def test_a_counting_retriever_is_counted_as_from_scratch(kind: str) -> None:
     joined = join(old, purchases, records, 0, anew=False)
     grown = joined.shop
     blank_IE = np.zeros((len(grown.catalogue), 2), np.float32)
-    fresh = recounted(index, grown.histories, grown.catalogue, blank_IE, joined.touched_U)
+    fresh = recounted(index, grown.histories, grown.catalogue, blank_IE, joined.new_N)
     users = (USERS, grown.histories.n_users)
     before = KINDS[kind].build(old.histories.train_part())
     after, told = retrained(before, index, fresh, users)
     assert told == f"{kind}, counted anew"
-    end_U = grown.histories.lengths_U - np.where(joined.touched_U, 0, 2)
-    whole = KINDS[kind].build(prefixes(grown.histories, np.arange(users[1]), end_U))
+    union = slow_union(old, purchases, grown.catalogue.raw_ids, grown.raw_users)
+    whole = KINDS[kind].build(without_kept_apart(old, union))
     for name, value in vars(whole).items():
         assert np.array_equal(getattr(after, name), value), name
     other = KINDS[kind].build(old.histories)  # it knows the held-out purchases, too
@@ -235,7 +277,7 @@ def test_new_items_of_sasrec_score_as_their_words_suggest_and_the_others_as_befo
     more_IE = np.zeros((2, 6), np.float32)
     more_IE[twin - ITEMS] = vectors_IE[3]
     all_IE = np.concatenate([index.attributes.vectors_IE, more_IE])
-    fresh = recounted(index, joined.shop.histories, joined.shop.catalogue, all_IE, joined.touched_U)
+    fresh = recounted(index, joined.shop.histories, joined.shop.catalogue, all_IE, joined.new_N)
     after, told = retrained(model, index, fresh, (USERS, USERS))
     assert isinstance(after, AttentionScores)
     assert "2 embeddings from texts" in told

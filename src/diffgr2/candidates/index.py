@@ -212,11 +212,13 @@ class EvidenceIndex:
     ) -> None:
         """NaN in place of counts of late items that nobody bought yet: they say nothing of them."""
         items_LX = np.concatenate([history_LH, items_LK], 1)
-        known_LX = np.asarray(bought_LX | (items_LX < self.late_from))
-        past_LH = known_LX[:, : self.history] & (history_LH >= 0)
-        alone_L = ~past_LH.any(1) & (history_LH >= 0).any(1)  # nothing but such items before
+        assert self.late_from is not None
+        known_LX = bought_LX | np.less(items_LX, self.late_from)
+        real_LH = history_LH >= 0
+        past_LH = known_LX[:, : self.history] & real_LH
+        alone_L1 = real_LH.any(1, keepdims=True) & ~past_LH.any(1, keepdims=True)
         for name, value_LK in counts.items():
-            open_LK = ~known_LX[:, self.history :] | alone_L[:, None]
+            open_LK = ~known_LX[:, self.history :] | alone_L1
             if name in ("last", "session"):
                 open_LK |= ~known_LX[newest][:, None]
             counts[name] = np.where(open_LK, np.float32(np.nan), value_LK)

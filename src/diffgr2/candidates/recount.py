@@ -3,11 +3,12 @@
 Contract: `recounted(index, shop…)` is the index that `EvidenceIndex` would build of the same
 purchases, but for what is kept on purpose: bucket edges, the number of users that scales `lift`,
 vectors of items that were there; and what is counted of a new item that nobody bought yet is left
-open. Users without new purchases count as they did; of those with new ones all purchases count, or
-all but their last `keep_last`. `retrained` gives the retriever's scores: counts anew, or for new
-items of SASRec embeddings by ridge regression on text vectors. `refitted` fits edges anew on lists
-like those of training. Pure: nothing that was given changes. Not here: files and the join of
-purchases (`data.arrivals`), the bundle (`stages.refresh`).
+open. What counted counts, and so do all new purchases; purchases that a run kept apart to test on
+stay apart, so that nothing changes but by the news. With `keep_last` all purchases count but every
+user's last ones (2: as in a run, 0: all). `retrained` gives the retriever's scores: counts anew, or
+for new items of SASRec embeddings by ridge regression on text vectors. `refitted` fits edges anew
+on lists like those of training. Pure: nothing that was given changes. Not here: files and the join
+of purchases (`data.arrivals`), the bundle (`stages.refresh`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from diffgr2.candidates.attention import AttentionScores
 from diffgr2.candidates.index import Attributes, EvidenceIndex, category_numbers
 from diffgr2.candidates.kinds import ItemKnn, Popularity
-from diffgr2.candidates.pairs import PairCounts, first_purchases
+from diffgr2.candidates.pairs import DAY, PairCounts, first_purchases
 from diffgr2.candidates.retrieval import Retriever, prefixes, top_k
 from diffgr2.streams import permutation
 from diffgr2.types import Catalogue, Histories
@@ -33,24 +34,47 @@ Scores = AttentionScores | ItemKnn | Popularity
 # ------------------------------------------------------------------------------------- evidence
 
 
+def users_of(histories: Histories) -> np.ndarray:
+    """The user of every purchase."""
+    return np.repeat(np.arange(histories.n_users, dtype=np.int64), histories.lengths_U)
+
+
+def counted_purchases(
+    pairs: PairCounts, histories: Histories, new_N: np.ndarray, keep_last: int | None
+) -> Histories:
+    """The purchases that count from now on, of every user."""
+    user_N = users_of(histories)
+    if keep_last is not None:
+        keep_N = np.arange(len(user_N)) < (histories.offsets_U1[1:] - keep_last)[user_N]
+    else:
+        # What counted, and what is new; what a run kept apart to test on stays apart.
+        key_N = user_N * pairs.n_items + histories.items_N
+        at_N = np.minimum(pairs.key_M.searchsorted(key_N), len(pairs.key_M) - 1)
+        counted_N = (histories.items_N < pairs.n_items) & (pairs.key_M[at_N] == key_N)
+        # One that stayed apart may be of an item that the user bought again, which counts.
+        counted_N &= histories.timestamps_N // DAY >= pairs.day_M[at_N]
+        keep_N = new_N | counted_N
+    lengths_U = np.bincount(user_N[keep_N], minlength=histories.n_users)
+    offsets_U1 = np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64)
+    parts = (histories.items_N[keep_N], histories.timestamps_N[keep_N])
+    return Histories(offsets_U1, *parts, histories.n_items)
+
+
 def recounted_pairs(
-    pairs: PairCounts, histories: Histories, touched_U: np.ndarray, keep_last: int
+    pairs: PairCounts, histories: Histories, new_N: np.ndarray, keep_last: int | None
 ) -> PairCounts:
-    """The counts after these users bought anew; the others count as they did."""
-    n = histories.n_items
+    """The counts with the new purchases; of users without any they stay, whatever they count."""
+    n, counted = histories.n_items, counted_purchases(pairs, histories, new_N, keep_last)
+    if keep_last is not None:
+        return PairCounts.build(counted, pairs.window)
+    touched_U = np.bincount(users_of(histories)[new_N], minlength=histories.n_users) > 0
     user_M, item_M = np.divmod(pairs.key_M, pairs.n_items)
-    stays_M = ~touched_U[user_M]
-    users = np.flatnonzero(touched_U)
-    end_U = np.maximum(histories.lengths_U[users] - keep_last, 0)
-    key_M, position_M, day_M = first_purchases(prefixes(histories, users, end_U))
+    stays_M, users = ~touched_U[user_M], np.flatnonzero(touched_U)
+    key_M, *rest = first_purchases(prefixes(counted, users, counted.lengths_U[users]))
     key_M = users[key_M // n] * n + key_M % n
+    old = (user_M * n + item_M, pairs.position_M, pairs.day_M)
     parts = [
-        np.concatenate([old[stays_M], new])
-        for old, new in (
-            (user_M * n + item_M, key_M),
-            (pairs.position_M, position_M),
-            (pairs.day_M, day_M),
-        )
+        np.concatenate([one[stays_M], two]) for one, two in zip(old, (key_M, *rest), strict=True)
     ]
     order_M = np.argsort(parts[0], kind="stable")
     return PairCounts.counted(n, pairs.window, *(part[order_M] for part in parts))
@@ -61,10 +85,10 @@ def recounted(
     histories: Histories,
     catalogue: Catalogue,
     vectors_IE: np.ndarray,
-    touched_U: np.ndarray,
-    keep_last: int = 0,
+    new_N: np.ndarray,
+    keep_last: int | None = None,
 ) -> EvidenceIndex:
-    """See the module's docstring; `vectors_IE` are the text vectors of all items, unit or zero."""
+    """See the module's docstring; `vectors_IE` are all items' text vectors, unit or zero."""
     numbers: dict[str, int] = {}
     for brand in sorted({brand for brand in catalogue.brands if brand}):
         numbers[brand] = len(numbers)
@@ -73,7 +97,7 @@ def recounted(
         category_numbers(catalogue.categories),
         vectors_IE,
     )
-    pairs = recounted_pairs(index.pairs, histories, touched_U, keep_last)
+    pairs = recounted_pairs(index.pairs, histories, new_N, keep_last)
     late = index.late_from
     if late is None and len(catalogue) > index.pairs.n_items:
         late = index.pairs.n_items

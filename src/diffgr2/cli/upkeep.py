@@ -42,12 +42,13 @@ Edges = Annotated[
     ),
 ]
 KeepLast = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=0,
         metavar="N",
-        help="Leave the last N purchases of shoppers with new ones out of all counts "
-        "(2: as a run does, which tests on them).",
+        help="Count all purchases but everybody's last N (2: as a run does, which tests on them; "
+        "0: all).",
+        show_default="only new ones join what counted",
     ),
 ]
 Anew = Annotated[
@@ -84,7 +85,7 @@ def refresh(
     out: Out = None,
     in_place: InPlace = False,
     edges: Edges = False,
-    keep_last: KeepLast = 0,
+    keep_last: KeepLast = None,
     replace_words: Anew = False,
     column: Columns = None,
     item_column: ItemColumns = None,
@@ -100,8 +101,8 @@ def refresh(
 
     mapped = (pairs("--column", column), pairs("--item-column", item_column))
     news = News(interactions, items, *mapped, max_bad_share=max_bad_share, anew=replace_words)
-    how = {"out": out, "in_place": in_place, "edges": edges, "keep_last": keep_last}
-    for line in refreshed(bundle, news, **how).lines:
+    made = refreshed(bundle, news, out=out, in_place=in_place, edges=edges, keep_last=keep_last)
+    for line in made.lines:
         typer.echo(line)
 
 

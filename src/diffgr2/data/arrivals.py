@@ -55,8 +55,8 @@ class Joined:
     """The grown shop and what is new in it."""
 
     shop: Shop
-    touched_U: np.ndarray  # bool: has purchases that were not known
-    added: int  # purchases
+    new_N: np.ndarray  # bool: which purchases were not known
+    added: int  # so many
     known: int  # purchases that were known already
     described: list[int]  # known items that have words now
     differing: int  # known items that the file describes otherwise, and that stayed as they were
@@ -158,12 +158,10 @@ def join(
     time_N = purchases.time_N if shop_is_timed(shop) else np.zeros_like(purchases.time_N)
     new_N = _unknown(shop.histories, user_N, item_N, time_N)
     added = (user_N[new_N], item_N[new_N], time_N[new_N])
-    touched_U = np.zeros(len(users), dtype=bool)
-    touched_U[added[0]] = True
-    histories = _merged(shop.histories, len(users), len(known), *added)
+    histories, fresh_N = _merged(shop.histories, len(users), len(known), *added)
     return Joined(
         Shop(histories, catalogue, [*shop.raw_users, *newcomers]),
-        touched_U,
+        fresh_N,
         int(new_N.sum()),
         int((~new_N).sum()),
         described,
@@ -205,8 +203,8 @@ def _merged(
     user_N: np.ndarray,
     item_N: np.ndarray,
     time_N: np.ndarray,
-) -> Histories:
-    """The histories with these purchases, which come in the order of their times."""
+) -> tuple[Histories, np.ndarray]:
+    """The histories with these purchases, which come by time, and where they stand (bool)."""
     old_N = np.repeat(np.arange(histories.n_users), histories.lengths_U)
     users_N = np.concatenate([old_N, user_N])
     items_N = np.concatenate([histories.items_N, item_N]).astype(np.int32)
@@ -217,7 +215,8 @@ def _merged(
     order_N = np.argsort(key_N, kind="stable")
     lengths_U = np.bincount(users_N, minlength=n_users)
     offsets_U1 = np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64)
-    return Histories(offsets_U1, items_N[order_N], times_N[order_N], n_items)
+    histories = Histories(offsets_U1, items_N[order_N], times_N[order_N], n_items)
+    return histories, order_N >= len(old_N)
 
 
 def _described(

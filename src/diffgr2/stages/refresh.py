@@ -30,7 +30,7 @@ from diffgr2.artifacts import (
     sha256_of,
 )
 from diffgr2.candidates.index import EvidenceIndex
-from diffgr2.candidates.recount import Sample, Scores, recounted, refitted, retrained
+from diffgr2.candidates.recount import Sample, Scores, recounted, refitted, retrained, users_of
 from diffgr2.data import columnar
 from diffgr2.data.arrivals import Joined, Purchases, Shop, join, read_purchases, read_records
 from diffgr2.data.gather import ItemText
@@ -87,11 +87,12 @@ def refresh(
     out: Path | None = None,
     in_place: bool = False,
     edges: bool = False,
-    keep_last: int = 0,
+    keep_last: int | None = None,
 ) -> Refreshed:
     """See the module's docstring."""
-    if news.interactions is None and news.items is None and not edges:
-        raise ConfigError("refresh: --interactions, --items or --edges is needed")
+    asked = edges or keep_last is not None
+    if news.interactions is None and news.items is None and not asked:
+        raise ConfigError("refresh: --interactions, --items, --edges or --keep-last is needed")
     if out is not None and in_place:
         raise ConfigError("refresh: --out and --in-place exclude each other")
     bundle = bundle if bundle.name else bundle.resolve()
@@ -107,7 +108,7 @@ def refresh(
         shop = Shop(world.histories, world.catalogue, world.raw_users)
         purchases, records, read = _read(news)
         joined = join(shop, purchases, records, world.recipe.seed, anew=news.anew)
-        if not joined.changed and not edges and out is None:
+        if not joined.changed and not asked and out is None:
             line = f"nothing new ({joined.known:,} purchases were known): {bundle} stands as it is"
             return Refreshed(None, read, [line])
         grown = _grown(world, joined, edges=edges, keep_last=keep_last)
@@ -142,11 +143,11 @@ def _file(path: Path, intake: Any) -> dict[str, Any]:
     return {"file": path.name, "sha256": sha256_of(path), **set_aside}
 
 
-def _grown(world: World, joined: Joined, *, edges: bool, keep_last: int) -> Grown:
+def _grown(world: World, joined: Joined, *, edges: bool, keep_last: int | None) -> Grown:
     """All parts, and what moved."""
     old, shop = world.seats.index, joined.shop
     sids, vectors_IE = _coded(world, joined)
-    given = (shop.histories, shop.catalogue, vectors_IE, joined.touched_U, keep_last)
+    given = (shop.histories, shop.catalogue, vectors_IE, joined.new_N, keep_last)
     index = recounted(old, *given)
     users = (world.histories.n_users, shop.histories.n_users)
     retriever, how = retrained(world.retriever, old, index, users)
@@ -204,14 +205,15 @@ def _counts(world: World, joined: Joined, index: EvidenceIndex) -> dict[str, Any
     same = int((new.value_PV[at[there]] == old.value_PV[there]).all(1).sum())
     buyers_I = new.buyers_I.copy()
     buyers_I[:known] -= old.buyers_I
-    wordless = [not text for text in catalogue_texts(_some(joined.shop.catalogue, known))]
     shop = joined.shop
+    touched = np.unique(users_of(shop.histories)[joined.new_N])
+    wordless = [not text for text in catalogue_texts(_some(shop.catalogue, known))]
     return {
         "purchases_added": joined.added,
         "purchases_known": joined.known,
         "purchases": len(shop.histories.items_N),
         "users_added": joined.n_new_users,
-        "users_touched": int(joined.touched_U[: world.histories.n_users].sum()),
+        "users_touched": int((touched < world.histories.n_users).sum()),
         "users": shop.histories.n_users,
         "items_added": joined.n_new_items,
         "items_without_text": sum(wordless),
