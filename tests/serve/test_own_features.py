@@ -20,7 +20,7 @@ from diffgr2.integrations.asking import entry, rank
 from diffgr2.prompts.request import MISSING
 from diffgr2.rerank.names import ListProblem
 from diffgr2.traces.decide import Traces
-from support import bundles, own_shop
+from support import bundles, featured_shop
 from support.bundles import edit_json
 from support.live import Live
 
@@ -31,12 +31,12 @@ FULL = {"price": 3, "ctr": 0.9, "badge": "bestseller", "in_stock": True}
 
 @pytest.fixture(scope="module")
 def own_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kept = os.environ.get("DIFFGR2_OWN_SHOP")  # a directory that outlives the test run
+    kept = os.environ.get("DIFFGR2_FEATURED_SHOP")  # a directory that outlives the test run
     if kept:
-        return own_shop.build(Path(kept))
+        return featured_shop.build(Path(kept))
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    return own_shop.build(shared / "own-shop")
+    return featured_shop.build(shared / "featured-shop")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_buckets_are_those_of_the_columns(own_dir: Path, reranker: Reranker) -> 
         candidates = raw(reranker, *lists["items_LK"][row].tolist())
         features = []
         for price, ctr, badge, stock in own_LKG[row].tolist():
-            word = None if np.isnan(badge) else own_shop.WORDS[int(badge)]
+            word = None if np.isnan(badge) else featured_shop.WORDS[int(badge)]
             flag = None if np.isnan(stock) else bool(stock)
             features.append({"price": price, "ctr": ctr, "badge": word, "in_stock": flag})
         given = {"scores": lists["scores_LK"][row].tolist(), "features": features}
@@ -106,8 +106,8 @@ def test_the_teacher_cites_them(own_dir: Path) -> None:
 def test_evidence_is_the_same_on_any_scale(own_dir: Path, reranker: Reranker) -> None:
     from diffgr2.candidates.index import bucket_edges
 
-    own_LKG = own_shop.features_of("train", own_dir / "candidates")
-    hundred = own_shop.features_of("train", own_dir / "candidates", scale=100.0)
+    own_LKG = featured_shop.features_of("train", own_dir / "candidates")
+    hundred = featured_shop.features_of("train", own_dir / "candidates", scale=100.0)
     for g, name in enumerate(("price", "ctr")):
         field = reranker.fields[AT[name]]
         level = []

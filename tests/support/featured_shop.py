@@ -38,9 +38,9 @@ FEATURES: dict[str, Any] = {
 
 def recipe() -> Recipe:
     values = micro_shop.recipe().model_dump(mode="json")
-    values |= {"name": "own-shop", "lists": {"features": FEATURES}}
+    values |= {"name": "featured-shop", "lists": {"features": FEATURES}}
     values["sft"]["steps"], values["cft"]["steps"] = 60, 40
-    return validate(values, "own-shop")
+    return validate(values, "featured-shop")
 
 
 def features_of(split: str, directory: Path, scale: float = 1.0) -> np.ndarray:
