@@ -20,7 +20,7 @@ from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error
 from diffgr2.evaluate.metrics import MAIN
 from diffgr2.evaluate.tables import (
-    against_ar,
+    against,
     at,
     interval_at,
     markdown_table,
@@ -34,7 +34,7 @@ OPEN = re.compile(r"^<!-- (results|rows|serving|speed|growth):([A-Za-z0-9_.-]+) 
 
 
 MAIN_ROWS = (
-    *("floor", "oracle", "evidence", "evidence_mlp", "ar_direct", "block_direct"),
+    *("floor", "oracle", "evidence", "evidence_mlp", "lambdamart", "ar_direct", "block_direct"),
     *("ar", "ar_written", "naive", "cft", "cft_opd", "cft_opd_rl"),
     *("cft_opd_rl_written", "cft_opd_rl_raw", "verify"),
 )
@@ -47,7 +47,10 @@ def results_table(report: dict[str, Any], *, every: bool) -> str:
     hit, overall = rows_of(report, "hit"), rows_of(report, "all")
     columns: list[Any] = [("row", lambda row: f"`{row['name']}`"), ("n", at("n"))]
     columns += [(metric.upper(), at(f"metrics.{metric}")) for metric in MAIN]
-    columns += [("R@1 against AR, 95 %", against_ar), ("raw valid", at("raw_valid", 3))]
+    columns.append(("R@1 against AR, 95 %", against("ar")))
+    if any("vs_rival" in row for row in hit):
+        columns.append(("R@1 against the rival, 95 %", against("rival")))
+    columns.append(("raw valid", at("raw_valid", 3)))
     columns += [("coherent, 95 %", coherent), ("TPF", at("tpf", 1))]
     columns += [("forwards", at("forwards", 1)), ("speed-up", times("speedup", 1))]
     n_hit = max((row["n"] for row in hit), default=0)

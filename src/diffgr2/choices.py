@@ -23,3 +23,6 @@ Counted = Literal[
     "rank", "gap", "copurchase", "lift", "last", "next", "session", "brand", "category", "text"
 ]
 """Evidence that can be counted (`candidates.fields` says what each one is)."""
+
+FAILING = ("floor", "scorer")
+"""What a run may not be worse than: the order as it came, and what it was taught by."""

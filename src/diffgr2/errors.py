@@ -62,8 +62,10 @@ TRAINING = ("torch", "transformers", "scipy", "sklearn", "polars", "matplotlib",
 
 
 def missing_extra(error: ImportError) -> MissingExtraError | None:
-    """The one line for a package of the extra `train` that is not installed."""
+    """The one line for a package of the extra `train` or `lambdamart` that is not installed."""
     package = (error.name or "").partition(".")[0]
+    if package == "lightgbm":
+        return MissingExtraError(f"{package} is missing: pip install 'diffgr2[lambdamart]'")
     if package not in TRAINING:
         return None
     return MissingExtraError(f"{package} is missing: pip install 'diffgr2[train]'")

@@ -2,13 +2,13 @@
 
 Contract: a stage is a function `run(ctx) -> metrics` that reads `ctx.inputs`, writes into `ctx.out`
 and may keep resumable state in `ctx.work`. Its key is the digest of (name, version, its config
-sections, seed, the inputs' fingerprints); a directory whose manifest carries that key is skipped,
-so a changed input re-runs just what depends on it. The contents of its inputs are verified when a
-stage runs, each file once per process. An interrupted stage leaves `.NAME.partial`, which is
-continued when its key still matches and thrown away otherwise. Under `torchrun` every process walks
-the same order; shared stages run on all of them, the others on the first while the rest wait, and
-only the first writes. Not here: what a stage does, the table of stages (`stages.plan`), and what
-outdated a stage (`stages.reasons`).
+sections, seed, the inputs' fingerprints, optional packages that are there); a directory whose
+manifest carries that key is skipped, so a changed input re-runs just what depends on it. The
+contents of its inputs are verified when a stage runs, each file once per process. An interrupted
+stage leaves `.NAME.partial`, which is continued when its key still matches and thrown away
+otherwise. Under `torchrun` every process walks the same order; shared stages run on all of them,
+the others on the first while the rest wait, and only the first writes. Not here: what a stage does,
+the table of stages (`stages.plan`), and what outdated a stage (`stages.reasons`).
 """
 
 import platform
@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Stage:
     version: int = 1  # raise it when the stage's meaning changes
     files: Callable[[Recipe], list[Path]] | None = None  # outside files it reads
     shared: bool = False  # several processes of a torchrun work on it together
+    packages: tuple[str, ...] = ()  # it does without, but does more where they are installed
 
 
 def versions() -> dict[str, str]:
@@ -139,7 +141,10 @@ class Runner:
             if state is None:
                 where = f"stage {stage.name}; paths in a recipe start from its folder"
                 raise ConfigError(f"{path}: no such file ({where})")
-        return {"version": stage.version, "outside": outside}
+        origin: dict[str, Any] = {"version": stage.version, "outside": outside}
+        if stage.packages:
+            origin["packages"] = [name for name in stage.packages if find_spec(name)]
+        return origin
 
     def outside(self, stage: Stage) -> dict[str, list[int] | None]:
         """Size and time of the outside files that the stage reads, None for one that is gone."""

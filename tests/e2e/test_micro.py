@@ -118,7 +118,8 @@ def test_a_changed_key_runs_exactly_its_dependents(root: Path, tmp_path: Path) -
 
 
 def test_report_has_the_documented_shape(report: dict[str, Any], root: Path) -> None:
-    assert set(report) == {*META, "seed", "rows", "speed", "retriever", "probes"}
+    parts = {"seed", "rows", "speed", "retriever", "rival", "verdict", "probes"}
+    assert set(report) == META | parts
     assert report["recipe"] == "micro"
     assert report["command"] == "diffgr2 run micro"
     assert json.loads((root / "saved.json").read_text()) == report
@@ -129,7 +130,7 @@ def test_report_has_the_documented_shape(report: dict[str, Any], root: Path) -> 
         assert len(set(names)) == len(names)
         assert set(names) >= DOCUMENTED_ROWS
         assert decoded <= set(names)
-        assert {"evidence_mlp", "evidence_gbdt"} <= set(names)
+        assert {"lambdamart", "evidence_mlp", "evidence_gbdt"} <= set(names)
         for row in rows:
             assert set(row["metrics"]) >= METRICS
             assert row["n"] == (n or row["n"])
@@ -138,6 +139,8 @@ def test_report_has_the_documented_shape(report: dict[str, Any], root: Path) -> 
                 assert 0 <= low <= high <= 1
                 assert 0 <= value <= 1
             assert row["name"] == "ar" or set(row["vs_ar"]) == set(row["metrics"])
+            to_beat = row["name"] == report["rival"]["row"]
+            assert to_beat or set(row["vs_rival"]) == set(row["metrics"])
             if row["name"] in decoded:
                 assert 0 <= row["raw_valid"] <= 1
                 assert 0 <= row["identity"] <= 1
@@ -209,6 +212,42 @@ def test_report_files_are_there_and_figures_are_pictures(
         assert f"({name}.png)" in text
 
 
+def test_run_report_and_bundle_say_the_same_verdict(root: Path, report: dict[str, Any]) -> None:
+    verdict = report["verdict"]
+    assert (verdict["row"], verdict["taught"]) == ("cft_opd_rl", True)
+    assert [one["part"] for one in verdict["against"]] == ["floor", "rival", "scorer"]
+    rows = {row["name"]: row for row in rows_of(report, "hit")}
+    for one in verdict["against"]:
+        entry = one["metrics"]["ndcg@10"]
+        assert entry["value"] == rows["cft_opd_rl"]["metrics"]["ndcg@10"]
+        assert entry["other"] == rows[one["row"]]["metrics"]["ndcg@10"]
+    for part in ("floor", "rival"):
+        (one,) = (one for one in verdict["against"] if one["part"] == part)
+        assert one["metrics"]["ndcg@10"]["ci"] == rows["cft_opd_rl"][f"vs_{part}"]["ndcg@10"]
+    assert (root / "said.txt").read_text().splitlines()[-3:] == verdict["lines"]
+    assert cli("run", "micro", "--runs", str(root)).stdout.splitlines()[-3:] == verdict["lines"]
+    assert json.loads((root / "bundle" / "verdict.json").read_text()) == verdict
+    head = (root / "report" / "report.md").read_text().split("## Hit users")[0]
+    card = (root / "bundle" / "README.md").read_text()
+    assert all(line in head and line in card for line in verdict["lines"])
+
+
+def test_compared_with_itself_nothing_differs(root: Path, report: dict[str, Any]) -> None:
+    done = cli("compare", str(root), str(root / "report"), "--row", "all", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["recipes"] == []
+    assert found["shared"]["lists"] == found["shared"]["same_candidates"] == 600
+    assert {entry["row"] for entry in found["rows"]} >= {"floor", "lambdamart", "ar", "verify"}
+    tests = [test for entry in found["rows"] for test in entry["metrics"].values()]
+    assert all(test["diff"] == 0 and test["ci"] == [0, 0] for test in tests)
+    rows = {row["name"]: row for row in rows_of(report, "hit")}
+    for entry in found["rows"]:
+        assert entry["n"] == rows[entry["row"]]["n"]
+        for metric, test in entry["metrics"].items():
+            assert test["a"] == rows[entry["row"]]["metrics"][metric]
+
+
 def test_trec_files_rank_all_candidates(root: Path, report: dict[str, Any]) -> None:
     folder = root / "report" / "trec"
     hits = next(row["n"] for row in rows_of(report, "hit") if row["name"] == "ar")
@@ -239,9 +278,17 @@ def test_a_report_works_as_soon_as_candidates_can_be_measured(tmp_path: Path) ->
     done = cli("report", str(folder))
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "report" / "report.json").read_text())
-    names = ["floor", "random", "oracle", "evidence", "evidence_gbdt", "evidence_mlp"]
+    names = ["floor", "random", "oracle", "evidence", "lambdamart"]
+    names += ["evidence_gbdt", "evidence_mlp"]
     for population in ("hit", "all"):
         assert [row["name"] for row in rows_of(report, population)] == names
     hit = {row["name"]: row["metrics"]["ndcg@3"] for row in rows_of(report, "hit")}
-    assert hit["random"] < hit["floor"] < hit["oracle"]
+    assert hit["random"] < hit["floor"] < hit["lambdamart"] < hit["oracle"]
+    chosen = report["rival"]
+    assert chosen["n"] == read_manifest(folder / "rival")["metrics"]["selection_lists"] > 0
+    scorers = {name: value for name, value in chosen["values"].items() if name != "floor"}
+    assert chosen["strongest"] == max(scorers, key=lambda name: scorers[name])
+    text = (folder / "report" / "report.md").read_text()
+    assert f"The rival is `{chosen['row']}`" in text
+    assert "row against rival" in text
     assert not {"speed", "probes"} & set(report)

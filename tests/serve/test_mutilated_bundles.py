@@ -128,6 +128,11 @@ SEALED: dict[str, Change] = {
     "an index of weights that leads out": lambda b: (b / "model.safetensors.index.json").write_text(
         '{"weight_map": {"x": "../other.safetensors"}}'
     ),
+    "a verdict that is none": add("verdict.json"),
+    "a verdict without words": lambda b: (b / "verdict.json").write_text('{"worse_than": []}'),
+    "a verdict on a stranger": lambda b: (b / "verdict.json").write_text(
+        '{"lines": ["Worse."], "worse_than": ["oracle"]}'
+    ),
     "an index of weights that is none": add("model.safetensors.index.json"),
     "weights that are no tensors": lambda b: (b / "model.safetensors").write_text("{}" * 90),
     "a NaN setting": config(rms_norm_eps=math.nan),

@@ -44,6 +44,7 @@ FLAGS: dict[str, bool] = {
     "docs": True,
     "no-keys": False,
     "strict": False,
+    "force": False,
 }
 LISTS = ("name", "allow-host", "cors")
 
@@ -80,12 +81,12 @@ def start(monkeypatch, capsys, bundle: Path):
         seen: dict[str, Any] = {}
 
         def make_app(rerankers: dict, *, limits: Limits, **more: Any) -> Any:
-            log_to = more["log_to"]
+            log_to, shared = more["log_to"], type("T", (), {})()
             if log_to is not None:
                 files = {"log_rotate_mb": log_to.rotate_bytes // 10**6, "log_keep": log_to.keep}
                 seen.update(log_dir=str(log_to.directory), **files)
-            seen.update(rerankers=rerankers, limits=limits, **more)
-            return type("App", (), {"state": type("S", (), {"shared": type("T", (), {})()})()})()
+            seen.update(rerankers=rerankers, limits=limits, shared=shared, **more)
+            return type("App", (), {"state": type("S", (), {"shared": shared})()})()
 
         def serves(app: Any, limits: Limits, *, host: str, port: int, log: bool) -> bool:
             seen.update(host=host, port=port, log=log)
@@ -107,6 +108,7 @@ def start(monkeypatch, capsys, bundle: Path):
             monkeypatch.delenv(name)
         shown = seen.get("shown")
         given = {**seen, **(vars(shown) if shown else {})}
+        given["force"] = getattr(seen.get("shared"), "any_worth", None)
         return Started(code, capsys.readouterr().err, seen.get("limits", Limits()), given)
 
     return run
@@ -143,7 +145,7 @@ def test_flag_before_environment_before_file_before_default(start, option: str) 
 
 
 def test_flags_are_set_by_each_and_unset_by_the_stronger(start) -> None:
-    for name, given in (("page", "page"), ("docs", "docs"), ("log", "log")):
+    for name, given in ((name, name) for name in ("page", "docs", "log", "force")):
         default = FLAGS[name]
         assert effective(start(), given) is default
         assert effective(start(file={name: not default}), given) is not default

@@ -86,8 +86,9 @@ class Process:
             **(env or {}),
         }
         command = [sys.executable, "-m", "diffgr2.cli", "serve", "--model", str(bundle)]
+        # The micro shop's model is hardly trained, and worse than its scorer.
         self.process = subprocess.Popen(
-            [*command, "--port", "0", "--threads", "1", *options],
+            [*command, "--force", "--port", "0", "--threads", "1", *options],
             env=given,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -6,11 +6,12 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_pipeline import CHANGES, GRAPH, recipe, stages, write
+from test_pipeline import CHANGES, GRAPH, ran, recipe, stages, write
 
 from diffgr2.artifacts import MANIFEST, held, is_held, read_json, write_json
 from diffgr2.pipeline import INTERRUPTED, RUNNING, STANDS, Runner, Stage, StageContext
@@ -176,3 +177,19 @@ def test_a_stage_at_work_is_running_and_a_killed_one_is_interrupted(tmp_path: Pa
     assert not is_held(partial)
     assert not is_held(tmp_path / "nowhere")
     assert runner(tmp_path).survey(["d"])["d"] == STANDS
+
+
+def test_a_package_that_was_installed_since_runs_the_stage_that_can_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    able = {name: replace(stage, packages=("afterthought",)) for name, stage in stages().items()}
+    assert ran(tmp_path / "run", ["a"], stages=able) == "a"
+    assert ran(tmp_path / "run", ["a"], stages=able) == ""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "afterthought.py").write_text("")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "site")
+        found = told(tmp_path / "run", stages=able)["a"]
+        assert found.own == ("afterthought: is installed now",)
+        assert ran(tmp_path / "run", ["a"], stages=able) == "a"
+    assert told(tmp_path / "run", stages=able)["a"].own == ("afterthought: is no longer installed",)

@@ -16,7 +16,7 @@ from typing import Any
 from diffgr2.artifacts import locked, read_json, write_json
 from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError, ConfigError
-from diffgr2.pipeline import Runner
+from diffgr2.pipeline import STANDS, Runner
 from diffgr2.progress import Progress
 from diffgr2.recipe import load_recipe, validate
 from diffgr2.stages.plan import GOALS, stages_of
@@ -82,6 +82,26 @@ def say(text: str) -> None:
     """Print a line; under torchrun the first process alone."""
     if os.environ.get("RANK", "0") == "0":
         print(text)
+
+
+def say_verdict(run: Run) -> None:
+    """What the run is worth, as its last lines; nothing as long as no row of a model stands."""
+    from diffgr2.stages.standing import Standing
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    runner = run.runner()
+    if runner.survey(["evidence"])["evidence"] != STANDS:
+        return
+    found = Standing.of(runner)
+    if found.judged_row is not None:
+        for line in lines_of(found.verdict):
+            print(line)
+
+
+def lines_of(verdict: dict[str, Any] | None) -> list[str]:
+    """A verdict in words, or why there is none."""
+    return verdict["lines"] if verdict else ["Not judged: no test list holds its target."]
 
 
 def work(run: Run, goals: list[str], *, force: bool = False) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,8 @@
 Contract: every option may stand on the command line, in the environment (`DIFFGR2_PORT`, …) or in
 the YAML file of `--config`, in this order of precedence. What cannot work is one line before
 anything heavy is imported: a missing bundle, a broken keys file, an address that would be open to
-others without keys. Not here: HTTP (`serve`).
+others without keys. A bundle that was judged worse than its floor or its scorer is served on demand
+only. Not here: HTTP (`serve`).
 """
 
 import logging
@@ -101,12 +102,32 @@ def bundles_of(models: list[str]) -> list[tuple[str, Path]]:
     return found
 
 
+def judged(directories: list[Path], *, force: bool) -> list[str]:
+    """What is to be said of bundles that nobody judged, or that are served although they lose; one
+    that loses is a ConfigError without `force`."""
+    from diffgr2.rerank.bundle import read_verdict, refuse_worse
+
+    lines = []
+    for directory in directories:
+        found = read_verdict(directory)
+        if not force:
+            refuse_worse(directory)
+        if found is None:
+            lines.append(f"{directory}: not judged (nobody knows whether it beats its floor)")
+        elif found.worse_than:
+            lines.append(f"warning: {directory}: {found.shortcoming}; served because of --force")
+    return lines
+
+
 def is_bundle(directory: Path) -> bool:
     return (directory / "diffgr2.json").is_file()
 
 
-def opened(bundles: list[tuple[str, Path]], names: tuple[str, ...]) -> dict[str, Any]:
-    """The bundles by name: the one given, else the first of `--name`, else their run's."""
+def opened(
+    bundles: list[tuple[str, Path]], names: tuple[str, ...], *, force: bool
+) -> dict[str, Any]:
+    """The bundles by name: the one given, else the first of `--name`, else their run's. What is to
+    be said of them is said, for only whole bundles have a verdict to believe."""
     from diffgr2.rerank.reranker import Reranker
     from diffgr2.serve.state import ALIASES
 
@@ -118,6 +139,8 @@ def opened(bundles: list[tuple[str, Path]], names: tuple[str, ...]) -> dict[str,
         if name in rerankers or (rerankers and name in (*names, *ALIASES)):
             raise ConfigError(f"--model {directory}: the name {name} is taken (give NAME=DIR)")
         rerankers[name] = reranker
+    for line in judged([directory for _, directory in bundles], force=force):
+        print(line, file=sys.stderr)
     return rerankers
 
 
@@ -177,6 +200,9 @@ Log = Annotated[bool, option("--log", help="One JSON line per request on stderr.
 TracesTo = Annotated[
     str | None, option("--traces", metavar="URL", help="Send OpenTelemetry traces there.")
 ]
+Force = Annotated[
+    bool, option("--force", help="Serve even a bundle that is worse than its floor or its scorer.")
+]
 
 # ----------------------------------------------------------------------------------- the verb
 
@@ -208,6 +234,7 @@ def serve(
     log_rotate_mb: LogRotate = 64,
     log_keep: LogKeep = 0,
     traces: TracesTo = None,
+    force: Force = False,
 ) -> None:
     """Serve models over HTTP: Cohere, Jina, vLLM and TEI shapes, and a page to try it."""
     bundles = bundles_of(models)
@@ -233,9 +260,9 @@ def serve(
     )
     shown, further = Shown(page=page, docs=docs, cors=tuple(cors or ())), tuple(names or ())
     log_to = LogTo(log_dir, log_rotate_mb * 1_000_000, log_keep) if log_dir else None
-    rerankers = opened(bundles, further)
+    rerankers = opened(bundles, further, force=force)
     app = make_app(rerankers, limits=limits, keys=keys, names=further, shown=shown, log_to=log_to)
-    app.state.shared.traces = tracing
+    app.state.shared.traces, app.state.shared.any_worth = tracing, force
     if not run(app, limits, host=host, port=port, log=log):
         raise typer.Exit(1)
 

@@ -114,6 +114,7 @@ def run_all(
         f"{run.root}: {len(manifests)} stages stand, {seconds:,.0f} s of work; "
         f"next: diffgr2 report {run.root}"
     )
+    runs.say_verdict(run)
 
 
 def status(

@@ -185,6 +185,26 @@ def rank_moves(floor_rank_L: np.ndarray, final_rank_L: np.ndarray, k: int, name:
     return figure
 
 
+def paired_differences(rows: Sequence[Mapping[str, Any]], asked: Mapping[str, str]) -> Figure:
+    """B − A of two runs: a panel per row and population, a line per metric with its 95 % interval;
+    filled where the difference stands after Holm."""
+    height = 1.2 + 0.3 * len(rows[0]["metrics"])
+    figure, axes = new_figure(7.5, 0.5 + height * len(rows), len(rows))
+    for ax, row in zip(axes[:, 0], rows, strict=True):
+        for y, test in enumerate(row["metrics"].values()):
+            look = LOOKS[{"gain": 2, "none": 0, "loss": 1}[test["verdict"]]]
+            face = "white" if test["verdict"] == "none" else look["color"]
+            ax.plot(test["ci"], [y, y], color=look["color"], lw=1.8, solid_capstyle="round")
+            ax.plot(test["diff"], y, ms=6.5, markerfacecolor=face, **look)
+        ax.axvline(0.0, color=GREY, ls=":", lw=1.2, zorder=0)
+        ax.set_yticks(range(len(row["metrics"])), [metric.upper() for metric in row["metrics"]])
+        ax.set_ylim(len(row["metrics"]) - 0.5, -0.5)
+        ax.grid(visible=False, axis="y")
+        heading(ax, f"{row['row']}, {row['n']:,} {asked[row['population']]}", 9)
+    axes[-1, 0].set_xlabel("B − A, paired 95 % interval; filled: p < .05 after Holm", fontsize=9)
+    return figure
+
+
 def frontier(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float], x: str) -> Figure:
     """R@1 against speed over τ. A point: {rule, tau, r@1, tpf, speedup}; `x` is one of the latter
     two; `lines` are named levels such as AR and floor."""

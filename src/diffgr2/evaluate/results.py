@@ -7,10 +7,10 @@ lists with a target has no row over all users, for its sample would not be one o
 rounded to 6 digits on the way out, never before. Nothing here re-ranks, decodes or trains.
 
 Rows hold: name, population, n, metrics, ci (of the metrics, raw_valid, coherent, evidence_true,
-tpf, forwards, forced), vs_floor, vs_ar, raw_valid, failures, coherent, contradictions, identity,
-tokens, reasoning_tokens, tpf, forwards, forced, tokens_per_s, batch, ms_per_output, speedup,
-evidence_true, calibration, same_as_ar, same_text, gap_closed, steps, meta. What does not apply is
-absent.
+tpf, forwards, forced), vs_floor, vs_ar, vs_rival, raw_valid, failures, coherent, contradictions,
+identity, tokens, reasoning_tokens, tpf, forwards, forced, tokens_per_s, batch, ms_per_output,
+speedup, evidence_true, calibration, same_as_ar, same_text, gap_closed, steps, meta. What does not
+apply is absent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ from diffgr2.types import MISS, CandidateLists
 BASELINES = ("floor", "random", "oracle")
 ROWS = (
     *BASELINES,
-    *("evidence", "ar_direct", "block_direct", "ar_sft", "ar"),
+    *("evidence", "lambdamart", "ar_direct", "block_direct", "ar_sft", "ar"),
     *("naive", "cft", "cft_opd", "cft_opd_rl", "cft_rl", "verify"),
 )
 """The order of rows; other names follow in the order given."""
@@ -47,6 +47,7 @@ WAYS = ("", "_written", "_raw")
 
 STEPS = (
     ("floor", "evidence"),
+    ("evidence", "lambdamart"),
     ("floor", "ar"),
     ("evidence", "ar"),
     ("ar_direct", "ar"),
@@ -60,6 +61,7 @@ STEPS = (
     ("cft_opd_rl_written", "cft_opd_rl"),
     ("block_direct", "cft_opd_rl"),
     ("evidence", "cft_opd_rl"),
+    ("lambdamart", "cft_opd_rl"),
     ("ar", "cft_opd_rl"),
     ("ar", "verify"),
 )
@@ -166,7 +168,7 @@ def populations(
         yield Population(name, kept, users_L, resamples, key)
 
 
-def _row(population: Population, row: Row, gap: bool) -> dict[str, Any]:
+def _row(population: Population, row: Row, gap: bool, rival: str | None) -> dict[str, Any]:
     """One row of the report but what needs other rows' entries."""
     mask_L = population.users_L[row.name]
     boot_BM = population.resampled(mask_L)[row.name]
@@ -178,11 +180,11 @@ def _row(population: Population, row: Row, gap: bool) -> dict[str, Any]:
         "metrics": dict(zip(METRICS, means, strict=True)),
         "ci": {metric: list(interval(boot_BM[:, m])) for m, metric in enumerate(METRICS)},
     }
-    for other in ("floor", "ar"):
+    for word, other in (("floor", "floor"), ("ar", "ar"), ("rival", rival or "")):
         common_L = population.common(other, row.name)
         if common_L is not None and other != row.name:
             differences = population.differences(other, row.name, common_L)
-            result[f"vs_{other}"] = {metric: d["ci"] for metric, d in differences.items()}
+            result[f"vs_{word}"] = {metric: d["ci"] for metric, d in differences.items()}
     if gap and (closed := _gap_closed(population, row, mask_L)):
         result["gap_closed"] = closed
     outputs = row.outputs
@@ -282,16 +284,18 @@ def build_report(
     resamples: int = 10_000,
     seed: int = 0,
     truth_LK: np.ndarray | None = None,
+    rival: str | None = None,
 ) -> dict[str, Any]:
     """Measure everything. `meta` holds recipe, data, tie_order, commit, command; `truth_LK` the
-    true next-item probabilities of the candidates where a simulated shop knows them."""
+    true next-item probabilities of the candidates where a simulated shop knows them; `rival` is
+    the row to beat, which was chosen on other lists."""
     rows = [measure(lists, outputs) for outputs in with_baselines(lists, systems, truth_LK)]
     random_LM = random_values(lists.gains_LK, lists.length_L)
     rows.insert(1, Row("random", random_LM, np.ones(len(lists), dtype=bool), lists.hit_L, None))
     report_rows = []
     for population in populations(lists, rows, resamples, seed):
         entries = {
-            row.name: _row(population, row, gap=truth_LK is not None)
+            row.name: _row(population, row, truth_LK is not None, rival)
             for row in population.rows.values()
         }
         base = entries.get("ar", {})
@@ -314,3 +318,13 @@ def ranks_by_system(
         rank_L[outputs.rows] = ranks_of(outputs.order_LK, lists.hit_L[outputs.rows])
         result[f"rank.{outputs.name}"] = rank_L
     return result
+
+
+def values_by_system(
+    lists: CandidateLists, systems: Sequence[SystemOutputs], truth_LK: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Every row's metrics per list, where its ranks do not tell them: with gains of their own."""
+    if lists.gains is None:
+        return {}
+    rows = [measure(lists, outputs) for outputs in with_baselines(lists, systems, truth_LK)]
+    return {f"value.{row.name}": row.values_LM.astype(np.float32) for row in rows}

@@ -102,6 +102,22 @@ def mcnemar(before_U: np.ndarray, after_U: np.ndarray) -> tuple[int, int, float]
     return gained, lost, min(1.0, 2.0 * tail)
 
 
+def sign_flips(diff_UC: np.ndarray, resamples: int, *key: str | int) -> np.ndarray:
+    """p per column: how often differences whose signs are drawn at random have a mean as large.
+
+    By hand: one difference of 1 and no other has p near 1, for either sign is as large; five of the
+    same sign have p near 2 / 2^5.
+    """
+    support_UC = diff_UC[(diff_UC != 0).any(1)]
+    seen_C, rng = np.abs(support_UC.sum(0)), generator(*key)
+    chunk, reached_C = max(1, CELLS // max(len(support_UC), 1)), np.zeros(diff_UC.shape[1])
+    for start in range(0, resamples, chunk):
+        draws = min(chunk, resamples - start)
+        sign_bU = 2.0 * rng.integers(0, 2, (draws, len(support_UC)), dtype=np.int8) - 1.0
+        reached_C += (np.abs(sign_bU @ support_UC) >= seen_C - 10.0**-DIGITS).sum(0)
+    return (1.0 + reached_C) / (1.0 + resamples)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given.
 

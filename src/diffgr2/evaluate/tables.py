@@ -79,9 +79,10 @@ def times(key: str, digits: int = 2) -> Callable[[dict[str, Any]], str]:
     return lambda row: f"{row[key]:.{digits}f}×" if key in row else "–"
 
 
-def against_ar(row: dict[str, Any]) -> str:
-    """The interval of R@1 against AR, or a dash."""
-    return span(row["vs_ar"]["r@1"]) if "vs_ar" in row else "–"
+def against(other: str) -> Callable[[dict[str, Any]], str]:
+    """The interval of R@1 against `ar`, `floor` or `rival`, or a dash."""
+    key = f"vs_{other}"
+    return lambda row: span(row[key]["r@1"]) if key in row else "–"
 
 
 def markdown_table(rows: Sequence[dict[str, Any]], columns: Columns) -> str:
@@ -105,7 +106,7 @@ def metrics_table(rows: list[dict[str, Any]]) -> str:
 
 
 def differences_table(rows: list[dict[str, Any]], other: str) -> str:
-    """Paired intervals against `floor` or `ar`, with the verdict."""
+    """Paired intervals against `floor`, `ar` or the `rival`, with the verdict."""
     key = f"vs_{other}"
     kept = [row for row in rows if key in row and row["name"] not in ("random", "oracle")]
     columns: list[Any] = [(f"row against {other}", at("name"))]
@@ -166,6 +167,16 @@ def timings_table(speeds: Sequence[dict[str, Any]]) -> str:
     return markdown_table(speeds, columns)
 
 
+def compared_table(entry: dict[str, Any]) -> str:
+    """One row of two runs (`versus`): every metric of both, B − A, how sure."""
+    rows = [{"metric": metric.upper(), **test} for metric, test in entry["metrics"].items()]
+    columns = [("metric", at("metric")), ("A", at("a")), ("B", at("b"))]
+    columns.append(("B − A", lambda row: signed(row["diff"])))
+    columns.append(("95 %", lambda row: span(row["ci"])))
+    columns += [("p, Holm", at("p_holm")), ("verdict", at("verdict"))]
+    return markdown_table(rows, columns)
+
+
 def step_sentences(rows: list[dict[str, Any]]) -> list[str]:
     """One sentence per stage step."""
     sentences = []
@@ -194,6 +205,8 @@ def render_markdown(report: dict[str, Any], figures: Sequence[str] = ()) -> str:
     lines = [f"# Report: {report['recipe']}", ""]
     for key in ("data", "tie_order", "seed", "commit", "command"):
         lines.append(f"- {key.replace('_', ' ')}: `{report[key]}`")
+    if found := report.get("verdict"):
+        lines += ["", "## Verdict", "", *(f"- {line}" for line in found["lines"])]
     lines += [
         "",
         "Intervals are paired 95 % bootstrap percentiles over users, the same resamples for every "
@@ -206,7 +219,7 @@ def render_markdown(report: dict[str, Any], figures: Sequence[str] = ()) -> str:
         if not rows:
             continue
         parts = [f"## {NAMES[population]}", metrics_table(rows)]
-        parts += [differences_table(rows, other) for other in ("ar", "floor")]
+        parts += [differences_table(rows, other) for other in ("ar", "floor", "rival")]
         parts.append(gap_table(rows))
         if population == "hit":
             parts += [validity_table(rows), speed_table(rows), calibration_table(rows)]
@@ -228,7 +241,10 @@ def render_table(report: dict[str, Any], population: str) -> Table:
     rows = rows_of(report, population)
     n = max((row["n"] for row in rows), default=0)
     columns = [(metric.upper(), at(f"metrics.{metric}")) for metric in SHORT]
-    columns += [("R@1 vs AR, 95 %", against_ar), ("valid", at("raw_valid", 3))]
+    columns.append(("R@1 vs AR, 95 %", against("ar")))
+    if any("vs_rival" in row for row in rows):
+        columns.append(("vs rival", against("rival")))
+    columns.append(("valid", at("raw_valid", 3)))
     columns += [("coherent", at("coherent", 3)), ("TPF", at("tpf", 2))]
     columns.append(("forwards", at("forwards", 1)))
     columns += [("tok/s", at("tokens_per_s", 0)), ("speed-up", at("speedup", 2))]

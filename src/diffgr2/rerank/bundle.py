@@ -2,8 +2,9 @@
 
 Contract: config.json, weights and the vocabulary at top level, so that any tool for Qwen3-family
 directories opens it; the parts below in directories of their own; `diffgr2.json` with the recipe's
-sections that a request depends on; a manifest with every file's size and sha256. `check` refuses
-anything else, and `opened` is the one way in: whatever is wrong is one line and exit code 3. Not
+sections that a request depends on; a manifest with every file's size and sha256; where the run was
+judged, `verdict.json`, which says whether it should be served at all. `check` refuses anything
+else, and `opened` is the one way in: whatever is wrong is one line and exit code 3. Not
 here: whether the parts fit together (`parts`), writing a bundle (`stages.pack`).
 """
 
@@ -16,9 +17,10 @@ from typing import Any, TypeVar
 
 from diffgr2 import strict_json
 from diffgr2.artifacts import MANIFEST, sealed, sha256_of
+from diffgr2.choices import FAILING
 from diffgr2.config import Recipe
 from diffgr2.data.columnar import HISTORIES, ITEMS, USERS
-from diffgr2.errors import ArtifactError, DataError, Diffgr2Error, first_line
+from diffgr2.errors import ArtifactError, ConfigError, DataError, Diffgr2Error, first_line
 from diffgr2.model.backends import GRAPHS
 from diffgr2.model.contract import VOCABULARY_FILES
 from diffgr2.recipe import validate
@@ -45,6 +47,9 @@ PARTS = {
     "calibrate": ("calibration.json",),
 }
 """Files of each stage, under its name; `data` is packed, the others are as they were made."""
+
+VERDICT = "verdict.json"
+"""What a bundle is worth against floor, rival and scorer; absent where nobody judged it."""
 
 CALIBRATION = "calibrate/calibration.json"
 """What turns strengths into probabilities, by decoder."""
@@ -76,6 +81,40 @@ def read_note(directory: Path) -> Note:
     if whose not in (None, "simulated"):  # real shoppers are never said to be
         raise ArtifactError(f"{path}: shoppers: expected simulated or nothing")
     return Note(validate(sections, str(path)), whose == "simulated")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verdict.json` says, as far as whoever serves the bundle has to know."""
+
+    lines: tuple[str, ...]  # in words, one per comparison
+    worse_than: tuple[str, ...]  # of FAILING, as far as that is sure
+
+    @property
+    def shortcoming(self) -> str:
+        whose = " and ".join(f"its {part}" for part in self.worse_than)
+        return f"worse than {whose} on the lists that judged it"
+
+
+def read_verdict(directory: Path) -> Verdict | None:
+    """The verdict that came with the bundle, None where it was not judged."""
+    path = directory / VERDICT
+    if not path.exists():
+        return None
+    match read_strict(path):
+        case {"lines": [str(), *_] as lines, "worse_than": list(parts)} if all(
+            isinstance(line, str) for line in lines
+        ) and all(part in FAILING for part in parts):
+            return Verdict(tuple(lines), tuple(dict.fromkeys(parts)))
+    raise ArtifactError(f"{path}: not a verdict (expected lines and worse_than)")
+
+
+def refuse_worse(directory: Path) -> None:
+    """A ConfigError where the bundle was judged and is worse than its floor or its scorer."""
+    found = read_verdict(directory)
+    if found is not None and found.worse_than:
+        advice = "train longer, or serve the candidates as they come; --force serves it as it is"
+        raise ConfigError(f"{directory}: {found.shortcoming} ({advice})")
 
 
 def _check_format(path: Path, note: Any) -> None:
@@ -119,6 +158,7 @@ def check(directory: Path) -> State:
             raise ArtifactError(f"{path}: size differs from the manifest")
         if sha256_of(path) != entry["sha256"]:  # always from the disk: a time can be set back
             raise ArtifactError(f"{path}: content differs from the manifest")
+    read_verdict(directory)
     return before
 
 

@@ -2,9 +2,9 @@
 
 Contract: a `Served` is one opened bundle with its engine; requests hold it from their first step to
 their last, so each is answered by one bundle. `State.reload` opens keys and every bundle anew
-beside the old ones and puts them in their place, all at once, only when all answer; the old ones
-end with their last request. Whatever is refused leaves everything as it was. Not here: routes
-(`app`), decoding (`engine`).
+beside the old ones and puts them in their place, all at once, only when all answer and none was
+judged worse than its floor; the old ones end with their last request. Whatever is refused leaves
+everything as it was. Not here: routes (`app`), decoding (`engine`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from weakref import WeakSet
 
 from diffgr2.decode.settings import DecodeRequest
 from diffgr2.errors import ArtifactError, DecodeError, Diffgr2Error
+from diffgr2.rerank.bundle import refuse_worse
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.engine import Engine
 from diffgr2.serve.keys import Keys
@@ -97,6 +98,7 @@ class State:
             for name, reranker in rerankers.items()
         }
         self.draining = self.started = False
+        self.any_worth = True  # False: bundles that are worse than their floor are not taken in
         self.traces: Traces | None = None
         self.ledger = None if log_to is None else Ledger(log_to, self.metrics)
         self.readers = ThreadPoolExecutor(READERS, "diffgr2-reader")
@@ -171,6 +173,8 @@ class State:
 
     def _open(self, name: str, directory: Path) -> Served:
         """A bundle that has shown that it decodes."""
+        if not self.any_worth:
+            refuse_worse(directory)
         served = Served(name, Reranker.from_pretrained(directory), self.limits, self.metrics)
         served.engine.start()
         if not served.engine.probe(self.limits.stall_s):

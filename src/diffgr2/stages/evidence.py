@@ -104,17 +104,24 @@ def counted(
     fields, values = own_of(ctx, brought, learned)
     index = EvidenceIndex.build(train_part, dataset.catalogue, vectors_ID, config, fields)
     Phrases(wording(ctx.recipe.prompt.template), index.fields, config.buckets)  # can be told apart
-    features = {}
-    for split, own in lists.items():  # their users are in the index and leave themselves out
-        queries = prefixes(dataset.histories, own.user_L, own.end_L)
-        given = (own.items_LK, own.scores_LK, own.owner_L, values.get(split))
-        features[split] = index.features(queries, *given)
+    features = {
+        split: raw_values(index, dataset, own, values.get(split)) for split, own in lists.items()
+    }
     index = index.with_edges(known_of(features, learned))
     index.save(ctx.out)
     buckets = {split: index.buckets(features[split]) for split in lists}
     for split in lists:
         save_arrays(ctx.out / f"{split}.safetensors", buckets_LKF=buckets[split])
     return buckets
+
+
+def raw_values(
+    index: EvidenceIndex, dataset: Dataset, lists: CandidateLists, own_LKG: np.ndarray | None
+) -> np.ndarray:
+    """The evidence before it is bucketed; the lists' users are in the index and leave themselves
+    out."""
+    queries = prefixes(dataset.histories, lists.user_L, lists.end_L)
+    return index.features(queries, lists.items_LK, lists.scores_LK, lists.owner_L, own_LKG)
 
 
 def told_of(fields: Sequence[Field]) -> dict[str, Any]:

@@ -8,12 +8,13 @@ stays quick.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from diffgr2.config import Recipe
 from diffgr2.pipeline import Stage
-from diffgr2.stages.rows import ROWS, RowSpec, rows_of_recipe
+from diffgr2.stages.rows import ROWS, RowSpec, read_row, rows_of_recipe
 
 CORPUS = ("vocabulary", "data", "items", "candidates", "evidence")
 """What every language-model stage reads besides its model."""
@@ -51,7 +52,8 @@ def _stage(
 
 
 _SCORED = "evaluate.users evaluate.max_users prompt candidates"
-_BUNDLED = "name items candidates evidence prompt decode"
+_PACKED = "data items candidates evidence rival retriever calibrate"
+_BUNDLED = "name items candidates evidence prompt decode traces.teacher evaluate.bootstrap"
 _TIMED = (
     "evaluate.batch evaluate.speed_lists evaluate.rounds evaluate.thresholds "
     "evaluate.frontier_lists evaluate.lengths"
@@ -80,6 +82,9 @@ _TABLE = (
            version=2),
     _stage("evidence", "data items candidates", "evidence candidates.k lists.features",
            "evidence per candidate, scorers without a language model", version=3),
+    _stage("rival", "data candidates evidence", "evidence candidates.k lists.features",
+           "LambdaMART on the raw evidence, and which scorer is the one to beat",
+           packages=("lightgbm",)),
     _stage("vocabulary", "data evidence", "model prompt items candidates evidence",
            "tokenizer, mask first, then semantic IDs", version=2, files=_late("warm:files")),
     _stage("traces", "corpus", "traces prompt evidence candidates.k",
@@ -101,10 +106,10 @@ _TABLE = (
            "the same without OPD", "rl"),
     _stage("calibrate", "corpus rl block_rl", f"{_SAID} prompt candidates",
            "what a level of strength is worth as a chance"),
-    _stage("bundle", "data items evidence retriever block_rl calibrate", _BUNDLED,
-           "one model directory to serve: the diffusion model", "pack", "block_rl", version=5),
-    _stage("bundle_ar", "data items evidence retriever rl calibrate", _BUNDLED,
-           "the same of the AR teacher", "pack", "rl", version=5),
+    _stage("bundle", f"{_PACKED} block_rl score_cft_opd_rl", _BUNDLED,
+           "one model directory to serve: the diffusion model", "pack", "block_rl", version=6),
+    _stage("bundle_ar", f"{_PACKED} rl score_ar", _BUNDLED,
+           "the same of the AR teacher", "pack", "rl", version=6),
     *map(_scoring, ROWS),
     _stage("speed", "corpus rl block_rl", f"decode {_TIMED} prompt candidates",
            "decoders timed in one run, quality against speed"),
@@ -116,11 +121,11 @@ _TABLE = (
 
 STAGES = {stage.name: stage for stage in _TABLE}
 GOALS = {
-    "candidates": ["evidence"],
-    "teacher": ["rl", "direct_rl", "score_ar_direct", "score_ar_sft", "score_ar"],
-    "story": ["score_ar", "score_cft_opd_rl", "score_verify", "bundle"],
-    "ladder": list(MEASURED),
-    "all": [*MEASURED, "speed", "probes", "bundle"],
+    "candidates": ["evidence", "rival"],
+    "teacher": ["rival", "rl", "direct_rl", "score_ar_direct", "score_ar_sft", "score_ar"],
+    "story": ["rival", "score_ar", "score_cft_opd_rl", "score_verify", "bundle"],
+    "ladder": ["rival", *MEASURED],
+    "all": ["rival", *MEASURED, "speed", "probes", "bundle"],
 }
 
 
@@ -128,4 +133,13 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     """The stages that the recipe has, its rows as it reads them."""
     rows = {f"score_{row.name}": _scoring(row) for row in rows_of_recipe(recipe)}
     absent = {*MEASURED} - rows.keys()
-    return {name: rows.get(name, stage) for name, stage in STAGES.items() if name not in absent}
+    found = {name: rows.get(name, stage) for name, stage in STAGES.items() if name not in absent}
+    for name in ("bundle", "bundle_ar"):  # judged by the row that answers as it will
+        read = (
+            f"score_{read_row(recipe, needed.removeprefix('score_'))}"
+            if needed.startswith("score_")
+            else needed
+            for needed in found[name].inputs
+        )
+        found[name] = replace(found[name], inputs=tuple(read))
+    return found

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from diffgr2.artifacts import read_manifest
@@ -66,6 +67,10 @@ def changed(runner: Runner, stage: Stage) -> list[str]:
     lines += [f"{name}: is no longer read" for name in read if name not in stage.inputs]
     if made.get("version", stage.version) != stage.version:
         lines.append(f"version of the stage: {made['version']} → {stage.version}")
+    for name in stage.packages:
+        now, then = find_spec(name) is not None, name in made.get("packages", ())
+        if now != then:
+            lines.append(f"{name}: is {'installed now' if now else 'no longer installed'}")
     return lines + (moved(made["outside"], runner.outside(stage)) if "outside" in made else [])
 
 

@@ -2,10 +2,12 @@
 
 Contract: `make_report(found)` reads only stages that stand for the run's recipe, so it works at
 any point of the pipeline; rows and figures appear as their stages stand. It writes `<run>/report/`:
-report.json, report.md, ids.json, ranks.safetensors and a PNG per figure. Besides the rows,
+report.json, report.md, ids.json, recipe.json, ranks.safetensors (which list is which, and where
+every row puts what is wanted: what `compare` reads) and a PNG per figure. Besides the rows,
 report.json holds `speed` (all decoders and batch sizes of the timing run), `retriever` (its own
-figures over all users) and `probes` (list lengths, views, faithfulness, reliability). Not here:
-measuring and drawing (`evaluate`), decoding (`score`).
+figures over all users), `rival` (the row to beat, and what chose it), `verdict` (what the run is
+worth) and `probes` (list lengths, views, faithfulness, reliability). Not here: measuring and
+drawing (`evaluate`), decoding (`score`).
 """
 
 import json
@@ -21,12 +23,14 @@ from diffgr2.config import Recipe
 from diffgr2.evaluate import plots, probed
 from diffgr2.evaluate.baselines import floor_order
 from diffgr2.evaluate.outputs import SystemOutputs
-from diffgr2.evaluate.results import build_report, ranks_by_system
+from diffgr2.evaluate.results import build_report, ranks_by_system, values_by_system
 from diffgr2.evaluate.tables import number, render_markdown, rows_of, timings_table
 from diffgr2.evaluate.trec import write_qrels, write_run
 from diffgr2.model.layout import response_shift
+from diffgr2.stages.judge import LAMBDAMART, data_of
 from diffgr2.stages.plan import TRAINED
 from diffgr2.stages.standing import Standing
+from diffgr2.streams import key_of
 from diffgr2.types import MISS
 
 DRAWN = ("block_rl", "cft_rl", "opd", "cft", "convert")
@@ -48,13 +52,7 @@ def commit() -> str:
 
 def meta_of(recipe: Recipe, command: str) -> dict[str, str]:
     """The report's head: no path of this machine."""
-    data = recipe.data
-    if data.source == "shop":
-        about = f"simulated shop, {data.shop.n_items:,} items, {data.shop.n_users:,} shoppers"
-        tie = "none"
-    else:
-        about = f"{data.source}: {Path(data.interactions or '').name}"
-        tie = "file" if data.tie_order == "file" else f"shuffle({data.tie_seed})"
+    about, tie = data_of(recipe)
     return {
         "recipe": recipe.name,
         "data": about,
@@ -74,7 +72,12 @@ def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Pat
         resamples=recipe.evaluate.bootstrap,
         seed=recipe.seed,
         truth_LK=found.truth,
+        rival=found.rival.get("row"),
     )
+    if found.rival:
+        report["rival"] = found.rival
+    if found.verdict:
+        report["verdict"] = found.verdict
     if found.speed is not None:
         report["speed"] = found.speed["decoders"]
     if "retriever" in found.stages:
@@ -92,9 +95,30 @@ def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Pat
     write_json(out / "report.json", report)
     (out / "report.md").write_text(text, encoding="utf-8")
     pictures = [plots.save_figure(figure, out / name) for name, figure in figures.items()]
+    ranks |= identities(found) | values_by_system(found.lists, systems, found.truth)
     save_arrays(out / "ranks.safetensors", **ranks)
+    write_json(out / "recipe.json", recipe.model_dump(mode="json"))
     write_json(out / "ids.json", read_json(found.root / "items" / "report.json"))
     return report, [out / "report.json", out / "report.md", *pictures, out / "ranks.safetensors"]
+
+
+def identities(found: Standing) -> dict[str, np.ndarray]:
+    """Per list a number of the request (user, moment, what came of it) and one of its candidates,
+    by the data's own names: what `compare` pairs lists of two runs by."""
+    lists, names = found.lists, found.dataset.catalogue.raw_ids
+    users, wanted, shown = found.dataset.raw_users, [], []
+    moment_L = lists.moment if lists.moment is not None else np.full(len(lists), -1)
+    for row in range(len(lists)):
+        there_K, owner = lists.there_LK[row], int(lists.owner_L[row])
+        items = [names[item] for item in lists.items_LK[row][there_K].tolist()]
+        gains = lists.gains_LK[row][there_K].tolist()
+        came = sorted(f"{item}={gain:g}" for item, gain in zip(items, gains, strict=True) if gain)
+        if lists.gains is None and (target := int(lists.target_L[row])) != MISS:
+            came = [names[target]]  # whether or not it is among the candidates
+        who = users[owner] if 0 <= owner < len(users) else f"list owner {owner}"
+        wanted.append(key_of(who, int(lists.end_L[row]), int(moment_L[row]), *came))
+        shown.append(key_of(*items))
+    return {"list": np.array(wanted, np.int64), "candidates": np.array(shown, np.int64)}
 
 
 def notes(found: Standing, report: dict[str, Any]) -> str:
@@ -119,10 +143,27 @@ def notes(found: Standing, report: dict[str, Any]) -> str:
         "rows use the recipe's recommended setting. `_direct` rows give no reasoning. `student_ar` "
         "is the last diffusion checkpoint decoded token by token.",
     ]
+    if rival := report.get("rival"):
+        lines.append(rival_told(rival))
     if report.get("speed"):
         title = "## Speed, decoders taking turns in one run"
         lines += ["", title, "", timings_table(report["speed"])]
     return "\n".join(lines) + "\n"
+
+
+def rival_told(rival: dict[str, Any]) -> str:
+    """Which row is to be beaten, and by what it was chosen."""
+    line = (
+        f"- The rival is `{rival['row']}`: of the scorers without a language model the one with "
+        f"the best {rival['metric'].upper()} on {rival['n']:,} lists of selection users, which "
+        "train nothing. `lambdamart` is LightGBM on the raw values of what prompts show."
+    )
+    if LAMBDAMART not in rival["values"]:
+        line += (
+            " Here it is left out: LightGBM was not installed (`pip install 'diffgr2[lambdamart]'`,"
+            " then `diffgr2 rival RECIPE`)."
+        )
+    return line
 
 
 def write_trec(found: Standing, out: Path) -> list[Path]:

@@ -74,3 +74,10 @@ def rows_of_recipe(recipe: Recipe) -> tuple[RowSpec, ...]:
         kept = [row for row in ROWS if not row.name.endswith("_written")]
         return tuple(replace(row, answer="written") for row in kept)
     return tuple(row for row in ROWS if row.answer in ("said", recipe.prompt.answer))
+
+
+def read_row(recipe: Recipe, name: str) -> str:
+    """The row of this name, or its `_written` one where the recipe reads answers so."""
+    rows = {spec.name for spec in rows_of_recipe(recipe)}
+    written = f"{name}_written"
+    return written if recipe.decode.answer == "written" and written in rows else name

@@ -17,17 +17,16 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, read_json
 from diffgr2.candidates.lists import load_lists
-from diffgr2.candidates.scorers import KINDS
 from diffgr2.config import Recipe
 from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import ArtifactError
-from diffgr2.evaluate.baselines import order_from_scores
 from diffgr2.evaluate.calibration import chances
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
 from diffgr2.pipeline import STANDS, Runner
 from diffgr2.stages.corpus import Corpus, open_corpus
+from diffgr2.stages.judge import JUDGED, scored, strongest, verdict_of
 from diffgr2.stages.plan import CORPUS
-from diffgr2.stages.rows import rows_of_recipe
+from diffgr2.stages.rows import read_row, rows_of_recipe
 from diffgr2.stages.score import Decoded, Model, decode_requests
 from diffgr2.types import CandidateLists
 
@@ -96,7 +95,7 @@ class Standing:
     @cached_property
     def systems(self) -> list[SystemOutputs]:
         """Every row that stands: evidence scorers, then decoded rows."""
-        rows = self._evidence() if "evidence" in self.stages else []
+        rows = scored(self.recipe, self.places) if "evidence" in self.stages else []
         for spec in rows_of_recipe(self.recipe):
             if f"score_{spec.name}" in self.stages:
                 outputs = load_outputs(self.root / f"score_{spec.name}", spec.name)
@@ -104,16 +103,27 @@ class Standing:
                 rows.append(replace(outputs, **known))
         return rows
 
-    def _evidence(self) -> list[SystemOutputs]:
-        """The recipe's scorer as `evidence`, the other kinds beside it."""
-        chosen, rows = self.recipe.evidence.scorer, []
-        for kind in sorted(KINDS, key=lambda kind: (kind != chosen, kind)):
-            path = self.root / "evidence" / f"scores_{kind}_test.safetensors"
-            score_LK = load_arrays(path)["score_LK"][:, : self.lists.k]
-            order_LK = order_from_scores(score_LK, path.name, self.lists.length_L)
-            name = "evidence" if kind == chosen else f"evidence_{kind}"
-            rows.append(SystemOutputs(name, order_LK, len(order_LK), meta={"scorer": kind}))
-        return rows
+    @property
+    def places(self) -> dict[str, Path]:
+        """The directories of the stages that stand."""
+        return {name: self.root / name for name in self.stages}
+
+    @cached_property
+    def rival(self) -> dict[str, Any]:
+        """The row to beat, and what every scorer is worth on selection lists; {} unknown."""
+        return strongest(self.recipe, self.places)
+
+    @cached_property
+    def judged_row(self) -> str | None:
+        """The row that the run is judged by."""
+        names = (read_row(self.recipe, name) for name in JUDGED)
+        return next((name for name in names if f"score_{name}" in self.stages), None)
+
+    @cached_property
+    def verdict(self) -> dict[str, Any] | None:
+        """What the run is worth; None as long as no row of a model stands."""
+        row = self.judged_row
+        return verdict_of(self.recipe, self.places, row) if row else None
 
     def _chances(self, outputs: SystemOutputs) -> np.ndarray | None:
         """Calibrated probabilities, where strengths are said and their scale is known."""

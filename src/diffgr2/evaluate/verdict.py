@@ -1,0 +1,112 @@
+"""A run's verdict: better, worse or no difference shown against the floor, the rival, the scorer.
+
+Contract: `judge` holds one row against three others on exactly the lists that both decoded and that
+hold what was chosen. One metric decides, named beforehand (`DECIDES`); `worse` means that the
+whole paired 95 % interval of its difference lies below 0, `better` above. A second metric stands
+beside it and decides nothing. `told` says it in three lines whose words and numbers are those of
+the verdict, in the same resamples as every table of the report. Not here: which row a run is judged
+by, which rival is the strongest (`stages.judge`), what a server makes of it (`rerank.bundle`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffgr2.choices import FAILING
+from diffgr2.evaluate.metrics import METRICS
+from diffgr2.evaluate.outputs import SystemOutputs
+from diffgr2.evaluate.results import measure, populations, rounded, with_baselines
+from diffgr2.evaluate.tables import number, signed, span
+from diffgr2.types import CandidateLists
+
+DECIDES, BESIDE = "ndcg@10", "r@1"
+STANCES = {"gain": "better", "loss": "worse", "none": "no difference shown"}
+PARTS = {
+    "floor": "the floor (the order as it came)",
+    "rival": "the strongest rival without a language model",
+    "scorer": "the scorer of its evidence",
+}
+"""What a row is held against; a run that is worse than one of `choices.FAILING` has failed."""
+
+TAUGHT = "the scorer that taught it"
+
+
+def judge(
+    lists: CandidateLists,
+    systems: Sequence[SystemOutputs],
+    row: str,
+    others: Mapping[str, str | None],
+    *,
+    taught: bool,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any] | None:
+    """The verdict on a row against the rows named for each of PARTS; None where no list counts.
+
+    `taught`: whether the scorer is what the row learned from.
+    """
+    named = {part: others.get(part) or "" for part in PARTS} | {"floor": "floor"}
+    wanted = {row, *named.values()}
+    kept = [outputs for outputs in systems if outputs.name in wanted]
+    rows = [measure(lists, outputs) for outputs in with_baselines(lists, kept, None)]
+    hit = next(populations(lists, rows, resamples, seed))
+    against = []
+    for part, other in named.items():
+        common_L = hit.common(other, row)
+        if common_L is None:
+            continue
+        found = hit.differences(other, row, common_L)
+        values = {name: hit.rows[name].values_LM[common_L].mean(0) for name in (row, other)}
+        metrics = {
+            metric: {
+                **found[metric],
+                "value": float(values[row][METRICS.index(metric)]),
+                "other": float(values[other][METRICS.index(metric)]),
+            }
+            for metric in (DECIDES, BESIDE)
+        }
+        stance = STANCES[metrics[DECIDES]["verdict"]]
+        n = int(common_L.sum())
+        against.append({"part": part, "row": other, "n": n, "stance": stance, "metrics": metrics})
+    if not against:
+        return None
+    failed = [one["part"] for one in against if one["stance"] == "worse"]
+    verdict = {
+        "row": row,
+        "split": lists.split,
+        "metric": DECIDES,
+        "n": against[0]["n"],
+        "n_lists": len(lists),
+        "taught": taught,
+        "against": against,
+        "worse_than": [part for part in failed if part in FAILING],
+    }
+    verdict = rounded(verdict)
+    return {**verdict, "lines": told(verdict)}
+
+
+def told(verdict: Mapping[str, Any]) -> list[str]:
+    """A line for each comparison, the row's name in the first."""
+    said = [sentence(verdict, one) for one in verdict["against"]]
+    said[0] = f"`{verdict['row']}`: {said[0]}"
+    return [line[0].upper() + line[1:] for line in said]
+
+
+def sentence(verdict: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    """Stance, by how much, how sure, on what."""
+    part, stance = one["part"], one["stance"]
+    who = TAUGHT if part == "scorer" and verdict["taught"] else PARTS[part]
+    if part != "floor":
+        who += f", `{one['row']}`"
+    word = f"{stance} from" if stance == STANCES["none"] else f"{stance} than"
+    parts = []
+    for metric, entry in one["metrics"].items():
+        both = f"{number(entry['value'])} against {number(entry['other'])}"
+        parts.append(
+            f"{metric.upper()} {both}, {signed(entry['diff'])} {span(entry['ci'])}"
+            if metric == verdict["metric"]
+            else f"{metric.upper()} {signed(entry['diff'])} {span(entry['ci'])}"
+        )
+    lists = f"{one['n']:,} {verdict['split']} lists that hold their target"
+    return f"{word} {who}: {'; '.join(parts)} ({lists}; paired 95 %)."

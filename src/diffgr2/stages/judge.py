@@ -1,0 +1,94 @@
+"""Which row a run is judged by and against what: the one place for `run`, `report` and the bundle.
+
+Contract: `scored` are the rows of scorers without a language model, `strongest` the one to beat,
+chosen on selection lists; `verdict_of` reads a row's outputs of the test lists beside them, from
+the directories of stages. So what a bundle carries is what the report says. Not here: the figures
+(`evaluate.verdict`), whether a stage stands (`standing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffgr2.artifacts import load_arrays, read_json
+from diffgr2.candidates.lists import load_lists
+from diffgr2.candidates.scorers import KINDS
+from diffgr2.config import Recipe
+from diffgr2.evaluate.baselines import order_from_scores
+from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
+from diffgr2.evaluate.verdict import judge
+
+LAMBDAMART = "lambdamart"
+TEACHES = "linear"
+"""The kind of scorer that traces are made with."""
+
+JUDGED = ("cft_opd_rl", "cft_opd", "cft", "ar", "ar_sft")
+"""Rows; the first that stands is what the run is judged by, as the recipe reads answers."""
+
+PACKED = {"block_rl": "cft_opd_rl", "rl": "ar"}
+"""Stage whose model a bundle holds -> the row that is decoded as the bundle decodes by default."""
+
+
+def data_of(recipe: Recipe) -> tuple[str, str]:
+    """What a report calls the data, and the order of interactions at the same time."""
+    data = recipe.data
+    if data.source == "shop":
+        about = f"simulated shop, {data.shop.n_items:,} items, {data.shop.n_users:,} shoppers"
+        return about, "none"
+    about = f"{data.source}: {Path(data.interactions or '').name}"
+    return about, "file" if data.tie_order == "file" else f"shuffle({data.tie_seed})"
+
+
+def row_of(kind: str, chosen: str) -> str:
+    """The row of a scorer; `chosen` is the recipe's."""
+    if kind in (chosen, LAMBDAMART):
+        return "evidence" if kind == chosen else kind
+    return f"evidence_{kind}"
+
+
+def scored(recipe: Recipe, places: Mapping[str, Path]) -> list[SystemOutputs]:
+    """The recipe's scorer as `evidence`, the other kinds beside it, and LambdaMART."""
+    chosen, k = recipe.evidence.scorer, recipe.candidates.k
+    length_L = load_lists(places["candidates"], "test", k).length_L
+    paths = {
+        kind: places["evidence"] / f"scores_{kind}_test.safetensors"
+        for kind in sorted(KINDS, key=lambda kind: (kind != chosen, kind))
+    }
+    if "rival" in places:
+        path = places["rival"] / f"scores_{LAMBDAMART}_test.safetensors"
+        paths |= {LAMBDAMART: path} if path.is_file() else {}
+    rows = []
+    for kind, path in paths.items():
+        order_LK = order_from_scores(load_arrays(path)["score_LK"][:, :k], path.name, length_L)
+        meta = {"scorer": kind}
+        rows.append(SystemOutputs(row_of(kind, chosen), order_LK, len(order_LK), meta=meta))
+    return rows
+
+
+def strongest(recipe: Recipe, places: Mapping[str, Path]) -> dict[str, Any]:
+    """The row to beat and what chose it; {} where that was not looked into."""
+    if "rival" not in places:
+        return {}
+    found = read_json(places["rival"] / "rivals.json")
+    return {"row": row_of(found["strongest"], recipe.evidence.scorer), **found}
+
+
+def verdict_of(recipe: Recipe, places: Mapping[str, Path], row: str) -> dict[str, Any] | None:
+    """The verdict on a row, from the directories of `candidates`, `evidence`, `rival`, the row."""
+    lists = load_lists(places["candidates"], "test", recipe.candidates.k)
+    outputs = load_outputs(places[f"score_{row}"], row)
+    others = {
+        "rival": strongest(recipe, places).get("row"),
+        "scorer": row_of(TEACHES, recipe.evidence.scorer),
+    }
+    return judge(
+        lists,
+        [*scored(recipe, places), outputs],
+        row,
+        others,
+        taught=recipe.traces.teacher == "evidence",
+        resamples=recipe.evaluate.bootstrap,
+        seed=recipe.seed,
+    )

@@ -1,0 +1,113 @@
+"""Stage `rival`: what ranks as well without a language model, and which of those is to be beaten.
+
+Reads data, candidates and evidence; fits LambdaMART on the raw values of the evidence, on the lists
+that taught the other scorers, tuned on those of selection users. Writes its scores of the test
+lists, its trees, and `rivals.json`: what every scorer is worth on the selection lists, and the
+strongest. Raw values are counted again, which takes seconds, instead of kept. Where LightGBM is not
+installed the other scorers stand alone. Nothing that is trained reads this stage.
+Run: `diffgr2 rival RECIPE`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffgr2.artifacts import load_arrays, save_arrays, write_json
+from diffgr2.candidates import lambdamart
+from diffgr2.candidates.index import EvidenceIndex
+from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
+from diffgr2.candidates.own_fields import read_own
+from diffgr2.candidates.scorers import KINDS
+from diffgr2.data.store import read_dataset
+from diffgr2.evaluate.baselines import order_from_scores
+from diffgr2.evaluate.metrics import METRICS, metrics_of
+from diffgr2.evaluate.verdict import DECIDES as METRIC
+from diffgr2.pipeline import StageContext
+from diffgr2.stages.evidence import raw_values
+from diffgr2.stages.judge import LAMBDAMART
+from diffgr2.types import MISS
+
+PACKAGE = "lightgbm"
+KNOWN = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Every split as trees see it: the first k columns, and what each field is."""
+
+    lists: dict[str, lambdamart.Lists]
+    held: dict[str, np.ndarray]  # lists (bool) of selection users that something came of
+    names: list[str]
+    categories: list[int]
+
+
+def read(inputs: Mapping[str, Path], k: int) -> Seen:
+    """The raw values of what prompts show: counted evidence, then the lists' own columns as they
+    are, with every word of a category."""
+    dataset, index = read_dataset(inputs["data"]), EvidenceIndex.load(inputs["evidence"])
+    lists = {split: load_lists(inputs["candidates"], split) for split in (*KNOWN, "test")}
+    brought = read_own(inputs["candidates"], lists)
+    counted = [f for f, field in enumerate(index.fields) if field.counted]
+    shown = [name for name in index.names if brought and name in brought.columns]
+    names, seen, held = [index.names[f] for f in counted] + shown, {}, {}
+    for split, own in lists.items():
+        raw_LKF = raw_values(index, dataset, own, None)[..., counted]
+        if brought:
+            columns = [list(brought.columns).index(name) for name in shown]
+            raw_LKF = np.concatenate([raw_LKF, brought.raw[split][..., columns]], axis=2)
+        first = first_columns(own, k)
+        raw_LKF = np.where(np.isfinite(raw_LKF), raw_LKF, np.nan)[:, :k]
+        seen[split] = lambdamart.Lists(raw_LKF, first.there_LK, first.gains_LK, first.owner_L)
+        held[split] = selected_lists(own, dataset.histories.n_users) & (first.hit_L != MISS)
+    kinds = {name: column.kind for name, column in brought.columns.items()} if brought else {}
+    return Seen(seen, held, names, [f for f, n in enumerate(names) if kinds.get(n) == "category"])
+
+
+def worth(score_LK: np.ndarray, lists: lambdamart.Lists) -> np.ndarray:
+    """NDCG@10 of each list."""
+    order_LK = order_from_scores(score_LK, "scores", lists.valid_LK.sum(1))
+    return metrics_of(order_LK, lists.gains_LK)[:, METRICS.index(METRIC)]
+
+
+def run(ctx: StageContext) -> dict[str, Any]:
+    config, found = ctx.recipe.evidence, read(ctx.inputs, ctx.recipe.candidates.k)
+    seen, held = found.lists, found.held
+    select = lambdamart.Lists.join([seen[split].take(held[split]) for split in KNOWN])
+    values = {"floor": worth(np.zeros(select.valid_LK.shape), select)}
+    for kind in KINDS:
+        scores = [
+            load_arrays(ctx.inputs["evidence"] / f"scores_{kind}_{split}.safetensors")["score_LK"]
+            for split in KNOWN
+        ]
+        parts = [own[held[split]] for own, split in zip(scores, KNOWN, strict=True)]
+        score_LK = np.concatenate([part[:, : select.valid_LK.shape[1]] for part in parts])
+        values[kind] = worth(score_LK, select)
+    metrics: dict[str, Any] = {}
+    if find_spec(PACKAGE):
+        fit_on = KNOWN if config.fit_on == "both" else (config.fit_on,)
+        train = lambdamart.Lists.join([seen[split].take(~held[split]) for split in fit_on])
+        given: dict[str, Any] = {"seed": ctx.seed, "threads": ctx.recipe.threads}
+        given["categories"] = found.categories
+        trees = lambdamart.fit(train, select, worth, **given)
+        values[LAMBDAMART] = worth(trees.score(select.raw_LKF, select.valid_LK), select)
+        score_LK = trees.score(seen["test"].raw_LKF, seen["test"].valid_LK)
+        save_arrays(ctx.out / f"scores_{LAMBDAMART}_test.safetensors", score_LK=score_LK)
+        trees.booster.save_model(ctx.out / "trees.txt", num_iteration=trees.rounds)
+        metrics |= {"rounds": trees.rounds, **trees.setting, "tuned_on": trees.tuned_on}
+        metrics["importance"] = trees.importance(found.names)
+    else:
+        ctx.progress.line(
+            f"{ctx.name}: {PACKAGE} is missing, so there is no row {LAMBDAMART} "
+            "(pip install 'diffgr2[lambdamart]')"
+        )
+    # Without selection lists nothing tells them apart, and the one that teaches is the rival.
+    means = {name: round(float(own.mean()), 6) if len(own) else 0.0 for name, own in values.items()}
+    strongest = max((name for name in means if name != "floor"), key=lambda name: means[name])
+    said = {"metric": METRIC, "n": len(select), "values": means, "strongest": strongest}
+    write_json(ctx.out / "rivals.json", said)
+    told = {f"selection_{METRIC}_{name}": value for name, value in means.items()}
+    return {"selection_lists": len(select), "strongest": strongest, **told, **metrics}
