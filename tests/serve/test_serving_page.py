@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from diffgr2.cli.serve import serve
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.app import card
 from diffgr2.serve.keys import Keys
+from diffgr2.serve.ledger import LogTo
 from diffgr2.serve.schema import TYPES
 from support.live import Live
 
@@ -115,9 +117,23 @@ def test_there_is_something_to_send() -> None:
     assert len(SERVES) >= 3
 
 
+@pytest.fixture(scope="module")
+def keeping(reranker: Reranker, tmp_path_factory) -> Iterator[Live]:
+    """A server that keeps impressions and feedback."""
+    with Live(reranker, log_to=LogTo(tmp_path_factory.mktemp("traffic"))) as server:
+        yield server
+
+
 @pytest.mark.parametrize("line", CURLS, ids=lambda line: request_of(line)[0])
-def test_every_request_of_the_page_is_answered_as_it_says(live: Live, line: list[str]) -> None:
+def test_every_request_of_the_page_is_answered_as_it_says(
+    live: Live, keeping: Live, line: list[str]
+) -> None:
     path, headers, body = request_of(line)
+    if path == "/v1/feedback":
+        assert body is not None
+        with keeping.client() as client:
+            assert client.post(path, content=body.encode(), headers=headers).status_code == 202
+        return
     with live.client() as client:
         if body is None:
             answer = client.get(path)
