@@ -334,7 +334,7 @@ def test_edges_are_refitted_on_lists_that_hold_the_newest_purchase() -> None:
     index = EvidenceIndex.build(one.histories.train_part(), one.catalogue, vectors_IE, CONFIG)
     retriever = Popularity.build(one.histories)
     fresh, lists = refitted(index, one.histories, retriever, 10, 100, 0)
-    assert 0 < lists <= USERS
+    assert USERS // 2 < lists <= 4 * USERS
     assert np.isinf(index.edges_FB).all()
     assert np.isfinite(fresh.edges_FB[:, 0]).all()
     again, _ = refitted(fresh, one.histories, retriever, 10, 100, 0)

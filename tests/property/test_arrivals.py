@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,7 +186,7 @@ def test_what_a_file_has_wrong_is_one_line(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("title\nx\n", "columns.item: no column 'item'"),
+        ("title\nx\n", "item_columns.item: no column 'item'"),
         ("item,title\n", "holds no data lines"),
         ("item,title\n,x\n", "item is empty"),
     ],
@@ -209,6 +211,10 @@ def test_tables_are_read_under_other_names_and_in_the_order_of_their_times(tmp_p
         ("b", "x", 1_704_153_600),
     ]
     assert (intake.lines, intake.rejected, news.timed) == (3, 0, True)
+    frame = pl.DataFrame({"user": ["a"], "item": [7], "timestamp": [datetime(2024, 1, 2)]})
+    frame.write_parquet(tmp_path / "sales.parquet")
+    news, _ = read_purchases(tmp_path / "sales.parquet", {}, 0.0)
+    assert (news.users, news.items, news.time_N.tolist()) == (["a"], ["7"], [1_704_153_600])
     items = tmp_path / "items.jsonl"
     items.write_text('{"sku": 7, "title": "Seven", "categories": ["a", "b"]}\n')
     records, _ = read_records(items, {"item": "sku"}, 0.0)

@@ -14,10 +14,12 @@ import pytest
 from diffgr2 import Reranker, cli
 from diffgr2.artifacts import MANIFEST, list_files, read_json, read_manifest
 from diffgr2.rerank.bundle import check
+from diffgr2.serve.keys import Keys
 from diffgr2.stages import refresh as module
 from diffgr2.stages.refresh import News, refresh
 from diffgr2.types import MISSING
 from support.bundles import copy_of
+from support.live import Live
 
 DAY = 86_400
 DECODE = {"decoder": "verify"}
@@ -209,6 +211,26 @@ def test_in_place_changes_places_and_keeps_the_old_one(
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "bundle.before", LOCK}
 
 
+def test_a_running_server_takes_the_new_bundle_on_reload(
+    run_dir: Path, arrived: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bundle = copy_of(run_dir / "bundle", tmp_path / "bundle")
+    key = "a-key-that-may-do-all"
+    headers = {"authorization": f"Bearer {key}"}
+    keys = Keys([f"{key} name=ops roles=rank,shoppers,admin"])
+    with Live(Reranker.from_pretrained(bundle), keys=keys) as live:
+        refresh(bundle, News(*arrived), in_place=True)
+        with live.client(headers=headers) as client:
+            body = {"user_id": "new-0", "documents": ["N1", "COLD", "P0000003"]}
+            body |= {"return_reasoning": True}
+            assert client.post("/rerank", json=body).status_code == 422, "not yet"
+            assert client.post("/admin/reload").status_code == 200
+            answer = client.post("/rerank", json=body)
+            assert answer.status_code == 200, answer.text
+            assert len(answer.json()["results"]) == 3
+            assert "Novel" in answer.json()["reasoning"]
+
+
 def test_in_place_works_where_directories_cannot_change_places(
     run_dir: Path, arrived: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +270,16 @@ REFUSED = [
         *(2, "--column user=b: user stands twice"),
     ),
     (["--interactions", "untimed.csv"], 2, "interactions: timestamp is missing"),
+    (
+        ["--interactions", "other.csv"],
+        2,
+        "other.csv: --column user=…: no column 'user' (it has:",
+    ),
+    (["--items", "other.csv"], 2, "other.csv: --item-column item=…: no column 'item' (it has:"),
+    (
+        ["--items", "other.csv", "--item-column", "item=sku"],
+        *(2, "other.csv: --item-column item=…: no column 'sku' (it has:"),
+    ),
     (["--interactions", "bad.csv"], 2, "bad.csv: 1 of 2 lines are malformed (50.0%"),
 ]
 
@@ -264,6 +296,7 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     table(tmp_path / "untimed.csv", "user,item", [("a", "b")])
+    table(tmp_path / "other.csv", "who,what", [("a", "b")])
     table(tmp_path / "bad.csv", "user,item,timestamp", [("a", "b", 1), ("a", "b", "soon")])
     there = {*tmp_path.iterdir()}
     target = [] if {"--out", "--in-place"} & {*options} else ["--out", "new"]

@@ -20,6 +20,7 @@ import numpy as np
 from diffgr2.candidates.attention import AttentionScores
 from diffgr2.candidates.index import Attributes, EvidenceIndex, category_numbers
 from diffgr2.candidates.kinds import ItemKnn, Popularity
+from diffgr2.candidates.lists import MIN_HISTORY
 from diffgr2.candidates.pairs import DAY, PairCounts, first_purchases
 from diffgr2.candidates.retrieval import Retriever, prefixes, top_k
 from diffgr2.streams import permutation
@@ -28,6 +29,7 @@ from diffgr2.types import Catalogue, Histories
 RIDGES = 10.0 ** np.arange(-3, 4)
 """Strengths of the penalty that the regression chooses from, relative to the vectors' spread."""
 
+POSITIONS = 4  # newest purchases of a user that edges are fitted on, as training lists are
 Scores = AttentionScores | ItemKnn | Popularity
 
 
@@ -114,20 +116,22 @@ def refitted(
 ) -> tuple[EvidenceIndex, int]:
     """The index with edges of now, and the lists they were fitted on (0: the edges stay).
 
-    Like those of training: a user's history without its newest purchase, ranked by the retriever,
-    where that purchase is among the first k; the user's own purchases are left out of the counts.
+    Like those of training: users' histories before their newest purchases, ranked by the retriever,
+    where the next purchase is among the first k; the user's own ones are left out of the counts.
     """
-    users = np.flatnonzero(histories.lengths_U >= 2)
-    users = users[permutation(len(users), seed, "refresh", "edges")[:most]]
-    queries = prefixes(histories, users, histories.lengths_U[users] - 1)
+    users = permutation(histories.n_users, seed, "refresh", "edges")[:most]
+    ends = [histories.lengths_U[users] - n for n in range(1, POSITIONS + 1)]
+    user_L, end_L = np.tile(users, POSITIONS), np.concatenate(ends)
+    user_L, end_L = user_L[end_L >= MIN_HISTORY], end_L[end_L >= MIN_HISTORY]
+    queries = prefixes(histories, user_L, end_L)
     items_LK, scores_LK = top_k(retriever, queries, k)
-    target_L = histories.items_N[histories.offsets_U1[users + 1] - 1]
+    target_L = histories.items_N[histories.offsets_U1[user_L] + end_L]
     hit = (items_LK == target_L[:, None]).any(1)
     if not hit.any():
         return index, 0
-    queries = prefixes(queries, np.flatnonzero(hit), queries.lengths_U[hit])
     index = replace(index, n_users=histories.n_users)
-    features_LKF = index.features(queries, items_LK[hit], scores_LK[hit], users[hit])
+    queries = prefixes(histories, user_L[hit], end_L[hit])
+    features_LKF = index.features(queries, items_LK[hit], scores_LK[hit], user_L[hit])
     fresh_FB = index.with_edges(features_LKF.reshape(-1, features_LKF.shape[-1])).edges_FB
     counted = len(index.fields) - len(index.own)  # a shop's own values came with lists of its own
     edges_FB = np.concatenate([fresh_FB[:counted], index.edges_FB[counted:]])

@@ -4,12 +4,13 @@ Contract: reads its options, calls `stages.refresh` and prints what moved, a lin
 bundle's place last. Not here: what a refresh does.
 """
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from diffgr2.errors import ConfigError
+from diffgr2.errors import ConfigError, DataError
 
 Interactions = Annotated[
     Path | None,
@@ -78,6 +79,10 @@ def pairs(option: str, texts: list[str] | None) -> dict[str, str]:
     return found
 
 
+def _option(found: re.Match[str]) -> str:
+    return f"--{'item-' if found[1] else ''}column {found[2]}=…:"
+
+
 def refresh(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's directory.")],
     interactions: Interactions = None,
@@ -101,7 +106,11 @@ def refresh(
 
     mapped = (pairs("--column", column), pairs("--item-column", item_column))
     news = News(interactions, items, *mapped, max_bad_share=max_bad_share, anew=replace_words)
-    made = refreshed(bundle, news, out=out, in_place=in_place, edges=edges, keep_last=keep_last)
+    how: dict[str, Any] = {"out": out, "in_place": in_place, "edges": edges, "keep_last": keep_last}
+    try:
+        made = refreshed(bundle, news, **how)
+    except DataError as error:  # what a recipe calls a key is an option here
+        raise DataError(re.sub(r"\b(item_)?columns\.(\w+):", _option, str(error))) from None
     for line in made.lines:
         typer.echo(line)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from diffgr2.config import TEXT_WORDS
 from diffgr2.data.columns import Source, gathered, read_texts
 from diffgr2.data.gather import ItemText
 from diffgr2.data.lines import Intake
@@ -127,7 +128,8 @@ def read_records(
 ) -> tuple[dict[str, ItemText], Intake]:
     """What a file says of its items, by raw id."""
     intake = _intake(path, max_bad_share)
-    return read_texts(path, source_of(path, columns), intake, _Everything()), intake
+    source = replace(source_of(path, columns), own=("item", *TEXT_WORDS))
+    return read_texts(path, source, intake, _Everything()), intake
 
 
 # ------------------------------------------------------------------------------------- joining

@@ -43,7 +43,7 @@ from diffgr2.rerank.world import World
 from diffgr2.types import Catalogue
 
 SAMPLE = 500  # lists whose evidence is compared
-FITTED = 4_000  # users whose newest purchases refit the edges
+FITTED = 2_000  # users whose newest purchases refit the edges
 REMEMBERED = 100  # refreshes that the manifest lists
 MUCH = 0.1  # share of moved buckets above which new edges are worth a thought
 
