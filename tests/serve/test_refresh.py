@@ -84,12 +84,12 @@ def test_it_says_what_moved(run_dir: Path, fresh: Path, reranker: Reranker) -> N
     assert facts["pairs_added"] > 0
     assert facts["interactions"]["file"] == "sales.csv"
     assert 0 < facts["moved_share"] < 1
-    card = (fresh / "MODEL_CARD.md").read_text()
-    assert f" {items + 4:,} items" in card
+    card = (fresh / "README.md").read_text()
+    assert f"; {items + 4:,} items, {users + 5:,} users, {facts['purchases']:,} inter" in card
     unchanged = set(list_files(run_dir / "bundle")) - {
         name for name in list_files(fresh) if name.split("/")[0] in ("data", "evidence")
     }
-    moved = {"items/codes.safetensors", "items/items.index.json", "MODEL_CARD.md"}
+    moved = {"items/codes.safetensors", "items/items.index.json", "README.md"}
     moved |= {"retriever/model.safetensors", "retriever/config.json"}
     for name in unchanged - moved:
         assert (fresh / name).read_bytes() == (run_dir / "bundle" / name).read_bytes(), name

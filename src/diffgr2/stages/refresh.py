@@ -40,7 +40,7 @@ from diffgr2.items.uniqueness import placed
 from diffgr2.items.vectors import catalogue_texts, unit_rows
 from diffgr2.rerank.bundle import PARTS, opened
 from diffgr2.rerank.world import World
-from diffgr2.types import Catalogue
+from diffgr2.types import Catalogue, Histories
 
 SAMPLE = 500  # lists whose evidence is compared
 FITTED = 2_000  # users whose newest purchases refit the edges
@@ -311,10 +311,19 @@ def _write(world: World, grown: Grown, out: Path) -> None:
     grown.sids.save(out / "items")
     grown.index.save(out / "evidence")
     grown.retriever.save(out / "retriever")
-    card = out / "MODEL_CARD.md"
+    card = out / "README.md"
     if card.is_file():
-        before, now = (f" {n:,} items" for n in (len(world.catalogue), len(grown.sids)))
-        card.write_text(card.read_text(encoding="utf-8").replace(before, now), encoding="utf-8")
+        old = (world.histories, world.catalogue)
+        new = (grown.joined.shop.histories, grown.joined.shop.catalogue)
+        text = card.read_text(encoding="utf-8").replace(*map(_size, (old, new)))
+        card.write_text(text, encoding="utf-8")
+
+
+def _size(shop: tuple[Histories, Catalogue]) -> str:
+    """How large a shop is, as the model card says it."""
+    histories, catalogue = shop
+    n_users, n = histories.n_users, len(histories.items_N)
+    return f"{len(catalogue):,} items, {n_users:,} users, {n:,} interactions"
 
 
 def _backup(final: Path) -> Path:
