@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffgr2.rerank.reranker import Reranker
+from support import featured_shop
 from support.live import Live
 from support.micro_shop import build
 
@@ -33,3 +34,14 @@ def live(reranker: Reranker) -> Iterator[Live]:
     """A running server, for tests that leave it as they found it."""
     with Live(reranker) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def own_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shop whose lists have features of its own."""
+    kept = os.environ.get("DIFFGR2_FEATURED_SHOP")  # a directory that outlives the test run
+    if kept:
+        return featured_shop.build(Path(kept))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    return featured_shop.build(shared / "featured-shop")

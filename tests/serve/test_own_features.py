@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,6 @@ from support.live import Live
 OWN = ("price", "ctr", "badge", "in_stock")
 AT = {name: len(COUNTED) + g for g, name in enumerate(OWN)}
 FULL = {"price": 3, "ctr": 0.9, "badge": "bestseller", "in_stock": True}
-
-
-@pytest.fixture(scope="module")
-def own_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kept = os.environ.get("DIFFGR2_FEATURED_SHOP")  # a directory that outlives the test run
-    if kept:
-        return featured_shop.build(Path(kept))
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    return featured_shop.build(shared / "featured-shop")
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ class Brought:
 
     values_KG: np.ndarray  # float32, NaN missing
     warnings: tuple[str, ...] = ()
+    given: tuple[Mapping[str, Any] | None, ...] = ()  # the same as it came
 
     @property
     def backed(self) -> frozenset[int]:
@@ -48,7 +49,8 @@ def brought(
     values_KG = np.full((len(named), len(fields)), np.nan, np.float32)
     place, strange = {field.name: g for g, field in enumerate(fields)}, Counter[str]()
     problems: dict[int, str] = {}
-    for k, values in enumerate(_each(named, features)):
+    each = _each(named, features)
+    for k, values in enumerate(each):
         try:
             strange.update(_read(values, fields, place, values_KG[k]))
         except ValueError as error:
@@ -60,7 +62,7 @@ def brought(
         told.append(f"{KEY}: {len(strange) - TOLD} more unknown names, ignored")
     if strict and told:
         raise DataError(told[0].removesuffix(", ignored"))
-    return Brought(values_KG, tuple(told))
+    return Brought(values_KG, tuple(told), tuple(each))
 
 
 def _each(named: Sequence[Any], features: Any) -> list[Any]:

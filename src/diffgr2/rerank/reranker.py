@@ -18,18 +18,19 @@ command line (`cli.rerank`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffgr2.candidates.fields import names_of
 from diffgr2.decode.batch import decode as decode_all
 from diffgr2.decode.batch import make_writer
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.errors import CheckpointError, DataError
 from diffgr2.model.backends import open_backend
-from diffgr2.rerank.brought import KEY, brought
+from diffgr2.rerank.brought import KEY, Brought, brought
 from diffgr2.rerank.bundle import opened
 from diffgr2.rerank.names import KEYS, Item, ListProblem
 from diffgr2.rerank.readout import Ways
@@ -92,7 +93,7 @@ class Reranker(World):
         for at, why in sorted(lost.items()):
             called = shown(name_of(named[at]))
             warnings.append(f"candidates[{at}]: {called} keeps its place ({why})")
-        placing, vain = self._placing(rules, named, items, lost, ways)
+        placing, vain = self._placing(rules, named, items, own, lost, ways)
         if strict and vain:
             raise DataError(vain[0])
         scores_N = self.scores_of(past, items, scores)
@@ -122,6 +123,7 @@ class Reranker(World):
         rules: Mapping[str, Any] | None,
         named: Sequence[Any],
         items: Sequence[Item],
+        own: Brought,
         lost: Collection[int],
         ways: Ways,
     ) -> tuple[Placing, list[str]]:
@@ -130,10 +132,14 @@ class Reranker(World):
         if asked.boost and ways.read_out.answer == "written":
             raise DataError("boost: a written answer states no strengths to add to")
 
-        def group_of(key: str, at: int) -> str | None:
-            if key not in GROUPS:
-                raise KeyError(", ".join(GROUPS))
+        known = (*GROUPS, *names_of(self.seats.index.own))
+
+        def group_of(key: str, at: int) -> Hashable:
+            if key not in known:
+                raise KeyError(", ".join(known))
             item = items[at]
+            if key not in GROUPS:
+                return (own.given[at] or {}).get(key)
             if key == "category":
                 return self.kind(item) or None
             if item.stranger is not None:
@@ -171,9 +177,9 @@ class Reranker(World):
         settings, `answer` and `views` among them; with `details` the result has `decisions`.
         `reasoning=False` answers directly; `return_reasoning="markdown"` has bold names.
         `features` holds a mapping (or None) per candidate, name -> value of the shop's own fields;
-        it may stand in the candidates instead (`{"id": …, "features": {…}}`). `rules`
-        holds any of `pin` (ids for the top, or id -> place from 1), `exclude` (ids), `boost` (id ->
-        levels added to its strength) and `max_per` (`brand` or `category` -> how many). `strict`
+        it may stand in the candidates instead (`{"id": …, "features": {…}}`). `rules` holds any of
+        `pin` (ids for the top, or id -> place from 1), `exclude` (ids), `boost` (id -> levels added
+        to its strength) and `max_per` (`brand`, `category` or a feature -> how many). `strict`
         makes errors of all that would be a warning.
         """
         task = self.prepare(

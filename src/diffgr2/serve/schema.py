@@ -156,7 +156,7 @@ class RerankRequest(Lenient):
         None, description="id: levels that are added to its strength (less than 0: taken away)."
     )
     max_per: dict[str, int] | None = Field(
-        None, description="brand or category: how many of one; what is more follows behind."
+        None, description="brand, category or a feature: how many of one; more follow behind."
     )
 
 
