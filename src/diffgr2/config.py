@@ -23,7 +23,7 @@ from diffgr2.learning import RlConfig as RlConfig
 from diffgr2.learning import SftConfig as SftConfig
 from diffgr2.learning import ShowConfig as ShowConfig
 from diffgr2.learning import TrainConfig as TrainConfig
-from diffgr2.own import ListsConfig
+from diffgr2.own import K_MAX, ListsConfig, with_own_lists
 from diffgr2.section import Amount, Count, Positive, Rate, Section, Share
 
 # ---------------------------------------------------------------------------- data and candidates
@@ -44,7 +44,9 @@ class ShopConfig(Section):
         return self
 
 
-Source = Literal["shop", "amazon2014", "amazon2018", "amazon2023", "recbole", "p5", "table"]
+Source = Literal[
+    "shop", "amazon2014", "amazon2018", "amazon2023", "recbole", "p5", "table", "lists"
+]
 TEXT_WORDS = ("title", "brand", "categories", "price", "description")
 """What an item file may say."""
 COLUMN_WORDS = ("user", "item", "timestamp", "position", *TEXT_WORDS)
@@ -81,9 +83,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _file_given(self) -> DataConfig:
-        if self.source != "shop" and not self.interactions:
+        if self.source not in ("shop", "lists") and not self.interactions:
             raise ValueError(f"interactions: source {self.source} needs a file")
-        if (self.columns or self.item_columns) and self.source != "table":
+        if (self.columns or self.item_columns) and self.source not in ("table", "lists"):
             raise ValueError(f"columns: source {self.source} has none, only source table")
         for word in self.item_columns:
             if word not in ("item", *TEXT_WORDS):
@@ -154,7 +156,7 @@ class CandidatesConfig(Section):
     """Candidate lists (candidates.*)."""
 
     k: Annotated[int, Field(ge=2, le=100)] = 10  # length of the lists that results are about
-    k_max: Annotated[int, Field(ge=2, le=100)] = 20  # longest list that one prompt can hold
+    k_max: Annotated[int, Field(ge=2, le=100)] = K_MAX  # longest list that one prompt can hold
     folds: Annotated[int, Field(ge=2, le=20)] = 2  # cross-fitting by user
     prefixes: Positive = 4  # training lists per user: its last `prefixes` train positions
     inject_target: bool = False  # puts missed targets into training lists: a trap
@@ -302,3 +304,8 @@ class Recipe(Section):
     cft_rl: BlockRlConfig = BlockRlConfig()
     decode: DecodeConfig = DecodeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_lists(cls, values: object) -> object:
+        return with_own_lists(values) if isinstance(values, dict) else values

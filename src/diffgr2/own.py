@@ -14,7 +14,7 @@ lists of its retriever. Not here: reading the file (`data.own_lists`), features 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,6 +24,8 @@ LIST_WORDS = ("list", "user", "moment", "item", "place", "score", "history")
 """What `columns` may map: the list's id, who saw it, when, and per candidate its item, its place
 in the shop's order, the score behind that; `history` names purchases inline, oldest first."""
 
+K_MAX = 20
+"""Longest list of one prompt, where a recipe does not say it."""
 
 Part = Annotated[float, Field(gt=0.0, lt=1.0)]
 Worth = Annotated[float, Field(gt=0.0)]
@@ -88,6 +90,8 @@ class ListsConfig(_Section):
     split: Literal["list", "time", "user"] = "list"  # user: each one's last list is a test list
     validation: Part | str = 0.1  # share, or a moment (time)
     test: Part | str = 0.2  # share, or a moment (time)
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None  # split list: cross-validation, of …
+    fold: Annotated[int, Field(ge=0)] = 0  # … which this fold is the test lists
     point_in_time: bool = False  # evidence from what lies strictly before each list's moment
     max_bad_share: Share = 0.01  # above, the import stops
 
@@ -113,6 +117,16 @@ class ListsConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _one_kind_of_cut(self) -> ListsConfig:
+        if isinstance(self.validation, str) != isinstance(self.test, str):
+            raise ValueError("test: a moment and a share cannot cut together with validation")
+        if self.folds is not None and self.split != "list":
+            raise ValueError("folds: only split: list has them")
+        if self.fold >= (self.folds or 1):
+            raise ValueError(f"fold: below lists.folds ({self.folds or 1}) (got {self.fold})")
+        return self
+
+    @model_validator(mode="after")
     def _known_words(self) -> ListsConfig:
         for word in self.columns:
             if word not in LIST_WORDS:
@@ -123,3 +137,18 @@ class ListsConfig(_Section):
         if sum(part for part in parts if isinstance(part, float)) >= 1.0:
             raise ValueError("test: with validation, nothing is left to train on")
         return self
+
+
+def with_own_lists(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values with what own lists settle: they are as long as they are (up to
+    `candidates.k_max`), and without interactions their histories come with them."""
+    lists, data = values.get("lists"), values.get("data") or {}
+    if not isinstance(lists, dict) or not lists.get("file") or not isinstance(data, dict):
+        return values
+    candidates = values.get("candidates") or {}
+    if isinstance(candidates, dict):
+        longest = candidates.get("k_max", K_MAX)
+        values = {**values, "candidates": {**candidates, "k": longest}}
+    if not data.get("interactions"):
+        values = {**values, "data": {**data, "source": "lists"}}
+    return values

@@ -23,8 +23,9 @@ OPENS = {
 
 def rows_of(rows: int, step: int = 1, seed: int = 5, **shares: float) -> list[tuple[Any, ...]]:
     """(prompt, response, number of the task) of every row of a step."""
+    shop = tiny_stages.corpus()
     config = tiny_stages.config_of(MidtrainConfig, rows=rows, micro_rows=1, **shares)
-    task = MidtrainTask(tiny_stages.corpus(), config, seed)
+    task = MidtrainTask(shop, config, seed, shop.dataset.histories.train_part())
     found = []
     for micro in task.micros(step, tiny_stages.fresh()):
         [ids] = getattr(micro, "batch", micro).ids_BT.tolist()

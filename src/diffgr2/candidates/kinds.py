@@ -127,10 +127,14 @@ def fit(
     work: Path,
     name: str,
     progress: Progress,
+    held: int = 2,
 ) -> tuple[Fitted, dict[str, Any]]:
-    """A retriever that knows these users' train parts, and metrics of its training."""
+    """A retriever that knows these users' train parts, and metrics of its training.
+
+    The last `held` items of a history are not counted; SASRec always keeps two back.
+    """
     if config.kind in COUNTED:
-        train = prefixes(histories, users, histories.lengths_U[users] - 2)
+        train = prefixes(histories, users, histories.lengths_U[users] - held)
         return COUNTED[config.kind].build(train), {}
     from diffgr2.candidates import sasrec
 

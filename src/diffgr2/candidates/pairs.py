@@ -121,6 +121,8 @@ class PairCounts:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(position_LX, day_LX) of items in a user's train part; position -1 where absent."""
         wanted_LX = user_L[:, None] * self.n_items + items_LX
+        if not len(self.key_M):  # nobody bought anything
+            return np.full(items_LX.shape, -1), np.zeros(items_LX.shape, np.int32)
         index_LX = np.minimum(self.key_M.searchsorted(wanted_LX), len(self.key_M) - 1)
         found_LX = (user_L[:, None] >= 0) & counted_LX & (self.key_M[index_LX] == wanted_LX)
         return np.where(found_LX, self.position_M[index_LX], -1), self.day_M[index_LX]

@@ -22,7 +22,7 @@ from diffgr2.stages.plan import STAGES
 INTERRUPTED = 130
 
 
-PAIRS = ("--set", "--column", "--item-column", "--map")
+PAIRS = ("--set", "--column", "--item-column", "--list-column", "--gain", "--map")
 """Options whose value is `key=value`; several may stand behind one of them."""
 
 _PAIR = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)

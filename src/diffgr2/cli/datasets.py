@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffgr2.cli.verbs import PANEL, stage_verb
-from diffgr2.config import DataConfig
+from diffgr2.cli.verbs import PANEL, Overrides, stage_verb
+from diffgr2.config import DataConfig, Recipe
 from diffgr2.errors import ConfigError, DataError
-from diffgr2.recipe import validate
+from diffgr2.recipe import load_recipe, validate
 
 SUFFIXES = {".inter": "recbole", ".item": "recbole", ".txt": "p5"} | dict.fromkeys(
     (".csv", ".tsv", ".parquet", ".jsonl"), "table"
@@ -64,7 +64,9 @@ def source_of(path: Path) -> str:
 
 @group.command("check")
 def check(
-    interactions: Annotated[Path, typer.Argument(metavar="INTERACTIONS", help="The file.")],
+    interactions: Annotated[
+        str, typer.Argument(metavar="[RECIPE|INTERACTIONS]", help="A recipe, or the file.")
+    ] = "",
     items: Annotated[Path | None, typer.Argument(metavar="[ITEMS]", help="Item file.")] = None,
     source: Annotated[
         str,
@@ -79,20 +81,45 @@ def check(
         typer.Option("--item-column", metavar="WORD=COLUMN", help="The item file's own names."),
     ] = None,
     k_core: Annotated[int, typer.Option("--k-core", help="0 = keep everybody.")] = 5,
+    lists: Annotated[
+        Path | None, typer.Option("--lists", metavar="FILE", help="Lists of your own ranker.")
+    ] = None,
+    list_columns: Annotated[
+        list[str] | None,
+        typer.Option("--list-column", metavar="WORD=COLUMN", help="list=request_id moment=at …"),
+    ] = None,
+    gains: Annotated[
+        list[str] | None,
+        typer.Option("--gain", metavar="COLUMN=WORTH", help="click=1 purchase=3; else bought=1."),
+    ] = None,
+    features: Annotated[
+        list[str] | None, typer.Option("--features", metavar="COLUMNS", help="price,ctr,…")
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Read files as the data stage would; print what it would make of them."""
-    for path in (interactions, items):
+    """Read files as the data stage would; print what it would make of them.
+
+    A recipe's files, or files by name: interactions, items, and lists that your own ranker made.
+    """
+    if interactions and _is_recipe(interactions):
+        _explain(load_recipe(interactions, overrides))
+        return
+    if not interactions and lists is None:
+        raise ConfigError("data check: expected a recipe, interactions, or --lists FILE")
+    for path in (Path(interactions) if interactions else None, items, lists):
         if path is not None and not path.is_file():
             raise DataError(f"{path}: no such file")
-    values: dict[str, Any] = {
-        "source": source or source_of(interactions),
-        "interactions": str(interactions),
+    data: dict[str, Any] = {
         "items": str(items) if items else None,
         "k_core": k_core,
-        "columns": dict(_pair(text) for text in columns or []),
-        "item_columns": dict(_pair(text) for text in item_columns or []),
+        "columns": _pairs("--column", columns),
+        "item_columns": _pairs("--item-column", item_columns),
     }
-    _preview(validate({"name": "check", "data": values}, "data check").data)
+    if interactions:
+        data["source"] = source or source_of(Path(interactions))
+        data["interactions"] = interactions
+    own = _own(lists, list_columns, gains, features)
+    _explain(validate({"name": "check", "data": data, "lists": own}, "data check"))
 
 
 @group.command("lists-from-log")
@@ -123,11 +150,53 @@ def from_log_verb(
         typer.echo(f"  features: [{', '.join(made.features.values())}]")
 
 
-def _pair(text: str) -> tuple[str, str]:
-    word, equals, column = text.partition("=")
-    if not (word and equals and column):
-        raise ConfigError(f"--column {text}: expected word=column")
-    return word, column
+def _own(
+    path: Path | None,
+    columns: list[str] | None,
+    gains: list[str] | None,
+    features: list[str] | None,
+) -> dict[str, Any]:
+    """The section `lists` that these options say."""
+    if path is None:
+        return {}
+    own: dict[str, Any] = {"file": str(path), "columns": _pairs("--list-column", columns)}
+    own["features"] = [name for text in features or [] for name in text.split(",")]
+    if gains:
+        own["gains"] = {name: _worth(text) for name, text in _pairs("--gain", gains).items()}
+    return own
+
+
+def _is_recipe(name: str) -> bool:
+    """Whether this names a recipe and no file of interactions."""
+    return name.endswith((".yaml", ".yml")) or not ("." in name or Path(name).exists())
+
+
+def _explain(recipe: Recipe) -> None:
+    if recipe.lists.file is None:
+        _preview(recipe.data)
+        return
+    from diffgr2.cli.listing import told
+
+    for line in told(recipe):
+        typer.echo(line)
+
+
+def _worth(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--gain: {text!r} is not a number") from None
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    """What `word=column` says, several times."""
+    found = {}
+    for text in texts or []:
+        word, equals, column = text.partition("=")
+        if not (word and equals and column):
+            raise ConfigError(f"{option} {text}: expected word=column")
+        found[word] = column
+    return found
 
 
 def _preview(config: DataConfig) -> None:

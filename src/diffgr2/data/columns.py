@@ -156,20 +156,51 @@ def _open(
                 )
         return names
 
-    if source.kind == "parquet":
-        return _parquet(path, find, intake, whole=source.once)
-    lines = read_lines(path, intake)
     if source.kind == "dicts":
+        lines = read_lines(path, intake)
         return {**source.columns}, _dicts(lines, source.columns["item"], wanted, intake)
-    if source.kind == "jsonl":
+    if source.kind == "atomic":
+        return _atomic(read_lines(path, intake), words, intake)
+    assumed = {"user", "item", *source.columns.values()}
+    return open_table(path, source.kind, find, intake, assumed, whole=source.once)
+
+
+def kind_of_table(path: Path) -> str:
+    """csv, tsv, jsonl or parquet, by the file's name."""
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if suffix not in (".csv", ".tsv", ".parquet", ".jsonl"):
+        raise DataError(
+            f"{path.name}: unknown kind of table "
+            "(expected .csv, .tsv, .jsonl, each also with .gz, or .parquet)"
+        )
+    return suffix[1:]
+
+
+def open_table(
+    path: Path,
+    kind: str,
+    find: Callable[[Collection[str]], Names],
+    intake: Intake,
+    assumed: Collection[str] = (),
+    *,
+    whole: bool = False,
+) -> tuple[Names, Records]:
+    """The names that `find` makes of a table's columns, and its records.
+
+    JSON lines have no header: the first usable one says which columns there are, besides `assumed`.
+    `whole`: without a clock, lines are compared with all their columns.
+    """
+    if kind == "parquet":
+        return _parquet(path, find, intake, whole=whole)
+    lines = read_lines(path, intake)
+    if kind == "jsonl":
         parsed = each(lines, intake, json_object)
         first = next(parsed, None)
-        # JSON lines have no header: the first usable one says which unmapped words there are.
-        known = {"user", "item", *source.columns.values(), *(first[2] if first else ())}
-        return find(known), chain([first] if first else [], parsed)
-    if source.kind == "atomic":
-        return _atomic(lines, words, intake)
-    delimiter = "," if source.kind == "csv" else "\t"
+        if first is None:
+            intake.finish()
+            raise DataError(f"{intake.name}: no line can be used; first: {intake.first[0]}")
+        return find({*assumed, *first[2]}), chain([first], parsed)
+    delimiter = "," if kind == "csv" else "\t"
     header = read_header(lines, intake, lambda text: csv_fields([text], delimiter))
     return find(header), _cells(csv_records(lines, intake, delimiter), header, intake)
 

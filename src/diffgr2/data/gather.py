@@ -44,6 +44,7 @@ class RawData:
     timed: bool
     texts: dict[str, ItemText] = field(default_factory=dict)  # by raw item id
     again: pl.Series | None = None  # of each: whether its line stood before, where that tells
+    placed: bool = False  # the positions are the source's own
 
 
 class Gatherer:
@@ -54,6 +55,7 @@ class Gatherer:
         self.items: dict[str, int] = {}
         self._user, self._item, self._time, self._position = (array("q") for _ in range(4))
         self._again = array("b")
+        self._placed = False
 
     def add(
         self,
@@ -65,6 +67,7 @@ class Gatherer:
     ) -> None:
         """One interaction; without a position its place in the file counts."""
         self._again.append(again)
+        self._placed = position is not None
         self._position.append(len(self._user) if position is None else position)
         self._user.append(self.users.setdefault(user, len(self.users)))
         self._item.append(self.items.setdefault(item, len(self.items)))
@@ -90,7 +93,7 @@ class Gatherer:
             }
         )
         again = pl.Series(self._again) == 1 if any(self._again) else None
-        return RawData(source, events, timed, again=again)
+        return RawData(source, events, timed, again=again, placed=self._placed)
 
 
 def renamed(raw: RawData, users: dict[str, str], items: dict[str, str]) -> RawData:

@@ -9,6 +9,7 @@
                 clock: its order is the history), beside it, if at all, datamaps.json (`item2id`,
                 `user2id` from raw ids to those numbers); metadata as in amazon2014
     table       csv, tsv, jsonl or parquet whose columns the recipe names
+    lists       no interactions: histories come with a shop's own lists (`own_lists`)
 
 Contract: `import_dataset(config, seed, quarantine)` reads the interactions and, where given, the
 item file; malformed lines go to `quarantine` (a fresh JSON-lines file `{file, line, reason, text}`,
@@ -30,7 +31,7 @@ from diffgr2.config import TEXT_WORDS, DataConfig
 from diffgr2.data import columns
 from diffgr2.data.columns import Source
 from diffgr2.data.doubts import doubts, item_file
-from diffgr2.data.gather import Gatherer, RawData, renamed
+from diffgr2.data.gather import Gatherer, ItemText, RawData, renamed
 from diffgr2.data.lines import BadLine, Intake, each, json_object, read_lines
 from diffgr2.data.split import build
 from diffgr2.data.store import Dataset
@@ -51,31 +52,25 @@ AMAZON = {
 
 def outside_paths(config: DataConfig) -> list[Path]:
     """The files an import reads, in a fixed order."""
-    if config.source == "shop" or config.interactions is None:
+    if config.source == "shop":
         return []
-    paths = [Path(config.interactions)]
-    if config.items:
-        paths.append(Path(config.items))
+    paths = [Path(name) for name in (config.interactions, config.items) if name]
     if config.source == "p5" and (maps := datamaps_beside(paths[0])):
         paths.append(maps)
     return paths
 
 
-def _source(path: Path, config: DataConfig, *, items: bool = False) -> Source:
+def source_of(path: Path, config: DataConfig, *, items: bool = False) -> Source:
     """How the interactions or the item file is to be read."""
     suffix = Path(path.name.removesuffix(".gz")).suffix
     once = config.repeats == "drop"
-    if config.source == "table":
-        if suffix not in (".csv", ".tsv", ".parquet", ".jsonl"):
-            raise DataError(
-                f"{path.name}: unknown kind of table "
-                "(expected .csv, .tsv, .jsonl, each also with .gz, or .parquet)"
-            )
+    if config.source in ("table", "lists"):
+        kind = columns.kind_of_table(path)
         if not items:
-            return Source(suffix[1:], config.columns, once=once)
+            return Source(kind, config.columns, once=once)
         names = {**config.columns, **config.item_columns}
         how = {"own": config.item_columns, "separator": config.category_separator, "items": True}
-        return Source(suffix[1:], names, **how)
+        return Source(kind, names, **how)
     if config.source == "recbole":
         return Source("atomic", {}, once=once and not items)
     names = AMAZON["amazon2014" if config.source == "p5" else config.source]
@@ -135,19 +130,16 @@ def read_datamaps(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     return maps["user2id"], maps["item2id"]
 
 
-def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None) -> Dataset:
-    """Read, check, filter, order and number the interactions of a recipe."""
-    if config.source == "shop" or config.interactions is None:
-        raise ConfigError(f"data.interactions: source {config.source} has no file to import")
-    if quarantine is not None:
-        quarantine.unlink(missing_ok=True)
+def read_raw(config: DataConfig, quarantine: Path | None) -> tuple[RawData, dict[str, Any]]:
+    """The interactions without texts, and what became of their file's lines."""
+    assert config.interactions is not None
     path = Path(config.interactions)
     intake = Intake(path.name, quarantine, config.max_bad_share)
     if config.source == "p5":
         raw = read_p5(path, intake)
     else:
-        raw = columns.read_interactions(path, _source(path, config), intake)
-    report: dict[str, Any] = {
+        raw = columns.read_interactions(path, source_of(path, config), intake)
+    return raw, {
         "source": config.source,
         "file": path.name,
         "lines_in": intake.lines,
@@ -155,22 +147,38 @@ def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None
         "lines_rejected": intake.rejected,
         "first_rejected": intake.first,
     }
+
+
+def read_items(
+    config: DataConfig, wanted: set[str], quarantine: Path | None
+) -> tuple[dict[str, ItemText], dict[str, Any], Intake]:
+    """Texts of the wanted items, and what became of the item file's lines."""
+    assert config.items is not None
+    path = Path(config.items)
+    intake = Intake(path.name, quarantine, config.max_bad_share)
+    texts = columns.read_texts(path, source_of(path, config, items=True), intake, wanted)
+    report: dict[str, Any] = {
+        "items_file": path.name,
+        "item_lines_in": intake.lines,
+        "item_lines_rejected": intake.rejected,
+        "first_items_rejected": intake.first,
+    }
+    return texts, report | ({"categories": intake.paths} if intake.paths else {}), intake
+
+
+def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None) -> Dataset:
+    """Read, check, filter, order and number the interactions of a recipe."""
+    if config.source in ("shop", "lists") or config.interactions is None:
+        raise ConfigError(f"data.interactions: source {config.source} has no file to import")
+    if quarantine is not None:
+        quarantine.unlink(missing_ok=True)
+    raw, report = read_raw(config, quarantine)
     warnings: list[str] = []
     if config.items:
-        path = Path(config.items)
-        intake = Intake(path.name, quarantine, config.max_bad_share)
-        source = _source(path, config, items=True)
-        texts = columns.read_texts(path, source, intake, set(raw.events["item"]))
+        texts, told, intake = read_items(config, set(raw.events["item"]), quarantine)
         raw = replace(raw, texts=texts)
-        report |= {
-            "items_file": path.name,
-            "item_lines_in": intake.lines,
-            "item_lines_rejected": intake.rejected,
-            "first_items_rejected": intake.first,
-            "items_with_metadata_before_core": len(raw.texts),
-        }
-        report |= {"categories": intake.paths} if intake.paths else {}
-        warnings = item_file(raw, path.name, intake.lines, intake.told)
+        report |= told | {"items_with_metadata_before_core": len(raw.texts)}
+        warnings = item_file(raw, intake.name, intake.lines, intake.told)
     dataset = build(raw, config, seed, report)
     if warnings := warnings + doubts(raw, dataset.report):
         dataset.report["warnings"] = warnings

@@ -12,6 +12,7 @@ validation and test by position).
 """
 
 import hashlib
+from collections.abc import Collection, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -98,16 +99,8 @@ def build(raw: RawData, config: DataConfig, seed: int, report: dict[str, Any]) -
             f"{k}-core and users with fewer than {SHORTEST} interactions{smaller_core(used, k)}"
         )
     kept = ordered(kept, config)
-    histories, raw_items, raw_users = _number(kept, seed)
-    texts = [raw.texts.get(item, ItemText()) for item in raw_items]
-    catalogue = Catalogue(
-        raw_ids=raw_items,
-        titles=[text.title for text in texts],
-        brands=[text.brand for text in texts],
-        categories=[list(text.categories) for text in texts],
-        prices=np.array([text.price for text in texts], dtype=np.float64),
-        descriptions=[text.description for text in texts],
-    )
+    histories, raw_items, raw_users = number(kept, seed)
+    catalogue = catalogue_of(raw_items, raw.texts)
     last_two = kept.group_by("user").agg(pl.col("time").tail(2).n_unique())["time"]
     report = {
         **report,
@@ -127,7 +120,7 @@ def build(raw: RawData, config: DataConfig, seed: int, report: dict[str, Any]) -
         "timed": raw.timed,
         "tie_groups": len(tie_spans(kept)) if raw.timed else 0,
         "same_time_users": int((last_two == 1).sum()) if raw.timed else 0,
-        **_coverage(catalogue),
+        **coverage(catalogue),
     }
     return Dataset(histories, catalogue, raw_users, report)
 
@@ -139,17 +132,40 @@ def _repeats(raw: RawData, keep_earliest: bool) -> str:
     return "earliest per item" if keep_earliest else "kept at distinct times"
 
 
-def _number(kept: pl.DataFrame, seed: int) -> tuple[Histories, list[str], list[str]]:
-    """(histories, raw items, raw users) of ordered interactions, under random dense numbers."""
+def catalogue_of(raw_items: list[str], texts: Mapping[str, ItemText]) -> Catalogue:
+    """The catalogue of these items, in this order."""
+    known = [texts.get(item, ItemText()) for item in raw_items]
+    return Catalogue(
+        raw_ids=raw_items,
+        titles=[text.title for text in known],
+        brands=[text.brand for text in known],
+        categories=[list(text.categories) for text in known],
+        prices=np.array([text.price for text in known], dtype=np.float64),
+        descriptions=[text.description for text in known],
+    )
+
+
+def number(
+    kept: pl.DataFrame,
+    seed: int,
+    more_users: Collection[str] = (),
+    more_items: Collection[str] = (),
+) -> tuple[Histories, list[str], list[str]]:
+    """(histories, raw items, raw users) of ordered interactions, under random dense numbers.
+
+    `more_users` and `more_items` have numbers too, whether they are in an interaction or not.
+    """
     numbers, ids = {}, {}
-    for kind in ("user", "item"):
-        raw = kept[kind].unique().sort()
+    for kind, more in (("user", more_users), ("item", more_items)):
+        raw = pl.concat([kept[kind], pl.Series(kind, list(more), pl.String)]).unique().sort()
         old = permutation(len(raw), seed, "data", f"{kind}s")  # new number -> place in `raw`
         ids[kind] = raw.gather(old).to_list()
-        numbers[kind] = np.argsort(old)[kept[kind].rank("dense").to_numpy() - 1]
+        place = raw.search_sorted(kept[kind]).to_numpy() if len(kept) else np.empty(0, np.int64)
+        numbers[kind] = np.argsort(old)[place]
     by_user = np.argsort(numbers["user"], kind="stable")
+    count_U = np.bincount(numbers["user"], minlength=len(ids["user"]))
     histories = Histories(
-        np.concatenate([[0], np.cumsum(np.bincount(numbers["user"]))]).astype(np.int64),
+        np.concatenate([[0], np.cumsum(count_U)]).astype(np.int64),
         numbers["item"][by_user].astype(np.int32),
         kept["time"].to_numpy()[by_user] // 1000,
         len(ids["item"]),
@@ -182,7 +198,7 @@ def statistics(histories: Histories) -> dict[str, Any]:
     }
 
 
-def _coverage(catalogue: Catalogue) -> dict[str, float]:
+def coverage(catalogue: Catalogue) -> dict[str, float]:
     """Share of items with each piece of text."""
     known = {
         "title": catalogue.titles,

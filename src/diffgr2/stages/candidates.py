@@ -3,14 +3,17 @@
 Reads data and retriever; writes train, validation and test.safetensors with `k_max` columns, of
 which results are about the first `k`. One retriever per fold is trained on the users outside the
 fold and ranks for the users inside; an interrupted run continues at the epoch where it stopped.
-Metrics, about the first `k`: lists, hits and the floor's R@1 on hits per split (test: counts only).
-Run: `diffgr2 candidates RECIPE`.
+Where a recipe has lists of a shop's own, these are the lists, in the shop's order and split as the
+recipe says, with their features (`own_<split>.safetensors`) and names beside them; no retriever is
+asked. Metrics, about the first `k`: lists, hits and the floor's R@1 on hits per split (test: counts
+only). Run: `diffgr2 candidates RECIPE`.
 """
 
 from typing import Any
 
 import numpy as np
 
+from diffgr2.artifacts import save_arrays
 from diffgr2.candidates import kinds
 from diffgr2.candidates.lists import (
     first_columns,
@@ -20,8 +23,13 @@ from diffgr2.candidates.lists import (
     training_lists,
     with_targets,
 )
+from diffgr2.candidates.own_fields import Column, write_own
+from diffgr2.candidates.own_split import SPLITS, own_split
+from diffgr2.data.columnar import packed_texts
+from diffgr2.data.own_store import OwnLists
 from diffgr2.data.store import read_dataset
 from diffgr2.pipeline import StageContext
+from diffgr2.stages.known import own_parts
 from diffgr2.streams import key_of
 from diffgr2.types import MISS, CandidateLists
 
@@ -39,7 +47,32 @@ def counts(lists: CandidateLists) -> dict[str, float]:
     return result
 
 
+def own_lists(ctx: StageContext, own: OwnLists, parts_L: np.ndarray) -> dict[str, Any]:
+    """The shop's own lists in the retriever's place."""
+    k_max = ctx.recipe.candidates.k_max
+    longer = int((np.diff(own.offsets_L1) > k_max).sum())
+    metrics: dict[str, Any] = {"lists": len(own), "cut_to_k_max": longer}
+    if longer:
+        ctx.progress.line(
+            f"{ctx.name}: {longer} of {len(own)} lists are longer than candidates.k_max ({k_max}) "
+            "and are cut"
+        )
+    raw = {}
+    for split in SPLITS:
+        lists, raw[split], which = own_split(own, parts_L, split, k_max)
+        save_lists(ctx.out, lists)
+        names = packed_texts("name", [own.names[at] for at in which.tolist()])
+        save_arrays(ctx.out / f"names_{split}.safetensors", **names)
+        metrics |= counts(lists)
+    if own.features:
+        columns = {f["name"]: Column(f["kind"], tuple(f["words"])) for f in own.features}
+        write_own(ctx.out, columns, raw)
+    return metrics
+
+
 def run(ctx: StageContext) -> dict[str, Any]:
+    if (found := own_parts(ctx.recipe, ctx.inputs["data"])) is not None:
+        return own_lists(ctx, *found)
     config, histories = ctx.recipe.candidates, read_dataset(ctx.inputs["data"]).histories
     full = kinds.load(ctx.inputs["retriever"])
 

@@ -7,11 +7,14 @@ What is fitted, bucket edges, words of categories and scorers, is fitted on the 
 training and validation lists that hold their target there, never on lists of selection users. Every
 list leaves its own user out of the counts, so the three splits look alike. The scorers are fitted
 on `evidence.fit_on`; the metrics judge a second set, fitted on training lists alone, on the first k
-columns; test lists are scored, not judged. Run: `diffgr2 evidence RECIPE`.
+columns; test lists are scored, not judged. With `lists.point_in_time` every list has the counts of
+its own moment, and the metrics say what that changes: the share of values that fall into another
+bucket, and the scorecard on counts that know more (`validation_untimed_…`). The stored index, which
+serves, knows all that may be known. Run: `diffgr2 evidence RECIPE`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,17 +22,19 @@ import numpy as np
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates import scorers
 from diffgr2.candidates.fields import COUNTED, Field, names_of
-from diffgr2.candidates.index import EvidenceIndex, read_fields
+from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
+from diffgr2.candidates.moments import TimedCounts, features_at
 from diffgr2.candidates.own_fields import Own, read_own
 from diffgr2.candidates.own_fields import fitted as fitted_own
 from diffgr2.candidates.retrieval import prefixes
-from diffgr2.config import EvidenceConfig
+from diffgr2.config import EvidenceConfig, Recipe
 from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import DataError
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.english import Phrases, wording
-from diffgr2.types import MISS, CandidateLists
+from diffgr2.stages.known import known_part
+from diffgr2.types import MISS, CandidateLists, Histories
 
 KNOWN = ("train", "validation")
 
@@ -89,33 +94,99 @@ def own_of(
     return fields, {split: brought.values(split, fields) for split in brought.raw}
 
 
+@dataclass(frozen=True)
+class Counted:
+    """The buckets of every split's candidates, as they are used and as they are without moments."""
+
+    index: EvidenceIndex
+    buckets: dict[str, np.ndarray]
+    untimed: dict[str, np.ndarray]  # {} where they are the same
+
+
 def counted(
     ctx: StageContext,
     dataset: Dataset,
     lists: dict[str, CandidateLists],
     teaches: dict[str, np.ndarray],
-) -> dict[str, np.ndarray]:
-    """The buckets of every split's candidates; the index and all features are written."""
-    config, k = ctx.recipe.evidence, ctx.recipe.candidates.k
+) -> Counted:
+    """All features in buckets; the index and the buckets are written."""
+    recipe, config, k = ctx.recipe, ctx.recipe.evidence, ctx.recipe.candidates.k
     vectors_ID = load_arrays(ctx.inputs["items"] / "vectors.safetensors")["vectors_ID"]
-    train_part, brought = dataset.histories.train_part(), read_own(ctx.inputs["candidates"], lists)
+    known, brought = (
+        known_part(recipe, ctx.inputs["data"], dataset),
+        read_own(ctx.inputs["candidates"], lists),
+    )
     # Lists without their target hold weak evidence only and would coarsen the strong end.
     learned = {s: lists[s].there_LK[:, :k] & teaches[s][:, None] for s in KNOWN}
     fields, values = own_of(ctx, brought, learned)
-    index = EvidenceIndex.build(train_part, dataset.catalogue, vectors_ID, config, fields)
-    Phrases(wording(ctx.recipe.prompt.template), index.fields, config.buckets)  # can be told apart
-    features = {
-        split: raw_values(index, dataset, own, values.get(split)) for split, own in lists.items()
-    }
+    config = config.model_copy(update={"fields": tellable(config, recipe, known, lists)})
+    index = EvidenceIndex.build(known, dataset.catalogue, vectors_ID, config, fields)
+    Phrases(wording(recipe.prompt.template), index.fields, config.buckets)  # can be told apart
+    features = raw_values(recipe, index, dataset, lists, values)
+    untimed = {}
+    if recipe.lists.point_in_time:
+        later = {s: untimed_values(index, dataset, own, values.get(s)) for s, own in lists.items()}
+        plain = index.with_edges(known_of(later, learned))
+        untimed = {split: plain.buckets(later[split]) for split in lists}
     index = index.with_edges(known_of(features, learned))
     index.save(ctx.out)
     buckets = {split: index.buckets(features[split]) for split in lists}
     for split in lists:
         save_arrays(ctx.out / f"{split}.safetensors", buckets_LKF=buckets[split])
-    return buckets
+    return Counted(index, buckets, untimed)
+
+
+def tellable(
+    config: EvidenceConfig, recipe: Recipe, known: Histories, lists: dict[str, CandidateLists]
+) -> list[Any] | None:
+    """The counted fields that these lists can tell, of those that the recipe wants; None: all."""
+    mute = set()
+    if not any(own.scores_LK.any() for own in lists.values()):
+        mute.add("gap")
+    if not (known.lengths_U > 1).any():  # nobody bought two things: nothing goes together
+        mute |= {"copurchase", "lift", "last", "next", "session"}
+    if recipe.lists.file is None or not mute:
+        return config.fields
+    wanted = names_of(COUNTED) if config.fields is None else config.fields
+    return [name for name in wanted if name not in mute]
 
 
 def raw_values(
+    recipe: Recipe,
+    index: EvidenceIndex,
+    dataset: Dataset,
+    lists: dict[str, CandidateLists],
+    values: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Every split's evidence before it is bucketed, counted as the recipe wants it."""
+    if not recipe.lists.point_in_time:
+        return {s: untimed_values(index, dataset, own, values.get(s)) for s, own in lists.items()}
+    histories = dataset.histories
+    if not histories.timestamps_N.any():
+        raise DataError("lists.point_in_time: the interactions have no times")
+    moments = lists
+    if recipe.lists.file is None:  # a list's moment is when its target was bought
+        counts, start_U = histories.train_part(), histories.offsets_U1[:-1]
+        moments = {
+            split: replace(own, moment=histories.timestamps_N[start_U[own.user_L] + own.end_L])
+            for split, own in lists.items()
+        }
+    else:
+        if any(own.moment is None or (own.moment < 0).any() for own in lists.values()):
+            raise DataError("lists.point_in_time: needs a time for every list (columns.moment)")
+        # What came with lists has no times, and is nobody's purchase at any moment.
+        user_N = np.repeat(np.arange(histories.n_users), histories.lengths_U)
+        timed_U = np.bincount(user_N, histories.timestamps_N > 0, histories.n_users) > 0
+        every = np.arange(histories.n_users)
+        counts = prefixes(histories, every, np.where(timed_U, histories.lengths_U, 0))
+    timed = TimedCounts.build(counts, recipe.evidence.history)
+    return {
+        split: features_at(index, timed, histories, own, values.get(split))
+        for split, own in moments.items()
+    }
+
+
+def untimed_values(
     index: EvidenceIndex, dataset: Dataset, lists: CandidateLists, own_LKG: np.ndarray | None
 ) -> np.ndarray:
     """The evidence before it is bucketed; the lists' users are in the index and leave themselves
@@ -131,6 +202,26 @@ def told_of(fields: Sequence[Field]) -> dict[str, Any]:
     return {"fields": " ".join(names), **({"without": " ".join(silent)} if silent else {})}
 
 
+def difference(
+    found: Counted,
+    untimed: dict[str, Known],
+    first: dict[str, CandidateLists],
+    config: EvidenceConfig,
+    seed: int,
+) -> dict[str, float]:
+    """What counts of the moment change, against counts that know what came later."""
+    there_LK = first["validation"].there_LK
+    pair = (found.buckets["validation"], found.untimed["validation"])
+    now_XF, later_XF = (buckets[:, : there_LK.shape[1]][there_LK] for buckets in pair)
+    part = untimed["validation"]
+    scorer = fitted(untimed, ("train",), config, seed)["linear"]
+    values = judged(scorer.score(part.buckets_LKF, part.there_LK), first["validation"].hit_L)
+    moved = float((now_XF != later_XF).mean())
+    return {"validation_buckets_moved": round(moved, 6)} | {
+        f"validation_untimed_linear_{name}": value for name, value in values.items()
+    }
+
+
 def run(ctx: StageContext) -> dict[str, Any]:
     config, k = ctx.recipe.evidence, ctx.recipe.candidates.k
     dataset = read_dataset(ctx.inputs["data"])
@@ -138,11 +229,14 @@ def run(ctx: StageContext) -> dict[str, Any]:
     first = {split: first_columns(own, k) for split, own in lists.items()}
     n_users = dataset.histories.n_users
     teaches = {s: ~selected_lists(lists[s], n_users) & (first[s].hit_L != MISS) for s in KNOWN}
-    long = counted(ctx, dataset, lists, teaches)
-    known = {
-        s: Known(long[s][:, :k], first[s].there_LK, first[s].gains_LK * teaches[s][:, None])
-        for s in KNOWN
-    }
+    found = counted(ctx, dataset, lists, teaches)
+    long = found.buckets
+
+    def seen(buckets: dict[str, np.ndarray]) -> dict[str, Known]:
+        gains = {s: first[s].gains_LK * teaches[s][:, None] for s in KNOWN}
+        return {s: Known(buckets[s][:, :k], first[s].there_LK, gains[s]) for s in KNOWN}
+
+    known = seen(long)
 
     validation = first["validation"]
     floor_LK = np.broadcast_to(-np.arange(k), (len(validation), k))
@@ -156,7 +250,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
             values = judged(score_LK, first[split].hit_L)
             metrics |= {f"{split}_{kind}_{name}": v for name, v in values.items()}
 
-    metrics |= told_of(read_fields(ctx.out))
+    if found.untimed:
+        metrics |= difference(found, seen(found.untimed), first, config, ctx.seed)
+    metrics |= told_of(found.index.fields)
     splits = KNOWN if config.fit_on == "both" else (config.fit_on,)
     final = honest if splits == ("train",) else fitted(known, splits, config, ctx.seed)
     for kind, scorer in final.items():

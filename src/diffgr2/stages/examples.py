@@ -26,7 +26,8 @@ SHOWN = 6  # history items printed
 def described(corpus: Corpus, row: int, decoded: Decoded, n: int, order_K: np.ndarray) -> list[str]:
     """The n-th example as lines, without its heading."""
     catalogue, lists = corpus.dataset.catalogue, corpus.judged("test")
-    items, hit, order = lists.items_LK[row].tolist(), int(lists.hit_L[row]), order_K.tolist()
+    items = lists.items_LK[row, : int(lists.length_L[row])].tolist()
+    hit, order = int(lists.hit_L[row]), order_K.tolist()
     names = [bold(catalogue.titles[i] or f"item {catalogue.raw_ids[i]}") for i in items]
     history = corpus.dataset.histories.of(int(lists.user_L[row]), int(lists.end_L[row]))[-SHOWN:]
     reasoning = told_of(corpus, row, decoded, n, order_K, markdown=True).text

@@ -25,6 +25,7 @@ from diffgr2.items.vectors import catalogue_texts, fit_vectors
 from diffgr2.pipeline import StageContext
 from diffgr2.progress import Progress
 from diffgr2.stages import warm
+from diffgr2.stages.known import known_part
 from diffgr2.types import Catalogue, Histories
 
 
@@ -85,7 +86,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     if ctx.recipe.start:
         return _inherited(ctx, dataset.catalogue)
     vectors_ID, text_vectors = fit_vectors(catalogue_texts(dataset.catalogue), config, ctx.seed)
-    pairs_P2 = copurchases(dataset.histories.train_part()) if config.copurchase_weight else None
+    known = known_part(ctx.recipe, ctx.inputs["data"], dataset)
+    pairs_P2 = copurchases(known) if config.copurchase_weight else None
     quantizer = fit_quantizer(vectors_ID, pairs_P2, config, ctx.seed, ctx.progress)
 
     latents_IE = quantizer.latent(vectors_ID)

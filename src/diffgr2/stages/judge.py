@@ -37,7 +37,7 @@ def data_of(recipe: Recipe) -> tuple[str, str]:
     if data.source == "shop":
         about = f"simulated shop, {data.shop.n_items:,} items, {data.shop.n_users:,} shoppers"
         return about, "none"
-    about = f"{data.source}: {Path(data.interactions or '').name}"
+    about = f"{data.source}: {Path(data.interactions or recipe.lists.file or '').name}"
     return about, "file" if data.tie_order == "file" else f"shuffle({data.tie_seed})"
 
 

@@ -21,10 +21,13 @@ from diffgr2.stages.batches import Text, WeightedMicro, chunks, imitation
 from diffgr2.stages.common import by_part, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.effort import chosen
+from diffgr2.stages.known import known_part
 from diffgr2.streams import generator
 from diffgr2.train.loop import Loss
+from diffgr2.types import Histories
 
 TASKS = ("sequential", "caption", "persona", "general")
+OF_HISTORIES = ("sequential", "persona")
 LONGEST_TEXT = 64  # tokens of a caption
 
 
@@ -32,10 +35,12 @@ class MidtrainTask:
     name = "midtrain"
     round_steps = 1
 
-    def __init__(self, corpus: Corpus, config: MidtrainConfig, seed: int) -> None:
+    def __init__(self, corpus: Corpus, config: MidtrainConfig, seed: int, known: Histories) -> None:
         self.corpus, self.config, self.seed = corpus, config, seed
-        self.train = corpus.dataset.histories.train_part()
+        self.known, self.able = known, np.flatnonzero(known.lengths_U)
         shares = np.array([getattr(config, task) for task in TASKS])
+        if not len(self.able):  # nobody bought anything: texts alone
+            shares *= [task not in OF_HISTORIES for task in TASKS]
         self.shares = shares / shares.sum()
 
     def text(self, rng: np.random.Generator) -> Text:
@@ -54,7 +59,7 @@ class MidtrainTask:
             if task == "general":
                 return [ids["<task_text>"]], words
             return [ids["<task_caption>"], *vocab.sid_ids(codes_IL[item]).tolist()], words
-        history = self.train.of(int(rng.integers(self.train.n_users)))
+        history = self.known.of(int(self.able[rng.integers(len(self.able))]))
         history = history[-self.corpus.recipe.prompt.history - 1 :]
         sids = vocab.sid_ids(codes_IL[history]).ravel().tolist()
         if task == "sequential":
@@ -87,6 +92,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     size, start = corpus.vocab.spec.size, ctx.recipe.start
     model = to_device(warm.weights(start) if start else build(ctx.recipe.model, size, ctx.seed))
     config = chosen(ctx.recipe.midtrain, ctx.name, 0, size, ctx.progress)
-    task = MidtrainTask(corpus, config, ctx.seed)
+    known = known_part(ctx.recipe, ctx.inputs["data"], corpus.dataset)
+    task = MidtrainTask(corpus, config, ctx.seed, known)
     result = train_stage(ctx, task, model, config, ctx.inputs["vocabulary"])
     return {**result, "parameters": sum(p.numel() for p in model.parameters())}

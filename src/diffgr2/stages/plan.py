@@ -129,6 +129,30 @@ GOALS = {
 }
 
 
+_CUT = "lists.split lists.validation lists.test lists.folds lists.fold"
+OWN = {
+    "data": "lists.file lists.columns lists.gains lists.features lists.max_bad_share",
+    "items": _CUT,
+    "retriever": _CUT,
+    "candidates": _CUT,
+    "evidence": f"{_CUT} lists.point_in_time",
+    "midtrain": _CUT,
+    "rival": "lists.point_in_time",
+}
+"""What stages depend on besides, where the lists are a shop's own."""
+
+
+def with_lists(stage: Stage, recipe: Recipe) -> Stage:
+    """The stage as it is in a recipe with own lists, whose candidates need no retriever."""
+    more = OWN.get(stage.name, "")
+    if stage.name in ("evidence", "rival") and recipe.lists.point_in_time:
+        return replace(stage, sections=(*stage.sections, *more.split()))
+    if recipe.lists.file is None or not more:
+        return stage
+    inputs = ("data",) if stage.name == "candidates" else stage.inputs
+    return replace(stage, sections=(*stage.sections, *more.split()), inputs=inputs)
+
+
 def stages_of(recipe: Recipe) -> dict[str, Stage]:
     """The stages that the recipe has, its rows as it reads them."""
     rows = {f"score_{row.name}": _scoring(row) for row in rows_of_recipe(recipe)}
@@ -142,4 +166,4 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
             for needed in found[name].inputs
         )
         found[name] = replace(found[name], inputs=tuple(read))
-    return found
+    return {name: with_lists(stage, recipe) for name, stage in found.items()}

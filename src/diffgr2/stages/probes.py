@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.artifacts import read_json, write_json
+from diffgr2.artifacts import load_arrays, read_json, write_json
 from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import ranked_lists
@@ -107,6 +107,8 @@ class LongLists:
 def long_lists(bench: Bench, lengths: Sequence[int], most_lists: int) -> LongLists:
     """The longest list of every user that is needed; shorter ones are its beginnings."""
     corpus, inputs = bench.corpus, bench.ctx.inputs
+    if corpus.recipe.lists.file is not None:
+        return shops_lists(bench, lengths, most_lists)
     histories, test = corpus.dataset.histories, corpus.lists["test"]
     retriever = kinds.load(inputs["retriever"])
     given = (histories, retriever, "test", test.user_L, test.end_L)
@@ -128,6 +130,16 @@ def long_lists(bench: Bench, lengths: Sequence[int], most_lists: int) -> LongLis
     return LongLists(lists.hit_L, requests, dict(zip(needed.tolist(), score_LK, strict=True)))
 
 
+def shops_lists(bench: Bench, lengths: Sequence[int], most_lists: int) -> LongLists:
+    """The same of a shop's own lists, as far as they reach."""
+    corpus, path = bench.corpus, bench.ctx.inputs["evidence"] / "scores_linear_test.safetensors"
+    lists, score_LK = corpus.judged("test"), load_arrays(path)["score_LK"]
+    whole_L = np.where(lists.length_L >= max(lengths), lists.hit_L, MISS)
+    needed = np.unique(np.concatenate([holding(whole_L, n, most_lists) for n in lengths])).tolist()
+    requests = {row: corpus.request("test", row) for row in needed}
+    return LongLists(whole_L, requests, {row: score_LK[row] for row in needed})
+
+
 def holding(hit_L: np.ndarray, n: int, most_lists: int) -> np.ndarray:
     """Lists whose first n candidates hold the target, the first `most_lists` of them."""
     return np.flatnonzero((hit_L != MISS) & (hit_L < n))[:most_lists]
@@ -137,6 +149,8 @@ def probe_lengths(bench: Bench) -> list[dict[str, Any]]:
     """Quality against the number of candidates."""
     config, histories = bench.ctx.recipe.evaluate, bench.corpus.dataset.histories
     room = histories.n_items - int(bench.corpus.lists["test"].end_L.max())
+    if bench.corpus.recipe.lists.file is not None:  # nobody makes them longer
+        room = int(bench.corpus.judged("test").length_L.max())
     lengths = sorted({n for n in config.list_lengths if n <= room})
     if not lengths:
         return []

@@ -12,6 +12,7 @@ drawing (`evaluate`), decoding (`score`).
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 
 from diffgr2.artifacts import load_arrays, read_json, read_manifest, save_arrays, write_json
 from diffgr2.config import Recipe
+from diffgr2.data.columnar import texts_of
 from diffgr2.evaluate import plots, probed
 from diffgr2.evaluate.baselines import floor_order
 from diffgr2.evaluate.outputs import SystemOutputs
@@ -132,6 +134,7 @@ def notes(found: Standing, report: dict[str, Any]) -> str:
             f"{k}. Its own evaluation over the whole catalogue: R@10 "
             f"{number(about.get('test_r@10'))}, NDCG@10 {number(about['test_ndcg@10'])}."
         )
+    lines += own_notes(found)
     lines += [
         "- `oracle` puts the target first: a bound that no re-ranker can reach."
         if found.truth is None
@@ -166,16 +169,47 @@ def rival_told(rival: dict[str, Any]) -> str:
     return line
 
 
+def own_notes(found: Standing) -> list[str]:
+    """What is to be known of lists that are the shop's own, and of counts at their moments."""
+    if found.recipe.lists.file is None:
+        return []
+    config, lines = found.recipe.lists, []
+    told = read_manifest(found.root / "candidates")["metrics"]
+    how = {"list": "by list", "time": "by time", "user": "by user"}[config.split]
+    fold = f" (fold {config.fold} of {config.folds})" if config.folds else ""
+    lines.append(
+        f"- The lists are the shop's own ({Path(config.file or '').name}), split {how}{fold}: "
+        f"{told['train_lists']} train, {told['validation_lists']} validation, "
+        f"{told['test_lists']} test. `floor` is the shop's order. A list counts as a hit where "
+        "something came of it; `r@n`, `ndcg@n` and `mrr` count every outcome by its gain "
+        f"({', '.join(f'{name} {gain:g}' for name, gain in config.gains.items())})."
+    )
+    if config.point_in_time and "evidence" in found.stages:
+        counts = read_manifest(found.root / "evidence")["metrics"]
+        later, now = (counts.get(f"validation_{kind}linear_ndcg@3") for kind in ("untimed_", ""))
+        lines.append(
+            "- Evidence counts only what lies strictly before each list's moment. With counts that "
+            f"know what came later, {counts['validation_buckets_moved']:.1%} of the values would "
+            f"stand in another bucket, and the scorecard would reach NDCG@3 {number(later)} on "
+            f"validation lists instead of {number(now)}."
+        )
+    return lines
+
+
 def write_trec(found: Standing, out: Path) -> list[Path]:
     """A TREC run per row and the qrels, with raw ids."""
     out.mkdir(parents=True, exist_ok=True)
     users, items = found.dataset.raw_users, found.dataset.catalogue.raw_ids
+    lists, names = found.lists, found.root / "candidates" / "names_test.safetensors"
+    if names.is_file():  # a user may have several lists: they go by their own names
+        users = texts_of("name", load_arrays(names))
+        lists = replace(lists, user_L=np.arange(len(lists), dtype=np.int32))
     paths = [out / "qrels.txt"]
-    write_qrels(paths[0], found.lists, users, items)
-    floor_LK = floor_order(len(found.lists), found.lists.k, found.lists.length_L)
-    for outputs in (SystemOutputs("floor", floor_LK, len(found.lists)), *found.systems):
+    write_qrels(paths[0], lists, users, items)
+    floor_LK = floor_order(len(lists), lists.k, lists.length_L)
+    for outputs in (SystemOutputs("floor", floor_LK, len(lists)), *found.systems):
         paths.append(out / f"{outputs.name}.run")
-        write_run(paths[-1], found.lists, outputs, users, items)
+        write_run(paths[-1], lists, outputs, users, items)
     return paths
 
 

@@ -1,8 +1,10 @@
 """Stage `retriever`: the full first-stage ranker, trained on every user's train part.
 
 Reads data; writes model.safetensors and config.json. Its metrics hold R@10 and NDCG@10 over all
-users for validation (which stops the training early) and test (which decides nothing).
-Run: `diffgr2 retriever RECIPE`.
+users for validation (which stops the training early) and test (which decides nothing). Where the
+lists are a shop's own, it only ranks requests that come without scores: it learns from all that
+their split allows to know, and where nothing was bought it is the popularity of what came of the
+lists that train. Run: `diffgr2 retriever RECIPE`.
 """
 
 from typing import Any
@@ -10,17 +12,49 @@ from typing import Any
 import numpy as np
 
 from diffgr2.candidates import kinds
+from diffgr2.candidates.own_split import TRAIN
 from diffgr2.candidates.retrieval import evaluate, prefixes
+from diffgr2.config import RetrieverConfig
+from diffgr2.data.own_store import OwnLists
 from diffgr2.data.store import read_dataset
 from diffgr2.pipeline import StageContext
+from diffgr2.stages.known import known_part, own_parts
 from diffgr2.streams import key_of
+
+FEWEST = 3
+"""Purchases that a user has to have made for SASRec, which keeps two back."""
+
+
+def beside_lists(
+    ctx: StageContext, own: OwnLists, parts_L: np.ndarray, place: dict[str, Any]
+) -> dict[str, Any]:
+    """The retriever of a recipe whose lists are the shop's."""
+    known = known_part(ctx.recipe, ctx.inputs["data"], read_dataset(ctx.inputs["data"]))
+    config = ctx.recipe.retriever
+    if not len(known.items_N):
+        part_N = np.repeat(parts_L, np.diff(own.offsets_L1))
+        won_N = (own.gain_N > 0) & (part_N == TRAIN)
+        count_I = np.bincount(own.item_N[won_N], own.gain_N[won_N], known.n_items)
+        kinds.Popularity(count_I.astype(np.float32)).save(ctx.out)
+        return {"kind": "popularity", "of": "outcomes of lists"}
+    held = 0 if config.kind in kinds.COUNTED else 2
+    users = np.flatnonzero(known.lengths_U >= (FEWEST if held else 1))
+    if held and not len(users):
+        config, held = RetrieverConfig(kind="itemknn"), 0
+        users = np.flatnonzero(known.lengths_U)
+    seed = key_of(ctx.seed, "retriever")
+    model, metrics = kinds.fit(known, users, config, seed, held=held, **place)
+    model.save(ctx.out)
+    return {"kind": config.kind, **metrics, "users": len(users)}
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
+    place: dict[str, Any] = {"work": ctx.work, "name": "retriever", "progress": ctx.progress}
+    if (found := own_parts(ctx.recipe, ctx.inputs["data"])) is not None:
+        return beside_lists(ctx, *found, place)
     histories = read_dataset(ctx.inputs["data"]).histories
     users = np.arange(histories.n_users)
     seed = key_of(ctx.seed, "retriever")
-    place: dict[str, Any] = {"work": ctx.work, "name": "retriever", "progress": ctx.progress}
     model, metrics = kinds.fit(histories, users, ctx.recipe.retriever, seed, **place)
     model.save(ctx.out)
     for split, hidden in (("validation", 2), ("test", 1)):

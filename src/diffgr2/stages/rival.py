@@ -22,6 +22,7 @@ from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
 from diffgr2.candidates.own_fields import read_own
 from diffgr2.candidates.scorers import KINDS
+from diffgr2.config import Recipe
 from diffgr2.data.store import read_dataset
 from diffgr2.evaluate.baselines import order_from_scores
 from diffgr2.evaluate.metrics import METRICS, metrics_of
@@ -45,7 +46,7 @@ class Seen:
     categories: list[int]
 
 
-def read(inputs: Mapping[str, Path], k: int) -> Seen:
+def read(inputs: Mapping[str, Path], recipe: Recipe) -> Seen:
     """The raw values of what prompts show: counted evidence, then the lists' own columns as they
     are, with every word of a category."""
     dataset, index = read_dataset(inputs["data"]), EvidenceIndex.load(inputs["evidence"])
@@ -54,8 +55,9 @@ def read(inputs: Mapping[str, Path], k: int) -> Seen:
     counted = [f for f, field in enumerate(index.fields) if field.counted]
     shown = [name for name in index.names if brought and name in brought.columns]
     names, seen, held = [index.names[f] for f in counted] + shown, {}, {}
+    raw, k = raw_values(recipe, index, dataset, lists, {}), recipe.candidates.k
     for split, own in lists.items():
-        raw_LKF = raw_values(index, dataset, own, None)[..., counted]
+        raw_LKF = raw[split][..., counted]
         if brought:
             columns = [list(brought.columns).index(name) for name in shown]
             raw_LKF = np.concatenate([raw_LKF, brought.raw[split][..., columns]], axis=2)
@@ -74,7 +76,7 @@ def worth(score_LK: np.ndarray, lists: lambdamart.Lists) -> np.ndarray:
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    config, found = ctx.recipe.evidence, read(ctx.inputs, ctx.recipe.candidates.k)
+    config, found = ctx.recipe.evidence, read(ctx.inputs, ctx.recipe)
     seen, held = found.lists, found.held
     select = lambdamart.Lists.join([seen[split].take(held[split]) for split in KNOWN])
     values = {"floor": worth(np.zeros(select.valid_LK.shape), select)}

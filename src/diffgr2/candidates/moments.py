@@ -1,0 +1,179 @@
+"""Counts as they were at each list's own moment.
+
+Contract: `TimedCounts.build(histories, window)` remembers when every count came about; what
+`at(moment_L)` gives looks up, of list l, exactly what `PairCounts` built from all purchases
+strictly before `moment_L[l]` would say, its own user left out. A pair of purchases is known once
+the later one is made. Equal times are not "before". `features_at` is `EvidenceIndex.features` with
+those counts; the number of users, which `lift` divides by, stays that of all. Histories have to be
+in the order of their times. Not here: what is counted (`pairs`), and counts for serving, which know
+everything (`index`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from diffgr2.candidates.index import LISTS_PER_CHUNK, EvidenceIndex
+from diffgr2.candidates.pairs import KINDS, PairCounts, first_purchases, pair_values
+from diffgr2.candidates.retrieval import prefixes
+from diffgr2.types import CandidateLists, Histories
+
+
+@dataclass(frozen=True)
+class TimedCounts:
+    """Everything that was ever counted, with its time."""
+
+    n_items: int
+    window: int
+    time_T: np.ndarray  # int64, the distinct times, rising
+    pair_P: np.ndarray  # int64, sorted by (pair, time): first * n_items + second
+    when_P: np.ndarray  # int64, place of its time in `time_T`
+    sum_P1V: np.ndarray  # float64, running sums of the values, zeros first
+    item_M: np.ndarray  # int64, sorted by (item, time), each user's first purchase
+    item_when_M: np.ndarray
+    own: PairCounts  # each user's first purchases; its pairs are empty
+    own_when_M: np.ndarray  # of `own.key_M`
+
+    @staticmethod
+    def build(histories: Histories, window: int) -> TimedCounts:
+        n = histories.n_items
+        key_M, position_M, day_M = first_purchases(histories)
+        stamp_M = _first_times(histories, key_M)
+        time_T = np.unique(stamp_M)
+        when_M = np.searchsorted(time_T, stamp_M)
+        user_M, item_M = key_M // n, key_M % n
+        order_M = np.lexsort((position_M, user_M))
+        user, item = user_M[order_M], item_M[order_M].astype(np.int64)
+        day, when = day_M[order_M], when_M[order_M]
+        keys, values, times = [], [], []
+        for distance in range(1, window + 1):
+            inside = user[distance:] == user[:-distance]
+            early, late = item[:-distance][inside], item[distance:][inside]
+            same_day = (day[:-distance] == day[distance:])[inside]
+            for first, second, sign in ((early, late, 1), (late, early, -1)):
+                keys.append(first * n + second)
+                steps = np.full(len(first), sign * distance)
+                values.append(np.stack(pair_values(steps, same_day, window), 1))
+                times.append(np.maximum(when[:-distance], when[distance:])[inside])
+        key_R, when_R = np.concatenate(keys), np.concatenate(times)
+        order_R = np.lexsort((when_R, key_R))
+        value_RV = np.concatenate(values).astype(np.float64)[order_R]
+        sums = np.concatenate([np.zeros((1, len(KINDS))), np.cumsum(value_RV, 0)])
+        by_item = np.lexsort((when_M, item_M))
+        nothing = np.empty(0, np.int64)
+        own = PairCounts(
+            n, window, nothing, np.empty((0, len(KINDS)), np.float32), key_M,
+            position_M.astype(np.int32), day_M.astype(np.int32), np.zeros(n, np.int32),
+        )  # fmt: skip
+        return TimedCounts(
+            n, window, time_T, key_R[order_R], when_R[order_R], sums,
+            item_M[by_item].astype(np.int64), when_M[by_item], own, when_M,
+        )  # fmt: skip
+
+    def at(self, moment_L: np.ndarray) -> MomentCounts:
+        """The counts for these lists, in their order."""
+        return MomentCounts(self, np.searchsorted(self.time_T, moment_L))
+
+
+def _first_times(histories: Histories, key_M: np.ndarray) -> np.ndarray:
+    """The time of each user's first purchase of each item, in the order of `key_M`."""
+    user_N = np.repeat(np.arange(histories.n_users, dtype=np.int64), histories.lengths_U)
+    _, first_M = np.unique(user_N * histories.n_items + histories.items_N, return_index=True)
+    assert len(first_M) == len(key_M)
+    return histories.timestamps_N[first_M]
+
+
+@dataclass(frozen=True)
+class MomentCounts:
+    """Looks like `PairCounts` to whoever asks about exactly these lists."""
+
+    all: TimedCounts
+    before_L: np.ndarray  # how many of the distinct times lie before each list
+
+    @property
+    def n_items(self) -> int:
+        return self.all.n_items
+
+    def lookup(
+        self, history_LH: np.ndarray, items_LK: np.ndarray, exclude_user_L: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `PairCounts.lookup`."""
+        told, width = self.all, history_LH.shape[1]
+        items_LX = np.concatenate([history_LH, items_LK], 1, dtype=np.int64)
+        counted_LX = (items_LX >= 0) & (items_LX < told.n_items)
+        known_LX = np.where(counted_LX, items_LX, 0)
+        before_L1 = self.before_L[:, None]
+        count_LX = _between(told.item_M, told.item_when_M, known_LX, before_L1, len(told.time_T))
+        count_LX = np.where(counted_LX, count_LX[1] - count_LX[0], 0)
+        first_LH1, second_L1K = known_LX[:, :width, None], known_LX[:, None, width:]
+        wanted = first_LH1 * told.n_items + second_L1K
+        start, end = _between(
+            told.pair_P, told.when_P, wanted, before_L1[:, :, None], len(told.time_T)
+        )
+        found = counted_LX[:, :width, None] & counted_LX[:, None, width:]
+        value = np.where(found[..., None], told.sum_P1V[end] - told.sum_P1V[start], 0.0)
+        value[value < 1e-6] = 0.0  # differences of running sums leave rounding dust
+        value_VLHK = np.moveaxis(value, -1, 0).astype(np.float32)
+        self._leave_out(value_VLHK, count_LX, items_LX, counted_LX, exclude_user_L, found)
+        return value_VLHK, count_LX.astype(np.float32)
+
+    def _leave_out(
+        self,
+        value_VLHK: np.ndarray,
+        count_LX: np.ndarray,
+        items_LX: np.ndarray,
+        counted_LX: np.ndarray,
+        user_L: np.ndarray,
+        found: np.ndarray,
+    ) -> None:
+        """Take the lists' own users' purchases before the moment out again, in place."""
+        own, width = self.all.own, found.shape[1]
+        if not (user_L >= 0).any() or not len(own.key_M):
+            return
+        wanted_LX = user_L[:, None] * own.n_items + items_LX
+        index_LX = np.minimum(own.key_M.searchsorted(wanted_LX), len(own.key_M) - 1)
+        mine_LX = (user_L[:, None] >= 0) & counted_LX & (own.key_M[index_LX] == wanted_LX)
+        mine_LX &= self.all.own_when_M[index_LX] < self.before_L[:, None]
+        count_LX -= mine_LX
+        at, h, k = np.nonzero(found & mine_LX[:, :width, None] & mine_LX[:, None, width:])
+        if not len(at):
+            return
+        second, place_LX = k + width, own.position_M[index_LX]
+        day_LX = own.day_M[index_LX]
+        steps = place_LX[at, second] - place_LX[at, h]
+        own_VX = pair_values(steps, day_LX[at, second] == day_LX[at, h], own.window)
+        rest_VX = value_VLHK[:, at, h, k] - own_VX
+        value_VLHK[:, at, h, k] = np.where(rest_VX < 1e-4, 0.0, rest_VX)
+
+
+def _between(
+    key_P: np.ndarray, when_P: np.ndarray, wanted: np.ndarray, before: np.ndarray, times: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(start, end) of a key's entries before a time, in arrays sorted by (key, time)."""
+    both_P = key_P * (times + 1) + when_P
+    start = both_P.searchsorted(wanted * (times + 1))
+    return start, both_P.searchsorted(wanted * (times + 1) + before)
+
+
+def features_at(
+    index: EvidenceIndex,
+    timed: TimedCounts,
+    histories: Histories,
+    lists: CandidateLists,
+    own_LKG: np.ndarray | None = None,
+) -> np.ndarray:
+    """float32 (L, K, F): `index.features` of these lists, each with the counts of its moment."""
+    assert lists.moment is not None
+    parts = []
+    for begin in range(0, max(len(lists), 1), LISTS_PER_CHUNK):
+        part = lists.take(np.arange(begin, min(begin + LISTS_PER_CHUNK, len(lists))))
+        assert part.moment is not None
+        then: Any = timed.at(part.moment)
+        queries = prefixes(histories, part.user_L, part.end_L)
+        values = None if own_LKG is None else own_LKG[begin : begin + LISTS_PER_CHUNK]
+        given = (part.items_LK, part.scores_LK, part.owner_L, values)
+        parts.append(replace(index, pairs=then).features(queries, *given))
+    return np.concatenate(parts)
