@@ -226,6 +226,32 @@ def test_counts_beside_items_that_nobody_bought_yet_are_left_open() -> None:
     assert not open_fields()[0].any()
 
 
+def test_a_shop_where_nobody_bought_anything_begins_to_count() -> None:
+    bare = Histories(np.zeros(3, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64), 4)
+    blank = [""] * 4
+    things = Catalogue(
+        [f"i{n}" for n in range(4)], blank, blank, [[] for _ in blank], np.full(4, np.nan), blank
+    )
+    old = Shop(bare, things, ["u0", "u1"])
+    index = EvidenceIndex.build(bare, things, np.ones((4, 1), np.float32), CONFIG)
+    nothing = Popularity(np.ones(4, np.float32))
+    sample = Sample.of(bare, nothing, 10, 5, 0)
+    assert sample.buckets(index).shape[:2] == (0, 4)
+    assert refitted(index, bare, nothing, 10, 5, 0) == (index, 0)
+    news = Purchases(["u0"], ["i0", "i3"], np.zeros(2, np.int64), np.arange(2), np.array([5, 6]))
+    joined = join(old, news, {}, 0, anew=False)
+    given = (joined.shop.histories, joined.shop.catalogue, index.attributes.vectors_IE)
+    for fresh in (
+        recounted(index, *given, joined.new_N),
+        recounted(index, *given, joined.new_N, 0),
+    ):
+        assert fresh.pairs.buyers_I.tolist() == [1, 0, 0, 1]
+        assert len(fresh.pairs.pair_P) == 2
+    kept, told = retrained(nothing, index, fresh, (2, 2))
+    assert "as it was" in told
+    assert np.array_equal(kept.count_I, nothing.count_I)
+
+
 KINDS = {"popularity": Popularity, "itemknn": ItemKnn}
 
 

@@ -51,6 +51,8 @@ def counted_purchases(
     user_N = users_of(histories)
     if keep_last is not None:
         keep_N = np.arange(len(user_N)) < (histories.offsets_U1[1:] - keep_last)[user_N]
+    elif not len(pairs.key_M):  # nobody bought anything before
+        keep_N = new_N
     else:
         # What counted, and what is new; what a run kept apart to test on stays apart.
         key_N = user_N * pairs.n_items + histories.items_N
@@ -127,7 +129,7 @@ def refitted(
     user_L, end_L = np.tile(users, len(POSITIONS)), np.concatenate(ends)
     user_L, end_L = user_L[end_L >= MIN_HISTORY], end_L[end_L >= MIN_HISTORY]
     queries = prefixes(histories, user_L, end_L)
-    items_LK, scores_LK = top_k(retriever, queries, k)
+    items_LK, scores_LK = top_k(retriever, queries, min(k, histories.n_items))
     target_L = histories.items_N[histories.offsets_U1[user_L] + end_L]
     hit = (items_LK == target_L[:, None]).any(1)
     if not hit.any():
@@ -158,7 +160,7 @@ class Sample:
         users = np.flatnonzero(histories.lengths_U)
         users = users[permutation(len(users), seed, "refresh", "sample")[:n]]
         queries = prefixes(histories, users, histories.lengths_U[users])
-        return cls(users, queries, *top_k(retriever, queries, k))
+        return cls(users, queries, *top_k(retriever, queries, min(k, histories.n_items)))
 
     def buckets(self, index: EvidenceIndex) -> np.ndarray:
         """Evidence of these lists by an index, u8 (L, K, F)."""

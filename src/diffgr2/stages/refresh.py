@@ -163,11 +163,15 @@ def _grown(world: World, joined: Joined, *, edges: bool, keep_last: int | None) 
         "edges": fitted,
         "lift_users": index.n_users,
         "sample": len(moved_LKF),
-        "moved": {name: float(moved_LKF[..., f].mean()) for f, name in enumerate(counted)},
-        "moved_share": float(moved_LKF.mean()),
-        "moved_lists": float(moved_LKF.any((1, 2)).mean()),
+        "moved": {name: _share(moved_LKF[..., f]) for f, name in enumerate(counted)},
+        "moved_share": _share(moved_LKF),
+        "moved_lists": _share(moved_LKF.any((1, 2))),
     }
     return Grown(joined, sids, index, retriever, facts)
+
+
+def _share(true: np.ndarray) -> float:
+    return float(true.mean()) if true.size else 0.0
 
 
 def _coded(world: World, joined: Joined) -> tuple[SemanticIds, np.ndarray]:
