@@ -308,6 +308,15 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(
     assert {path for path in tmp_path.iterdir() if path.suffix != ".lock"} == there
 
 
+def test_a_new_bundle_within_the_old_one_is_refused(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = copy_of(run_dir / "bundle", tmp_path / "bundle")
+    assert cli.run(["refresh", str(bundle), "--edges", "--out", str(bundle / "new")]) == 2
+    assert capsys.readouterr().err == f"error: {bundle / 'new'}: lies within the old bundle\n"
+    check(bundle)
+
+
 def test_a_broken_bundle_is_refused(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,6 +99,8 @@ def refresh(
     final = bundle if in_place else out or bundle.with_name(f"{bundle.name}-refreshed")
     if not in_place and final.exists():
         raise ConfigError(f"{final}: stands already (give --out another name, or --in-place)")
+    if not in_place and final.resolve().is_relative_to(bundle.resolve()):
+        raise ConfigError(f"{final}: lies within the old bundle")
     if not final.absolute().parent.is_dir():
         raise ConfigError(f"{final.parent}: no such directory")
     with locked(_beside(final, "refresh.lock"), f"{final}: another refresh is at work here"):
@@ -319,7 +321,7 @@ def _write(world: World, grown: Grown, out: Path) -> None:
     if card.is_file():
         old = (world.histories, world.catalogue)
         new = (grown.joined.shop.histories, grown.joined.shop.catalogue)
-        text = card.read_text(encoding="utf-8").replace(*map(_size, (old, new)))
+        text = card.read_text(encoding="utf-8").replace(_size(old), _size(new))
         card.write_text(text, encoding="utf-8")
 
 
