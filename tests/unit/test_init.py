@@ -237,6 +237,16 @@ def test_equals_are_asked_about_and_never_taken_in_silence(
     assert load_recipe(out).data.columns == {"user": "shopper", "item": "item_id"}
 
 
+def test_a_time_that_cannot_be_read_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "a.csv", bought(date=lambda u, n: f"{n + 1:02d}.05.2019 10:00"))
+    code, said, _ = init(capsys, path, "-y", "--out", str(tmp_path / "r.yaml"))
+    assert code == 0
+    assert "a time by its name, but no number or ISO date (01.05.2019 10:00" in said
+    assert "no time: the order of the lines is the history" in said
+
+
 def test_a_core_is_chosen_that_keeps_enough(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,7 +48,17 @@ def init(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")] = False,
 ) -> None:
-    """Look at your files and write a recipe for them."""
+    """Look at your files and write a recipe for them.
+
+    Tells interactions, items and lists apart by what stands in them, says
+    what each column was taken for and why, and asks what it cannot know.
+
+    Words of --map: user, item, timestamp, position of interactions; item,
+    title, brand, categories, price, description of items; list, user, item,
+    moment, place, score, history of lists, outcome and feature as often as
+    needed. A word goes to the files that have the column; items.item=sku
+    means one file.
+    """
     from diffgr2.cli.drafts import drafted
     from diffgr2.data.guess import guess
     from diffgr2.data.peek import peek

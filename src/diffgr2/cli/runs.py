@@ -69,10 +69,10 @@ def open_report(named: str, directory: Path | None, overrides: list[str] | None)
 
 def set_threads(recipe: Recipe) -> None:
     """The recipe's torch threads; results depend on their number."""
+    # A thread that spins until its neighbour is done takes the core from it where others work
+    # too: ten times slower then. OpenMP reads this once, when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if recipe.threads:
-        # A thread that spins until its neighbour is done takes the core from it where others work
-        # too: ten times slower then. OpenMP reads this once, when torch is first imported.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
         torch.set_num_threads(recipe.threads)

@@ -362,6 +362,10 @@ def _left(use: Use, name: str, column: Column) -> Guess:
             return Guess("feature", name, f"{direction(name)} is good?; {column.range}")
         if column.kind == "text" and not ids and column.words < 4 and column.distinct <= 1_000:
             return Guess("feature", name, f"{column.distinct} words, for example {column.range}")
+    word = "moment" if use.role == "lists" else "timestamp"
+    if use.role != "items" and column.kind == "text" and named(name, word) >= 2:
+        shown = column.range[:40]
+        return Guess("", name, f"a time by its name, but no number or ISO date ({shown}): not read")
     if column.distinct <= 1:
         return Guess("", name, "one value only" if column.distinct else "empty")
     if use.role == "interactions" and column.kind == "text" and column.distinct <= 12:
