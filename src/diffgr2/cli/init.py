@@ -59,7 +59,6 @@ def init(
     needed. A word goes to the files that have the column; items.item=sku
     means one file.
     """
-    from diffgr2.cli.drafts import drafted
     from diffgr2.data.guess import guess
     from diffgr2.data.peek import peek
 
@@ -78,6 +77,13 @@ def init(
     uses = guess(peeks, given, _said(maps or [], peeks, given))
     _settle(uses, ask=not yes)
     typer.echo("\n".join(table(uses)))
+    _write(uses, out, paths)
+
+
+def _write(uses: Mapping[str, Use], out: Path, paths: list[Path]) -> None:
+    """Try the recipe on the files, write it, show it, and say what comes next."""
+    from diffgr2.cli.drafts import drafted
+
     draft = drafted(uses, out.parent)
     typer.echo("\n".join(draft.told))
     text = draft.text(out, paths)
