@@ -61,6 +61,7 @@ class EvidenceIndex:
     fields: tuple[Field, ...]
     edges_FB: np.ndarray  # float32, (F, n_buckets - 1), +inf where a field has fewer levels
     newcomers: Attributes | None = None  # of the item numbers from n_items on
+    own_scores: bool = False  # `gap` was learned on a shop's scores, not on the retriever's
     late_from: int | None = None  # item numbers from here on came after the model was trained
 
     @property
@@ -268,6 +269,8 @@ class EvidenceIndex:
         about |= {"n_items": pairs.n_items, "window": pairs.window}
         if self.late_from is not None:
             about["late_from"] = self.late_from
+        if self.own_scores:
+            about["own_scores"] = True
         about["fields"] = [as_json(field) for field in self.fields]
         write_json(directory / "index.json", about)
 
@@ -282,6 +285,7 @@ class EvidenceIndex:
         numbers: dict[str, Any] = {name: about[name] for name in INDEX_NUMBERS}
         numbers |= {"fields": fields, "edges_FB": arrays.pop("edges_FB")}
         numbers["late_from"] = about.get("late_from")
+        numbers["own_scores"] = about.get("own_scores") is True
         return EvidenceIndex(pairs, Attributes(**arrays), **numbers)
 
 

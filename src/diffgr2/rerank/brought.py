@@ -1,11 +1,12 @@
-"""What a request brings about its candidates: values of the shop's own fields.
+"""What a request brings about its candidates: values of the shop's own fields, and scores.
 
 Contract: `brought(fields, named, features, strict)` reads one mapping per candidate, name -> value,
 out of `features` or of the candidates themselves (`{"id": …, "features": {…}}`), into the columns
 that `EvidenceIndex.features` reads. A name that is left out, or null, is a missing value; a name
 that is no evidence of this model is a warning (an error where the request is strict); a value that
-the field cannot hold is one ListProblem that names candidate and feature. Not here: what a value
-means (`candidates.own_fields`), buckets (`candidates.index`).
+the field cannot hold is one ListProblem that names candidate and feature. `off_scale` says why
+given scores cannot be of the kind that the model learned about. Not here: what a value means
+(`candidates.own_fields`), buckets (`candidates.index`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from diffgr2.candidates.fields import Field, names_of
+from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.own_fields import given
 from diffgr2.errors import DataError
 from diffgr2.rerank.names import ListProblem
@@ -26,6 +28,8 @@ KEY = "features"
 MOST = 64  # features of a candidate
 LONGEST = 2_048  # characters of a value
 TOLD = 8  # names in a message
+FACTOR = 10.0  # by which scores may lie further apart, or nearer, than in training
+FEWEST = 5  # candidates whose scores may not all be nearly equal
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,26 @@ class Brought:
     def backed(self) -> frozenset[int]:
         """Candidates of which something is known by these values."""
         return frozenset(np.flatnonzero(~np.isnan(self.values_KG).all(1)).tolist())
+
+
+def off_scale(index: EvidenceIndex, scores_N: np.ndarray) -> str | None:
+    """Why the gaps between these scores mean nothing here; None where they may be of one scale.
+
+    Scores that all stand further apart, or nearer together, than in training by a factor of ten
+    were made by something else: what `gap` learned is not about them.
+    """
+    gap_N = scores_N.max() - scores_N
+    if "gap" not in index.names or not gap_N.any():
+        return None
+    edges_B = index.edges_FB[index.names.index("gap")]
+    known_B = edges_B[np.isfinite(edges_B) & (edges_B > 0)]
+    if not len(known_B):
+        return None
+    furthest, far, near = float(gap_N.max()), FACTOR * known_B[-1], known_B[0] / FACTOR
+    if furthest <= far and (furthest >= near or len(scores_N) < FEWEST):
+        return None
+    usual = f"{known_B[0]:.3g} to {known_B[-1]:.3g}"
+    return f"scores: up to {furthest:.3g} apart, where training had {usual}: another scale, ignored"
 
 
 def brought(

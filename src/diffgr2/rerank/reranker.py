@@ -30,7 +30,7 @@ from diffgr2.decode.batch import make_writer
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.errors import CheckpointError, DataError
 from diffgr2.model.backends import open_backend
-from diffgr2.rerank.brought import KEY, Brought, brought
+from diffgr2.rerank.brought import KEY, Brought, brought, off_scale
 from diffgr2.rerank.bundle import opened
 from diffgr2.rerank.names import KEYS, Item, ListProblem
 from diffgr2.rerank.readout import Ways
@@ -94,9 +94,11 @@ class Reranker(World):
             called = shown(name_of(named[at]))
             warnings.append(f"candidates[{at}]: {called} keeps its place ({why})")
         placing, vain = self._placing(rules, named, items, own, lost, ways)
-        if strict and vain:
-            raise DataError(vain[0])
         scores_N = self.scores_of(past, items, scores)
+        if scores is not None and (odd := off_scale(self.seats.index, scores_N)) is not None:
+            scores_N, vain = np.full_like(scores_N, np.nan), [*vain, odd]
+        if strict and vain:
+            raise DataError(vain[0].removesuffix(", ignored"))
         told, number = (*warnings, *own.warnings, *vain), self.user_number(user)
         query = Query(past, items, named, scores_N, number, own.values_KG, placing, told)
         return RankTask(self, query, ways, reasoning=reasoning)

@@ -155,7 +155,10 @@ class World:
     def scores_of(
         self, past: Sequence[Item], items: Sequence[Item], given: Sequence[float] | None
     ) -> np.ndarray:
-        """Retriever scores of the candidates; unknown ones get the list's minimum."""
+        """Retriever scores of the candidates; unknown ones get the list's minimum.
+
+        Where the model learned on a shop's scores, the retriever's are no stand-in: NaN.
+        """
         if given is not None:
             if len(given) != len(items):
                 raise DataError(f"scores: {len(given)} for {len(items)} candidates")
@@ -165,6 +168,8 @@ class World:
             if not np.isfinite(scores_N).all():
                 raise DataError("scores: expected finite numbers")
             return scores_N
+        if self.seats.index.own_scores:
+            return np.full(len(items), np.nan, np.float32)
         known_N = np.array([item.number is not None for item in items])
         scores_N = np.zeros(len(items), np.float32)
         if known_N.any():

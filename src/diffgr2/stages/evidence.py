@@ -121,6 +121,7 @@ def counted(
     fields, values = own_of(ctx, brought, learned)
     config = config.model_copy(update={"fields": tellable(config, recipe, known, lists)})
     index = EvidenceIndex.build(known, dataset.catalogue, vectors_ID, config, fields)
+    index = replace(index, own_scores=recipe.lists.file is not None)
     Phrases(wording(recipe.prompt.template), index.fields, config.buckets)  # can be told apart
     features = raw_values(recipe, index, dataset, lists, values)
     untimed = {}

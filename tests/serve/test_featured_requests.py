@@ -391,3 +391,39 @@ def test_a_bundle_with_other_fields_is_refused(change, own_dir, tmp_path, capsys
     assert out == ""
     assert err.startswith(f"error: {bundle}")
     assert err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------- scores
+
+
+def gap(reranker: Reranker, **given: Any) -> tuple[list[int], tuple[str, ...]]:
+    task = reranker.prepare(raw(reranker, 0, 1), raw(reranker, 5, 6, 7, 8, 9), **given)
+    at = reranker.seats.index.names.index("gap")
+    return task.whole.buckets_KF[:, at].tolist(), task.query.warnings
+
+
+@pytest.mark.parametrize("scale", [100.0, 1e4, 1e-4, 1e30])
+def test_scores_of_another_scale_are_passed_over_and_named(reranker: Reranker, scale) -> None:
+    edges_B = reranker.seats.index.edges_FB[1]
+    top = float(edges_B[np.isfinite(edges_B)][-1])
+    scores = [0.0, -0.2 * top, -0.5 * top, -1.1 * top, -2.0 * top]
+    usual, warnings = gap(reranker, scores=scores)
+    assert warnings == ()
+    assert MISSING not in usual
+    other, warnings = gap(reranker, scores=[score * scale for score in scores])
+    assert other == [MISSING] * 5
+    [told] = warnings
+    assert told.startswith("scores: up to ")
+    assert told.endswith("another scale, ignored")
+    with pytest.raises(DataError, match=r"^scores: .*another scale$"):
+        gap(reranker, scores=[score * scale for score in scores], strict=True)
+    assert gap(reranker, scores=[3.0] * 5) == ([0] * 5, ()), "equal ones are of any scale"
+
+
+def test_a_model_of_a_shops_scores_takes_no_others_for_them(own_dir, tmp_path) -> None:
+    bundle = bundles.copy_of(own_dir / "bundle", tmp_path / "bundle")
+    edit_json(bundle / "evidence/index.json", lambda index: index.update(own_scores=True))
+    opened = Reranker.from_pretrained(bundles.seal(bundle))
+    assert gap(opened) == ([MISSING] * 5, ())
+    assert MISSING not in gap(opened, scores=[0.5, 0.4, 0.3, 0.2, 0.1])[0]
+    assert opened.rank(raw(opened, 0), raw(opened, 5, 6, 7)).order
