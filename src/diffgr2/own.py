@@ -20,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffgr2.choices import Counted
 
-LIST_WORDS = ("list", "user", "moment", "item", "place", "score", "history")
+LIST_WORDS = ("list", "user", "moment", "item", "place", "score", "history", "shown")
 """What `columns` may map: the list's id, who saw it, when, and per candidate its item, its place
-in the shop's order, the score behind that; `history` names purchases inline, oldest first."""
+in the shop's order, the score behind that; `history` names purchases inline, oldest first; `shown`
+is the place at which it was shown (from 1), where that is another one."""
 
 K_MAX = 20
 """Longest list of one prompt, where a recipe does not say it."""
@@ -92,6 +93,7 @@ class ListsConfig(_Section):
     test: Part | str = 0.2  # share, or a moment (time)
     folds: Annotated[int, Field(ge=2, le=100)] | None = None  # split list: cross-validation, of …
     fold: Annotated[int, Field(ge=0)] = 0  # … which this fold is the test lists
+    propensity: Literal["none", "position"] = "none"  # position: what came far down counts more
     point_in_time: bool = False  # evidence from what lies strictly before each list's moment
     max_bad_share: Share = 0.01  # above, the import stops
 
@@ -124,6 +126,14 @@ class ListsConfig(_Section):
             raise ValueError("folds: only split: list has them")
         if self.fold >= (self.folds or 1):
             raise ValueError(f"fold: below lists.folds ({self.folds or 1}) (got {self.fold})")
+        return self
+
+    @model_validator(mode="after")
+    def _shown_somewhere(self) -> ListsConfig:
+        if self.propensity == "position" and self.file is None:
+            raise ValueError(
+                "propensity: only lists of your own (lists.file) were shown to anybody"
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,3 +167,22 @@ def test_enough_selection_lists_choose_alone() -> None:
     many = Lists.join([one] * (lambdamart.FEWEST // LISTS + 1))
     assert fitted(made(), many).tuned_on == len(many)
     assert fitted(made(), one).tuned_on == 2 * LISTS  # held-out fifths as well
+
+
+def test_an_outcome_counts_by_its_weight(trees: LambdaMart) -> None:
+    lists, fresh = made(), made(1)
+    heavy_LK = np.random.default_rng(2).uniform(1, 10, lists.gains_LK.shape)
+    plain, same, heavy = (
+        found.score(fresh.raw_LKF, fresh.valid_LK)
+        for found in (
+            trees,
+            fitted(replace(lists, weight_LK=np.ones_like(heavy_LK))),
+            fitted(replace(lists, weight_LK=heavy_LK)),
+        )
+    )
+    np.testing.assert_allclose(plain, same, atol=1e-6)
+    assert np.abs(plain - heavy).max() > 1e-3
+    part = replace(lists, weight_LK=heavy_LK).take(np.arange(5))
+    assert part.weight_LK is not None
+    np.testing.assert_array_equal(part.weight_LK, heavy_LK[:5])
+    assert Lists.join([part, lists]).weight_LK is None

@@ -94,3 +94,56 @@ def test_category_numbers_mean_equal_paths() -> None:
     assert number[0, 0] == number[1, 0] == number[4, 0] != number[2, 0]
     assert number[0, 1] == number[1, 1] != number[2, 1]
     assert (number[3] == -1).all()
+
+
+def test_an_outcome_of_weight_two_counts_like_two_lists() -> None:
+    buckets, hit, _ = made()
+    twice = np.arange(LISTS) % 3 == 0
+    weight_LK = np.where(twice, 2.0, 1.0)[:, None] * np.ones(K)
+    how = {"l2": 1e-3, "seed": 0}
+    weighted = scorers.fit("linear", buckets, share(hit), B, **how, weight_LK=weight_LK)
+    again = np.concatenate([np.arange(LISTS), np.flatnonzero(twice)])
+    doubled = scorers.fit("linear", buckets[again], share(hit[again]), B, **how)
+    plain = scorers.fit("linear", buckets, share(hit), B, **how)
+    # Within a list only differences matter.
+    one, two, three = (
+        scorer.score(buckets) - scorer.score(buckets).mean(1, keepdims=True)
+        for scorer in (weighted, doubled, plain)
+    )
+    np.testing.assert_allclose(one, two, atol=2e-3)
+    assert np.abs(three - one).max() > 0.02
+
+
+@pytest.mark.parametrize("kind", scorers.KINDS)
+def test_equal_weights_change_nothing(kind: str) -> None:
+    buckets, hit, _ = made()
+    how = {"l2": 1e-3, "seed": 0}
+    plain = scorers.fit(kind, buckets, share(hit), B, **how).score(buckets)
+    ones = np.ones((LISTS, K))
+    same = scorers.fit(kind, buckets, share(hit), B, **how, weight_LK=ones).score(buckets)
+    np.testing.assert_allclose(plain, same, atol=1e-4)
+
+
+def test_weights_take_the_place_out_of_what_is_learned() -> None:
+    """Clicks come because an item stands high; field 0 put it there, and is believed too much."""
+    rng = np.random.default_rng(4)
+    lists, weight_FB = (
+        20_000,
+        np.linspace(0.0, 1.0, B)[None] * np.array([0.5, 1.0, -1.0, 0.2])[:, None],
+    )
+    buckets = rng.integers(0, B, (lists, K, F)).astype(np.uint8)
+    score_LK = weight_FB[np.arange(F), buckets].sum(-1)
+    hit = (score_LK + rng.gumbel(size=score_LK.shape)).argmax(1)
+    place_LK = np.argsort(np.argsort(-(buckets[:, :, 0] + rng.normal(0, 0.5, (lists, K))))) + 1
+    seen = rng.random(lists) < 1.0 / place_LK[np.arange(lists), hit]
+    how = {"l2": 1e-6, "seed": 0}
+
+    def learned(**more: np.ndarray) -> float:
+        """How much the best level of field 0 is believed to be worth beside the worst."""
+        scorer = scorers.fit("linear", buckets[seen], share(hit[seen]), B, **how, **more)
+        assert isinstance(scorer, LinearScorer)
+        return float(scorer.weight_FV[0, B - 1] - scorer.weight_FV[0, 0])
+
+    plain, fair = learned(), learned(weight_LK=place_LK[seen].astype(float))
+    assert plain > 1.0
+    assert fair == pytest.approx(0.5, abs=0.15)

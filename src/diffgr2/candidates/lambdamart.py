@@ -50,12 +50,14 @@ class Lists:
     valid_LK: np.ndarray  # bool
     gains_LK: np.ndarray  # what each candidate's outcome is worth
     user_L: np.ndarray
+    weight_LK: np.ndarray | None = None  # how much more an outcome counts than another
 
     def __len__(self) -> int:
         return len(self.raw_LKF)
 
     def take(self, which: np.ndarray) -> Lists:
-        return Lists(*(array[which] for array in vars(self).values()))
+        given: dict[str, Any] = {n: a if a is None else a[which] for n, a in vars(self).items()}
+        return Lists(**given)
 
     def taught(self) -> Lists:
         """Those that hold something worth more than the rest."""
@@ -63,8 +65,10 @@ class Lists:
 
     @staticmethod
     def join(parts: Sequence[Lists]) -> Lists:
-        columns = zip(*(vars(part).values() for part in parts), strict=True)
-        return Lists(*(np.concatenate(arrays) for arrays in columns))
+        columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
+        bare = any(array is None for array in columns["weight_LK"])
+        kept = {name: a for name, a in columns.items() if not (bare and name == "weight_LK")}
+        return Lists(**{name: np.concatenate(arrays) for name, arrays in kept.items()})
 
 
 Worth = Callable[[np.ndarray, Lists], np.ndarray]
@@ -133,9 +137,13 @@ class _Grower:
         import lightgbm
 
         label_LK = np.searchsorted(self.worth_G, np.maximum(lists.gains_LK, 0.0))
+        weight_LK = lists.weight_LK
+        if weight_LK is not None:
+            weight_LK = np.where(lists.gains_LK > 0, weight_LK, 1.0)
         return lightgbm.Dataset(
             lists.raw_LKF[lists.valid_LK],
             label_LK[lists.valid_LK],
+            weight=None if weight_LK is None else weight_LK[lists.valid_LK],
             group=lists.valid_LK.sum(1),
             reference=like,
             categorical_feature=self.categories,

@@ -138,6 +138,14 @@ def known_part(
 # --------------------------------------------------------------------------------------- the lists
 
 
+def shown_at(own: OwnLists, which: np.ndarray, k_max: int) -> np.ndarray:
+    """At which place each candidate of these lists was shown, int32 (L, K); 0 where it was not."""
+    assert own.shown_N is not None
+    column_K, length_L1 = np.arange(k_max), np.diff(own.offsets_L1)[which][:, None]
+    at_LK = np.where(column_K < length_L1, own.offsets_L1[which][:, None] + column_K, 0)
+    return np.where(column_K < length_L1, own.shown_N[at_LK], 0).astype(np.int32)
+
+
 def own_split(
     own: OwnLists, parts_L: np.ndarray, split: str, k_max: int
 ) -> tuple[CandidateLists, np.ndarray, np.ndarray]:

@@ -3,11 +3,12 @@
 Contract: a scorer sees `buckets_LKF` (u8), exactly what a prompt shows, and gives `score_LK`;
 higher is better. `fit(kind, ...)` learns from lists that something came of, of several positives by
 their share in the gains; `there_LK` says which columns of shorter lists hold candidates, and the
-others have the score NaN. A field that is missing is a level of its own. `linear` is an additive
-scorecard, one weight per field and level, whose `contributions` say which evidence moved a
-decision; it alone is stored. `mlp` also sees the list's mean; `gbdt` is boosted trees on single
-candidates (did something come of it?), a ceiling. Same data and seed give the same bits. Not here:
-fields and buckets (`index`), test metrics (`evaluate`).
+others have the score NaN; `weight_LK` how much more an outcome counts than another (inverse
+propensities). A field that is missing is a level of its own. `linear` is an additive scorecard, one
+weight per field and level, whose `contributions` say which evidence moved a decision; it alone is
+stored. `mlp` also sees the list's mean; `gbdt` is boosted trees on single candidates (did something
+come of it?), a ceiling. Same data and seed give the same bits. Not here: fields and buckets
+(`index`), test metrics (`evaluate`).
 """
 
 from __future__ import annotations
@@ -55,8 +56,13 @@ class LinearScorer:
         l2: float,
         there_LK: np.ndarray | None = None,
     ) -> LinearScorer:
-        """Listwise softmax with L2 per weight; convex, so the optimum is the one there is."""
+        """Listwise softmax with L2 per weight; convex, so the optimum is the one there is.
+
+        A row of `share_LK` sums to what its list counts.
+        """
         n_lists, _, fields = buckets_LKF.shape
+        total_L1 = share_LK.sum(1, keepdims=True)
+        alike = bool(np.abs(total_L1 - 1.0).max(initial=0.0) < 1e-6)  # then no product is needed
         levels = levels_of(buckets_LKF, n_buckets)
         cell_LKF = cell_index(buckets_LKF, levels)
         cells = fields * levels
@@ -73,6 +79,7 @@ class LinearScorer:
                 score_LK[~there_LK] = -np.inf
             p_LK = softmax(score_LK, axis=1)
             loss = -(share_LK[won_LK] * np.log(np.maximum(p_LK[won_LK], 1e-300))).sum()
+            p_LK = p_LK if alike else p_LK * total_L1
             mass_LKF = np.broadcast_to(p_LK[:, :, None], cell_LKF.shape)
             expected_C = np.bincount(cell_LKF.ravel(), mass_LKF.ravel(), minlength=cells)[:cells]
             penalty = 0.5 * l2 * float(weight_C @ weight_C)
@@ -209,9 +216,13 @@ def fit_mlp(
 
 
 def fit_gbdt(
-    buckets_LKF: np.ndarray, share_LK: np.ndarray, seed: int, there_LK: np.ndarray | None = None
+    buckets_LKF: np.ndarray,
+    share_LK: np.ndarray,
+    seed: int,
+    there_LK: np.ndarray | None = None,
+    counts_LK: np.ndarray | None = None,
 ) -> Fitted:
-    """Boosted trees."""
+    """Boosted trees; `counts_LK` is how much each candidate counts."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     trees = HistGradientBoostingClassifier(
@@ -224,9 +235,11 @@ def fit_gbdt(
         random_state=seed,
     )
     flat_NF, label_N = buckets_LKF.reshape(-1, buckets_LKF.shape[-1]), (share_LK > 0).ravel()
+    count_N = None if counts_LK is None else counts_LK.ravel()
     if there_LK is not None:
         flat_NF, label_N = flat_NF[there_LK.ravel()], label_N[there_LK.ravel()]
-    trees.fit(flat_NF, label_N)
+        count_N = None if count_N is None else count_N[there_LK.ravel()]
+    trees.fit(flat_NF, label_N, count_N)
 
     def score(buckets_LKF: np.ndarray, there_LK: np.ndarray | None) -> np.ndarray:
         flat_NF = buckets_LKF.reshape(-1, buckets_LKF.shape[-1])
@@ -245,6 +258,12 @@ def shares(gains_LK: np.ndarray) -> np.ndarray:
     return gains_LK / np.where(total_L1 > 0, total_L1, 1.0)
 
 
+def weighted(share_LK: np.ndarray, weight_LK: np.ndarray) -> np.ndarray:
+    """Shares in which an outcome counts by its weight; a list counts 1 on average."""
+    share_LK = share_LK * weight_LK
+    return share_LK * (len(share_LK) / max(float(share_LK.sum()), 1e-12))
+
+
 def fit(
     kind: str,
     buckets_LKF: np.ndarray,
@@ -254,10 +273,13 @@ def fit(
     l2: float,
     seed: int,
     there_LK: np.ndarray | None = None,
+    weight_LK: np.ndarray | None = None,
 ) -> Scorer:
     """Fit one kind on the lists that something came of; `there_LK` where some are shorter."""
     rows_L = (gains_LK > 0).any(1)
     buckets_LKF, share_LK = buckets_LKF[rows_L], shares(gains_LK[rows_L])
+    if weight_LK is not None:
+        share_LK = weighted(share_LK, weight_LK[rows_L])
     held_LK = None if there_LK is None or there_LK.all() else there_LK[rows_L]
     match kind:
         case "linear":
@@ -265,7 +287,10 @@ def fit(
         case "mlp":
             return fit_mlp(buckets_LKF, share_LK, n_buckets, seed, held_LK)
         case "gbdt":
-            return fit_gbdt(buckets_LKF, share_LK, seed, held_LK)
+            counts_LK = None
+            if weight_LK is not None:
+                counts_LK = np.where(share_LK > 0, weight_LK[rows_L], 1.0)
+            return fit_gbdt(buckets_LKF, share_LK, seed, held_LK, counts_LK)
     raise ValueError(f"unknown kind of scorer: {kind}")
 
 

@@ -239,6 +239,7 @@ def numbered(own: RawLists, seen: Seen, raw_items: list[str], raw_users: list[st
         item_N=np.array([item[name] for one in lists for name in one.items], dtype=np.int32),
         score_N=flat("scores", np.float32),
         gain_N=flat("gains", np.float32),
+        shown_N=flat("shown", np.int32),
         feature_NG=np.stack(columns_G, 1) if columns_G else np.empty((len(rows), 0), np.float32),
         names=[one.name for one in lists],
         features=[{"name": f.name, "kind": f.kind, "words": list(f.words)} for f in own.features],

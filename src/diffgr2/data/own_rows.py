@@ -59,6 +59,7 @@ class RawList:
     places: list[int | None] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     gains: list[float] = field(default_factory=list)
+    shown: list[int] = field(default_factory=list)  # from 1; 0: nobody saw it
     rows: list[int] = field(default_factory=list)  # where each candidate's features stand
     outside: tuple[str, float] | None = None  # item and gain of the best outcome out of the list
     lines: int = 0  # rows that it took
@@ -83,7 +84,7 @@ class RawList:
                 self.problem = f"two candidates at place {self.places[twins[0]]}"
         else:
             order = sorted(range(len(self.items)), key=lambda at: -_low(self.scores[at]))
-        for column in ("items", "places", "scores", "gains", "rows"):
+        for column in ("items", "places", "scores", "gains", "shown", "rows"):
             values = getattr(self, column)
             setattr(self, column, [values[at] for at in order])
 
@@ -160,6 +161,8 @@ def read_own(path: Path, config: ListsConfig, intake: Intake) -> RawLists:
     kept, single = [], 0
     for one in reader.lists.values():
         one.sort("place" in names)
+        if "shown" not in names:  # then it was shown in the shop's order
+            one.shown = list(range(1, len(one.items) + 1))
         if one.problem:
             intake.reject(one.line, f"list {one.name[:80]}: {one.problem}", one.text)
             intake.rejected += one.lines - 1
@@ -204,6 +207,7 @@ class _Reader:
         history = history_of(self._cell(record, "history"), self.names.get("history", "history"))
         place = place_of(self._cell(record, "place"), self.names.get("place", "place"))
         score = real(self._cell(record, "score"), self.names.get("score", "score"))
+        shown = place_of(self._cell(record, "shown"), self.names.get("shown", "shown"))
         gain = self._gain(record)
         if "place" in self.names and place is None and not gain:
             raise BadLine(f"{self.names['place']} is missing")
@@ -229,6 +233,7 @@ class _Reader:
         one.places.append(place)
         one.scores.append(score)
         one.gains.append(gain)
+        one.shown.append(shown or 0)
         one.rows.append(len(self.line))
         self.line.append(number)
         for feature in self.raw:

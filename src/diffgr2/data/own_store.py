@@ -39,6 +39,7 @@ class OwnLists:
     moment: str  # time | position | none
     scored: bool  # the shop's scores are known
     inline: bool  # some histories came with the lists
+    shown_N: np.ndarray | None = None  # int32, at which place it was shown, from 1; 0: it was not
 
     def __len__(self) -> int:
         return len(self.user_L)

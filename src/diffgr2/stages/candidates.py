@@ -24,7 +24,7 @@ from diffgr2.candidates.lists import (
     with_targets,
 )
 from diffgr2.candidates.own_fields import Column, write_own
-from diffgr2.candidates.own_split import SPLITS, own_split
+from diffgr2.candidates.own_split import SPLITS, own_split, shown_at
 from diffgr2.data.columnar import packed_texts
 from diffgr2.data.own_store import OwnLists
 from diffgr2.data.store import read_dataset
@@ -63,6 +63,9 @@ def own_lists(ctx: StageContext, own: OwnLists, parts_L: np.ndarray) -> dict[str
         save_lists(ctx.out, lists)
         names = packed_texts("name", [own.names[at] for at in which.tolist()])
         save_arrays(ctx.out / f"names_{split}.safetensors", **names)
+        if own.shown_N is not None:
+            shown_LK = shown_at(own, which, k_max)
+            save_arrays(ctx.out / f"shown_{split}.safetensors", shown_LK=shown_LK)
         metrics |= counts(lists)
     if own.features:
         columns = {f["name"]: Column(f["kind"], tuple(f["words"])) for f in own.features}

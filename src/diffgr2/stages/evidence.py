@@ -10,7 +10,9 @@ on `evidence.fit_on`; the metrics judge a second set, fitted on training lists a
 columns; test lists are scored, not judged. With `lists.point_in_time` every list has the counts of
 its own moment, and the metrics say what that changes: the share of values that fall into another
 bucket, and the scorecard on counts that know more (`validation_untimed_…`). The stored index, which
-serves, knows all that may be known. Run: `diffgr2 evidence RECIPE`.
+serves, knows all that may be known. With `lists.propensity: position` an outcome teaches by the
+inverse chance that its place was looked at; what is judged counts as it came. Run: `diffgr2
+evidence RECIPE`.
 """
 
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
 from diffgr2.candidates.moments import TimedCounts, features_at
 from diffgr2.candidates.own_fields import Own, read_own
 from diffgr2.candidates.own_fields import fitted as fitted_own
+from diffgr2.candidates.propensity import fit_examination, weights
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig, Recipe
 from diffgr2.data.store import Dataset, read_dataset
@@ -46,6 +49,7 @@ class Known:
     buckets_LKF: np.ndarray
     there_LK: np.ndarray
     gains_LK: np.ndarray  # 0 in lists that train nothing
+    weight_LK: np.ndarray | None = None  # inverse propensities, where they are wanted
 
 
 def fitted(
@@ -61,10 +65,40 @@ def fitted(
     buckets_LKF = np.concatenate([known[split].buckets_LKF for split in splits])
     there_LK = np.concatenate([known[split].there_LK for split in splits])
     how: dict[str, Any] = {"l2": config.l2, "seed": seed, "there_LK": there_LK}
+    weight = [known[split].weight_LK for split in splits]
+    if all(weight_LK is not None for weight_LK in weight):
+        how["weight_LK"] = np.concatenate([w for w in weight if w is not None])
     return {
         kind: scorers.fit(kind, buckets_LKF, gains_LK, config.buckets, **how)
         for kind in scorers.KINDS
     }
+
+
+def inverse_propensities(
+    ctx: StageContext, lists: dict[str, CandidateLists]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Weights of the known splits by where each candidate was shown; estimated on training lists.
+
+    They are written too (`weight_<split>`), for whoever else learns from outcomes.
+    """
+    if ctx.recipe.lists.propensity == "none":
+        return {}, {}
+    shown = {}
+    for split in KNOWN:
+        path = ctx.inputs["candidates"] / f"shown_{split}.safetensors"
+        if ctx.recipe.lists.file is None or not path.exists():
+            raise DataError("lists.propensity: only a shop's own lists say where items were shown")
+        shown[split] = load_arrays(path)["shown_LK"]
+    train = lists["train"]
+    there_LK = train.there_LK
+    given = (train.items_LK[there_LK], shown["train"][there_LK], train.gains_LK[there_LK])
+    found = fit_examination(*given)
+    ctx.progress.line(f"{ctx.name}: {found.told_as()}")
+    weight = {split: weights(found, shown[split]) for split in KNOWN}
+    for split in KNOWN:
+        save_arrays(ctx.out / f"weight_{split}.safetensors", weight_LK=weight[split])
+    about = {"eta": found.eta, "eta_low": found.low, "eta_high": found.high, "outcomes": found.told}
+    return weight, {f"propensity_{name}": round(value, 6) for name, value in about.items()}
 
 
 def judged(score_LK: np.ndarray, hit_L: np.ndarray) -> dict[str, float]:
@@ -233,9 +267,18 @@ def run(ctx: StageContext) -> dict[str, Any]:
     found = counted(ctx, dataset, lists, teaches)
     long = found.buckets
 
+    weight, about = inverse_propensities(ctx, lists)
+
     def seen(buckets: dict[str, np.ndarray]) -> dict[str, Known]:
-        gains = {s: first[s].gains_LK * teaches[s][:, None] for s in KNOWN}
-        return {s: Known(buckets[s][:, :k], first[s].there_LK, gains[s]) for s in KNOWN}
+        return {
+            s: Known(
+                buckets[s][:, :k],
+                first[s].there_LK,
+                first[s].gains_LK * teaches[s][:, None],
+                weight[s][:, :k] if weight else None,
+            )
+            for s in KNOWN
+        }
 
     known = seen(long)
 
@@ -253,7 +296,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
 
     if found.untimed:
         metrics |= difference(found, seen(found.untimed), first, config, ctx.seed)
-    metrics |= told_of(found.index.fields)
+    metrics |= about | told_of(found.index.fields)
     splits = KNOWN if config.fit_on == "both" else (config.fit_on,)
     final = honest if splits == ("train",) else fitted(known, splits, config, ctx.seed)
     for kind, scorer in final.items():

@@ -135,7 +135,7 @@ OWN = {
     "items": _CUT,
     "retriever": _CUT,
     "candidates": _CUT,
-    "evidence": f"{_CUT} lists.point_in_time",
+    "evidence": f"{_CUT} lists.point_in_time lists.propensity",
     "midtrain": _CUT,
     "rival": "lists.point_in_time",
 }

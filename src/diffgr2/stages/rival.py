@@ -63,10 +63,17 @@ def read(inputs: Mapping[str, Path], recipe: Recipe) -> Seen:
             raw_LKF = np.concatenate([raw_LKF, brought.raw[split][..., columns]], axis=2)
         first = first_columns(own, k)
         raw_LKF = np.where(np.isfinite(raw_LKF), raw_LKF, np.nan)[:, :k]
-        seen[split] = lambdamart.Lists(raw_LKF, first.there_LK, first.gains_LK, first.owner_L)
+        given = (raw_LKF, first.there_LK, first.gains_LK, first.owner_L)
+        seen[split] = lambdamart.Lists(*given, weights_of(inputs["evidence"], split, k))
         held[split] = selected_lists(own, dataset.histories.n_users) & (first.hit_L != MISS)
     kinds = {name: column.kind for name, column in brought.columns.items()} if brought else {}
     return Seen(seen, held, names, [f for f, n in enumerate(names) if kinds.get(n) == "category"])
+
+
+def weights_of(evidence: Path, split: str, k: int) -> np.ndarray | None:
+    """Inverse propensities, where the recipe wants them: the trees learn as the scorers do."""
+    path = evidence / f"weight_{split}.safetensors"
+    return load_arrays(path)["weight_LK"][:, :k] if path.exists() else None
 
 
 def worth(score_LK: np.ndarray, lists: lambdamart.Lists) -> np.ndarray:
