@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,22 @@ from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.evaluate.outputs import SystemOutputs
 from diffgr2.evaluate.results import build_report
 from diffgr2.evaluate.tables import number, render_markdown, signed
-from diffgr2.evaluate.verdict import DECIDES, PARTS, STANCES, TAUGHT, judge
+from diffgr2.evaluate.verdict import (
+    BESIDE_SCORER,
+    DECIDES,
+    NO_RIVAL,
+    PARTS,
+    STANCES,
+    TAUGHT,
+    judge,
+)
 from diffgr2.rerank.bundle import VERDICT, read_verdict, refuse_worse
 
 K = 4
 OTHERS = {"rival": "lambdamart", "scorer": "evidence"}
 
 
-def verdict(hits: list[int], *, own, scorer=None, rival=None, taught=True, rows=None, others=None):
+def verdict(hits, *, own, scorer=None, rival=None, rows=None, others=None, **how):
     """The verdict on `ar`, each given by the position it puts first in each list."""
     lists, n = lists_with_hits(hits), len(hits)
     systems = [SystemOutputs("ar", first(own), n, rows_L=rows)]
@@ -33,7 +42,7 @@ def verdict(hits: list[int], *, own, scorer=None, rival=None, taught=True, rows=
         if other is not None:
             systems.append(SystemOutputs(name, first(other), n))
     others = OTHERS if others is None else others
-    return judge(lists, systems, "ar", others, taught=taught, resamples=200, seed=3)
+    return judge(lists, systems, "ar", others, **{"taught": True, **how}, resamples=200, seed=3)
 
 
 def stances(found) -> dict[str, str]:
@@ -83,9 +92,24 @@ def test_a_scorer_that_did_not_teach_is_not_said_to_have() -> None:
     assert PARTS["scorer"] in found["lines"][-1]
 
 
-def test_the_rival_may_be_the_scorer() -> None:
-    found = verdict(HITS, own=HITS, scorer=[0] * 60, others=dict.fromkeys(OTHERS, "evidence"))
-    assert [one["row"] for one in found["against"]] == ["floor", "evidence", "evidence"]
+def test_without_a_rival_a_line_says_how_to_get_one() -> None:
+    found = verdict(HITS, own=HITS, scorer=[0] * 60, others={"scorer": "evidence"})
+    assert len(found["lines"]) == 3
+    assert found["lines"][1] == NO_RIVAL
+
+
+def test_the_best_but_the_scorer_is_not_called_the_strongest() -> None:
+    found = verdict(HITS, own=HITS, scorer=HITS, rival=HITS, strongest=False)
+    assert PARTS["rival"] not in found["lines"][1]
+    assert f"{BESIDE_SCORER}, `lambdamart`" in found["lines"][1]
+
+
+def test_own_lists_have_outcomes_and_no_target() -> None:
+    lists = replace(lists_with_hits(HITS), gains=lists_with_hits(HITS).gains_LK)
+    systems = [SystemOutputs(name, first(HITS), len(HITS)) for name in ("ar", "evidence")]
+    found = judge(lists, systems, "ar", OTHERS, taught=True, resamples=100, seed=0)
+    assert found is not None
+    assert all("60 test lists that have an outcome" in found["lines"][at] for at in (0, 2))
 
 
 def test_only_lists_that_were_decoded_and_hold_their_target_count() -> None:

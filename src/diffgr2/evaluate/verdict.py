@@ -30,6 +30,8 @@ PARTS = {
 """What a row is held against; a run that is worse than one of `choices.FAILING` has failed."""
 
 TAUGHT = "the scorer that taught it"
+BESIDE_SCORER = "the strongest rival besides its scorer"
+NO_RIVAL = "Not held against a rival: the stage `rival` does not stand (diffgr2 rival RECIPE)."
 
 
 def judge(
@@ -39,12 +41,14 @@ def judge(
     others: Mapping[str, str | None],
     *,
     taught: bool,
+    strongest: bool = True,
     resamples: int,
     seed: int,
 ) -> dict[str, Any] | None:
     """The verdict on a row against the rows named for each of PARTS; None where no list counts.
 
-    `taught`: whether the scorer is what the row learned from.
+    `taught`: whether the scorer is what the row learned from; `strongest`: whether the rival named
+    is the strongest of all, or the strongest but for the scorer, which is held against by itself.
     """
     named = {part: others.get(part) or "" for part in PARTS} | {"floor": "floor"}
     wanted = {row, *named.values()}
@@ -79,6 +83,8 @@ def judge(
         "n": against[0]["n"],
         "n_lists": len(lists),
         "taught": taught,
+        "strongest": strongest,
+        "wanted": "hold their target" if lists.gains is None else "have an outcome",
         "against": against,
         "worse_than": [part for part in failed if part in FAILING],
     }
@@ -88,7 +94,8 @@ def judge(
 
 def told(verdict: Mapping[str, Any]) -> list[str]:
     """A line for each comparison, the row's name in the first."""
-    said = [sentence(verdict, one) for one in verdict["against"]]
+    by_part = {one["part"]: sentence(verdict, one) for one in verdict["against"]}
+    said = [by_part.get(part, NO_RIVAL) for part in PARTS if part in by_part or part == "rival"]
     said[0] = f"`{verdict['row']}`: {said[0]}"
     return [line[0].upper() + line[1:] for line in said]
 
@@ -97,6 +104,8 @@ def sentence(verdict: Mapping[str, Any], one: Mapping[str, Any]) -> str:
     """Stance, by how much, how sure, on what."""
     part, stance = one["part"], one["stance"]
     who = TAUGHT if part == "scorer" and verdict["taught"] else PARTS[part]
+    if part == "rival" and not verdict["strongest"]:
+        who = BESIDE_SCORER
     if part != "floor":
         who += f", `{one['row']}`"
     word = f"{stance} from" if stance == STANCES["none"] else f"{stance} than"
@@ -108,5 +117,5 @@ def sentence(verdict: Mapping[str, Any], one: Mapping[str, Any]) -> str:
             if metric == verdict["metric"]
             else f"{metric.upper()} {signed(entry['diff'])} {span(entry['ci'])}"
         )
-    lists = f"{one['n']:,} {verdict['split']} lists that hold their target"
+    lists = f"{one['n']:,} {verdict['split']} lists that {verdict['wanted']}"
     return f"{word} {who}: {'; '.join(parts)} ({lists}; paired 95 %)."

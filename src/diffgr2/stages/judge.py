@@ -79,16 +79,18 @@ def verdict_of(recipe: Recipe, places: Mapping[str, Path], row: str) -> dict[str
     """The verdict on a row, from the directories of `candidates`, `evidence`, `rival`, the row."""
     lists = load_lists(places["candidates"], "test", recipe.candidates.k)
     outputs = load_outputs(places[f"score_{row}"], row)
-    others = {
-        "rival": strongest(recipe, places).get("row"),
-        "scorer": row_of(TEACHES, recipe.evidence.scorer),
-    }
+    chosen, worth = recipe.evidence.scorer, dict(strongest(recipe, places).get("values", {}))
+    # The scorer has a line of its own: the rival's is about the best of the others.
+    kinds = sorted(worth.keys() - {"floor", TEACHES}, key=lambda kind: (-worth[kind], kind))
+    others = {"rival": row_of(kinds[0], chosen)} if kinds else {}
+    others["scorer"] = row_of(TEACHES, chosen)
     return judge(
         lists,
         [*scored(recipe, places), outputs],
         row,
         others,
         taught=recipe.traces.teacher == "evidence",
+        strongest=not kinds or worth[kinds[0]] > worth[TEACHES],
         resamples=recipe.evaluate.bootstrap,
         seed=recipe.seed,
     )
