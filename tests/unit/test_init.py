@@ -106,8 +106,9 @@ SHAPES: dict[str, tuple[dict[str, Rows], dict[str, Any]]] = {
          "item_columns": {"title": "Name"}},
     ),
     "names that say nothing": (
-        {"x.csv": bought("k1", "k2"), "y.csv": texts("z1", "z2")},
-        {"columns": {"user": "k1", "item": "k2"}, "item_columns": {"item": "z1", "title": "z2"}},
+        {"x.csv": bought("k1", "k2", k3=day), "y.csv": texts("z1", "z2")},
+        {"columns": {"user": "k1", "item": "k2", "timestamp": "k3"},
+         "item_columns": {"item": "z1", "title": "z2"}},
     ),
     "one file only": (
         {"a.tsv": bought("visitor", "isbn")},
@@ -195,8 +196,8 @@ def test_lists_get_gains_features_and_places(
         write(tmp_path / "items.csv", texts("sku", "name")),
         write(tmp_path / "impressions.csv", rows),
     ]
-    code, said, _ = init(capsys, *files, "--yes", "--out", str(tmp_path / "r.yaml"))
-    assert code == 0
+    code, said, err = init(capsys, *files, "--yes", "--out", str(tmp_path / "r.yaml"))
+    assert (code, err) == (0, "")
     lists = load_recipe(str(tmp_path / "r.yaml")).lists
     assert lists.columns == {"list": "request_id", "user": "customer", "item": "sku",
                              "place": "rank", "moment": "shown_at"}  # fmt: skip
@@ -313,3 +314,15 @@ def test_who_answers_is_heard(tmp_path: Path) -> None:
     assert "user_id and shopper could each be the user; which is it?" in asked.output
     assert "a.csv has no column 'nobody'" in asked.output
     assert load_recipe(out).data.columns["user"] == "shopper"
+
+
+def test_lists_alone_bring_their_histories(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = shown(history=lambda n, p: f"i{n % 7} i{n % 5 + 7} i{n % 3 + 15}")
+    path, out = write(tmp_path / "requests.jsonl", rows), str(tmp_path / "r.yaml")
+    code, said, err = init(capsys, path, "-y", "--out", out)
+    assert (code, err) == (0, "")
+    recipe = load_recipe(out)
+    assert (recipe.data.source, recipe.data.interactions) == ("lists", None)
+    assert "60 lists of 6 to 6, 100.0% with an outcome, 0 without a history" in said

@@ -18,6 +18,7 @@ import yaml
 from diffgr2.choices import Counted
 from diffgr2.config import DataConfig
 from diffgr2.data.guess import TEXTS, Use, direction, outcomes_of
+from diffgr2.data.own_lists import import_own
 from diffgr2.data.records import import_dataset
 from diffgr2.errors import DataError
 from diffgr2.own import LIST_WORDS
@@ -69,9 +70,12 @@ class Draft:
 def drafted(uses: Mapping[str, Use], folder: Path) -> Draft:
     """See the module's docstring."""
     draft = Draft(_values(uses, folder), notes=_notes(uses))
-    if "interactions" in uses:
-        _try_cores(draft, folder, cored="lists" not in uses)
     recipe = validate(_from_here(draft.values, folder), "recipe")
+    if "lists" in uses:
+        draft.facts = import_own(recipe.data, recipe.lists, 0)[0].report
+    else:
+        _try_cores(draft, folder)
+    draft.told += _findings(draft.facts)
     draft.minutes = minutes(work_of(recipe, _size(draft, uses)), speed())
     return draft
 
@@ -95,7 +99,8 @@ def _values(uses: Mapping[str, Use], folder: Path) -> dict[str, Any]:
         data |= _columns(uses)
     if "interactions" in uses and _whole_days(uses["interactions"]):
         data["tie_order"] = "shuffle"
-    values: dict[str, Any] = {"threads": min(2, os.cpu_count() or 1), "data": data}
+    values: dict[str, Any] = {"threads": min(2, os.cpu_count() or 1)}
+    values |= {"data": data} if data else {}
     if "lists" in uses:
         values["lists"] = {"file": path("lists"), **_lists(uses["lists"])}
     return values
@@ -176,12 +181,12 @@ def _from_here(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"name": "recipe", **result}
 
 
-def _try_cores(draft: Draft, folder: Path, *, cored: bool) -> None:
+def _try_cores(draft: Draft, folder: Path) -> None:
     """Import with the largest core that keeps half of the interactions, or the most there is."""
     data = _from_here(draft.values, folder)["data"]
     best: tuple[float, int, dict[str, Any]] | None = None
     failed: DataError | None = None
-    for k in CORES if cored else (0,):
+    for k in CORES:
         try:
             report = import_dataset(DataConfig.model_validate({**data, "k_core": k}), 0).report
         except DataError as error:
@@ -198,28 +203,32 @@ def _try_cores(draft: Draft, folder: Path, *, cored: bool) -> None:
         assert failed is not None
         raise failed
     kept, k, draft.facts = best
-    if cored:
-        draft.values["data"]["k_core"] = k
-        left = f"{draft.facts['users']:,} users and {draft.facts['items']:,} items"
-        draft.notes["data.k_core"] = f"{left} with {kept:.0%} of the lines are left"
-    draft.told += _findings(draft.facts)
+    draft.values["data"]["k_core"] = k
+    left = f"{draft.facts['users']:,} users and {draft.facts['items']:,} items"
+    draft.notes["data.k_core"] = f"{left} with {kept:.0%} of the lines are left"
 
 
 def _findings(facts: dict[str, Any]) -> list[str]:
     """What the import said, for the terminal."""
     lines = [f"categories {facts['categories']}"] if facts.get("categories") else []
-    if facts["lines_rejected"]:
-        lines.append(f"set aside: {facts['lines_rejected']} lines ({facts['first_rejected'][0]})")
+    for kind in ("", "item_", "list_"):
+        first = facts.get(f"first_{kind.replace('_', 's_')}rejected", [])
+        if n := facts.get(f"{kind}lines_rejected"):
+            lines.append(f"set aside: {n} lines{f' ({first[0]})' if first else ''}")
+    if "lists" in facts:
+        share = facts["share_with_outcome"]
+        lines.append(
+            f"{facts['lists']:,} lists of {facts['shortest_list']} to {facts['longest_list']}, "
+            f"{share:.1%} with an outcome, {facts['lists_without_history']:,} without a history"
+        )
     return lines + [f"warning: {text}" for text in facts.get("warnings", [])]
 
 
 def _size(draft: Draft, uses: Mapping[str, Use]) -> Size:
     """How much data a run will have."""
-    facts, lists = draft.facts, None
-    if "lists" in uses:
-        name = uses["lists"].column("list")
-        lists = uses["lists"].peek.columns[name].distinct if name else 0
-    users = facts.get("users", lists or 1)
-    counts = users, facts.get("items", 1_000), facts.get("interactions", 10 * users)
-    more = len(uses["lists"].columns("feature")) if "lists" in uses else 0
-    return Size(*counts, fields=10 + more, lists=None if lists is None else int(0.7 * lists))
+    facts = draft.facts
+    counts = facts["users"], facts["items"], max(facts["interactions"], facts["users"])
+    if "lists" not in facts:
+        return Size(*counts)
+    more = len(uses["lists"].columns("feature"))
+    return Size(*counts, fields=10 + more, lists=int(0.7 * facts["lists"]))

@@ -22,7 +22,7 @@ NAMES = {  # our word -> what files call it, the commonest first
     "item": "item product sku asin article goods isbn movie track book ean upc gtin stock_code iid "
     "pid prod code offer listing song game content material",
     "timestamp": "timestamp time date datetime created ts moment purchased_at bought_at ordered_at "
-    "unix_review_time event_time day occurred",
+    "unix_review_time event_time day occurred when",
     "position": "position pos seq sequence step index order_index nth",
     "title": "title name label headline product_title item_name",
     "brand": "brand manufacturer maker vendor producer store label_name publisher author artist",
@@ -306,7 +306,7 @@ def _fits(use: Use, word: str, column: Column) -> tuple[float, str]:
         if word == "moment" and not _same_in_lists(use, column):
             return 0.0, ""
         if is_time(column):
-            return (1.1 if column.kind == "time" else 1.0), column.dates
+            return 1.1, column.dates
         position = word == "moment" and column.kind == "whole"
         return (1.0 if position else 0.0), f"a place in the user's history, {column.range}"
     if word in ("place", "score") and _same_in_lists(use, column, unless=False):
