@@ -140,7 +140,7 @@ def label_of(word: str, number: int) -> str:
     """A category's word as it stands in a sentence: nothing in it can end one or look like markup.
 
     >>> label_of("Games > RPG (12+)", 0), label_of("???", 4)
-    ('Games RPG 12', 'number 5')
+    ('Games RPG 12+', 'number 5')
     """
     kept = "".join(c if c.isalnum() or c in " '’&%+-" else " " for c in word[:LONGEST_LABEL])
     words = [part for part in kept.split() if any(map(str.isalnum, part))]
