@@ -189,3 +189,24 @@ def test_a_long_torn_line_is_cut_too(tmp_path: Path) -> None:
 @given(st.lists(st.text(max_size=5), max_size=3), st.lists(st.text(max_size=5), max_size=3))
 def test_other_words_are_another_event(one: list[str], two: list[str]) -> None:
     assert (identity(*one) == identity(*two)) == (one == two)
+
+
+def test_a_disk_that_stalls_holds_up_no_line(tmp_path: Path, monkeypatch) -> None:
+    """What a kill could lose is what is not written, and syncing is somebody else's work."""
+    stalled, gate = threading.Event(), threading.Event()
+    real = os.fdatasync
+
+    def slowly(handle: int) -> None:
+        stalled.set()
+        gate.wait(30)
+        real(handle)
+
+    monkeypatch.setattr("diffgr2.serve.ledger.SYNC_S", 0.01)
+    monkeypatch.setattr(os, "fdatasync", slowly)
+    ledger = Ledger(LogTo(tmp_path), Metrics())
+    assert told(ledger, event("r1")) == [True]
+    assert stalled.wait(10)
+    assert told(ledger, event("r2"), event("r1")) == [True, False]
+    assert len(lines(tmp_path, FEEDBACK)) == 2
+    gate.set()
+    ledger.close()

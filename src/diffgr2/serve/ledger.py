@@ -18,7 +18,6 @@ import logging
 import os
 import queue
 import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -74,7 +73,7 @@ class Sent:
 
 
 class Log:
-    """One kind's files; used by one thread."""
+    """One kind's files; one thread writes, another one may sync."""
 
     def __init__(self, directory: Path, kind: str, rotate_bytes: int, keep: int) -> None:
         self.directory, self.kind = directory, kind
@@ -83,6 +82,7 @@ class Log:
         files = files_of(directory, kind)
         self.number = number_of(files[-1]) if files else 1
         self.dirty = False
+        self._turn = threading.Lock()  # over which file is the present one
         self._open()
 
     def _open(self) -> None:
@@ -103,21 +103,30 @@ class Log:
         self.dirty = True
 
     def _rotate(self) -> None:
-        self.close()
-        self.number += 1
-        self._open()
+        self.sync()
+        with self._turn:
+            os.close(self.handle)
+            self.number += 1
+            self._open()
         files = files_of(self.directory, self.kind)
         for path in files[: max(0, len(files) - self.keep) if self.keep else 0]:
             path.unlink(missing_ok=True)
 
     def sync(self) -> None:
-        if self.dirty:
-            os.fdatasync(self.handle)
-            self.dirty = False
+        """To the disk, however long that takes; writing goes on meanwhile."""
+        with self._turn:
+            if not self.dirty:
+                return
+            self.dirty, handle = False, os.dup(self.handle)
+        try:
+            os.fdatasync(handle)
+        finally:
+            os.close(handle)
 
     def close(self) -> None:
         self.sync()
-        os.close(self.handle)
+        with self._turn:
+            os.close(self.handle)
 
 
 def _mended(path: Path) -> bool:
@@ -154,8 +163,11 @@ class Ledger:
         self._seen = self._remembered()
         self._shown: set[int] | None = None  # requests in the log, once somebody asks
         self._entries: queue.Queue[dict[str, Any] | Sent | None] = queue.Queue(to.room)
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="diffgr2-ledger", daemon=True)
+        self._syncing = threading.Thread(target=self._sync, name="diffgr2-sync", daemon=True)
         self._thread.start()
+        self._syncing.start()
 
     def note(self, impression: dict[str, Any]) -> None:
         """See the module's docstring; `id` names the request."""
@@ -181,21 +193,13 @@ class Ledger:
     # ---------------------------------------------------------------------------- thread
 
     def _run(self) -> None:
-        synced = time.monotonic()
-        while True:
-            try:
-                entry = self._entries.get(timeout=SYNC_S)
-            except queue.Empty:
-                entry = {}
-            if entry is None:
-                break
+        while (entry := self._entries.get()) is not None:
             if isinstance(entry, Sent):
                 self._take(entry)
-            elif entry:
+            else:
                 self._write(entry)
-            if time.monotonic() - synced >= SYNC_S:
-                synced = time.monotonic()
-                self._sync()
+        self._ended.set()
+        self._syncing.join()
         for one in self._logs.values():
             one.close()
         os.close(self._lock)
@@ -236,11 +240,13 @@ class Ledger:
         return True
 
     def _sync(self) -> None:
-        for one in self._logs.values():
-            try:
-                one.sync()
-            except OSError as error:
-                log.warning("%s could not be synced: %s", one.kind, error.strerror)
+        """A thread of its own: a slow disk holds up nothing that a kill could lose."""
+        while not self._ended.wait(SYNC_S):
+            for one in self._logs.values():
+                try:
+                    one.sync()
+                except OSError as error:
+                    log.warning("%s could not be synced: %s", one.kind, error.strerror)
 
     def _remembered(self) -> set[int]:
         """What the feedback in the files is known by."""
