@@ -7,7 +7,7 @@ WORKERS ?= 2
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ladder test test-slow test-clients lint format beauty bench peers readme clean
+.PHONY: help setup demo ladder test test-slow test-clients lint format beauty games bench peers readme clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,12 @@ beauty: $(STAMP)  ## the Beauty recipe: make beauty DATA=/folder/with/interactio
 	$(BIN)/diffgr2 run beauty --set data.interactions=$(DATA)/interactions.parquet \
 	  --set data.items=$(DATA)/items.parquet
 	$(BIN)/diffgr2 report runs/beauty
+
+games: $(STAMP)  ## lists of somebody else's ranker: make games DATA=/folder/with/lists.parquet
+	@test -n "$(DATA)" || { echo "error: make games DATA=FOLDER"; exit 2; }
+	$(BIN)/diffgr2 run games --set data.interactions=$(DATA)/interactions.parquet \
+	  data.items=$(DATA)/items.parquet lists.file=$(DATA)/lists.parquet
+	$(BIN)/diffgr2 report runs/games
 
 bench: $(STAMP)  ## decoders timed on the demo's models
 	$(BIN)/diffgr2 speed demo --force

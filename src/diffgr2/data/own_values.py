@@ -51,9 +51,9 @@ def real(value: Any, name: str) -> float:
         try:
             number = float(value.strip())
         except ValueError:
-            raise BadLine(f"{name} is not a number ({value.strip()[:40]!r})") from None
+            raise BadLine(f"{name} is not a number ({_shown(value)!r})") from None
         if "_" in value:  # Python's own way to write numbers, and no file's
-            raise BadLine(f"{name} is not a number ({value.strip()[:40]!r})")
+            raise BadLine(f"{name} is not a number ({_shown(value)!r})")
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise BadLine(f"{name} is not a number ({_shown(value)})")
     if abs(number) > LARGEST or (isinstance(number, float) and not math.isfinite(number)):
@@ -62,7 +62,7 @@ def real(value: Any, name: str) -> float:
 
 
 def _shown(value: Any) -> str:
-    text = str(value)
+    text = " ".join(str(value).split())
     return text if len(text) <= 40 else text[:37] + "..."
 
 
