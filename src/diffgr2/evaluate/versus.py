@@ -33,7 +33,7 @@ SURE = 0.05
 KEYS = ("list", "candidates", "hit")
 ASKED = {
     "same": "shared lists with the same candidates that hold their target",
-    "all": "all shared lists, whatever their candidates (a miss counts 0)",
+    "all": "shared lists, whatever their candidates (a miss counts 0)",
 }
 
 
