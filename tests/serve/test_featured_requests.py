@@ -18,6 +18,7 @@ from diffgr2.errors import DataError
 from diffgr2.integrations.asking import entry, rank
 from diffgr2.prompts.request import MISSING
 from diffgr2.rerank.names import ListProblem
+from diffgr2.serve.page import candidates
 from diffgr2.traces.decide import Traces
 from support import bundles, featured_shop
 from support.bundles import edit_json
@@ -427,3 +428,6 @@ def test_a_model_of_a_shops_scores_takes_no_others_for_them(own_dir, tmp_path) -
     assert gap(opened) == ([MISSING] * 5, ())
     assert MISSING not in gap(opened, scores=[0.5, 0.4, 0.3, 0.2, 0.1])[0]
     assert opened.rank(raw(opened, 0), raw(opened, 5, 6, 7)).order
+    shown = candidates(opened, raw(opened, 0, 1), None)["candidates"]
+    assert {card["score"] for card in shown} == {None}
+    assert "gap" not in {piece["name"] for card in shown for piece in card["evidence"]}

@@ -139,7 +139,7 @@ def refitted(
     features_LKF = index.features(queries, items_LK[hit], scores_LK[hit], user_L[hit])
     fresh_FB = index.with_edges(features_LKF.reshape(-1, features_LKF.shape[-1])).edges_FB
     # A shop's own values and scores came with lists of its own; SASRec's scores have not changed.
-    scaled = isinstance(retriever, AttentionScores) or bool(index.own)
+    scaled = isinstance(retriever, AttentionScores) or index.own_scores
     kept_F = np.array([not f.counted or (scaled and f.name == "gap") for f in index.fields])
     edges_FB = np.where(kept_F[:, None], index.edges_FB, fresh_FB)
     return replace(index, edges_FB=edges_FB), int(hit.sum())

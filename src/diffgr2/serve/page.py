@@ -70,7 +70,9 @@ def candidates(reranker: Reranker, history: list[str], user: str | None) -> dict
     k = min(reranker.k, len(reranker.catalogue) - len(set(seen.tolist())))
     items_1K, scores_1K = top_k(reranker.retriever, query, k)
     raw = [reranker.catalogue.raw_ids[item] for item in items_1K[0]]
-    task = reranker.prepare(history, raw, scores=scores_1K[0].tolist(), user=user)
+    # A model that learned on a shop's own scores has no use for the retriever's.
+    scores_K = None if reranker.seats.index.own_scores else scores_1K[0].tolist()
+    task = reranker.prepare(history, raw, scores=scores_K, user=user)
     buckets_KF = task.whole.buckets_KF
     cards = []
     for place, item in enumerate(items_1K[0].tolist()):
@@ -88,8 +90,8 @@ def candidates(reranker: Reranker, history: list[str], user: str | None) -> dict
             )
             if level != MISSING
         ]
-        score = float(scores_1K[0, place])
-        cards.append({**item_card(reranker, item), "score": score, "evidence": evidence})
+        card = {**item_card(reranker, item), "score": scores_K and scores_K[place]}
+        cards.append({**card, "evidence": evidence})
     return {"candidates": cards, "levels": reranker.recipe.evidence.buckets}
 
 
