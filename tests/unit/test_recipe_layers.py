@@ -76,12 +76,13 @@ def test_chains_go_through_folders(tmp_path: Path) -> None:
 def test_paths_start_from_the_file_that_says_them(tmp_path: Path, monkeypatch: Any) -> None:
     table = "data: {source: table, interactions: logs.csv, items: ../texts.csv}\n"
     write(tmp_path, "shop/base.yaml", table)
-    path = write(tmp_path, "mine/r.yaml", "from: ../shop/base.yaml\nmodel: {base: ckpt}\n")
+    own = "from: ../shop/base.yaml\nmodel: {base: ckpt}\nstart: bundle\n"
+    path = write(tmp_path, "mine/r.yaml", own)
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe("mine/r.yaml", ["lists.file=here.csv"])
     assert recipe.data.interactions == "shop/logs.csv"
     assert recipe.data.items == "texts.csv"
-    assert recipe.model.base == "mine/ckpt"
+    assert (recipe.model.base, recipe.start) == ("mine/ckpt", "mine/bundle")
     assert recipe.lists.file == "here.csv", "--set starts from the working directory"
     monkeypatch.chdir(tmp_path / "mine")
     assert load_recipe("r.yaml").model.base == "ckpt"

@@ -76,6 +76,8 @@ def drafted(uses: Mapping[str, Use], folder: Path) -> Draft:
     else:
         _try_cores(draft, folder)
     draft.told += _findings(draft.facts)
+    if "items" not in uses:
+        draft.told.append("no file of items: they will be told by their neighbours, without texts")
     draft.minutes = minutes(work_of(recipe, _size(draft, uses)), speed())
     return draft
 

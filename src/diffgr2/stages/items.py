@@ -2,8 +2,10 @@
 
 Reads data/; writes `vectors.safetensors`, `codes.safetensors`, `items.index.json` (LC-Rec's form),
 `report.json` and the encoder for unknown items (`vectorizer.json`, `vectorizer.safetensors`,
-`quantizer.safetensors`). Co-purchases come from the train part only. Fails when the quantizer by
-itself makes fewer than `items.min_unique` of the IDs distinct. Run: `diffgr2 items RECIPE`.
+`quantizer.safetensors`). Co-purchases come from the train part only. Items of a catalogue without
+any text are told by their neighbours in histories; their text vectors stay zero. Fails when the
+quantizer by itself makes fewer than `items.min_unique` of the IDs distinct. Run: `diffgr2 items
+RECIPE`.
 """
 
 import shutil
@@ -35,6 +37,16 @@ def copurchases(train: Histories) -> np.ndarray:
     left_N, right_N = train.items_N[:-1], train.items_N[1:]
     real_N = (user_N[:-1] == user_N[1:]) & (left_N != right_N)
     return np.stack([left_N[real_N], right_N[real_N]], axis=1)
+
+
+def neighbours(train: Histories) -> list[str]:
+    """What stands for texts where a catalogue has none: an item's own mark and its neighbours' in
+    histories, as often as they are; one a line, so that no two make a term."""
+    marks: list[list[int]] = [[item] for item in range(train.n_items)]
+    for left, right in copurchases(train).tolist():
+        marks[left].append(right)
+        marks[right].append(left)
+    return ["\n".join(f"beside_{item}" for item in row) for row in marks]
 
 
 def fit_quantizer(
@@ -85,8 +97,12 @@ def run(ctx: StageContext) -> dict[str, Any]:
     check_capacity(len(dataset.catalogue), config.levels, config.codes)
     if ctx.recipe.start:
         return _inherited(ctx, dataset.catalogue)
-    vectors_ID, text_vectors = fit_vectors(catalogue_texts(dataset.catalogue), config, ctx.seed)
     known = known_part(ctx.recipe, ctx.inputs["data"], dataset)
+    texts = catalogue_texts(dataset.catalogue)
+    if silent := not any(texts):
+        ctx.progress.line("items: no texts: semantic IDs come from what is bought side by side")
+        texts = neighbours(known)
+    vectors_ID, text_vectors = fit_vectors(texts, config, ctx.seed)
     pairs_P2 = copurchases(known) if config.copurchase_weight else None
     quantizer = fit_quantizer(vectors_ID, pairs_P2, config, ctx.seed, ctx.progress)
 
@@ -96,7 +112,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     before_IL = take_neighbours(latents_IE, natural_IL, quantizer.codebooks_LCD)
     final_IL, drawn_I = make_unique(before_IL, config.codes, config.random_last, ctx.seed)
 
-    save_arrays(ctx.out / "vectors.safetensors", vectors_ID=vectors_ID)
+    said_ID = np.zeros_like(vectors_ID) if silent else vectors_ID  # neighbours are no words
+    save_arrays(ctx.out / "vectors.safetensors", vectors_ID=said_ID)
     SemanticIds(final_IL, config.codes).save(ctx.out)
     Encoder(text_vectors, quantizer).save(ctx.out)
     report = id_report(
