@@ -145,7 +145,8 @@ def from_log_verb(
         typer.echo(f"  set aside                  {count} {reason}")
     found = [event for event in events if made.events[event]] or [EVENTS[0]]
     worth = ", ".join(f"{event}: 1" for event in found)
-    typer.echo(f"in a recipe:\nlists:\n  file: {out}\n  gains: {{{worth}}}  # what each is worth")
+    told = f"lists:\n  file: {out}\n  gains: {{{worth}}}  # what each is worth"
+    typer.echo(f"in a recipe, beside data.items:\n{told}")
     if made.features:
         typer.echo(f"  features: [{', '.join(made.features.values())}]")
 
