@@ -35,7 +35,11 @@ ERRORS = [
         2,
         "error: No such option: --foo (Possible options: --force, --from)",
     ),
-    (["run", "nope"], 2, "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, micro)"),
+    (
+        ["run", "nope"],
+        2,
+        "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, games, micro)",
+    ),
     (["sft", "nope.yaml"], 2, "error: nope.yaml: no such recipe file"),
     (["run", "micro", "--set", "sft"], 2, "error: --set sft: expected key.key=value"),
     (
@@ -70,12 +74,16 @@ ERRORS = [
         "error: amazon-cars: neither a known data set (amazon-beauty, amazon-sports, amazon-toys) "
         "nor an http(s) URL",
     ),
-    (["data", "nope"], 2, "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, micro)"),
+    (
+        ["data", "nope"],
+        2,
+        "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, games, micro)",
+    ),
     (["data", "check", "gone.csv"], 2, "error: gone.csv: no such file"),
     (
         ["recipes", "nope"],
         2,
-        "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, micro)",
+        "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, games, micro)",
     ),
     (["convert-dir", "gone", "out"], 3, "error: gone/config.json: file is missing"),
     (["convert-dir", "gone", "."], 2, "error: .: stands already (give a new or empty directory)"),
