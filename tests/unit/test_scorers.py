@@ -47,6 +47,26 @@ def test_linear_finds_the_optimum_of_its_loss() -> None:
     assert np.corrcoef(weight_FB.ravel(), centred.ravel())[0, 1] > 0.95
 
 
+def test_neighbouring_buckets_are_pulled_together_to_the_optimum() -> None:
+    buckets, hit, _ = made()
+    plain = LinearScorer.fit(buckets, share(hit), B, 1e-3)
+    scorer = LinearScorer.fit(buckets, share(hit), B, 1e-3, smooth=0.1)
+
+    def loss(weight_FV: np.ndarray) -> float:
+        told = loss_of(weight_FV[:, :B], buckets, hit, 1e-3)
+        return told + 0.05 * float(np.square(np.diff(weight_FV[:, :B], axis=1)).sum())
+
+    rng = np.random.default_rng(1)
+    base = loss(scorer.weight_FV)
+    assert base < loss(plain.weight_FV)
+    for _ in range(50):
+        assert base < loss(scorer.weight_FV + 0.05 * rng.normal(size=scorer.weight_FV.shape))
+    steps = [np.abs(np.diff(s.weight_FV[:, :B], axis=1)).mean() for s in (scorer, plain)]
+    assert steps[0] < 0.8 * steps[1]
+    flat = LinearScorer.fit(buckets, share(hit), B, 1e-3, smooth=1e4)
+    assert np.abs(np.diff(flat.weight_FV[:, :B], axis=1)).max() < 1e-2
+
+
 def test_contributions_add_up_to_the_score_and_are_centred() -> None:
     buckets, hit, _ = made()
     scorer = LinearScorer.fit(buckets, share(hit), B, 1e-3)

@@ -55,8 +55,10 @@ class LinearScorer:
         n_buckets: int,
         l2: float,
         there_LK: np.ndarray | None = None,
+        smooth: float = 0.0,
     ) -> LinearScorer:
-        """Listwise softmax with L2 per weight; convex, so the optimum is the one there is.
+        """Listwise softmax with L2 per weight, and `smooth` per difference of neighbouring buckets;
+        convex, so the optimum is the one there is.
 
         A row of `share_LK` sums to what its list counts.
         """
@@ -83,7 +85,13 @@ class LinearScorer:
             mass_LKF = np.broadcast_to(p_LK[:, :, None], cell_LKF.shape)
             expected_C = np.bincount(cell_LKF.ravel(), mass_LKF.ravel(), minlength=cells)[:cells]
             penalty = 0.5 * l2 * float(weight_C @ weight_C)
-            return loss / n_lists + penalty, (expected_C - target_C) / n_lists + l2 * weight_C
+            slope_C = (expected_C - target_C) / n_lists + l2 * weight_C
+            if smooth:
+                step_FB = np.diff(weight_C.reshape(fields, levels)[:, :n_buckets], axis=1)
+                penalty += 0.5 * smooth * float(np.square(step_FB).sum())
+                pull_FB = np.diff(np.pad(step_FB, ((0, 0), (1, 1))), axis=1)
+                slope_C.reshape(fields, levels)[:, :n_buckets] -= smooth * pull_FB
+            return loss / n_lists + penalty, slope_C
 
         options = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-7}
         found = minimize(objective, np.zeros(cells), jac=True, method="L-BFGS-B", options=options)
@@ -274,6 +282,7 @@ def fit(
     seed: int,
     there_LK: np.ndarray | None = None,
     weight_LK: np.ndarray | None = None,
+    smooth: float = 0.0,
 ) -> Scorer:
     """Fit one kind on the lists that something came of; `there_LK` where some are shorter."""
     rows_L = (gains_LK > 0).any(1)
@@ -283,7 +292,7 @@ def fit(
     held_LK = None if there_LK is None or there_LK.all() else there_LK[rows_L]
     match kind:
         case "linear":
-            return LinearScorer.fit(buckets_LKF, share_LK, n_buckets, l2, held_LK)
+            return LinearScorer.fit(buckets_LKF, share_LK, n_buckets, l2, held_LK, smooth)
         case "mlp":
             return fit_mlp(buckets_LKF, share_LK, n_buckets, seed, held_LK)
         case "gbdt":

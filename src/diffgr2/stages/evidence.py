@@ -64,7 +64,8 @@ def fitted(
         )
     buckets_LKF = np.concatenate([known[split].buckets_LKF for split in splits])
     there_LK = np.concatenate([known[split].there_LK for split in splits])
-    how: dict[str, Any] = {"l2": config.l2, "seed": seed, "there_LK": there_LK}
+    how: dict[str, Any] = {"l2": config.l2, "smooth": config.smooth, "seed": seed}
+    how["there_LK"] = there_LK
     weight = [known[split].weight_LK for split in splits]
     if all(weight_LK is not None for weight_LK in weight):
         how["weight_LK"] = np.concatenate([w for w in weight if w is not None])
