@@ -33,7 +33,7 @@ SHORT = [
 ]
 TIMED = {"speed", "probes"}
 EVERYTHING = set(STAGES) - TIMED - {"bundle_ar"}
-ROWS_ONLY = EVERYTHING - {"calibrate", "bundle"}
+ROWS_ONLY = EVERYTHING - {"calibrate", "bundle", "rival"}
 
 
 @contextmanager

@@ -150,6 +150,8 @@ def test_the_bounds_can_be_read_and_are_kept(reranker: Reranker) -> None:
             "history": 2,
             "text": 20,
             "batch": 3,
+            "events": 1000,
+            "rules": 1000,
             "body_bytes": 3000,
             "timeout_ms": [1, 9000],
             "default_timeout_ms": 30000,

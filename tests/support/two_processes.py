@@ -59,7 +59,7 @@ def muon_is_refused(folder: Path) -> None:
         train(folder, steps=1, optimizer="muon")
     except ConfigError as error:
         said = str(error)
-    assert said == "optimizer: muon works in one process, several need adamw"
+    assert said.startswith("optimizer: muon works in one process, several need adamw")
 
 
 def write_error_stops_all(folder: Path) -> None:
