@@ -15,15 +15,17 @@ help:  ## this list
 setup: $(STAMP)  ## .venv with everything for tests
 
 # torch goes first and by itself: with its version pinned the CPU build on disk or in the index is
-# taken, and nothing later replaces it. A half-made environment is made anew.
+# taken, and nothing later replaces it. Modules are compiled when first imported: most never are.
+# A half-made environment is made anew.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	  || { echo "error: Python 3.11 or newer is needed (make PYTHON=/path/to/python3.11)"; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "setting up .venv (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
 	  "$$(grep '^torch==' constraints.txt)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
+	  -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## the recipe on the simulated shop: table, plots, three examples, a model to serve

@@ -69,9 +69,11 @@ def open_report(named: str, directory: Path | None, overrides: list[str] | None)
 
 def set_threads(recipe: Recipe) -> None:
     """The recipe's torch threads; results depend on their number."""
-    # A thread that spins until its neighbour is done takes the core from it where others work
-    # too: ten times slower then. OpenMP reads this once, when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Between two small products a thread waits for its neighbour. To spin for long takes the core
+    # from it where others work too (ten times slower then), to sleep at once costs a third of a
+    # training step; this many turns are a few microseconds. OpenMP reads it once, with torch.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if recipe.threads:
         import torch
 
