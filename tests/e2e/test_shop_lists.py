@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def test_lists_go_by_their_names_in_trec_files_and_examples_show_no_padding(
     assert queries
     assert all(name.startswith("r") for name in queries)
     text = worked_examples(found, 3)
+    assert len(re.findall(r"^Wanted most: .* \(worth [13]\), place ", text, re.MULTILINE)) == 3
+    assert "Bought next" not in text
     for example in text.split("## Example")[1:]:
         numbers = [line for line in example.splitlines() if line[:1].isdigit()]
         assert len(numbers) % 2 == 0, "as many in the ranking as came"

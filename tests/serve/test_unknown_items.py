@@ -197,6 +197,20 @@ def test_what_other_servers_know_passes_in_silence(live: Live, reranker: Reranke
     assert ranked(live, asked(reranker, documents=documents, **foreign))["meta"]["warnings"] == []
 
 
+def test_scores_beside_the_documents_are_told_where_they_belong(
+    live: Live, reranker: Reranker
+) -> None:
+    documents = [{"id": id_, "score": 2 - n} for n, id_ in enumerate(ids(reranker, 50, 51))]
+    (told,) = ranked(live, asked(reranker, documents=documents))["meta"]["warnings"]
+    assert told.startswith("documents[].score: ignored; your ranker's scores go in `scores`, one ")
+    ranked(live, asked(reranker, documents=documents, strict=True))  # no error: others echo them
+    for more in (
+        {"documents": documents, "scores": [2.0, 1.0]},
+        {"documents": [{**one, "score": None} for one in documents]},
+    ):
+        assert ranked(live, asked(reranker, **more))["meta"]["warnings"] == []
+
+
 # --------------------------------------------------------------------------------------- rules
 
 

@@ -145,9 +145,17 @@ def test_what_cannot_be_started_from_is_one_line(run_dir: Path, tmp_path: Path) 
 def test_other_evidence_is_refused(run_dir: Path, tmp_path: Path) -> None:
     recipe = recipe_of(run_dir / "bundle")
     with pytest.raises(
-        Diffgr2Error, match=r"^start: .* knows the evidence rank, .*; this data has"
+        Diffgr2Error, match=r"^start: .* knows evidence that this data lacks: copurchase, .*"
     ):
         warm.vocabulary(recipe, ("rank", "gap"))
+    fields = Vocabulary.load(run_dir / "bundle").spec.fields
+    without_scores = tuple(name for name in fields if name != "gap")
+    with pytest.raises(
+        Diffgr2Error,
+        match=r"this data lacks: gap \(`gap` wants scores with the lists\); "
+        r"it does not know the evidence price$",
+    ):
+        warm.vocabulary(recipe, (*without_scores, "price"))
     broken = copy_of(run_dir / "bundle", tmp_path / "broken")
     edit_json(broken / "config.json", lambda config: config.update(hidden_size=47) or config)
     seal(broken)

@@ -165,7 +165,7 @@ def test_a_shape_is_understood(
         text = out.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 15
         assert text in said
-        assert f"next: diffgr2 run {out} --goal teacher   (about " in said
+        assert f"next: diffgr2 run {out}   (about " in said
         recipe = load_recipe(str(out))
         dumped = recipe.data.model_dump()
         for key, value in wanted.items():

@@ -110,6 +110,7 @@ def test_own_lists_have_outcomes_and_no_target() -> None:
     found = judge(lists, systems, "ar", OTHERS, taught=True, resamples=100, seed=0)
     assert found is not None
     assert all("60 test lists that have an outcome" in found["lines"][at] for at in (0, 2))
+    assert found["lines"][0].startswith("`ar`: better than the floor (the shop's own order): ")
 
 
 def test_only_lists_that_were_decoded_and_hold_their_target_count() -> None:

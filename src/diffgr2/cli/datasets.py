@@ -148,7 +148,8 @@ def from_log_verb(
     told = f"lists:\n  file: {out}\n  gains: {{{worth}}}  # what each is worth"
     typer.echo(f"in a recipe, beside data.items:\n{told}")
     if made.features:
-        typer.echo(f"  features: [{', '.join(made.features.values())}]")
+        names = ", ".join(made.features.values())
+        typer.echo(f"  features: [{names}]  # or as your recipe has them: which end is good")
 
 
 def _own(

@@ -23,7 +23,7 @@ from diffgr2.data.records import import_dataset
 from diffgr2.errors import DataError
 from diffgr2.own import LIST_WORDS
 from diffgr2.recipe import PATHS, validate
-from diffgr2.stages.effort import Size, minutes, speed, work_of
+from diffgr2.stages.effort import Size, counted, minutes, speed, work_of
 
 CORES = (5, 3, 2, 0)
 KEPT = 0.5  # share of interactions that a core should keep
@@ -43,9 +43,9 @@ class Draft:
 
     def next(self, out: Path) -> str:
         """The command that follows, and its time."""
-        teacher, whole = (max(1, round(value)) for value in self.minutes)
-        time = f"about {teacher:,} minutes on this machine; all stages: {whole:,}"
-        return f"diffgr2 run {out} --goal teacher   ({time})"
+        teacher, whole = (counted(max(1, round(value)), "minute") for value in self.minutes)
+        first = f"a first table after {teacher} with --goal teacher"
+        return f"diffgr2 run {out}   (about {whole} on this machine; {first})"
 
     def text(self, out: Path, paths: list[Path]) -> str:
         """The recipe, with a comment where it says more than the key."""

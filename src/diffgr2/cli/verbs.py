@@ -128,7 +128,7 @@ def status(
     states = runner.survey(list(runner.stages), gone=True)
     why, said = reasons(runner, states), set[str]()
     for name, state in states.items():
-        reason, told = why.get(name, Reason()), STAGES[name].summary
+        reason, told = why.get(name, Reason()), runner.stages[name].summary
         if state == OUTDATED and reason.above:
             told = f"because of {', '.join(reason.above)}"
         typer.echo(f"{name:20} {state:12} {told}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 
 from diffgr2.data.peek import Column, Peek
 from diffgr2.errors import DataError
@@ -320,7 +321,7 @@ def _fits(use: Use, word: str, column: Column) -> tuple[float, str]:
         return (1.0 if long else 0.0), "several items each"
     if word == "categories":
         fits = column.kind == "list" or (column.kind == "text" and column.unique < 0.9)
-        return float(fits), f"{many}, for example {column.range[:60]}"
+        return float(fits), f"{many}, for example {shorten(column.range, 60, placeholder=' …')}"
     if word == "title":
         plain = column.kind == "text" and column.words >= 2 and column.unique > 0.5
         return (1.3 if plain else float(column.kind == "text")), f"{column.words:.0f} words"

@@ -20,6 +20,7 @@ from diffgr2.types import FAILURES
 SHORT = ("r@1", "r@3", "ndcg@3", "ndcg@10")
 SURE = (("raw valid", "raw_valid"), ("coherent", "coherent"), ("evidence true", "evidence_true"))
 NAMES = {"hit": "Hit users (target among the candidates)", "all": "All users (a miss counts 0)"}
+OWN_NAMES = {"hit": "Lists that have an outcome", "all": "All lists (one without counts 0)"}
 
 Columns = Sequence[tuple[str, Callable[[dict[str, Any]], str]]]
 """Of a table: each column's head, and what a row says there."""
@@ -200,6 +201,11 @@ def step_sentences(rows: list[dict[str, Any]]) -> list[str]:
     return sentences
 
 
+def heading(report: dict[str, Any], population: str) -> str:
+    """What a population is called: a shop's own lists may have several users, or none."""
+    return (OWN_NAMES if report.get("own_lists") else NAMES)[population]
+
+
 def render_markdown(report: dict[str, Any], figures: Sequence[str] = ()) -> str:
     """The whole report as Markdown; `figures` are file names beside it."""
     lines = [f"# Report: {report['recipe']}", ""]
@@ -207,10 +213,11 @@ def render_markdown(report: dict[str, Any], figures: Sequence[str] = ()) -> str:
         lines.append(f"- {key.replace('_', ' ')}: `{report[key]}`")
     if found := report.get("verdict"):
         lines += ["", "## Verdict", "", *(f"- {line}" for line in found["lines"])]
+    what = "lists" if report.get("own_lists") else "users"
     lines += [
         "",
-        "Intervals are paired 95 % bootstrap percentiles over users, the same resamples for every "
-        "row; a difference whose interval holds 0 is called none. `random` is the exact "
+        f"Intervals are paired 95 % bootstrap percentiles over {what}, the same resamples for "
+        "every row; a difference whose interval holds 0 is called none. `random` is the exact "
         "expectation. Two rows are level where the whole interval of their difference lies within "
         "the margin; elsewhere no difference is shown. Shares of outputs have Wilson intervals.",
     ]
@@ -218,7 +225,7 @@ def render_markdown(report: dict[str, Any], figures: Sequence[str] = ()) -> str:
         rows = rows_of(report, population)
         if not rows:
             continue
-        parts = [f"## {NAMES[population]}", metrics_table(rows)]
+        parts = [f"## {heading(report, population)}", metrics_table(rows)]
         parts += [differences_table(rows, other) for other in ("ar", "floor", "rival")]
         parts.append(gap_table(rows))
         if population == "hit":
@@ -248,8 +255,9 @@ def render_table(report: dict[str, Any], population: str) -> Table:
     columns += [("coherent", at("coherent", 3)), ("TPF", at("tpf", 2))]
     columns.append(("forwards", at("forwards", 1)))
     columns += [("tok/s", at("tokens_per_s", 0)), ("speed-up", at("speedup", 2))]
-    title = f"{report['recipe']} · {NAMES[population]} · n = {n:,}"
-    table = Table("row", title=title, title_justify="left")
+    title = f"{report['recipe']} · {heading(report, population)} · n = {n:,}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("row", no_wrap=True)
     for head, _ in columns:
         table.add_column(head, justify="right")
     for row in rows:

@@ -29,6 +29,8 @@ PARTS = {
 }
 """What a row is held against; a run that is worse than one of `choices.FAILING` has failed."""
 
+OWN_FLOOR = "the floor (the shop's own order)"
+
 TAUGHT = "the scorer that taught it"
 BESIDE_SCORER = "the strongest rival besides its scorer"
 NO_RIVAL = "Not held against a rival: the stage `rival` does not stand (diffgr2 rival RECIPE)."
@@ -84,7 +86,7 @@ def judge(
         "n_lists": len(lists),
         "taught": taught,
         "strongest": strongest,
-        "wanted": "hold their target" if lists.gains is None else "have an outcome",
+        "own_lists": lists.gains is not None,
         "against": against,
         "worse_than": [part for part in failed if part in FAILING],
     }
@@ -106,6 +108,8 @@ def sentence(verdict: Mapping[str, Any], one: Mapping[str, Any]) -> str:
     who = TAUGHT if part == "scorer" and verdict["taught"] else PARTS[part]
     if part == "rival" and not verdict["strongest"]:
         who = BESIDE_SCORER
+    if part == "floor" and verdict["own_lists"]:
+        who = OWN_FLOOR
     if part != "floor":
         who += f", `{one['row']}`"
     word = f"{stance} from" if stance == STANCES["none"] else f"{stance} than"
@@ -117,5 +121,6 @@ def sentence(verdict: Mapping[str, Any], one: Mapping[str, Any]) -> str:
             if metric == verdict["metric"]
             else f"{metric.upper()} {signed(entry['diff'])} {span(entry['ci'])}"
         )
-    lists = f"{one['n']:,} {verdict['split']} lists that {verdict['wanted']}"
+    wanted = "have an outcome" if verdict["own_lists"] else "hold their target"
+    lists = f"{one['n']:,} {verdict['split']} lists that {wanted}"
     return f"{word} {who}: {'; '.join(parts)} ({lists}; paired 95 %)."

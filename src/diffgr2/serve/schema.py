@@ -22,7 +22,7 @@ from diffgr2.rerank.result import Telling
 from diffgr2.rerank.rules import RULES
 from diffgr2.rerank.world import DECODE_KEYS
 from diffgr2.serve.limits import Limits
-from diffgr2.serve.unknowns import unknowns
+from diffgr2.serve.unknowns import misplaced, unknowns
 
 TYPES = {
     400: "bad_request",
@@ -283,7 +283,7 @@ def _ask(value: dict[str, Any], tei: bool, limits: Limits) -> Ask:
         wish=wish,
         rules={name: rule for name, rule in rules.items() if rule is not None},
         strict=strict,
-        warnings=[*(told for _, told in strange), *warnings],
+        warnings=[*(told for _, told in strange), *misplaced(value), *warnings],
     )
 
 

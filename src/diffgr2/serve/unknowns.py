@@ -77,6 +77,16 @@ def unknowns(
     return [*told, ("body", f"{more} more unknown fields, ignored")] if more > 0 else told
 
 
+def misplaced(body: dict[str, Any]) -> list[str]:
+    """A warning for scores that stand with the documents, where other servers' clients echo them:
+    the retriever's own are a field of the request."""
+    entries = body.get("documents") if body.get("scores") is None else None
+    objects = [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+    if all(one.get("score") is None for one in objects):
+        return []
+    return ["documents[].score: ignored; your ranker's scores go in `scores`, one per document"]
+
+
 def strange(body: Iterable[str], where: str, known: Collection[str]) -> list[str]:
     """Warnings for the unknown names of a body of ours, which no other server's client sends."""
     names = [name for name in body if name not in known]

@@ -153,4 +153,10 @@ def minutes(work: dict[str, float], gflops: float) -> tuple[float, float]:
 def told(work: dict[str, float], gflops: float) -> str:
     """The estimate in words."""
     teacher, whole = (max(1, round(value)) for value in minutes(work, gflops))
-    return f"about {teacher:,} minutes to the AR teacher (--goal teacher), {whole:,} for all"
+    first = f"about {counted(teacher, 'minute')} to the AR teacher (--goal teacher)"
+    return f"{first}, {whole:,} for all"
+
+
+def counted(n: int, word: str) -> str:
+    """`1 minute`, `2 minutes`."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"

@@ -28,6 +28,9 @@ def described(corpus: Corpus, row: int, decoded: Decoded, n: int, order_K: np.nd
     catalogue, lists = corpus.dataset.catalogue, corpus.judged("test")
     items = lists.items_LK[row, : int(lists.length_L[row])].tolist()
     hit, order = int(lists.hit_L[row]), order_K.tolist()
+    # What came of a shop's own list may be less than a purchase.
+    own = "" if lists.gains is None else f" (worth {float(lists.gains_LK[row, hit]):g})"
+    came = "Wanted most" if own else "Bought next"
     names = [bold(catalogue.titles[i] or f"item {catalogue.raw_ids[i]}") for i in items]
     history = corpus.dataset.histories.of(int(lists.user_L[row]), int(lists.end_L[row]))[-SHOWN:]
     reasoning = told_of(corpus, row, decoded, n, order_K, markdown=True).text
@@ -43,7 +46,7 @@ def described(corpus: Corpus, row: int, decoded: Decoded, n: int, order_K: np.nd
         *("", f"Ranking{state}:", ""),
         *(f"{place}. {names[at]} (came {at + 1}.)" for place, at in enumerate(order, 1)),
         "",
-        f"Bought next: {names[hit]}, place {hit + 1} before, {order.index(hit) + 1} after. "
+        f"{came}: {names[hit]}{own}, place {hit + 1} before, {order.index(hit) + 1} after. "
         f"{len(trajectory.tokens_T)} tokens in {trajectory.nfe} "
         f"forward{'s' * (trajectory.nfe != 1)}.",
         "",

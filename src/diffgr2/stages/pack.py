@@ -47,6 +47,7 @@ def card(
     decoders = ", ".join(f"`{name}`" for name in DECODERS if diffusion or name == "ar")
     facts = {"recipe": recipe, "model": model, "decoders": decoders, **counts}
     facts |= {"decoder": decoder, "setting": setting, "data": data_of(recipe)[0]}
+    facts["ranker"] = "its own ranker" if recipe.lists.file else "this retriever"
     facts["verdict"] = "Not judged: no test list holds its target."
     if verdict:
         lines = [f"- {line}" for line in verdict["lines"]]

@@ -141,6 +141,12 @@ OWN = {
 }
 """What stages depend on besides, where the lists are a shop's own."""
 
+OWN_SUMMARIES = {
+    "data": "import of interactions, items and your lists",
+    "candidates": "your lists, split",
+}
+"""What these then do, for the lines of a run."""
+
 
 def with_lists(stage: Stage, recipe: Recipe) -> Stage:
     """The stage as it is in a recipe with own lists, whose candidates need no retriever."""
@@ -150,7 +156,9 @@ def with_lists(stage: Stage, recipe: Recipe) -> Stage:
     if recipe.lists.file is None or not more:
         return stage
     inputs = ("data",) if stage.name == "candidates" else stage.inputs
-    return replace(stage, sections=(*stage.sections, *more.split()), inputs=inputs)
+    summary = OWN_SUMMARIES.get(stage.name, stage.summary)
+    sections = (*stage.sections, *more.split())
+    return replace(stage, sections=sections, inputs=inputs, summary=summary)
 
 
 def stages_of(recipe: Recipe) -> dict[str, Stage]:

@@ -76,6 +76,8 @@ def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Pat
         truth_LK=found.truth,
         rival=found.rival.get("row"),
     )
+    if recipe.lists.file is not None:
+        report["own_lists"] = True
     if found.rival:
         report["rival"] = found.rival
     if found.verdict:

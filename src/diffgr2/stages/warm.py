@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffgr2.artifacts import MANIFEST, read_json
+from diffgr2.candidates.fields import COUNTED
 from diffgr2.config import Recipe
 from diffgr2.data.columnar import unpack
 from diffgr2.errors import ConfigError
@@ -123,6 +124,22 @@ def vocabulary(recipe: Recipe, fields: tuple[str, ...]) -> Vocabulary:
     start = Path(recipe.start or "")
     vocab = Vocabulary.load(start)
     if vocab.spec.fields != fields:
-        has, wants = ", ".join(vocab.spec.fields), ", ".join(fields)
-        raise ConfigError(f"start: {start} knows the evidence {has}; this data has {wants}")
+        raise ConfigError(f"start: {start} {_other_evidence(vocab.spec.fields, fields)}")
     return vocab
+
+
+def _other_evidence(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
+    """What differs, and what usually brings it back."""
+    counted = {field.name for field in COUNTED}
+    lacking = [name for name in theirs if name not in ours]
+    strange = [name for name in ours if name not in theirs]
+    own = [name for name in lacking if name not in counted]
+    hints = [f"name {', '.join(own)} in lists.features"] if own else []
+    hints += ["`gap` wants scores with the lists"] if "gap" in lacking else []
+    parts = []
+    if lacking:
+        hint = f" ({'; '.join(hints)})" if hints else ""
+        parts.append(f"knows evidence that this data lacks: {', '.join(lacking)}{hint}")
+    if strange:
+        parts.append(f"does not know the evidence {', '.join(strange)}")
+    return "; it ".join(parts) or f"has its evidence in another order: {', '.join(theirs)}"
