@@ -397,3 +397,9 @@ def test_scorers_that_never_met_a_gap_take_it_for_nothing_special() -> None:
     usual = np.bincount(buckets_LKF[..., 2].ravel()).argmax()
     known_LKF = np.where(other_LKF == MISSING, usual, other_LKF).astype(np.uint8)
     np.testing.assert_array_equal(mlp.score(other_LKF), mlp.score(known_LKF))
+
+
+def test_where_nearly_all_are_alike_the_few_others_stand_out() -> None:
+    value = np.array([3.0] * 50 + [7.0, 9.0], np.float32)
+    assert set(level_of(bucket_edges(value, 8, NUMBER), value[:50])) == {0}
+    assert set(level_of(bucket_edges(value, 8, NUMBER), value[50:])) == {7}

@@ -348,7 +348,11 @@ def number_edges(value_X: np.ndarray, n_buckets: int) -> np.ndarray:
     """
     cuts = np.arange(1, n_buckets) / n_buckets
     found = np.unique(np.quantile(value_X, cuts, method="higher")) if len(value_X) else value_X
-    edges = np.append(-FURTHEST, found[found > value_X.min(initial=np.inf)]).astype(np.float32)
+    least = value_X.min(initial=np.inf)
+    above = value_X[value_X > least]
+    # Where nearly all are the least, the few others are what is high.
+    found = found[found > least] if (found > least).any() else np.sort(above)[:1]
+    edges = np.append(-FURTHEST, found).astype(np.float32)
     levels = len(edges)
     if levels == 1:
         bucket_V = np.array([(n_buckets - 1) // 2])
