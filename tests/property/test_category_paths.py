@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffgr2.data.categories import LONGEST_TEXT, read_paths, told
@@ -85,6 +85,7 @@ TEXTS = (
 )
 
 
+@settings(deadline=None)
 @given(st.lists(TEXTS, max_size=12), st.sampled_from([None, "none", ",", "::", " "]))
 def test_any_texts_become_paths(texts: list[str], separator: str | None) -> None:
     found = read_paths({str(n): text for n, text in enumerate(texts)}, separator)

@@ -138,6 +138,6 @@ def told(paths: Paths) -> str:
     text, names = paths.example
     if not paths.sign:
         return f"taken whole, for example {text[:80]!r}"
-    shown = " > ".join(map(str, names))
+    shown = " ".join(" > ".join(map(str, names)).split())  # on one line
     how = "spelled as lists" if paths.sign == "list" else f"split at {paths.sign!r}"
     return f"{how} in {paths.share:.0%} of the texts, {text[:80]!r} is {shown[:80]}"
