@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from diffgr2.candidates.index import LISTS_PER_CHUNK, EvidenceIndex
-from diffgr2.candidates.pairs import KINDS, PairCounts, first_purchases, pair_values
+from diffgr2.candidates.pairs import (
+    KINDS,
+    PairCounts,
+    first_purchases,
+    firsts,
+    near_pairs,
+    pair_values,
+)
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.types import CandidateLists, Histories
 
@@ -41,27 +48,16 @@ class TimedCounts:
     def build(histories: Histories, window: int) -> TimedCounts:
         n = histories.n_items
         key_M, position_M, day_M = first_purchases(histories)
-        stamp_M = _first_times(histories, key_M)
+        stamp_M = histories.timestamps_N[firsts(histories)[1]]
         time_T = np.unique(stamp_M)
-        when_M = np.searchsorted(time_T, stamp_M)
-        user_M, item_M = key_M // n, key_M % n
-        order_M = np.lexsort((position_M, user_M))
-        user, item = user_M[order_M], item_M[order_M].astype(np.int64)
-        day, when = day_M[order_M], when_M[order_M]
-        keys, values, times = [], [], []
-        for distance in range(1, window + 1):
-            inside = user[distance:] == user[:-distance]
-            early, late = item[:-distance][inside], item[distance:][inside]
-            same_day = (day[:-distance] == day[distance:])[inside]
-            for first, second, sign in ((early, late, 1), (late, early, -1)):
-                keys.append(first * n + second)
-                steps = np.full(len(first), sign * distance)
-                values.append(np.stack(pair_values(steps, same_day, window), 1))
-                times.append(np.maximum(when[:-distance], when[distance:])[inside])
-        key_R, when_R = np.concatenate(keys), np.concatenate(times)
+        when_M, item_M = np.searchsorted(time_T, stamp_M), key_M % n
+        pieces = zip(*near_pairs(n, window, key_M, position_M, day_M), strict=True)
+        key_R, value_RV, early_R, late_R = map(np.concatenate, pieces)
+        when_R = np.maximum(when_M[early_R], when_M[late_R])  # known once both are bought
         order_R = np.lexsort((when_R, key_R))
-        value_RV = np.concatenate(values).astype(np.float64)[order_R]
-        sums = np.concatenate([np.zeros((1, len(KINDS))), np.cumsum(value_RV, 0)])
+        sums = np.concatenate(
+            [np.zeros((1, len(KINDS))), np.cumsum(value_RV.astype(np.float64)[order_R], 0)]
+        )
         by_item = np.lexsort((when_M, item_M))
         nothing = np.empty(0, np.int64)
         own = PairCounts(
@@ -76,14 +72,6 @@ class TimedCounts:
     def at(self, moment_L: np.ndarray) -> MomentCounts:
         """The counts for these lists, in their order."""
         return MomentCounts(self, np.searchsorted(self.time_T, moment_L))
-
-
-def _first_times(histories: Histories, key_M: np.ndarray) -> np.ndarray:
-    """The time of each user's first purchase of each item, in the order of `key_M`."""
-    user_N = np.repeat(np.arange(histories.n_users, dtype=np.int64), histories.lengths_U)
-    _, first_M = np.unique(user_N * histories.n_items + histories.items_N, return_index=True)
-    assert len(first_M) == len(key_M)
-    return histories.timestamps_N[first_M]
 
 
 @dataclass(frozen=True)

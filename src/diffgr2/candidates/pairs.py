@@ -11,6 +11,7 @@ become evidence fields (`index`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,15 +22,20 @@ DAY = 86_400
 KINDS = ("together", "forward", "session")  # the counts, in the order of `value_PV`'s columns
 
 
+def firsts(train: Histories) -> tuple[np.ndarray, np.ndarray]:
+    """(key_M, first_M): each user's distinct items as user * n_items + item, sorted, and which
+    interaction was the first with each."""
+    user_N = np.repeat(np.arange(train.n_users, dtype=np.int64), train.lengths_U)
+    return np.unique(user_N * train.n_items + train.items_N, return_index=True)
+
+
 def first_purchases(train: Histories) -> tuple[np.ndarray, ...]:
     """(key_M, position_M, day_M): each user's distinct items, sorted by user then item.
 
     `key` is user * n_items + item; `position` counts a user's distinct items in order from 0.
     """
-    user_N = np.repeat(np.arange(train.n_users, dtype=np.int64), train.lengths_U)
-    key_N = user_N * train.n_items + train.items_N
-    key_M, first_M = np.unique(key_N, return_index=True)
-    user_M = user_N[first_M]
+    key_M, first_M = firsts(train)
+    user_M = key_M // train.n_items
     # Distinct purchases before this one, without those of the users before.
     position_M = np.argsort(np.argsort(first_M)) - np.searchsorted(user_M, user_M)
     day_M = train.timestamps_N[first_M] // DAY
@@ -41,6 +47,27 @@ def pair_values(distance: np.ndarray, same_day: np.ndarray, window: int) -> list
     near = (np.abs(distance) <= window) & (distance != 0)
     forward = np.where(near & (distance > 0), 1.0 / np.maximum(distance, 1), 0.0)
     return [kind.astype(np.float32) for kind in (near, forward, forward * same_day)]
+
+
+def near_pairs(
+    n: int, window: int, key_M: np.ndarray, position_M: np.ndarray, day_M: np.ndarray
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Every two purchases of one user within the window, both ways round, in a fixed order.
+
+    In pieces: pair keys [R], values [R, kinds], and places [R] in M of the earlier and the later.
+    """
+    user_M, item_M = np.divmod(key_M, n)
+    order_M = np.lexsort((position_M, user_M))
+    user, item, day = user_M[order_M], item_M[order_M], day_M[order_M]
+    for distance in range(1, window + 1):
+        inside = user[distance:] == user[:-distance]
+        early, late = item[:-distance][inside], item[distance:][inside]
+        same_day = (day[:-distance] == day[distance:])[inside]
+        places = order_M[:-distance][inside], order_M[distance:][inside]
+        for first, second, sign in ((early, late, 1), (late, early, -1)):
+            steps = np.full(len(first), sign * distance)
+            value_RV = np.stack(pair_values(steps, same_day, window), 1)
+            yield first * n + second, value_RV, *places
 
 
 @dataclass(frozen=True)
@@ -66,23 +93,15 @@ class PairCounts:
         n: int, window: int, key_M: np.ndarray, position_M: np.ndarray, day_M: np.ndarray
     ) -> PairCounts:
         """The counts of these first purchases, of n items; keys are sorted."""
-        user_M, item_M = np.divmod(key_M, n)
-        order_M = np.lexsort((position_M, user_M))
-        user, item, day = user_M[order_M], item_M[order_M], day_M[order_M]
         keys, values = [], []
-        for distance in range(1, window + 1):
-            inside = user[distance:] == user[:-distance]
-            early, late = item[:-distance][inside], item[distance:][inside]
-            same_day = (day[:-distance] == day[distance:])[inside]
-            for first, second, sign in ((early, late, 1), (late, early, -1)):
-                keys.append(first * n + second)
-                steps = np.full(len(first), sign * distance)
-                values.append(np.stack(pair_values(steps, same_day, window), 1))
+        for key_R, value_RV, *_ in near_pairs(n, window, key_M, position_M, day_M):
+            keys.append(key_R)
+            values.append(value_RV)
         key_R, value_RV = np.concatenate(keys), np.concatenate(values).astype(np.float64)
         pair_P, row_R = np.unique(key_R, return_inverse=True)
         columns = [np.bincount(row_R, value_RV[:, v], len(pair_P)) for v in range(len(KINDS))]
         value_PV = np.stack(columns, 1).astype(np.float32)
-        buyers_I = np.bincount(item_M, minlength=n).astype(np.int32)
+        buyers_I = np.bincount(key_M % n, minlength=n).astype(np.int32)
         position_M, day_M = position_M.astype(np.int32), day_M.astype(np.int32)
         return PairCounts(n, window, pair_P, value_PV, key_M, position_M, day_M, buyers_I)
 

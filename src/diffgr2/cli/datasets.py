@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffgr2.cli.verbs import PANEL, Overrides, stage_verb
+from diffgr2.cli.verbs import PANEL, Overrides, stage_verb, word_columns
 from diffgr2.config import DataConfig, Recipe
 from diffgr2.errors import ConfigError, DataError
 from diffgr2.recipe import load_recipe, validate
@@ -112,8 +112,8 @@ def check(
     data: dict[str, Any] = {
         "items": str(items) if items else None,
         "k_core": k_core,
-        "columns": _pairs("--column", columns),
-        "item_columns": _pairs("--item-column", item_columns),
+        "columns": dict(word_columns("--column", columns)),
+        "item_columns": dict(word_columns("--item-column", item_columns)),
     }
     if interactions:
         data["source"] = source or source_of(Path(interactions))
@@ -161,10 +161,15 @@ def _own(
     """The section `lists` that these options say."""
     if path is None:
         return {}
-    own: dict[str, Any] = {"file": str(path), "columns": _pairs("--list-column", columns)}
+    own: dict[str, Any] = {
+        "file": str(path),
+        "columns": dict(word_columns("--list-column", columns)),
+    }
     own["features"] = [name for text in features or [] for name in text.split(",")]
     if gains:
-        own["gains"] = {name: _worth(text) for name, text in _pairs("--gain", gains).items()}
+        own["gains"] = {
+            name: _worth(text) for name, text in dict(word_columns("--gain", gains)).items()
+        }
     return own
 
 
@@ -188,17 +193,6 @@ def _worth(text: str) -> float:
         return float(text)
     except ValueError:
         raise ConfigError(f"--gain: {text!r} is not a number") from None
-
-
-def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
-    """What `word=column` says, several times."""
-    found = {}
-    for text in texts or []:
-        word, equals, column = text.partition("=")
-        if not (word and equals and column):
-            raise ConfigError(f"{option} {text}: expected word=column")
-        found[word] = column
-    return found
 
 
 def _preview(config: DataConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from diffgr2.cli.verbs import word_columns
 from diffgr2.errors import ConfigError, DataError
 
 Interactions = Annotated[
@@ -67,14 +68,11 @@ BadShare = Annotated[float, typer.Option(min=0.0, max=1.0, help="Malformed lines
 
 
 def pairs(option: str, texts: list[str] | None) -> dict[str, str]:
-    """`word=column` texts as a mapping."""
-    found = {}
-    for text in texts or []:
-        word, equals, column = text.partition("=")
-        if not (word and equals and column):
-            raise ConfigError(f"{option} {text}: expected word=column")
+    """`word=column` texts as a mapping; no word twice."""
+    found: dict[str, str] = {}
+    for word, column in word_columns(option, texts):
         if word in found:
-            raise ConfigError(f"{option} {text}: {word} stands twice")
+            raise ConfigError(f"{option} {word}={column}: {word} stands twice")
         found[word] = column
     return found
 

@@ -31,6 +31,17 @@ Overrides = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Run it again although it stands.")]
 
 
+def word_columns(option: str, texts: list[str] | None) -> list[tuple[str, str]]:
+    """What an option's `word=column` texts say."""
+    found = []
+    for text in texts or []:
+        word, equals, column = text.partition("=")
+        if not (word and equals and column):
+            raise ConfigError(f"{option} {text}: expected word=column")
+        found.append((word, column))
+    return found
+
+
 def flat(value: Any) -> str:
     """A metric for people."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -79,14 +79,6 @@ class Places:
             raise DecodeError("grammar: a place allows no token")
 
     @cached_property
-    def grouped(self) -> np.ndarray:
-        """Which places belong to a group."""
-        grouped_T = np.zeros(len(self), dtype=bool)
-        for group in self.groups:
-            grouped_T[group.at_JN] = True
-        return grouped_T
-
-    @cached_property
     def owner(self) -> dict[int, tuple[Group, int, int]]:
         """Place -> (group, entry, index in the entry)."""
         return {
