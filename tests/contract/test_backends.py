@@ -6,6 +6,7 @@ own is the reference: it recomputes every row from its first token, without a ca
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,8 +17,10 @@ from transformers import Qwen3ForCausalLM
 from diffgr2.errors import CheckpointError, DecodeError
 from diffgr2.model.backend import NO_TOKEN, Backend, Session, Span
 from diffgr2.model.backends import backend_of, open_backend, write_graphs
+from diffgr2.model.forward import LeanQwen3
 from diffgr2.model.load import save
 from diffgr2.model.ort import OrtBackend
+from diffgr2.model.static import StaticSession
 from support.tiny_qwen import VOCAB, tiny
 
 MASK, SLOTS = VOCAB - 1, 60
@@ -172,6 +175,55 @@ class BackendPromises:
 class TestTorch(BackendPromises):
     def backend(self, module: Qwen3ForCausalLM) -> Backend:
         return backend_of(module, "torch")
+
+
+class _Static(LeanQwen3):
+    """Accelerators' session, on the CPU: the same shapes and memory, nothing recorded."""
+
+    def session(self, mask_id: int) -> Session:
+        return StaticSession(self, mask_id)
+
+
+class TestStatic(BackendPromises):
+    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+        return _Static(module)
+
+    def test_memory_is_used_again_and_clean(self) -> None:
+        model = _Static(REFERENCE)
+        for seed in range(3):
+            session, rng = model.session(MASK), np.random.default_rng(seed)
+            rows = self.joined(session, rng, [4, 7])
+            self.check(session, rows, [causal([7, 8], len(row.ids), 1) for row in rows])
+            session.keep([])
+        (slab,) = model.slabs.free
+        with torch.inference_mode():
+            for array in (*slab.keys, *slab.values):
+                array.fill_(torch.nan)  # a model that broke left it so
+        session = model.session(MASK)
+        self.check(session, self.joined(session, rng, [5]), [causal([1], 5)])
+
+    def test_two_sessions_never_share_memory(self) -> None:
+        model, rng = _Static(REFERENCE), np.random.default_rng(0)
+        sessions = [model.session(MASK) for _ in range(2)]
+        rows = [self.joined(session, rng, [3, 6]) for session in sessions]
+        for session, own in zip(sessions, rows, strict=True):
+            self.check(session, own, [causal([2, 3], len(row.ids)) for row in own])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+class TestGraphs(BackendPromises):
+    """The same with CUDA graphs."""
+
+    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+        return LeanQwen3(copy.deepcopy(module).to("cuda"))
+
+    def test_what_comes_often_is_replayed(self, model) -> None:
+        rng, session = np.random.default_rng(0), model.session(MASK)
+        rows = self.joined(session, rng, [5, 5, 5])
+        for step in range(12):
+            self.check(session, rows, [causal([step, 3], len(row.ids) - 1) for row in rows])
+        recorded = [shape.graph for shape in session._slab.shapes.values()]
+        assert any(graph is not None for graph in recorded)
 
 
 class TestOnnx(BackendPromises):

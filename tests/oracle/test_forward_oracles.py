@@ -31,7 +31,7 @@ def causal_mask(length: int) -> torch.Tensor:
 def whole(lean: LeanQwen3, ids_BT: torch.Tensor) -> torch.Tensor:
     """Logits of one causal forward of the lean model."""
     rows, length = ids_BT.shape
-    cache = KVCache(lean, rows, length)
+    cache = KVCache.empty(lean, rows, length)
     position_BT = torch.arange(length).expand(rows, -1)
     return lean(ids_BT, position_BT, cache, 0, causal_mask(length).expand(rows, -1, -1), length)
 
@@ -81,7 +81,7 @@ def test_cached_steps_equal_one_forward():
     lean = LeanQwen3(module)
     ids_1T = torch.from_numpy(np.random.default_rng(2).integers(0, VOCAB, (1, 30)))
     expected_1TV = whole(lean, ids_1T)
-    cache = KVCache(lean, 1, 30)
+    cache = KVCache.empty(lean, 1, 30)
     for start, end in ((0, 9), (9, 10), (10, 25), (25, 30)):
         mask = torch.arange(end)[None, :] <= torch.arange(start, end)[:, None]
         position_1T = torch.arange(start, end)[None]

@@ -42,7 +42,7 @@ def logits_of(lean: LeanQwen3, prompt_BP: torch.Tensor) -> torch.Tensor:
     rows, length = ids_BT.shape
     position_BT = torch.arange(length).expand(rows, -1)
     mask_BTC = torch.ones(length, length, dtype=torch.bool).tril().expand(rows, -1, -1)
-    return lean(ids_BT, position_BT, KVCache(lean, rows, length), 0, mask_BTC, length)
+    return lean(ids_BT, position_BT, KVCache.empty(lean, rows, length), 0, mask_BTC, length)
 
 
 def tokens_of(lean: LeanQwen3, prompt_BP: torch.Tensor, decoder: str) -> list[list[int]]:

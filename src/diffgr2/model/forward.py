@@ -17,7 +17,8 @@ E head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ from torch import Tensor
 
 from diffgr2.model.backend import Session
 from diffgr2.model.contract import check_plain
+
+if TYPE_CHECKING:
+    from diffgr2.model.static import Slabs
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,15 @@ class _Layer:
 class KVCache:
     """Keys and values of B rows in C slots per layer; what a slot holds is up to the caller."""
 
-    def __init__(self, model: LeanQwen3, rows: int, slots: int) -> None:
+    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        self.keys, self.values = keys, values  # by layer
+
+    @staticmethod
+    def empty(model: LeanQwen3, rows: int, slots: int) -> KVCache:
         shape = (rows, model.kv_heads, slots, model.head_dim)
         make = {"dtype": model.dtype, "device": model.device}
-        self.keys = [torch.zeros(shape, **make) for _ in model.layers]
-        self.values = [torch.zeros(shape, **make) for _ in model.layers]
+        keys = [torch.zeros(shape, **make) for _ in model.layers]
+        return KVCache(keys, [torch.zeros_like(key) for key in keys])
 
     @property
     def rows(self) -> int:
@@ -128,8 +136,21 @@ class LeanQwen3:
     def session(self, mask_id: int) -> Session:
         """This model as a backend (`backend.Backend`)."""
         from diffgr2.model.session import TorchSession
+        from diffgr2.model.static import StaticSession
 
-        return TorchSession(self, mask_id)
+        return (TorchSession if self.device.type == "cpu" else StaticSession)(self, mask_id)
+
+    @cached_property
+    def slabs(self) -> Slabs:
+        """The memory that sessions on an accelerator take turns with."""
+        from diffgr2.model.static import Slabs
+
+        return Slabs()
+
+    @cached_property
+    def memory(self) -> Any:
+        """Where its CUDA graphs keep what they compute."""
+        return torch.cuda.graph_pool_handle()
 
     @property
     def finite(self) -> bool:

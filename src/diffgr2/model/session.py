@@ -74,9 +74,9 @@ class TorchSession:
     def add(self, prompts: Sequence[Span], slots: int) -> None:
         slots += 1  # the last slot takes what padding writes
         check_room(slots, self.model.max_positions)
-        cache = KVCache(self.model, len(prompts), slots)
+        cache = KVCache.empty(self.model, len(prompts), slots)
         if max(len(span.ids) for span in prompts) > 0:
-            self.model.fill(*_inputs(prompts, cache, self.model))
+            self.model.fill(*inputs(prompts, cache, self.model))
         if self._cache is None:
             self._cache = cache
         else:
@@ -86,17 +86,14 @@ class TorchSession:
     def forward(self, spans: Sequence[Span]) -> list[View]:
         assert self._cache is not None
         skipped = min(span.logits_from for span in spans)
-        logits_BTV = self.model(*_inputs(spans, self._cache, self.model), logits_from=skipped)
+        logits_BTV = self.model(*inputs(spans, self._cache, self.model), logits_from=skipped)
         logits_BTV = logits_BTV.float()
         logits_BTV[..., self.mask_id] = -torch.inf
         logp_BTV = torch.log_softmax(logits_BTV, -1)
         # A softmax over NaN, over +inf, or over nothing finite is NaN everywhere.
         if bool(torch.isnan(logp_BTV[..., 0]).any()):
             raise DecodeError(BROKEN)
-        if logp_BTV.device.type != "cpu" and logp_BTV.numel() > FEW:
-            return [TorchView(logp_BTV[b, _asked(s, skipped)]) for b, s in enumerate(spans)]
-        whole = logp_BTV.cpu().numpy()  # one copy for all rows, instead of one per question
-        return [NumpyView(whole[b, _asked(s, skipped)]) for b, s in enumerate(spans)]
+        return views(logp_BTV, spans, [(row, skipped) for row in range(len(spans))])
 
     def keep(self, rows: Sequence[int]) -> None:
         if not rows:
@@ -105,12 +102,19 @@ class TorchSession:
             self._cache.select(torch.tensor(rows, device=self.model.device))
 
 
-def _asked(span: Span, skipped: int) -> slice:
-    """Where a span's distributions are among those that were computed."""
-    return slice(span.logits_from - skipped, len(span.ids) - skipped)
+def views(logp_BTV: Tensor, spans: Sequence[Span], at: Sequence[tuple[int, int]]) -> list[View]:
+    """What each span asked for; `at` says which row is its own, and which token comes first."""
+    asked = [
+        (row, slice(span.logits_from - first, len(span.ids) - first))
+        for span, (row, first) in zip(spans, at, strict=True)
+    ]
+    if logp_BTV.device.type != "cpu" and logp_BTV.numel() > FEW:
+        return [TorchView(logp_BTV[own].clone()) for own in asked]
+    whole = logp_BTV.cpu().numpy()  # one copy for all rows, instead of one per question
+    return [NumpyView(whole[own]) for own in asked]
 
 
-def _inputs(
+def inputs(
     spans: Sequence[Span], cache: KVCache, model: LeanQwen3
 ) -> tuple[Tensor, Tensor, KVCache, int | Tensor, Tensor | None, int]:
     """Arguments of one forward; a single row takes no padding (the latency path)."""
