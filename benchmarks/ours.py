@@ -37,6 +37,7 @@ class Noting:
     shape: Shape
     total: Work = field(default_factory=Work)
     _session: Session | None = None
+    lanes = 1  # it counts one session's work
 
     def __post_init__(self) -> None:
         self.name = self.inner.name

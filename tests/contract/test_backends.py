@@ -195,7 +195,7 @@ class TestStatic(BackendPromises):
             rows = self.joined(session, rng, [4, 7])
             self.check(session, rows, [causal([7, 8], len(row.ids), 1) for row in rows])
             session.keep([])
-        (slab,) = model.slabs.free
+        (slab,) = model.spare
         with torch.inference_mode():
             for array in (*slab.keys, *slab.values):
                 array.fill_(torch.nan)  # a model that broke left it so

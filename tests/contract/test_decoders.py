@@ -176,6 +176,30 @@ class Decoder:
             for one, two in zip(alone, together, strict=True):
                 same(one, two)
 
+    def test_lanes_change_nothing(self, module, monkeypatch) -> None:
+        """Decodes side by side give what one gives, each list once, and the same every time."""
+        monkeypatch.setattr("diffgr2.decode.batch.FULL", 1)
+        heat = replace(self.settings, temperature=0.8)
+        requests = [
+            DecodeRequest(prompt, None, ("lanes", i)) for i, prompt in enumerate(prompts() * 3)
+        ]
+        model, found = backend_of(module, "onnx"), []
+        for model.lanes in (1, 3, 3):
+            seen: list[int] = []
+            found.append(decode(model, requests, heat, batch=6, on_done=seen.append))
+            assert sorted(seen) == list(range(len(requests)))
+        for one, two, three in zip(*found, strict=True):
+            same(one, two)
+            np.testing.assert_array_equal(two.logprob_T, three.logprob_T)
+
+    def test_a_lane_that_breaks_ends_the_others(self, model, monkeypatch) -> None:
+        monkeypatch.setattr("diffgr2.decode.batch.FULL", 1)
+        requests = [DecodeRequest(prompt) for prompt in prompts()]
+        monkeypatch.setattr(model, "lanes", 2)
+        requests[-1] = DecodeRequest([])
+        with pytest.raises(DecodeError, match="empty"):
+            decode(model, requests, self.settings, batch=2)
+
     @pytest.mark.parametrize("name", ["onnx", "torch"])
     def test_prompts_that_begin_alike_change_nothing(self, module, name: str) -> None:
         model, begin = backend_of(module, name), (prompts()[-1] * 2)[:20]

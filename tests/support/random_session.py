@@ -36,7 +36,7 @@ def arbitrary_logits(rng: np.random.Generator, kind: str, rows: int, vocabulary:
 class RandomModel:
     """Tables of log-probabilities, and the session over them."""
 
-    max_positions = 512
+    name, lanes, max_positions = "random", 1, 512
 
     def __init__(self, seed: int, kind: str, vocabulary: int, mask_id: int) -> None:
         rng = np.random.default_rng((seed, KINDS.index(kind)))

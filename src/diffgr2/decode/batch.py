@@ -7,7 +7,9 @@ from each writer's own stream, so it does not depend on who shares the batch. No
 writer does with its distributions (`ar`, `block`, `verify`), queues and deadlines (`serve`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Lock
 
 from diffgr2.decode.ar import ArWriter
 from diffgr2.decode.block import BlockWriter
@@ -23,6 +25,9 @@ RIDE = 1 << 24
 
 ALIKE = 12
 """Tokens at the beginning that prompts must share for their common part to be computed once."""
+
+FULL = 8
+"""Requests that a lane has at least."""
 
 WRITERS = {"ar": ArWriter, "block": BlockWriter, "verify": VerifyWriter}
 
@@ -139,20 +144,51 @@ def decode(
     batch: int = 64,
     on_done: Callable[[int], None] | None = None,
 ) -> list[Trajectory]:
-    """Decode all requests; writers that finish make room for waiting ones."""
-    results: list[Trajectory | None] = [None] * len(requests)
-    waiting = list(range(len(requests) - 1, -1, -1))
-    running = Batch(model)
+    """Decode all requests; writers that finish make room for waiting ones.
+
+    A model's lanes run side by side, each with its share of the requests and of the batch, so that
+    who shares a forward with whom does not depend on the clock.
+    """
+    lanes = max(1, min(model.lanes, len(requests) // FULL))
+    shares = [list(range(lane, len(requests), lanes)) for lane in range(lanes)]
+    done, turn, stopped = {}, Lock(), Event()
+
+    def run(share: list[int]) -> None:
+        for writer in _decoded(model, requests, share, settings, -(-batch // lanes)):
+            with turn:
+                if stopped.is_set():
+                    return
+                done[writer.key] = writer.result()
+                if on_done is not None:
+                    on_done(writer.key)
+
+    if lanes == 1:
+        run(shares[0])
+    else:
+        with ThreadPoolExecutor(lanes, "lane") as pool:
+            try:
+                list(pool.map(run, shares))
+            except BaseException:
+                stopped.set()  # the others need not end what nobody will read
+                raise
+    return [done[key] for key in range(len(requests))]
+
+
+def _decoded(
+    model: Backend,
+    requests: Sequence[DecodeRequest],
+    share: Sequence[int],
+    settings: DecodeSettings,
+    batch: int,
+) -> Iterator[Writer]:
+    """The writers of these requests, as they finish."""
+    waiting, running = list(reversed(share)), Batch(model)
     while waiting or running.writers:
         # Prefill in groups: waiting for a quarter of the batch to leave keeps forwards wide.
-        free, finished = batch - len(running.writers), []
+        free = batch - len(running.writers)
         if waiting and free >= max(1, batch // 4):
             joining = [waiting.pop() for _ in range(min(free, len(waiting)))]
             writers = [make_writer(i, requests[i], settings) for i in joining]
-            finished = [writer for writer in writers if writer.done]  # nothing was to decide
+            yield from (writer for writer in writers if writer.done)  # nothing was to decide
             running.add([writer for writer in writers if not writer.done])
-        for writer in [*finished, *running.step()]:
-            results[writer.key] = writer.result()
-            if on_done is not None:
-                on_done(writer.key)
-    return [result for result in results if result is not None]
+        yield from running.step()

@@ -96,6 +96,7 @@ class Backend(Protocol):
     """A model that decoders can use."""
 
     name: str  # of the backend
+    lanes: int  # sessions that run well side by side, in threads of their own
 
     @property
     def max_positions(self) -> int: ...

@@ -167,13 +167,13 @@ def default_threads() -> int:
 def _facts(config: Mapping[str, Any]) -> Any:
     from diffgr2.model.ort import Facts
 
-    return Facts(
-        layers=int(config["num_hidden_layers"]),
-        kv_heads=int(config["num_key_value_heads"]),
-        head_dim=int(config["head_dim"]),
-        vocab=int(config["vocab_size"]),
-        max_positions=int(config["max_position_embeddings"]),
-    )
+    layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
+    groups, size = int(config["num_key_value_heads"]), int(config["head_dim"])
+    vocab = int(config["vocab_size"])
+    wide = 2 * (int(config["num_attention_heads"]) + groups) * size
+    each = hidden * (wide + 3 * int(config["intermediate_size"]))
+    positions = int(config["max_position_embeddings"])
+    return Facts(layers, groups, size, vocab, positions, vocab * hidden + layers * each)
 
 
 def _graph(config: Mapping[str, Any], weight: Any, *, single: bool, int8: bool = False) -> bytes:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,6 @@ from torch import Tensor
 
 from diffgr2.model.backend import Session
 from diffgr2.model.contract import check_plain
-
-if TYPE_CHECKING:
-    from diffgr2.model.static import Slabs
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,7 @@ class LeanQwen3:
     """See the module's docstring."""
 
     name = "torch"
+    lanes = 1  # its kernels share all threads already
 
     def __init__(self, module: Any) -> None:  # a Qwen3ForCausalLM
         config = module.config
@@ -108,6 +106,7 @@ class LeanQwen3:
         self.layers = [self._layer(layer) for layer in inner.layers]
         self._cos, self._sin = self._rotary(inner, self.max_positions)
         self.positions = torch.arange(self.max_positions, device=self.device)
+        self.spare: list[Any] = []  # caches of its sessions on accelerators that none uses now
 
     @staticmethod
     def _layer(layer: Any) -> _Layer:
@@ -139,13 +138,6 @@ class LeanQwen3:
         from diffgr2.model.static import StaticSession
 
         return (TorchSession if self.device.type == "cpu" else StaticSession)(self, mask_id)
-
-    @cached_property
-    def slabs(self) -> Slabs:
-        """The memory that sessions on an accelerator take turns with."""
-        from diffgr2.model.static import Slabs
-
-        return Slabs()
 
     @cached_property
     def memory(self) -> Any:

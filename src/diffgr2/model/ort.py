@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import cast
 
 import numpy as np
@@ -30,6 +31,9 @@ SHORT = 8
 PIECE = 512
 """Tokens of a prompt that one forward takes."""
 
+SMALL = 16_000_000
+"""Weights up to which threads within a forward cost more than they give."""
+
 BFLOAT16 = 16
 """ONNX's number of that type, whose bits come as uint16."""
 
@@ -43,6 +47,7 @@ class Facts:
     head_dim: int
     vocab: int
     max_positions: int
+    weights: int  # numbers in its matrices
 
 
 class OrtBackend:
@@ -57,9 +62,11 @@ class OrtBackend:
         name: str = "onnx",
     ) -> None:
         self.name = name
-        self.facts, self.threads = facts, threads
+        self.lanes, self.threads = (threads, 1) if facts.weights <= SMALL else (1, threads)
+        self.facts = facts
         self._source, self._weights = source, weights or {}
         self._compiled: dict[bool, ort.InferenceSession] = {}
+        self._compiling = Lock()
         layers, kinds = range(facts.layers), ("key", "value")
         self._outputs = ["logp", *(f"new_{kind}_{n}" for n in layers for kind in kinds)]
         self.past = [f"past_{kind}_{n}" for n in layers for kind in kinds]
@@ -76,9 +83,10 @@ class OrtBackend:
 
     def compiled(self, single: bool) -> ort.InferenceSession:
         """The runtime's form of a graph."""
-        if single not in self._compiled:
-            self._compiled[single] = _compile(self._source(single), self.threads, self._weights)
-        return self._compiled[single]
+        with self._compiling:
+            if single not in self._compiled:
+                self._compiled[single] = _compile(self._source(single), self.threads, self._weights)
+            return self._compiled[single]
 
     def answers(self, single: bool, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         """A graph's outputs."""

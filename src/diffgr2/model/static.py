@@ -14,7 +14,7 @@ Letters: as in `forward`; P places of rows in a slab.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -82,21 +82,15 @@ class Slab(KVCache):
                 array[target, :, : old.shape[2]] = old[source]
 
 
-@dataclass
-class Slabs:
-    """A model's slabs that no session uses."""
-
-    free: list[Slab] = field(default_factory=list)
-
-    def borrow(self, model: LeanQwen3, rows: int, slots: int) -> Slab:
-        """The smallest that has the room, or a new one."""
-        fit = [slab for slab in self.free if slab.rows >= rows and slab.slots >= slots]
-        if not fit:
-            return Slab(model, padded(rows), min(-(-slots // SLOTS) * SLOTS, model.max_positions))
-        slab = min(fit, key=lambda slab: slab.rows * slab.slots)
-        self.free.remove(slab)
-        slab.clear()
-        return slab
+def borrowed(model: LeanQwen3, rows: int, slots: int) -> Slab:
+    """The model's smallest spare slab that has the room, or a new one."""
+    fit = [slab for slab in model.spare if slab.rows >= rows and slab.slots >= slots]
+    if not fit:
+        return Slab(model, padded(rows), min(-(-slots // SLOTS) * SLOTS, model.max_positions))
+    slab = min(fit, key=lambda slab: slab.rows * slab.slots)
+    model.spare.remove(slab)
+    slab.clear()
+    return slab
 
 
 class StaticSession:
@@ -125,11 +119,11 @@ class StaticSession:
         if old is not None and old.rows >= rows and old.slots >= slots:
             return old
         slots = slots if old is None else max(slots, old.slots)
-        slab = self._slab = self.model.slabs.borrow(self.model, rows, slots)
+        slab = self._slab = borrowed(self.model, rows, slots)
         if old is not None:
             for place in self._place:
                 slab.move(place, place, old)
-            self.model.slabs.free.append(old)
+            self.model.spare.append(old)
         return slab
 
     @torch.inference_mode()
@@ -190,7 +184,7 @@ class StaticSession:
         if self._slab is None:
             return
         if not rows:
-            self.model.slabs.free.append(self._slab)
+            self.model.spare.append(self._slab)
             self._slab = None
             return
         free = sorted(set(range(len(rows))) - set(self._place))
