@@ -33,11 +33,11 @@ from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.backend import Backend
 from diffgr2.model.contract import SECTION, contract_of, read_config
 from diffgr2.model.load import build, save
+from diffgr2.pipeline import source_commit
 from diffgr2.prompts.request import Request
 from diffgr2.rerank.readout import dealt
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.plan import CORPUS
-from diffgr2.stages.report import commit
 from diffgr2.stages.score import prompts_for, test_rows
 
 CANDIDATES = (5, 10, 20, 50, 100)
@@ -195,7 +195,7 @@ def main() -> None:
             rows.append({"axis": axis, "value": value, **found})
             print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     command = f"python benchmarks/growth.py runs/{run.recipe.name}"
-    made = {"recipe": run.recipe.name, "commit": commit(), "command": command}
+    made = {"recipe": run.recipe.name, "commit": source_commit(), "command": command}
     made |= {"engine": given.engine, "rounds": given.rounds, "machine": machine.about()}
     if given.out is not None:
         write_json(given.out, {**made, "rows": rows})

@@ -27,11 +27,11 @@ from contest import BACKENDS, Contest, Open, Texts, Way
 
 from diffgr2.artifacts import write_json
 from diffgr2.cli import runs
+from diffgr2.pipeline import source_commit
 from diffgr2.prompts.request import Request
 from diffgr2.stages.batches import chunks
 from diffgr2.stages.corpus import open_corpus
 from diffgr2.stages.plan import CORPUS
-from diffgr2.stages.report import commit
 from diffgr2.stages.score import test_rows
 
 RIVALS: dict[str, Open] = {**engines.ENTRIES, **rankers.ENTRIES}
@@ -157,7 +157,7 @@ def main() -> None:
         contest = contest_of(run, max(given.lists, *given.batches), Path(scratch))
         found = measure(entries, contest, **sizes, lists=given.lists, rounds=given.rounds)
     command = f"python benchmarks/peers.py runs/{run.recipe.name}"
-    made = {"recipe": run.recipe.name, "commit": commit(), "command": command}
+    made = {"recipe": run.recipe.name, "commit": source_commit(), "command": command}
     if given.out is not None:
         write_json(given.out, {**made, "lists": given.lists, "rounds": given.rounds, **found})
 

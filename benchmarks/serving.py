@@ -28,7 +28,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from diffgr2.stages.report import commit
+from diffgr2.pipeline import source_commit
 
 DECODERS = ("ar", "block", "verify")
 CLIENTS = (1, 8, 32)
@@ -206,7 +206,7 @@ def main() -> None:
         rows, *others = measured(urls, given.requests)
     report: dict[str, Any] = {
         "command": f"python benchmarks/serving.py {given.bundle}",
-        "commit": commit(),
+        "commit": source_commit(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),

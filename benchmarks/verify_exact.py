@@ -19,10 +19,10 @@ from diffgr2.cli import runs
 from diffgr2.decode.batch import decode
 from diffgr2.model.backends import open_backend
 from diffgr2.model.contract import contract_of
+from diffgr2.pipeline import source_commit
 from diffgr2.progress import Progress
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.plan import CORPUS
-from diffgr2.stages.report import commit
 from diffgr2.stages.score import prompts_for, test_rows
 from diffgr2.types import Trajectory
 
@@ -78,7 +78,7 @@ def main() -> None:
     result = {
         "recipe": run.recipe.name,
         "seed": run.recipe.seed,
-        "commit": commit(),
+        "commit": source_commit(),
         "command": f"python benchmarks/verify_exact.py runs/{run.recipe.name} "
         f"--users {options.users}",
         "outputs": len(rows),

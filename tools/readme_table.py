@@ -1,9 +1,10 @@
 """Rewrites the results tables of a README from committed reports.
 
 Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands what
-`results/NAME.json` says and nothing else: its main rows (`rows:NAME`: all of them; `speed:NAME`:
-its timing run; `serving:NAME`: a serving benchmark; `growth:NAME`: costs of larger lists); running
-it twice changes nothing. Not here: measuring.
+`results/NAME.json` says and nothing else: its main rows (`rows:NAME`: all of them; `days:NAME`: its
+rows on targets of the same day and of others; `speed:NAME`: its timing run; `serving:NAME`: a
+serving benchmark; `growth:NAME`: costs of larger lists); running it twice changes nothing. Not
+here: measuring.
 Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
@@ -19,63 +20,110 @@ from typing import Any
 from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error
 from diffgr2.evaluate.metrics import MAIN
+from diffgr2.evaluate.pooled import parts_by_seed, pooled_table
 from diffgr2.evaluate.tables import (
     against,
     at,
     interval_at,
     markdown_table,
+    parts_of,
+    parts_table,
     rows_of,
-    seeds_table,
-    times,
     timings_table,
 )
+from diffgr2.pipeline import DIRTY
 
-OPEN = re.compile(r"^<!-- (results|rows|serving|speed|growth):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
+KINDS = "results|rows|days|serving|speed|growth"
+OPEN = re.compile(rf"^<!-- ({KINDS}):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
 MAIN_ROWS = (
-    *("floor", "oracle", "evidence", "evidence_mlp", "lambdamart", "ar_direct", "block_direct"),
-    *("ar", "ar_written", "naive", "cft", "cft_opd", "cft_opd_rl"),
+    *("floor", "oracle", "evidence", "evidence_mlp", "tutor", "lambdamart"),
+    *("ar_direct", "block_direct", "ar", "ar_written", "naive", "cft", "cft_opd", "cft_opd_rl"),
     *("cft_opd_rl_written", "cft_opd_rl_raw", "verify"),
 )
 """What a reader needs first; the others are in the full table."""
 
 
 def results_table(report: dict[str, Any], *, every: bool) -> str:
-    """Hit users' metrics, the paired interval, what outputs are worth, speed; what an older report
+    """Hit users' metrics, the paired intervals, what outputs are worth, speed; what an older report
     does not hold is a dash."""
-    hit, overall = rows_of(report, "hit"), rows_of(report, "all")
-    columns: list[Any] = [("row", lambda row: f"`{row['name']}`"), ("n", at("n"))]
+    hit = rows_of(report, "hit")
+    columns: list[Any] = [("row", named)]
     columns += [(metric.upper(), at(f"metrics.{metric}")) for metric in MAIN]
+    columns.append(("R@1 over the floor, 95 %", against("floor")))
     columns.append(("R@1 against AR, 95 %", against("ar")))
     if any("vs_rival" in row for row in hit):
         columns.append(("R@1 against the rival, 95 %", against("rival")))
-    columns.append(("raw valid", at("raw_valid", 3)))
-    columns += [("coherent, 95 %", coherent), ("TPF", at("tpf", 1))]
-    columns += [("forwards", at("forwards", 1)), ("speed-up", times("speedup", 1))]
-    n_hit = max((row["n"] for row in hit), default=0)
-    n_all = max((row["n"] for row in overall), default=0)
-    note = (
-        f"{report['data']}, tie order {report['tie_order']}, seed {report['seed']}: "
-        f"{n_hit:,} hit users of {n_all:,}. Made by `{report['command']}`."
-    )
+    columns += [("raw valid, 95 %", sure("raw_valid")), ("coherent, 95 %", sure("coherent"))]
+    columns += [("TPF, 95 %", sure("tpf", 1)), ("forwards", at("forwards", 1))]
+    if any("ms_per_list" in row for row in hit):
+        columns.append(("ms per list", at("ms_per_list", 2)))
     shown = [row for row in hit if every or row["name"] in MAIN_ROWS]
-    return f"{markdown_table(shown, columns)}\n\n{note}"
+    return f"{markdown_table(shown, columns)}\n\n{about(report)}"
 
 
-def coherent(row: dict[str, Any]) -> str:
-    """The share of outputs without a contradiction, and its interval."""
-    share = at("coherent", 3)(row)
-    return share if "coherent" not in row else f"{share} {interval_at('ci.coherent')(row)}"
+def named(row: dict[str, Any]) -> str:
+    return f"`{row['name']}`"
+
+
+def sure(key: str, digits: int = 3) -> Callable[[dict[str, Any]], str]:
+    """A share or a ratio with its interval."""
+    value, ends = at(key, digits), interval_at(f"ci.{key}", digits)
+    return lambda row: value(row) if key not in row else f"{value(row)} {ends(row)}"
+
+
+def about(report: dict[str, Any]) -> str:
+    """Which users, order of ties and seed a table has, what chose the rival, how it was made."""
+    counts = {
+        population: sorted({row["n"] for row in rows_of(report, population)})
+        for population in ("hit", "all")
+    }
+    n_hit, n_all = (" or ".join(f"{n:,}" for n in counts[name]) or "0" for name in counts)
+    rival = report.get("rival")
+    chosen = f" Rival: `{rival['row']}`, chosen on {rival['n']:,} selection lists." if rival else ""
+    return (
+        f"{report['data']}, tie order {report['tie_order']}, seed {report['seed']}: "
+        f"every row on the same {n_hit} hit users of {n_all}.{chosen} {source(report)}"
+    )
+
+
+def source(report: dict[str, Any]) -> str:
+    """The command, and the commits if they are not one that stands as committed."""
+    commits = {report["commit"], *report.get("commits", [])} if "commits" in report else set()
+    mixed = len(commits) > 1 or any(commit.endswith(DIRTY) for commit in commits)
+    told = f" by {', '.join(sorted(map(short, commits)))}"
+    return f"Made by `{report['command']}`{told if mixed else ''}."
+
+
+def short(commit: str) -> str:
+    """Enough of a commit to find it, and whether the source was changed."""
+    return commit.removesuffix(DIRTY)[:12] + DIRTY * commit.endswith(DIRTY)
+
+
+def days_table(report: dict[str, Any]) -> str:
+    """What rows gain where the target was bought on the last day, and elsewhere."""
+    if isinstance(report.get("seeds"), list):
+        return f"{parts_by_seed(report['rows'])}\n\n{pooled_note(report)}"
+    if not parts_of(report):
+        raise DataError("the report does not tell days apart: make it again")
+    return f"{parts_table(report)}\n\n{about(report)}"
 
 
 def several_seeds(summary: dict[str, Any]) -> str:
     """The table of `diffgr2 seeds`."""
+    return f"{pooled_table(summary['rows'])}\n\n{pooled_note(summary)}"
+
+
+def pooled_note(summary: dict[str, Any]) -> str:
+    """Which runs a summary is about."""
     commands = "; ".join(f"`{command}`" for command in summary["commands"])
-    note = (
-        f"{summary['data']}, hit users, mean ± standard deviation over seeds. Made by {commands}."
+    seeds = ", ".join(map(str, summary["seeds"]))
+    mixed = "".join(f" Mixed: {why}." for why in summary.get("mixed", []))
+    return (
+        f"{summary['data']}, tie order {summary['tie_order']}, seeds {seeds}: hit users, mean ± "
+        f"standard deviation over the runs, intervals over people.{mixed} Made by {commands}."
     )
-    return f"{seeds_table(summary['rows'])}\n\n{note}"
 
 
 def speed_table(report: dict[str, Any]) -> str:
@@ -182,6 +230,8 @@ def table_of(kind: str, report: dict[str, Any]) -> str:
         return speed_table(report)
     if kind == "growth":
         return growth_table(report)
+    if kind == "days":
+        return days_table(report)
     if "limit" in report:
         return peers_table(report) if kind == "rows" else short_peers_table(report)
     if "seeds" in report:

@@ -13,10 +13,12 @@ the table of stages (`stages.plan`), and what outdated a stage (`stages.reasons`
 
 import platform
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,9 +71,28 @@ class Stage:
     packages: tuple[str, ...] = ()  # it does without, but does more where they are installed
 
 
+DIRTY = "+dirty"
+"""Behind a commit: the source was not as it was committed."""
+
+
+@cache
+def source_commit() -> str:
+    """The commit that this source stands at, marked where it differs from it; "" outside git."""
+    told, here = [], Path(__file__)
+    known = f"ls-files --error-unmatch {here.name}"  # else it lies in somebody else's checkout
+    for words in (known, "rev-parse HEAD", "status --porcelain -- ."):
+        command = ["git", "-C", str(here.parent), *words.split()]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        told.append(done.stdout.strip())
+    return told[1] + (DIRTY if told[2] else "")
+
+
 def versions() -> dict[str, str]:
     """Versions that a manifest records (they do not enter the key)."""
-    own = {"diffgr2": __version__, "python": platform.python_version()}
+    own = {"diffgr2": __version__, "python": platform.python_version(), "commit": source_commit()}
     return own | {name: version(name) for name in ("torch", "transformers", "numpy", "polars")}
 
 

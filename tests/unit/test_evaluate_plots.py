@@ -71,6 +71,7 @@ SEEDS = [
         "population": "hit",
         "seeds": 3,
         "metrics": {"r@1": {"mean": 0.3, "sd": 0.01}, "ndcg@3": {"mean": 0.4, "sd": None}},
+        "ci": {"r@1": [0.28, 0.32], "ndcg@3": [0.37, 0.44]},
     }
     for name in ("floor", "ar")
 ]

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 import diffgr2.evaluate
+from diffgr2.errors import DataError
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs, save_outputs
 from diffgr2.evaluate.results import build_report, ranks_by_system, rounded
 from diffgr2.evaluate.significance import Z, equivalence, mcnemar
@@ -19,11 +20,9 @@ from diffgr2.evaluate.tables import (
     at,
     calibration_table,
     markdown_table,
-    over_seeds,
     render_markdown,
     render_table,
     rows_of,
-    seeds_table,
     speed_table,
     spread,
     step_sentences,
@@ -31,35 +30,13 @@ from diffgr2.evaluate.tables import (
     validity_table,
 )
 from diffgr2.evaluate.validity import calibration_error, reliability
-from diffgr2.types import FAILURES, CandidateLists
-
-META = {"recipe": "r", "data": "d", "tie_order": "file", "commit": "c", "command": "x"}
-K = 4
-
-
-def lists_with_hits(hits: list[int]) -> CandidateLists:
-    """One list per entry: the target stands at that position, or is absent (-1)."""
-    n = len(hits)
-    items_LK = np.tile(np.arange(K, dtype=np.int32), (n, 1))
-    target_L = np.array([hit if hit >= 0 else 99 for hit in hits], dtype=np.int32)
-    user_L = np.arange(n, dtype=np.int32)
-    scores_LK = np.tile(np.linspace(1, 0, K, dtype=np.float32), (n, 1))
-    return CandidateLists("test", user_L, user_L, target_L, items_LK, scores_LK)
-
-
-def first(positions: list[int]) -> np.ndarray:
-    """Orders that put one position first and keep the rest."""
-    return np.array([[p, *(q for q in range(K) if q != p)] for p in positions])
+from diffgr2.types import FAILURES
+from support.measured import META, K, first, lists_with_hits, row
 
 
 def speed(tokens: int, batch: int, outputs: int) -> dict:
     """A timing of two seconds."""
     return {"tokens": tokens, "seconds": 2.0, "batch": batch, "outputs": outputs}
-
-
-def row(report: dict, name: str, population: str = "hit") -> dict:
-    (found,) = (r for r in report["rows"] if (r["name"], r["population"]) == (name, population))
-    return found
 
 
 def test_rows_by_hand():
@@ -113,20 +90,30 @@ def test_a_known_truth_orders_the_oracle_and_gives_the_share_of_the_gap():
     assert "r@3" not in row(report, "ar")["gap_closed"]  # the oracle is not above the floor there
 
 
-def test_a_subset_is_compared_on_the_users_both_decoded():
+def test_every_row_is_measured_on_the_lists_that_all_of_them_decoded():
+    """Of the hits 0, 1, 2, 4 one row decoded 1 and 4 alone: the table is about these two."""
     lists = lists_with_hits([0, 1, 2, -1, 3])
     some = SystemOutputs("verify", first([1, 3]), 5, rows_L=np.array([1, 4]))
     ar = SystemOutputs("ar", first([0, 0, 2, 0]), 5, rows_L=np.array([0, 1, 2, 4]))
     report = build_report(META, lists, [some, ar], resamples=400)
+    assert {r["n"] for r in rows_of(report, "hit")} == {2}
+    assert {r["n"] for r in rows_of(report, "all")} == {5}
     verify = row(report, "verify")
-    assert (verify["n"], verify["metrics"]["r@1"]) == (2, 1.0)
+    assert verify["metrics"]["r@1"] == 1.0
+    assert row(report, "floor")["metrics"]["r@1"] == 0.0  # it has lists 0, which is not shared
     assert verify["vs_ar"]["r@1"] == [1.0, 1.0]  # AR has neither of these two users
-    assert verify["steps"][0]["n"] == 2
-    assert verify["steps"][0]["mcnemar"]["gained"] == 2
-    assert row(report, "ar", "all")["n"] == 5  # every hit user was decoded, misses are 0 anyway
+    (step,) = verify["steps"]
+    assert (step["n"], step["mcnemar"]["gained"]) == (2, 2)
     assert not any(r["name"] == "verify" and r["population"] == "all" for r in report["rows"])
     assert "No row over all users for `verify`" in render_markdown(report)
     assert verify["same_as_ar"] == 0.0
+
+
+def test_rows_without_a_list_in_common_are_no_table():
+    ar = SystemOutputs("ar", first([0]), 2, rows_L=np.array([0]))
+    verify = SystemOutputs("verify", first([0]), 2, rows_L=np.array([1]))
+    with pytest.raises(DataError, match="rows ar, verify: no list that holds its target"):
+        build_report(META, lists_with_hits([0, 1]), [ar, verify], resamples=20)
 
 
 def test_verify_is_held_against_its_own_models_greedy_text():
@@ -151,14 +138,11 @@ def test_subsets_that_only_overlap_are_compared_on_the_overlap():
     ar = SystemOutputs("ar", first([0, 0]), 3, rows_L=np.array([0, 1]))
     verify = SystemOutputs("verify", first([1, 0]), 3, rows_L=np.array([1, 2]))
     found = row(build_report(META, lists, [ar, verify], resamples=50), "verify")
-    assert found["metrics"]["r@1"] == 0.5
+    assert (found["n"], found["metrics"]["r@1"]) == (1, 1.0)
     assert found["vs_ar"]["r@1"] == [1.0, 1.0]
-    assert found["steps"][0]["n"] == 1
-    assert found["steps"][0]["metrics"]["r@1"] == {
-        "diff": 1.0,
-        "ci": [1.0, 1.0],
-        "verdict": "gain",
-    }
+    entry = found["steps"][0]["metrics"]["r@1"]
+    assert (found["steps"][0]["n"], entry["diff"], entry["ci"]) == (1, 1.0, [1.0, 1.0])
+    assert (entry["p"], entry["verdict"]) == (1.0, "none")  # one list shows nothing
 
 
 def test_validity_length_truth_and_speed_are_ratios_of_sums():
@@ -277,21 +261,6 @@ def test_level_needs_the_whole_interval_within_the_margin():
     assert equivalence(-0.03, -0.002) == "loss"
 
 
-def test_only_what_is_to_lose_nothing_says_whether_it_is_level():
-    hits = [i % K for i in range(40)]
-    same = {name: SystemOutputs(name, first(hits), 40) for name in ("ar", "ar_written", "verify")}
-    worse = SystemOutputs("cft_opd_rl", first([0] * 20 + hits[20:]), 40)
-    report = build_report(META, lists_with_hits(hits), [*same.values(), worse], resamples=200)
-    (verify,) = row(report, "verify")["steps"]
-    assert verify["equivalence"] == {"margin": 0.01, "r@1": "level", "ndcg@3": "level"}
-    assert "at a margin of ±.01 R@1 **level**" in step_sentences([row(report, "verify")])[0]
-    steps = {step["from"]: step for step in row(report, "cft_opd_rl")["steps"]}
-    assert steps["ar"]["equivalence"]["r@1"] == "loss"
-    assert all("equivalence" not in step for step in row(report, "ar")["steps"])
-    assert "equivalence" not in row(report, "verify", "all")["steps"][0]  # misses are level anyway
-    assert {step["from"] for step in row(report, "ar")["steps"]} == {"floor", "ar_written"}
-
-
 def test_tables_show_intervals_and_dashes_for_what_an_older_report_lacks():
     new = {"name": "ar", "n_decoded": 9, "raw_valid": 1.0, "coherent": 1.0, "forwards": 2.5}
     new |= {"ci": {"coherent": [0.7008, 1.0], "forwards": [2.0, 3.0]}, "tpf": 4.0}
@@ -330,9 +299,9 @@ def test_step_sentences_name_interval_and_verdict():
     gain, none = step_sentences(rows_of(report, "hit"))
     assert gain.startswith("`floor` → `ar` (n = 300): R@1 +")
     assert "**gain**" in gain
-    assert "p < .001, Holm < .001." in gain
-    assert "R@1 +.0000 [+.0000, +.0000] **none**" in none
-    assert "first places gained 0, lost 0, exact McNemar p = 1.000" in none
+    assert "p < .001 **gain**" in gain
+    assert "R@1 +.0000 [+.0000, +.0000], p = 1.000 **level**" in none
+    assert "first places gained 0, lost 0." in none
 
 
 def test_saved_outputs_terminal_table_and_ranks(tmp_path):
@@ -371,18 +340,8 @@ def test_numbers_in_tables():
     assert markdown_table([], [("row", at("name"))]) == ""
 
 
-def test_seeds_are_summarised_by_mean_and_sample_deviation():
-    """r@1 of .5 and 1 over two seeds: mean .75, sd sqrt(2 · .25²) = .3536."""
-    lists = lists_with_hits([0, 1])
-    reports = [
-        build_report(META, lists, [SystemOutputs("ar", first(o), 2)], resamples=10, seed=s)
-        for s, o in enumerate(([0, 0], [0, 1]))
-    ]
-    summary = over_seeds(reports)
-    (ar,) = (r for r in summary if (r["name"], r["population"]) == ("ar", "hit"))
-    assert ar["metrics"]["r@1"] == {"mean": 0.75, "sd": round(0.125**0.5, 6)}
-    assert "| ar | 2 | .7500 ± .3536 |" in seeds_table(summary)
-    assert "raw_valid" not in ar  # these systems recorded none
+def test_a_few_values_are_spread():
+    assert spread([0.5, 1.0]) == {"mean": 0.75, "sd": round(0.125**0.5, 6)}
     assert spread([0.3]) == {"mean": 0.3, "sd": None}
 
 

@@ -1,8 +1,8 @@
-"""`diffgr2 report`, `seeds` and `convert-dir`.
+"""`diffgr2 report` and `convert-dir`.
 
 Contract: `report` collects what stands (`stages.report`), writes `<run>/report/` and prints the
-tables of both populations; `--save` writes the copy that is committed. `seeds` summarises reports
-of one recipe under several seeds. Not here: measuring.
+tables of both populations; `--save` writes the copy that is committed. Not here: measuring, and
+several runs as one table (`pooling`).
 """
 
 from pathlib import Path
@@ -67,43 +67,6 @@ def report(
             typer.echo(line)
 
 
-def seeds(
-    directories: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Directories with a report each.")
-    ],
-    save: Annotated[
-        Path | None, typer.Option("--save", metavar="FILE", help="Also write the summary here.")
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Also draw the stage ladder.")
-    ] = None,
-) -> None:
-    """Mean and deviation of each row over runs with several seeds."""
-    from diffgr2.artifacts import read_json, write_json
-    from diffgr2.evaluate.tables import over_seeds, seeds_table
-
-    reports = [read_json(directory / "report" / "report.json") for directory in directories]
-    head = {key: reports[0][key] for key in ("recipe", "data", "tie_order")}
-    for directory, report in zip(directories, reports, strict=True):
-        for key, value in head.items():
-            if report[key] != value:
-                raise ConfigError(f"{directory}: {key} is {report[key]!r}, not {value!r}")
-    numbers = [report["seed"] for report in reports]
-    if len(set(numbers)) < len(numbers):
-        raise ConfigError(f"seeds: one stands twice (seeds of these runs: {numbers})")
-    summary = over_seeds(reports)
-    typer.echo(seeds_table(summary))
-    if save is not None:
-        each = {f"{key}s": [r[key] for r in reports] for key in ("seed", "command", "commit")}
-        write_json(save, {**head, **each, "rows": summary})
-        typer.echo(str(save))
-    if plot is not None:
-        from diffgr2.evaluate.plots import save_figure, seeds_ladder
-
-        hit = [row for row in summary if row["population"] == "hit"] or summary
-        typer.echo(str(save_figure(seeds_ladder(hit), plot)))
-
-
 def convert_dir(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A Qwen3-family directory.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New directory.")],
@@ -132,5 +95,4 @@ def convert_dir(
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command("report", rich_help_panel="Runs")(report)
-    app.command("seeds", rich_help_panel="Runs")(seeds)
     app.command("convert-dir", rich_help_panel="Runs")(convert_dir)

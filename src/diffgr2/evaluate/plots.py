@@ -67,15 +67,12 @@ def stage_ladder(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def seeds_ladder(summary: Sequence[Mapping[str, Any]]) -> Figure:
-    """The same over several seeds (`tables.over_seeds`): mean and sample deviation."""
-    rows = []
-    for row in summary:
-        spreads = {m: (v["mean"], v["sd"] or 0.0) for m, v in row["metrics"].items()}
-        means = {m: mean for m, (mean, _) in spreads.items()}
-        ci = {m: (mean - sd, mean + sd) for m, (mean, sd) in spreads.items()}
-        rows.append({"name": row["name"], "metrics": means, "ci": ci})
+    """The same over several seeds (`pooled`)."""
+    rows = [
+        {**row, "metrics": {m: v["mean"] for m, v in row["metrics"].items()}} for row in summary
+    ]
     title = f"Stages, {summary[0]['population']} users, {summary[0]['seeds']} seeds"
-    return _ladder(rows, title, "mean ± standard deviation over seeds")
+    return _ladder(rows, title, "mean over seeds, 95 % interval over people")
 
 
 def _ladder(every: Sequence[Mapping[str, Any]], title: str, meaning: str) -> Figure:

@@ -19,6 +19,7 @@ LEVEL = (2.5, 97.5)
 CELLS = 2_000_000  # counts held at once
 Z = 1.959963984540054  # of a two-sided 95 %
 MARGIN = 0.01  # set beforehand: what R@1 and NDCG@3 may differ by and still be level
+SURE = 0.05  # an adjusted p below this is one to build on
 DIGITS = 12  # sums of the same users in another order differ by about 1e-17
 
 
@@ -74,18 +75,19 @@ def ratio_interval(
     return interval(kept_BC[:, 0] / kept_BC[:, 1]) if len(kept_BC) else None
 
 
-def equivalence(low: float, high: float, margin: float = MARGIN) -> str:
+def equivalence(low: float, high: float, p: float = 0.0, margin: float = MARGIN) -> str:
     """level where the margin holds the whole interval, else gain, loss, or no difference shown."""
     if -margin <= low and high <= margin:
         return "level"
-    return verdict(low, high).replace("none", "no difference shown")
+    return verdict(low, high, p).replace("none", "no difference shown")
 
 
-def verdict(low: float, high: float) -> str:
-    """gain, loss, or none where the interval holds 0."""
-    if low > 0:
+def verdict(low: float, high: float, p: float = 0.0) -> str:
+    """gain, loss, or none where the interval holds 0, or where p (adjusted, if there is a family of
+    tests) is not below .05."""
+    if low > 0 and p < SURE:
         return "gain"
-    return "loss" if high < 0 else "none"
+    return "loss" if high < 0 and p < SURE else "none"
 
 
 def mcnemar(before_U: np.ndarray, after_U: np.ndarray) -> tuple[int, int, float]:
@@ -94,12 +96,16 @@ def mcnemar(before_U: np.ndarray, after_U: np.ndarray) -> tuple[int, int, float]
     By hand: 5 gained and 1 lost have p = 2 · (C(6,0) + C(6,1)) / 2^6 = 14/64 = .21875.
     """
     before_U, after_U = before_U.astype(bool), after_U.astype(bool)
-    gained = int((after_U & ~before_U).sum())
-    lost = int((before_U & ~after_U).sum())
+    diff_U = after_U.astype(np.int8) - before_U.astype(np.int8)
+    return int((diff_U > 0).sum()), int((diff_U < 0).sum()), split_p(diff_U)
+
+
+def split_p(diff_U: np.ndarray) -> float:
+    """The exact two-sided p of so many gains and losses, whatever their size."""
+    gained, lost = int((diff_U > 0).sum()), int((diff_U < 0).sum())
     if gained == lost:
-        return gained, lost, 1.0
-    tail = float(bdtr(min(gained, lost), gained + lost, 0.5))
-    return gained, lost, min(1.0, 2.0 * tail)
+        return 1.0
+    return min(1.0, 2.0 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def sign_flips(diff_UC: np.ndarray, resamples: int, *key: str | int) -> np.ndarray:

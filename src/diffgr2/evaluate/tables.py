@@ -1,8 +1,8 @@
 """A report for people: Markdown and a terminal table.
 
 Contract: a pure rendering of the report; every number printed stands in `report.json`. A step's
-sentence names its interval and calls it gain, loss or none. Not here: any computation but means
-over seeds.
+sentence names its interval and calls it gain, loss or none. Not here: any computation but the
+spread of a few values.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +13,17 @@ import numpy as np
 from rich.table import Table
 
 from diffgr2.evaluate.metrics import MAIN, METRICS
-from diffgr2.evaluate.results import BASELINES
-from diffgr2.evaluate.significance import verdict
+from diffgr2.evaluate.population import BASELINES
+from diffgr2.evaluate.significance import MARGIN, equivalence, verdict
 from diffgr2.types import FAILURES
 
 SHORT = ("r@1", "r@3", "ndcg@3", "ndcg@10")
 SURE = (("raw valid", "raw_valid"), ("coherent", "coherent"), ("evidence true", "evidence_true"))
 NAMES = {"hit": "Hit users (target among the candidates)", "all": "All users (a miss counts 0)"}
+PARTS = {
+    "same_day": "target bought on the day of the last item of the history",
+    "other_days": "target bought on a later day",
+}
 OWN_NAMES = {"hit": "Lists that have an outcome", "all": "All lists (one without counts 0)"}
 
 Columns = Sequence[tuple[str, Callable[[dict[str, Any]], str]]]
@@ -80,10 +84,10 @@ def times(key: str, digits: int = 2) -> Callable[[dict[str, Any]], str]:
     return lambda row: f"{row[key]:.{digits}f}×" if key in row else "–"
 
 
-def against(other: str) -> Callable[[dict[str, Any]], str]:
-    """The interval of R@1 against `ar`, `floor` or `rival`, or a dash."""
+def against(other: str, metric: str = "r@1") -> Callable[[dict[str, Any]], str]:
+    """The interval of a metric's difference to `ar`, `floor` or `rival`, or a dash."""
     key = f"vs_{other}"
-    return lambda row: span(row[key]["r@1"]) if key in row else "–"
+    return lambda row: span(row[key][metric]) if key in row else "–"
 
 
 def markdown_table(rows: Sequence[dict[str, Any]], columns: Columns) -> str:
@@ -107,13 +111,61 @@ def metrics_table(rows: list[dict[str, Any]]) -> str:
 
 
 def differences_table(rows: list[dict[str, Any]], other: str) -> str:
-    """Paired intervals against `floor`, `ar` or the `rival`, with the verdict."""
+    """Paired intervals against `floor`, `ar` or the `rival`, with the verdict after Holm."""
     key = f"vs_{other}"
-    kept = [row for row in rows if key in row and row["name"] not in ("random", "oracle")]
+    kept = [row for row in rows if key in row and row["name"] not in BASELINES]
     columns: list[Any] = [(f"row against {other}", at("name"))]
     for m in MAIN:
         columns.append((f"{m.upper()} difference, 95 %", lambda row, m=m: span(row[key][m])))
-        columns.append(("verdict", lambda row, m=m: verdict(*row[key][m])))
+        columns.append(("p, Holm", at(f"p_holm.{other}.{m}", 3)))
+        columns.append(("verdict", lambda row, m=m: stance(row, other, m)))
+    return markdown_table(kept, columns)
+
+
+def stance(row: dict[str, Any], other: str, metric: str) -> str:
+    """gain, loss, level or no difference shown against `floor`, `ar` or the `rival`."""
+    p = row.get("p_holm", {}).get(other, {}).get(metric, 0.0)
+    low, high = row[f"vs_{other}"][metric]
+    if row["population"] == "all":  # misses, which are 0 in any row, would make everything level
+        return verdict(low, high, p).replace("none", "no difference shown")
+    return equivalence(low, high, p)
+
+
+def parts_of(report: dict[str, Any]) -> list[str]:
+    """The parts of the hit population that a report tells apart."""
+    return [name for name in PARTS if rows_of(report, name)]
+
+
+def parts_table(report: dict[str, Any]) -> str:
+    """What each row gains over the floor on every part of the hit population, a column each."""
+    names = parts_of(report)
+    tables = {name: {row["name"]: row for row in rows_of(report, name)} for name in names}
+    columns: list[Any] = [("row", at("name"))]
+    for name, rows in tables.items():
+        n = max(row["n"] for row in rows.values())
+        for m in MAIN:
+            head = f"{m.upper()}, {name.replace('_', ' ')} (n = {n:,})"
+            columns.append(
+                (head, lambda row, rows=rows, m=m: at(f"metrics.{m}")(rows.get(row["name"], {})))
+            )
+            columns.append(
+                (
+                    "over the floor, 95 %",
+                    lambda row, rows=rows, m=m: against("floor", m)(rows.get(row["name"], {})),
+                )
+            )
+    first = tables[names[0]] if names else {}
+    return markdown_table([{"name": name} for name in first if name != "random"], columns)
+
+
+def papers_table(rows: list[dict[str, Any]]) -> str:
+    """The papers' way: plain rule at τ = .9, a written permutation, the floor where it is none."""
+    kept = [row for row in rows if row["name"].endswith("_raw")]
+    columns: list[Any] = [("row", at("name")), ("valid", at("raw_valid"))]
+    columns.append(("95 %", interval_at("ci.raw_valid")))
+    for m in MAIN:
+        columns += [(m.upper(), at(f"metrics.{m}"))]
+        columns.append(("over the floor, 95 %", against("floor", m)))
     return markdown_table(kept, columns)
 
 
@@ -183,22 +235,36 @@ def step_sentences(rows: list[dict[str, Any]]) -> list[str]:
     sentences = []
     for row in rows:
         for step in row.get("steps", []):
-            parts = [
-                f"{metric.upper()} {signed(entry['diff'])} {span(entry['ci'])} "
-                f"**{entry['verdict']}**"
-                for metric in MAIN
-                for entry in [step["metrics"][metric]]
-            ]
-            if stance := step.get("equivalence"):
-                said = ", ".join(f"{metric.upper()} **{stance[metric]}**" for metric in MAIN)
-                parts.append(f"at a margin of ±{number(stance['margin'], 2)} {said}")
+            level = step.get("equivalence", {})
+            parts = []
+            for metric in MAIN:
+                entry = step["metrics"][metric]
+                said = level.get(metric, entry["verdict"])
+                p = f", p {p_text(entry['p_holm'])}" if "p_holm" in entry else ""
+                parts.append(
+                    f"{metric.upper()} {signed(entry['diff'])} {span(entry['ci'])}{p} **{said}**"
+                )
             test = step["mcnemar"]
             sentences.append(
                 f"`{step['from']}` → `{row['name']}` (n = {step['n']:,}): {'; '.join(parts)}; "
-                f"first places gained {test['gained']}, lost {test['lost']}, exact McNemar "
-                f"p {p_text(test['p'])}, Holm {p_text(test['p_holm'])}."
+                f"first places gained {test['gained']}, lost {test['lost']}."
             )
     return sentences
+
+
+def reasoning_sentences(rows: list[dict[str, Any]]) -> list[str]:
+    """What share of a row's gain over the floor goes when it answers without reasoning."""
+    return [
+        f"Of what `{row['name']}` gains over the floor, reasoning carries "
+        + ", ".join(
+            f"{number(share['value'], 2)} [{', '.join(number(end, 2) for end in share['ci'])}] of "
+            f"{metric.upper()}"
+            for metric, share in row["reasoning_share"].items()
+        )
+        + "."
+        for row in rows
+        if "reasoning_share" in row
+    ]
 
 
 def heading(report: dict[str, Any], population: str) -> str:
@@ -216,10 +282,12 @@ def render_markdown(report: dict[str, Any], figures: Sequence[str] = ()) -> str:
     what = "lists" if report.get("own_lists") else "users"
     lines += [
         "",
-        f"Intervals are paired 95 % bootstrap percentiles over {what}, the same resamples for "
-        "every row; a difference whose interval holds 0 is called none. `random` is the exact "
-        "expectation. Two rows are level where the whole interval of their difference lies within "
-        "the margin; elsewhere no difference is shown. Shares of outputs have Wilson intervals.",
+        f"Every row of a table is measured on the same lists. Intervals are paired 95 % bootstrap "
+        f"percentiles over {what}, the same resamples for every row. p-values are adjusted by Holm "
+        "over all comparisons of a table and both metrics; a gain or a loss has one below .05 and "
+        "an interval without 0. Two rows are level where the whole interval of their difference "
+        f"lies within ±{number(MARGIN, 2)}, a margin set beforehand; elsewhere no difference is "
+        "shown. `random` is the exact expectation. Shares of outputs have Wilson intervals.",
     ]
     for population in ("hit", "all"):
         rows = rows_of(report, population)
@@ -230,9 +298,14 @@ def render_markdown(report: dict[str, Any], figures: Sequence[str] = ()) -> str:
         parts.append(gap_table(rows))
         if population == "hit":
             parts += [validity_table(rows), speed_table(rows), calibration_table(rows)]
+            if papers := papers_table(rows):
+                parts += ["### As the papers decode and read", papers]
         lines += [line for part in parts if part for line in ("", part)]
-        if sentences := step_sentences(rows):
+        if sentences := [*step_sentences(rows), *reasoning_sentences(rows)]:
             lines += ["", "### Step by step", "", *(f"- {text}" for text in sentences)]
+    if names := parts_of(report):
+        told = "; ".join(f"*{name.replace('_', ' ')}*: {PARTS[name]}" for name in names)
+        lines += ["", "## Same day and other days", "", f"{told}.", "", parts_table(report)]
     over_all = {row["name"] for row in rows_of(report, "all")}
     left_out = [row["name"] for row in rows_of(report, "hit") if row["name"] not in over_all]
     if left_out:
@@ -266,38 +339,7 @@ def render_table(report: dict[str, Any], population: str) -> Table:
     return table
 
 
-def over_seeds(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and sample deviation over reports of several seeds, for rows that all of them hold."""
-    tables = [{(r["population"], r["name"]): r for r in report["rows"]} for report in reports]
-    result = []
-    for key in tables[0]:
-        rows = [table[key] for table in tables if key in table]
-        if len(rows) < len(tables):
-            continue
-        entry: dict[str, Any] = {"name": key[1], "population": key[0], "seeds": len(reports)}
-        entry["metrics"] = {m: spread([r["metrics"][m] for r in rows]) for m in rows[0]["metrics"]}
-        for share in ("raw_valid", "coherent", "tpf", "forwards", "evidence_true"):
-            if all(share in row for row in rows):
-                entry[share] = spread([row[share] for row in rows])
-        result.append(entry)
-    return result
-
-
 def spread(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and sample deviation (n − 1); one value has no deviation."""
     sd = round(float(np.std(values, ddof=1)), 6) if len(values) > 1 else None
     return {"mean": round(float(np.mean(values)), 6), "sd": sd}
-
-
-def seeds_table(summary: Sequence[dict[str, Any]]) -> str:
-    """`mean ± sd` per row, hit users."""
-
-    def cell(path: str, digits: int) -> Callable[[dict[str, Any]], str]:
-        mean, sd = at(f"{path}.mean", digits), at(f"{path}.sd", digits)
-        return lambda row: mean(row) if sd(row) == "–" else f"{mean(row)} ± {sd(row)}"
-
-    columns = [("row", at("name")), ("seeds", at("seeds"))]
-    columns += [(metric.upper(), cell(f"metrics.{metric}", 4)) for metric in SHORT]
-    columns += [("raw valid", cell("raw_valid", 3)), ("coherent", cell("coherent", 3))]
-    columns += [("TPF", cell("tpf", 1)), ("forwards", cell("forwards", 1))]
-    return markdown_table([row for row in summary if row["population"] == "hit"], columns)

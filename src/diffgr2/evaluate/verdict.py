@@ -16,7 +16,9 @@ from typing import Any
 from diffgr2.choices import FAILING
 from diffgr2.evaluate.metrics import METRICS
 from diffgr2.evaluate.outputs import SystemOutputs
-from diffgr2.evaluate.results import measure, populations, rounded, with_baselines
+from diffgr2.evaluate.population import measure, populations, with_baselines
+from diffgr2.evaluate.results import rounded
+from diffgr2.evaluate.significance import verdict as stance_of
 from diffgr2.evaluate.tables import number, signed, span
 from diffgr2.types import CandidateLists
 
@@ -59,22 +61,23 @@ def judge(
     hit = next(populations(lists, rows, resamples, seed))
     against = []
     for part, other in named.items():
-        common_L = hit.common(other, row)
-        if common_L is None:
+        if not hit.holds(other, row):
             continue
-        found = hit.differences(other, row, common_L)
-        values = {name: hit.rows[name].values_LM[common_L].mean(0) for name in (row, other)}
+        found = hit.differences(other, row)
+        values = {name: hit.values(name).mean(0) for name in (row, other)}
         metrics = {
             metric: {
                 **found[metric],
+                "verdict": stance_of(*found[metric]["ci"]),
                 "value": float(values[row][METRICS.index(metric)]),
                 "other": float(values[other][METRICS.index(metric)]),
             }
             for metric in (DECIDES, BESIDE)
         }
         stance = STANCES[metrics[DECIDES]["verdict"]]
-        n = int(common_L.sum())
-        against.append({"part": part, "row": other, "n": n, "stance": stance, "metrics": metrics})
+        against.append(
+            {"part": part, "row": other, "n": hit.n, "stance": stance, "metrics": metrics}
+        )
     if not against:
         return None
     failed = [one["part"] for one in against if one["stance"] == "worse"]

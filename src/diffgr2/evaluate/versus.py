@@ -24,12 +24,11 @@ from diffgr2.artifacts import load_arrays, read_json
 from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.evaluate.metrics import METRICS, values_of
 from diffgr2.evaluate.results import rounded
-from diffgr2.evaluate.significance import bootstrap_means, holm, interval, sign_flips
+from diffgr2.evaluate.significance import SURE, bootstrap_means, holm, interval, sign_flips
 from diffgr2.types import MISS
 
 RANKS, REPORT, RECIPE = "ranks.safetensors", "report.json", "recipe.json"
 UNDECODED = -2
-SURE = 0.05
 KEYS = ("list", "candidates", "hit")
 ASKED = {
     "same": "shared lists with the same candidates that hold their target",

@@ -72,7 +72,8 @@ def strongest(recipe: Recipe, places: Mapping[str, Path]) -> dict[str, Any]:
     if "rival" not in places:
         return {}
     found = read_json(places["rival"] / "rivals.json")
-    return {"row": row_of(found["strongest"], recipe.evidence.scorer), **found}
+    rows = {kind: row_of(kind, recipe.evidence.scorer) for kind in found["values"]}
+    return {"row": rows[found["strongest"]], **found, "rows": rows}
 
 
 def verdict_of(recipe: Recipe, places: Mapping[str, Path], row: str) -> dict[str, Any] | None:

@@ -85,6 +85,8 @@ _TABLE = (
     _stage("rival", "data candidates evidence", "evidence candidates.k lists.features",
            "LambdaMART on the raw evidence, and which scorer is the one to beat",
            packages=("lightgbm",)),
+    _stage("timely", "data candidates evidence", "evidence candidates.k",
+           "the scorecard on counts strictly before each list's moment"),
     _stage("vocabulary", "data evidence", "model prompt items candidates evidence",
            "tokenizer, mask first, then semantic IDs", version=2, files=_late("warm:files")),
     _stage("traces", "corpus", "traces prompt evidence candidates.k",
@@ -124,8 +126,8 @@ GOALS = {
     "candidates": ["evidence", "rival"],
     "teacher": ["rival", "rl", "direct_rl", "score_ar_direct", "score_ar_sft", "score_ar"],
     "story": ["rival", "score_ar", "score_cft_opd_rl", "score_verify", "bundle"],
-    "ladder": ["rival", *MEASURED],
-    "all": ["rival", *MEASURED, "speed", "probes", "bundle"],
+    "ladder": ["rival", "timely", *MEASURED],
+    "all": ["rival", "timely", *MEASURED, "speed", "probes", "bundle"],
 }
 
 
@@ -165,6 +167,8 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     """The stages that the recipe has, its rows as it reads them."""
     rows = {f"score_{row.name}": _scoring(row) for row in rows_of_recipe(recipe)}
     absent = {*MEASURED} - rows.keys()
+    if recipe.lists.file or recipe.lists.point_in_time:  # evidence is counted as it says
+        absent.add("timely")
     found = {name: rows.get(name, stage) for name, stage in STAGES.items() if name not in absent}
     for name in ("bundle", "bundle_ar"):  # judged by the row that answers as it will
         read = (

@@ -2,8 +2,9 @@
 
 Contract: `make_report(found)` reads only stages that stand for the run's recipe, so it works at
 any point of the pipeline; rows and figures appear as their stages stand. It writes `<run>/report/`:
-report.json, report.md, ids.json, recipe.json, ranks.safetensors (which list is which, and where
-every row puts what is wanted: what `compare` reads) and a PNG per figure. Besides the rows,
+report.json, report.md, ids.json, recipe.json, ranks.safetensors (which list is which, where every
+row puts what is wanted and what its output was worth: what `compare` and `seeds` read) and a PNG
+per figure. Besides the rows,
 report.json holds `speed` (all decoders and batch sizes of the timing run), `retriever` (its own
 figures over all users), `rival` (the row to beat, and what chose it), `verdict` (what the run is
 worth) and `probes` (list lengths, views, faithfulness, reliability). Not here: measuring and
@@ -11,7 +12,6 @@ drawing (`evaluate`), decoding (`score`).
 """
 
 import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,17 @@ from diffgr2.data.columnar import texts_of
 from diffgr2.evaluate import plots, probed
 from diffgr2.evaluate.baselines import floor_order
 from diffgr2.evaluate.outputs import SystemOutputs
-from diffgr2.evaluate.results import build_report, ranks_by_system, values_by_system
+from diffgr2.evaluate.results import (
+    accounts_by_system,
+    build_report,
+    ranks_by_system,
+    values_by_system,
+)
 from diffgr2.evaluate.tables import number, render_markdown, rows_of, timings_table
 from diffgr2.evaluate.trec import write_qrels, write_run
 from diffgr2.model.layout import response_shift
+from diffgr2.pipeline import source_commit
+from diffgr2.stages import ties
 from diffgr2.stages.judge import LAMBDAMART, data_of
 from diffgr2.stages.plan import TRAINED
 from diffgr2.stages.standing import Standing
@@ -42,24 +49,14 @@ MOVED = ("cft_opd_rl", "cft_opd", "cft", "ar", "evidence")
 """Rows; the first that stands has its rank moves drawn."""
 
 
-def commit() -> str:
-    """The source's commit where it is a git checkout, "" otherwise."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
-
-
-def meta_of(recipe: Recipe, command: str) -> dict[str, str]:
+def meta_of(recipe: Recipe, command: str) -> dict[str, Any]:
     """The report's head: no path of this machine."""
     about, tie = data_of(recipe)
     return {
         "recipe": recipe.name,
         "data": about,
         "tie_order": tie,
-        "commit": commit(),
+        "commit": source_commit(),
         "command": command,
     }
 
@@ -67,14 +64,16 @@ def meta_of(recipe: Recipe, command: str) -> dict[str, str]:
 def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Path]]:
     """Measure, draw, write: the report, and the files it was written to."""
     recipe, systems = found.recipe, found.systems
+    made = {read_manifest(place)["versions"].get("commit", "") for place in found.places.values()}
     report = build_report(
-        meta_of(recipe, command),
+        meta_of(recipe, command) | {"commits": sorted(made)},
         found.lists,
         systems,
         resamples=recipe.evaluate.bootstrap,
         seed=recipe.seed,
         truth_LK=found.truth,
         rival=found.rival.get("row"),
+        parts=found.parts,
     )
     if recipe.lists.file is not None:
         report["own_lists"] = True
@@ -100,6 +99,7 @@ def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Pat
     (out / "report.md").write_text(text, encoding="utf-8")
     pictures = [plots.save_figure(figure, out / name) for name, figure in figures.items()]
     ranks |= identities(found) | values_by_system(found.lists, systems, found.truth)
+    ranks |= accounts_by_system(systems)
     save_arrays(out / "ranks.safetensors", **ranks)
     write_json(out / "recipe.json", recipe.model_dump(mode="json"))
     write_json(out / "ids.json", read_json(found.root / "items" / "report.json"))
@@ -107,10 +107,13 @@ def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Pat
 
 
 def identities(found: Standing) -> dict[str, np.ndarray]:
-    """Per list a number of the request (user, moment, what came of it) and one of its candidates,
-    by the data's own names: what `compare` pairs lists of two runs by."""
+    """Per list a number of the request (user, moment, what came of it), one of its candidates and
+    one of its person, by the data's own names: what lists of several runs are paired by. Every seed
+    of the simulated shop is another shop, with other people."""
     lists, names = found.lists, found.dataset.catalogue.raw_ids
-    users, wanted, shown = found.dataset.raw_users, [], []
+    users, wanted, shown, persons = found.dataset.raw_users, [], [], []
+    data = found.recipe.data
+    world = f"shop {found.recipe.seed}" if data.source == "shop" else ""
     moment_L = lists.moment if lists.moment is not None else np.full(len(lists), -1)
     for row in range(len(lists)):
         there_K, owner = lists.there_LK[row], int(lists.owner_L[row])
@@ -122,7 +125,12 @@ def identities(found: Standing) -> dict[str, np.ndarray]:
         who = users[owner] if 0 <= owner < len(users) else f"list owner {owner}"
         wanted.append(key_of(who, int(lists.end_L[row]), int(moment_L[row]), *came))
         shown.append(key_of(*items))
-    return {"list": np.array(wanted, np.int64), "candidates": np.array(shown, np.int64)}
+        persons.append(key_of(world, who))
+    keys = {"list": wanted, "candidates": shown, "person": persons}
+    result: dict[str, np.ndarray] = {n: np.array(k, np.int64) for n, k in keys.items()}
+    if "same_day" in found.parts:
+        result["same_day"] = found.parts["same_day"].astype(np.int8)
+    return result
 
 
 def notes(found: Standing, report: dict[str, Any]) -> str:
@@ -136,7 +144,7 @@ def notes(found: Standing, report: dict[str, Any]) -> str:
             f"{k}. Its own evaluation over the whole catalogue: R@10 "
             f"{number(about.get('test_r@10'))}, NDCG@10 {number(about['test_ndcg@10'])}."
         )
-    lines += own_notes(found)
+    lines += own_notes(found) or tie_notes(report)
     lines += [
         "- `oracle` puts the target first: a bound that no re-ranker can reach."
         if found.truth is None
@@ -169,6 +177,21 @@ def rival_told(rival: dict[str, Any]) -> str:
             " then `diffgr2 rival RECIPE`)."
         )
     return line
+
+
+def tie_notes(report: dict[str, Any]) -> list[str]:
+    """What rows about time and ids mean."""
+    order = {
+        "file": "in the order of the file, which on Amazon's files is that of the ids",
+        "none": "as the shop sold",
+    }.get(report["tie_order"], f"shuffled ({report['tie_order']})")
+    return [
+        f"- Purchases at one time are {order}. `{ties.ID_ABOVE}` learns nothing: candidates whose "
+        "id sorts above that of the last bought item come first. Where it gains, the order of "
+        "equal times is the alphabet, and a model may have read it.",
+        "- `evidence_before` is the scorecard with evidence from strictly before each target's "
+        "moment; the other rows' evidence counts the whole train part, of which some is later.",
+    ]
 
 
 def own_notes(found: Standing) -> list[str]:

@@ -20,9 +20,11 @@ from diffgr2.candidates.lists import load_lists
 from diffgr2.config import Recipe
 from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import ArtifactError
+from diffgr2.evaluate.baselines import order_from_scores
 from diffgr2.evaluate.calibration import chances
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
 from diffgr2.pipeline import STANDS, Runner
+from diffgr2.stages import ties, timely
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.judge import JUDGED, scored, strongest, verdict_of
 from diffgr2.stages.plan import CORPUS
@@ -93,9 +95,20 @@ class Standing:
         )
 
     @cached_property
+    def parts(self) -> dict[str, np.ndarray]:
+        """Test lists by whether their target was bought on the day of the item before."""
+        return {} if self.recipe.lists.file else ties.parts_of(self.dataset, self.lists)
+
+    @cached_property
     def systems(self) -> list[SystemOutputs]:
-        """Every row that stands: evidence scorers, then decoded rows."""
+        """Every row that stands: the order of ids, evidence scorers, then decoded rows."""
         rows = scored(self.recipe, self.places) if "evidence" in self.stages else []
+        if "data" in self.stages and not self.recipe.lists.file:
+            rows.insert(0, ties.id_above(self.dataset, self.lists))
+        path = self.root / "timely" / timely.SCORES
+        if "timely" in self.stages and path.is_file():
+            order_LK = order_from_scores(load_arrays(path)["score_LK"], path.name)
+            rows.append(SystemOutputs("evidence_before", order_LK, len(order_LK)))
         for spec in rows_of_recipe(self.recipe):
             if f"score_{spec.name}" in self.stages:
                 outputs = load_outputs(self.root / f"score_{spec.name}", spec.name)
