@@ -21,10 +21,11 @@ from diffgr2.evaluate.tables import rows_of
 from diffgr2.stages.plan import STAGES
 from diffgr2.stages.rows import ROWS
 
-META = {"recipe", "data", "tie_order", "commit", "command"}
+META = {"recipe", "data", "tie_order", "commit", "commits", "command"}
 METRICS = {"r@1", "r@3", "r@5", "ndcg@3", "ndcg@5", "ndcg@10", "mrr"}
 DOCUMENTED_ROWS = {
-    *("floor", "random", "oracle", "evidence", "ar_direct", "block_direct", "ar"),
+    *("floor", "random", "oracle", "id_above", "evidence", "evidence_before"),
+    *("ar_direct", "block_direct", "ar"),
     *("naive", "cft", "cft_opd", "cft_opd_rl", "cft_rl", "verify"),
 }
 SILENT = {"ar_direct", "ar_direct_written", "block_direct"}  # cite nothing: no reasoning
@@ -123,6 +124,12 @@ def test_report_has_the_documented_shape(report: dict[str, Any], root: Path) -> 
     assert report["recipe"] == "micro"
     assert report["command"] == "diffgr2 run micro"
     assert json.loads((root / "saved.json").read_text()) == report
+    for part in ("same_day", "other_days"):
+        rows = {row["name"]: row for row in rows_of(report, part)}
+        assert {row["n"] for row in rows.values()} == {rows["floor"]["n"]}
+        assert "vs_floor" in rows["ar"]
+    days = [rows_of(report, part)[0]["n"] for part in ("hit", "same_day", "other_days")]
+    assert days[0] == days[1] + days[2]
     decoded = {spec.name for spec in ROWS}
     for population, n in (("hit", None), ("all", 600)):
         rows = rows_of(report, population)

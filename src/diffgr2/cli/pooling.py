@@ -33,7 +33,9 @@ def mixtures(sides: Sequence[Side]) -> list[str]:
     commits = {c for s in sides for c in (s.report.get("commit", ""), *s.report.get("commits", []))}
     for commit in sorted(commits):
         if commit.endswith(DIRTY):
-            found.append(f"{commit.removesuffix(DIRTY)[:12]}{DIRTY}: the source was not as committed")
+            found.append(
+                f"{commit.removesuffix(DIRTY)[:12]}{DIRTY}: the source was not as committed"
+            )
     if len(commits) > 1:
         named = ", ".join(commit[:12] or "unknown" for commit in sorted(commits))
         found.append(f"made by several commits ({named})")
