@@ -210,6 +210,14 @@ class TestStatic(BackendPromises):
             self.check(session, own, [causal([2, 3], len(row.ids)) for row in own])
 
 
+class TestStaticAsItIs(TestStatic):
+    """As wide forwards run."""
+
+    @pytest.fixture(autouse=True)
+    def _narrow(self, monkeypatch) -> None:
+        monkeypatch.setattr("diffgr2.model.static.WIDE", 8)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 class TestGraphs(BackendPromises):
     """The same with CUDA graphs."""

@@ -29,11 +29,17 @@ from diffgr2.model.session import inputs, views
 SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """What rows and tokens of a forward are padded to; above, multiples of the last."""
 
+COARSE = 16
+"""Distributions are computed from a multiple of so many tokens on."""
+
 SLOTS = 64
 """Caches, and how much of them a forward looks at, are multiples of so many slots."""
 
 OFTEN = 3
 """A shape that comes so often is recorded."""
+
+WIDE = 4096
+"""Tokens of a forward from which on its kernels outlast their start: it runs as it is, unpadded."""
 
 IDS, SLOT, HI = range(3)
 """What stands in a forward's numbers: tokens, where they are written, how far they see."""
@@ -42,6 +48,10 @@ IDS, SLOT, HI = range(3)
 def padded(n: int) -> int:
     """The least of SIZES that holds n."""
     return next((size for size in SIZES if size >= n), -(-n // SIZES[-1]) * SIZES[-1])
+
+
+def _at(placed: tuple[int, Span]) -> int:
+    return placed[0]
 
 
 @dataclass
@@ -60,7 +70,7 @@ class Slab(KVCache):
     def __init__(self, model: LeanQwen3, rows: int, slots: int) -> None:
         empty = KVCache.empty(model, rows, slots)
         super().__init__(empty.keys, empty.values)
-        self.shapes: dict[tuple[int, int, int, int], _Shape] = {}
+        self.shapes: dict[tuple[int, ...], _Shape] = {}
 
     @torch.inference_mode()
     def clear(self) -> None:
@@ -130,12 +140,18 @@ class StaticSession:
     def forward(self, spans: Sequence[Span]) -> list[View]:
         slab = self._slab
         assert slab is not None
-        numbers, seen = self._numbers(spans, slab)
-        logp_BTV = self._run(slab, numbers, seen)
+        first = min(span.logits_from for span in spans)
+        if len(spans) * max(len(span.ids) for span in spans) >= WIDE:
+            in_place = [span for _, span in sorted(zip(self._place, spans, strict=True), key=_at)]
+            given = inputs(in_place, slab.part(0, len(spans)), self.model)
+            logp_BTV = self._logp(self.model(*given, logits_from=first))
+        else:
+            first = first // COARSE * COARSE
+            logp_BTV = self._run(slab, *self._numbers(spans, slab), first)
         if bool(torch.isnan(logp_BTV[: len(spans), :, 0]).any()):
             self._slab, self._place = None, []  # nobody shall meet what stands there
             raise DecodeError(BROKEN)
-        return views(logp_BTV, spans, [(place, 0) for place in self._place])
+        return views(logp_BTV, spans, [(place, first) for place in self._place])
 
     def _numbers(self, spans: Sequence[Span], slab: Slab) -> tuple[np.ndarray, int]:
         """What the forward is told, [3, B, T], padded; and how many slots it looks at."""
@@ -151,9 +167,9 @@ class StaticSession:
             numbers[HI, b, :n] = span.hi
         return numbers, min(-(-int(numbers[HI].max()) // SLOTS) * SLOTS, slab.slots)
 
-    def _run(self, slab: Slab, numbers: np.ndarray, seen: int) -> Tensor:
-        """Log-probabilities [B, T, V]; of a recorded shape they last until its next forward."""
-        key = (self.mask_id, *numbers.shape[1:], seen)
+    def _run(self, slab: Slab, numbers: np.ndarray, seen: int, first: int) -> Tensor:
+        """Log-probabilities from `first` on; a recorded shape's last until its next forward."""
+        key = (self.mask_id, *numbers.shape[1:], seen, first)
         given = torch.from_numpy(numbers)
         if key not in slab.shapes:
             slab.shapes[key] = _Shape(torch.empty_like(given, device=self.model.device))
@@ -161,21 +177,24 @@ class StaticSession:
         shape.numbers.copy_(given)
         shape.came += 1
         if shape.graph is None and (shape.came < OFTEN or self.model.device.type != "cuda"):
-            return self._answer(slab, shape.numbers, seen)
+            return self._answer(slab, shape.numbers, seen, first)
         if shape.graph is None:
             torch.cuda.synchronize()
             shape.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(shape.graph, pool=self.model.memory):
-                shape.logp_BTV = self._answer(slab, shape.numbers, seen)
+                shape.logp_BTV = self._answer(slab, shape.numbers, seen, first)
         shape.graph.replay()
         assert shape.logp_BTV is not None
         return shape.logp_BTV
 
-    def _answer(self, slab: Slab, numbers: Tensor, seen: int) -> Tensor:
+    def _answer(self, slab: Slab, numbers: Tensor, seen: int, first: int) -> Tensor:
         rows = numbers.shape[1]
         mask_BTC = self.model.positions[:seen] < numbers[HI][..., None]
         given = (numbers[SLOT], slab.part(0, rows), numbers[SLOT], mask_BTC, seen)
-        logits_BTV = self.model(numbers[IDS], *given).float()
+        return self._logp(self.model(numbers[IDS], *given, logits_from=first))
+
+    def _logp(self, logits_BTV: Tensor) -> Tensor:
+        logits_BTV = logits_BTV.float()
         logits_BTV[..., self.mask_id] = -torch.inf
         return F.log_softmax(logits_BTV, -1)
 
