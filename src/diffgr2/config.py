@@ -176,8 +176,8 @@ class EvidenceConfig(Section):
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8  # recency weight per step back in history
     history: Positive = 20  # how far back evidence looks
     scorer: Literal["linear", "mlp", "gbdt"] = "linear"  # the row `evidence`; all are reported
-    l2: Amount = 1e-3  # of the scorecard's weights
-    smooth: Amount = 0.0  # of differences between neighbouring buckets: for few lists
+    l2: Amount | None = None  # of the scorecard's weights; null = chosen on the lists that teach it
+    smooth: Amount | None = None  # of differences between neighbouring buckets; null = as l2
     fit_on: Literal["train", "validation", "both"] = "both"  # lists whose targets are known
 
 

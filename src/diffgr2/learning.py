@@ -84,6 +84,8 @@ class RlConfig(TrainConfig, ShowConfig):
     temperature: Rate = 1.0
     clip_low: Rate = 0.2
     clip_high: Rate = 0.28
+    reward: Literal["rank", "ndcg"] | None = None  # what is raised: the best outcome's rank, or the
+    # whole list's NDCG with gains; null = ndcg where the lists are a shop's own, else rank
     alpha: Amount = 0.2  # weight of the conditional format reward
     refill: Count = 1  # extra rollout rounds per step to replace groups without variance
     epochs: Positive = 1  # optimizer steps per rollout batch

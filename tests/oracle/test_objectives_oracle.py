@@ -113,6 +113,27 @@ def test_the_reward_is_hand_arithmetic_over_all_orders():
         assert reward(order, ("duplicate",), target, k, alpha) == -1.0
 
 
+def test_the_reward_with_gains_is_hand_arithmetic_over_the_whole_list():
+    draws = np.random.default_rng(2)
+    for _ in range(CASES):
+        k = int(draws.integers(2, 11))
+        order = draws.permutation(k).tolist()
+        gains = draws.choice([0.0, 0.0, 1.0, 3.0], k).tolist()
+        gains[int(draws.integers(k))] = 3.0
+        alpha, target = float(draws.choice([0.0, 0.2])), gains.index(3.0)
+
+        def dcg(values: list[float]) -> float:
+            return sum(gain / math.log2(place + 2) for place, gain in enumerate(values))
+
+        best = dcg(sorted(gains, reverse=True))
+        before, after = dcg(gains) / best, dcg([gains[at] for at in order]) / best
+        wanted = after - before
+        if wanted > 1e-12 or (before > 1 - 1e-12 and after > 1 - 1e-12):
+            wanted += alpha
+        assert reward(order, (), target, k, alpha, gains) == pytest.approx(wanted, abs=1e-9)
+        assert reward(order, ("missing",), target, k, alpha, gains) == -1.0
+
+
 def test_divergences_are_hand_arithmetic_where_the_mask_token_has_no_probability():
     teacher_NV = torch.tensor([[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]]).double().log()
     student_NV = torch.tensor([[0.25, 0.25, 0.5, 0.0], [0.5, 0.25, 0.25, 0.0]]).double().log()

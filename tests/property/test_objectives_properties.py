@@ -196,6 +196,23 @@ def test_a_better_place_never_earns_less(order_target, alpha):
     assert len(set(values)) == k
 
 
+worths = st.lists(st.sampled_from([0.0, 1.0, 3.0]), min_size=2, max_size=9).filter(any)
+
+
+@given(worths, st.floats(0, 2), st.data())
+def test_with_gains_a_better_list_never_earns_less(gains, alpha, data):
+    k, target = len(gains), gains.index(max(gains))
+    order = data.draw(st.permutations(range(k)))
+    value = reward(order, (), target, k, alpha, gains)
+    assert INVALID < value <= 1 + alpha
+    at = data.draw(st.integers(0, k - 2))
+    if gains[order[at]] < gains[order[at + 1]]:  # what is worth more moves up
+        better = [*order[:at], order[at + 1], order[at], *order[at + 2 :]]
+        assert reward(better, (), target, k, alpha, gains) > value
+    copied = reward(list(range(k)), (), target, k, alpha, gains)
+    assert copied == alpha * (gains == sorted(gains, reverse=True))
+
+
 @given(st.integers(1, 200), st.integers(0, 200), st.integers(0, 300))
 def test_overlong_shaping_falls_from_0_to_minus_1(limit, cache, length):
     cache = min(cache, limit)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffgr2.evaluate.metrics import METRICS, metrics_of
 from diffgr2.stages.batches import epoch_order
 from diffgr2.stages.corpus import Corpus
 from support import tiny_stages
@@ -122,6 +123,38 @@ def test_rl_raises_the_reward_of_a_toy_group(make, kind):
     after = reward_of(task, net)
     assert sum(line["groups"] > 0 for line in lines) >= 5
     assert after > before + 0.1
+
+
+@pytest.mark.parametrize("make", [tiny_stages.rl_task, tiny_stages.block_rl_task])
+@pytest.mark.parametrize("wanted", [None, "ndcg", "rank"])
+def test_of_a_shops_own_lists_the_whole_order_is_rewarded_by_its_gains(make, wanted):
+    how = {"prompts": 4, "group": 4, "refill": 0, "shuffle": 0.5, "overlong_cache": 0}
+    task, config = make(**how, reward=wanted)
+    roller, rng = task.roller, np.random.default_rng(0)
+    lists = {
+        split: replace(own, gains=rng.choice([0.0, 1.0], own.items_LK.shape) + 3.0 * own.gains_LK)
+        for split, own in roller.corpus.lists.items()
+    }
+    roller.corpus = replace(roller.corpus, lists=lists)
+    net = tiny_stages.model("ar" if make is tiny_stages.rl_task else "block")
+    rollouts, _ = roller.collect(1, net)
+    told = [each for each in rollouts if each.answer.valid]
+    assert told
+    for each in told:
+        asked, order = each.asked, list(each.answer.order)
+        if wanted == "rank":
+            gained = (asked.target - order.index(asked.target)) / asked.request.k
+            assert asked.gains is None
+        else:
+            assert asked.gains is not None
+            assert asked.gains[asked.target] == max(asked.gains)
+            gains_1K = np.array([asked.gains])
+            both = metrics_of(np.array([order, range(len(order))]), gains_1K.repeat(2, 0))
+            after, before = both[:, METRICS.index("ndcg@10")]
+            gained = after - before
+        base = gained + config.alpha * (gained > 1e-9)
+        kept = base + config.alpha  # the best order there is
+        assert each.reward == pytest.approx(base) or each.reward == pytest.approx(kept)
 
 
 def kl_of(task: Any, net: Any, micros: list[Any]) -> float:

@@ -106,6 +106,10 @@ def _features(own: OwnLists) -> Iterator[str]:
 
 
 def _histories(facts: dict[str, Any]) -> Iterator[str]:
+    if facts["source"] == "lists" and not facts["inline_histories"]:
+        told = "data.interactions, or columns.history of the lists, say what users bought before"
+        yield f"histories: none, so that no evidence speaks of purchases ({told})"
+        return
     inline, none, lists = (
         facts["inline_histories"], facts["lists_without_history"], facts["lists"],
     )  # fmt: skip

@@ -77,7 +77,7 @@ def import_own(
     items = {item for one in seen.kept for item in one.items}
     items |= {one.outside[0] for one in seen.kept if one.outside}
     wanted = items | set(events["item"])
-    texts, told, warnings = {}, {}, doubts(own, seen)
+    texts, told, warnings = {}, {}, doubts(own, seen, know_users=raw is not None)
     if data.items:
         texts, told, read = read_items(data, wanted, quarantine)
         if lost := len(items - texts.keys()):
@@ -249,12 +249,12 @@ def numbered(own: RawLists, seen: Seen, raw_items: list[str], raw_users: list[st
     )
 
 
-def doubts(own: RawLists, seen: Seen) -> list[str]:
-    """What can hardly be meant."""
+def doubts(own: RawLists, seen: Seen, *, know_users: bool) -> list[str]:
+    """What can hardly be meant; `know_users`: there are interactions to know them from."""
     lists, found = seen.kept, []
     if not any(gain > 0 for one in lists for gain in one.gains):
         found.append(f"no list of {own.file} has an outcome: lists.gains name its columns")
-    if seen.strangers > len(lists) / 2:
+    if know_users and seen.strangers > len(lists) / 2:
         found.append(
             f"{seen.strangers} of {len(lists)} lists are of users that the interactions do not "
             "know: do both files name users alike?"

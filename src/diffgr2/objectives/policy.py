@@ -1,9 +1,10 @@
 """Reinforcement learning: the re-ranking reward, advantages, the clipped token-level objective.
 
-Contract: `reward` is R_rank = (rank_before − rank_after) / K of the target plus GR2's format reward
-α where the rank strictly improved or a first place was kept, so copying the input order earns
-nothing; an invalid or over-long output earns −1. `advantages` normalises rewards within groups and
-marks groups without variance, which carry no gradient and are refilled by the caller;
+Contract: `reward` is R_rank = (rank_before − rank_after) / K of the target, or with `gains` what
+the whole list's NDCG rose by (as in Rearank; several outcomes, each by its worth), plus GR2's
+format reward α where that is above 0 or the best order there is was kept, so copying the input
+order earns nothing; an invalid or over-long output earns −1. `advantages` normalises rewards within
+groups and marks groups without variance, which carry no gradient and are refilled by the caller;
 `clipped_objective` is DAPO's (paper §3.6, E.7): tokens weigh equally over the whole batch, the
 ratio is clipped at 1 − low and 1 + high. Sums only; the loop divides by the global token count. Not
 here: parsing (`prompts`), rollouts and replay (`stages.rl`).
@@ -19,21 +20,44 @@ LOG_RATIO_LIMIT = 10.0
 INVALID = -1.0
 
 
+def ndcg(gains: Sequence[float]) -> float:
+    """NDCG of a whole list whose candidates have these gains, best first; some gain is above 0.
+
+    >>> round(ndcg([0.0, 3.0, 1.0]), 4), ndcg([3.0, 1.0, 0.0])
+    (0.659, 1.0)
+    """
+    discount_K = 1.0 / np.log2(np.arange(len(gains)) + 2.0)
+    made, best = np.asarray(gains, np.float64), -np.sort(-np.asarray(gains, np.float64))
+    return float(made @ discount_K) / float(best @ discount_K)
+
+
 def reward(
-    order: Sequence[int], failures: Sequence[str], target: int, k: int, alpha: float
+    order: Sequence[int],
+    failures: Sequence[str],
+    target: int,
+    k: int,
+    alpha: float,
+    gains: Sequence[float] | None = None,
 ) -> float:
-    """Reward of one output; `target` is the target's position in the shown list.
+    """Reward of one output; `target` is the target's position in the shown list, `gains` are its
+    candidates'.
 
     >>> reward([2, 0, 1], (), 2, 3, .2), reward([0, 1, 2], (), 2, 3, .2)
     (0.8666666666666667, 0.0)
     >>> reward([0, 1, 2], (), 0, 3, .2), reward([0, 0, 1], ("duplicate", "missing"), 2, 3, .2)
     (0.2, -1.0)
+    >>> round(reward([1, 2, 0], (), 1, 3, 0.2, [0.0, 3.0, 1.0]), 4)  # .6590 became 1
+    0.541
     """
     if failures:
         return INVALID
-    after = list(order).index(target)
-    gained = (target - after) / k
-    return gained + (alpha if gained > 0 or target == after == 0 else 0.0)
+    if gains is None:
+        after = list(order).index(target)
+        gained, kept = (target - after) / k, target == after == 0
+    else:
+        before, now = ndcg(gains), ndcg([gains[at] for at in order])
+        gained, kept = now - before, before == now == 1.0
+    return gained + (alpha if gained > 0 or kept else 0.0)
 
 
 def overlong_penalty(length: int, limit: int, cache: int) -> float:

@@ -11,8 +11,9 @@ columns; test lists are scored, not judged. With `lists.point_in_time` every lis
 its own moment, and the metrics say what that changes: the share of values that fall into another
 bucket, and the scorecard on counts that know more (`validation_untimed_…`). The stored index, which
 serves, knows all that may be known. With `lists.propensity: position` an outcome teaches by the
-inverse chance that its place was looked at; what is judged counts as it came. Run: `diffgr2
-evidence RECIPE`.
+inverse chance that its place was looked at; what is judged counts as it came. How strongly the
+scorecard is held back is chosen on the lists that teach it (`candidates.penalty`) where the recipe
+leaves it open. Run: `diffgr2 evidence RECIPE`.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
-from diffgr2.candidates import scorers
+from diffgr2.candidates import penalty, scorers
 from diffgr2.candidates.fields import COUNTED, Field, names_of
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
@@ -49,12 +50,21 @@ class Known:
     buckets_LKF: np.ndarray
     there_LK: np.ndarray
     gains_LK: np.ndarray  # 0 in lists that train nothing
+    owner_L: np.ndarray
     weight_LK: np.ndarray | None = None  # inverse propensities, where they are wanted
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Scorers, and how the scorecard among them was held back."""
+
+    by_kind: dict[str, scorers.Scorer]
+    held_back: penalty.Penalty
 
 
 def fitted(
     known: dict[str, Known], splits: tuple[str, ...], config: EvidenceConfig, seed: int
-) -> dict[str, scorers.Scorer]:
+) -> Taught:
     """All kinds of scorer, from the lists of these splits that something came of."""
     gains_LK = np.concatenate([known[split].gains_LK for split in splits])
     if not (gains_LK > 0).any():
@@ -64,15 +74,20 @@ def fitted(
         )
     buckets_LKF = np.concatenate([known[split].buckets_LKF for split in splits])
     there_LK = np.concatenate([known[split].there_LK for split in splits])
-    how: dict[str, Any] = {"l2": config.l2, "smooth": config.smooth, "seed": seed}
-    how["there_LK"] = there_LK
+    how: dict[str, Any] = {"there_LK": there_LK, "seed": seed}
     weight = [known[split].weight_LK for split in splits]
     if all(weight_LK is not None for weight_LK in weight):
         how["weight_LK"] = np.concatenate([w for w in weight if w is not None])
-    return {
+    owner_L = np.concatenate([known[split].owner_L for split in splits])
+    held_back = penalty.chosen(
+        *(buckets_LKF, gains_LK, owner_L, config.buckets), l2=config.l2, smooth=config.smooth, **how
+    )
+    how |= {"l2": held_back.l2, "smooth": held_back.smooth}
+    kinds = {
         kind: scorers.fit(kind, buckets_LKF, gains_LK, config.buckets, **how)
         for kind in scorers.KINDS
     }
+    return Taught(kinds, held_back)
 
 
 def inverse_propensities(
@@ -250,7 +265,7 @@ def difference(
     pair = (found.buckets["validation"], found.untimed["validation"])
     now_XF, later_XF = (buckets[:, : there_LK.shape[1]][there_LK] for buckets in pair)
     part = untimed["validation"]
-    scorer = fitted(untimed, ("train",), config, seed)["linear"]
+    scorer = fitted(untimed, ("train",), config, seed).by_kind["linear"]
     values = judged(scorer.score(part.buckets_LKF, part.there_LK), first["validation"].hit_L)
     moved = float((now_XF != later_XF).mean())
     return {"validation_buckets_moved": round(moved, 6)} | {
@@ -276,6 +291,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
                 buckets[s][:, :k],
                 first[s].there_LK,
                 first[s].gains_LK * teaches[s][:, None],
+                lists[s].owner_L,
                 weight[s][:, :k] if weight else None,
             )
             for s in KNOWN
@@ -289,7 +305,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         f"validation_floor_{name}": v for name, v in judged(floor_LK, validation.hit_L).items()
     }
     honest = fitted(known, ("train",), config, ctx.seed)
-    for kind, scorer in honest.items():
+    for kind, scorer in honest.by_kind.items():
         for split in KNOWN:
             score_LK = scorer.score(known[split].buckets_LKF, known[split].there_LK)
             values = judged(score_LK, first[split].hit_L)
@@ -300,7 +316,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
     metrics |= about | told_of(found.index.fields)
     splits = KNOWN if config.fit_on == "both" else (config.fit_on,)
     final = honest if splits == ("train",) else fitted(known, splits, config, ctx.seed)
-    for kind, scorer in final.items():
+    ctx.progress.line(f"{ctx.name}: {final.held_back.told_as()}")
+    metrics |= {"l2": final.held_back.l2, "smooth": final.held_back.smooth}
+    for kind, scorer in final.by_kind.items():
         if isinstance(scorer, scorers.LinearScorer):  # the one that traces are made with
             scorer.save(ctx.out / f"{kind}.safetensors")
         for split in lists:

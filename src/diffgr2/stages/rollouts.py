@@ -39,7 +39,8 @@ class Asked:
     prompt: list[int]
     grammar: Grammar | None  # None: rolled out without one
     request: Request
-    target: int  # position of the target among the shown candidates
+    target: int  # position of the best outcome among the shown candidates
+    gains: list[float] | None = None  # of each of them, where the whole list's NDCG is rewarded
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ class Roller:
         known, wanted = self.corpus.answers, self.config.answer
         return wanted if wanted in known else known[-1]
 
+    @property
+    def by_gains(self) -> bool:
+        """Whether the list's NDCG is rewarded, and not the rank of its best outcome."""
+        own = any(lists.gains is not None for lists in self.corpus.lists.values())
+        return self.config.reward == "ndcg" or (self.config.reward is None and own)
+
     def prompts(self, step: int, round_: int) -> list[Asked]:
         """One round's prompts."""
         corpus, need, prompts = self.corpus, self.config.prompts, []
@@ -84,7 +91,10 @@ class Roller:
             ids, grammar = corpus.template.prompt(shown.request, **how), None
             if self.settings.rule == "grammar":
                 grammar = corpus.template.grammar(shown.request, answer=self.answer, **how)
-            prompts.append(Asked(ids, grammar, shown.request, shown.target))
+            gains = None
+            if self.by_gains:
+                gains = corpus.lists[split].gains_LK[row][shown.places].tolist()
+            prompts.append(Asked(ids, grammar, shown.request, shown.target, gains))
         return prompts
 
     def grade(self, trajectory: Trajectory, asked: Asked) -> tuple[Answer, float]:
@@ -94,7 +104,8 @@ class Roller:
         """
         reading = self.corpus.template.read(trajectory.tokens_T.tolist(), asked.request)
         answer, k = reading.answer(self.answer), asked.request.k
-        value = reward(answer.order, answer.failures, asked.target, k, self.config.alpha)
+        given = (answer.order, answer.failures, asked.target, k, self.config.alpha)
+        value = reward(*given, asked.gains)
         length, limit = len(trajectory.tokens_T), self.settings.max_tokens
         if answer.valid:  # however long, it is never worse than an invalid one
             shaped = value + overlong_penalty(length, limit, self.config.overlong_cache)

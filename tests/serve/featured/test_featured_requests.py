@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,6 @@ from support.live import Live
 OWN = ("price", "ctr", "badge", "in_stock")
 AT = {name: len(COUNTED) + g for g, name in enumerate(OWN)}
 FULL = {"price": 3, "ctr": 0.9, "badge": "bestseller", "in_stock": True}
-
-
-@pytest.fixture(scope="module")
-def reranker(own_dir: Path) -> Reranker:
-    return Reranker.from_pretrained(own_dir / "bundle")
-
-
-@pytest.fixture(scope="module")
-def live(reranker: Reranker) -> Iterator[Live]:
-    with Live(reranker) as server:
-        yield server
 
 
 def raw(reranker: Reranker, *numbers: int) -> list[str]:

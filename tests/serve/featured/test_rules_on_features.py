@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from diffgr2 import Reranker
 from diffgr2.data.from_log import lists_from_log
@@ -15,17 +12,6 @@ from support.live import Live
 from support.live import ids as raw
 
 FULL = {"price": 3, "ctr": 0.9, "badge": "bestseller", "in_stock": True}
-
-
-@pytest.fixture(scope="module")
-def reranker(own_dir: Path) -> Reranker:
-    return Reranker.from_pretrained(own_dir / "bundle")
-
-
-@pytest.fixture(scope="module")
-def live(reranker: Reranker) -> Iterator[Live]:
-    with Live(reranker) as server:
-        yield server
 
 
 def test_at_most_so_many_of_a_feature(live: Live, reranker: Reranker) -> None:
