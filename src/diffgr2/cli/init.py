@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffgr2.cli.verbs import word_columns
 from diffgr2.errors import ConfigError
 from diffgr2.recipe import load_recipe
 
@@ -105,13 +106,13 @@ def _said(
 
     those = roles(peeks, given)
     found: dict[str, list[tuple[str, str]]] = {role: [] for role in those}
-    for text in maps:
-        word, equals, column = text.partition("=")
-        role, dot, rest = word.partition(".")
-        if not (equals and column and word) or (dot and role not in those):
-            known = ", ".join(f"{role}.word" for role in those)
-            raise ConfigError(f"--map {text}: expected word=column, or {known}=column")
-        word = rest if dot else word
+    more = f", or {', '.join(f'{role}.word' for role in those)}=column"
+    for named, column in word_columns("--map", maps, more):
+        text = f"{named}={column}"
+        role, dot, rest = named.partition(".")
+        if dot and role not in those:
+            raise ConfigError(f"--map {text}: expected word=column{more}")
+        word = rest if dot else named
         fits = [r for r in ([role] if dot else those) if word in words_of(r)]
         if not fits:
             words = ", ".join(dict.fromkeys(w for r in those for w in words_of(r)))

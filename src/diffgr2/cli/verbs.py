@@ -31,13 +31,13 @@ Overrides = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Run it again although it stands.")]
 
 
-def word_columns(option: str, texts: list[str] | None) -> list[tuple[str, str]]:
-    """What an option's `word=column` texts say."""
+def word_columns(option: str, texts: list[str] | None, more: str = "") -> list[tuple[str, str]]:
+    """What an option's `word=column` texts say; an error says what `more` there may be."""
     found = []
     for text in texts or []:
         word, equals, column = text.partition("=")
         if not (word and equals and column):
-            raise ConfigError(f"{option} {text}: expected word=column")
+            raise ConfigError(f"{option} {text}: expected word=column{more}")
         found.append((word, column))
     return found
 

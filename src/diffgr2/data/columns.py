@@ -200,20 +200,28 @@ def open_table(
             intake.finish()
             raise DataError(f"{intake.name}: no line can be used; first: {intake.first[0]}")
         return find({*assumed, *first[2]}), chain([first], parsed)
+    header, records = separated(lines, kind, intake)
+    return find(header), records
+
+
+def separated(
+    lines: Iterator[tuple[int, str]], kind: str, intake: Intake
+) -> tuple[list[str], Records]:
+    """The header of a csv or tsv file's lines, and its records."""
     delimiter = "," if kind == "csv" else "\t"
     header = read_header(lines, intake, lambda text: csv_fields([text], delimiter))
-    return find(header), _cells(csv_records(lines, intake, delimiter), header, intake)
+    return header, cells(csv_records(lines, intake, delimiter), header, intake)
 
 
-def _cells(
+def cells(
     rows: Iterator[tuple[int, str, list[str]]], header: Collection[str], intake: Intake
 ) -> Records:
     """Rows of cells as records."""
-    for number, text, cells in rows:
-        if len(cells) == len(header):
-            yield number, text, dict(zip(header, cells, strict=True))
+    for number, text, row in rows:
+        if len(row) == len(header):
+            yield number, text, dict(zip(header, row, strict=True))
         else:
-            intake.reject(number, f"{len(cells)} fields, expected {len(header)}", text)
+            intake.reject(number, f"{len(row)} fields, expected {len(header)}", text)
 
 
 def _atomic(
@@ -244,10 +252,10 @@ def _atomic(
             if kind and types[name] != kind:
                 raise DataError(f"{file}: {name} is {types[name]}, expected {kind}")
             names[word] = name
-    records = _cells(((n, text, text.split("\t")) for n, text in lines), types, intake)
+    records = cells(((n, text, text.split("\t")) for n, text in lines), types, intake)
     path = names.get("categories")
     if path and types[path] == "token_seq":
-        records = ((n, text, {**cells, path: _parts(cells[path])}) for n, text, cells in records)
+        records = ((n, text, {**row, path: _parts(row[path])}) for n, text, row in records)
     return names, records
 
 

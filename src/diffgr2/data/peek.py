@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -18,11 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from diffgr2.data.columns import Records, cells, separated
 from diffgr2.data.lines import (
     BadLine,
     Intake,
-    csv_fields,
-    csv_records,
     each,
     json_object,
     python_dict,
@@ -39,7 +38,7 @@ FLAGS = {"0", "1", "true", "false", "yes", "no", "0.0", "1.0"}
 DAY_MS = 86_400_000
 TIMES_MS = (631_152_000_000, 2_208_988_800_000)  # 1990 to 2040: numbers that may be moments
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -205,10 +204,8 @@ def peek(path: Path) -> Peek:
     if kind in (".jsonl", ".json"):  # Amazon's older metadata are Python dicts, under .json
         parse = json_object if kind == ".jsonl" else python_dict
         rows = (value for _, _, value in each(read_lines(path, intake), intake, parse))
-    elif kind in (".csv", ".tsv", ".inter", ".item"):
-        rows = _cells(
-            path, intake, "," if kind == ".csv" else "\t", quoted=kind in (".csv", ".tsv")
-        )
+    elif kind in (".csv", ".tsv", *ATOMIC):
+        rows = (value for _, _, value in _records(path, kind, intake))
     else:
         known = ".csv, .tsv, .jsonl (each also .gz), .parquet, .inter and .item"
         raise DataError(f"{path}: its name tells no format (known: {known})")
@@ -261,30 +258,21 @@ def _value(value: Any) -> Any:
     return None if isinstance(value, list | tuple) and not value else value
 
 
-def _cells(path: Path, intake: Intake, delimiter: str, *, quoted: bool) -> Iterator[Row]:
+def _records(path: Path, kind: str, intake: Intake) -> Records:
     lines = read_lines(path, intake)
-
-    def split(text: str) -> list[str]:
-        return csv_fields([text], delimiter) if quoted else text.split(delimiter)
-
-    header = [name.partition(":")[0] if not quoted else name for name in
-              read_header(lines, intake, split)]  # fmt: skip
-    if len(header) == 1 and quoted:
-        other = "\t" if delimiter == "," else ","
-        signs = [sign for sign in (";", "|", other) if sign in header[0]]
-        if signs:
-            raise DataError(
-                f"{path.name}: line 1: one column only, with {signs[0]!r} in its name; "
-                f"{suffix_of(path)} is separated by {'commas' if delimiter == ',' else 'tabs'}"
-            )
-    records = csv_records(lines, intake, delimiter) if quoted else (
-        (n, text, text.split(delimiter)) for n, text in lines
-    )  # fmt: skip
-    for number, text, cells in records:
-        if len(cells) == len(header):
-            yield dict(zip(header, cells, strict=True))
-        else:
-            intake.reject(number, f"{len(cells)} fields, expected {len(header)}", text)
+    if kind in ATOMIC:
+        named = read_header(lines, intake, lambda text: text.split("\t"))
+        header = [name.partition(":")[0] for name in named]
+        return cells(((n, text, text.split("\t")) for n, text in lines), header, intake)
+    header, records = separated(lines, kind[1:], intake)
+    other = "\t" if kind == ".csv" else ","
+    signs = [sign for sign in (";", "|", other) if sign in header[0]] if len(header) == 1 else []
+    if signs:
+        raise DataError(
+            f"{path.name}: line 1: one column only, with {signs[0]!r} in its name; "
+            f"{kind} is separated by {'commas' if kind == '.csv' else 'tabs'}"
+        )
+    return records
 
 
 def _parquet(path: Path) -> tuple[list[Row], bool]:
@@ -297,4 +285,4 @@ def _parquet(path: Path) -> tuple[list[Row], bool]:
         raise DataError(f"{path.name}: not a readable parquet file ({reason})") from None
     if not len(table):
         raise DataError(f"{path.name}: holds no lines")
-    return table.head(MOST_ROWS).to_dicts(), len(table) <= MOST_ROWS
+    return [*table.head(MOST_ROWS).to_dicts()], len(table) <= MOST_ROWS
