@@ -23,6 +23,7 @@ from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.limits import Limits
 from diffgr2.serve.logs import QueuedLines
+from diffgr2.serve.plain import plain_of
 from diffgr2.serve.turnaway import turned_away
 from support.live import Live, Process, body_of
 from support.raw import body_of_answer, head_of, request, talk
@@ -54,10 +55,10 @@ def test_the_short_way_out_says_what_the_door_says(full: Live) -> None:
     lines = (f"authorization: Bearer {KEY}", "x-request-id: r1")
     message = request(BODY, *lines)
     before = full.state.metrics.requests.labels("rejected")._value.get()
-    assert turned_away(full.state, message) is not None
+    assert turned_away(full.state, plain_of(message)) is not None
     short = told(talk(full.port, message))
     usual = request(BODY, *lines, "expect: 100-continue")
-    assert turned_away(full.state, usual) is None
+    assert turned_away(full.state, plain_of(usual)) is None
     assert told(talk(full.port, usual)) == short
     assert short[0] == 429
     assert int(short[1]["retry-after"]) >= 1
@@ -92,13 +93,13 @@ def test_what_is_unusual_goes_the_usual_way(full: Live) -> None:
         (200, request(method="GET", target="/health/live")),
         (505, whole.replace(b"HTTP/1.1", b"HTTP/2.0", 1)),
     ):
-        assert turned_away(full.state, message) is None
+        assert turned_away(full.state, plain_of(message)) is None
         assert head_of(talk(full.port, message))[0] == status, message
     for part in (whole[:30], whole[:-1], whole + b"x", b"", b"\r\n" + whole):
-        assert turned_away(full.state, part) is None
-    assert turned_away(full.state, whole) is not None
+        assert turned_away(full.state, plain_of(part)) is None
+    assert turned_away(full.state, plain_of(whole)) is not None
     full.state.slots.give_back()
-    assert turned_away(full.state, whole) is None
+    assert turned_away(full.state, plain_of(whole)) is None
     assert full.state.slots.take()
 
 

@@ -26,6 +26,7 @@ from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.app import make_app
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.limits import Limits
+from diffgr2.serve.wire import make_server
 from support import bundles
 from support.live import Live, Process, body_of, idle, ids
 
@@ -265,8 +266,7 @@ class served(Live):  # noqa: N801
         models = {name: Reranker.from_pretrained(path) for name, path in named.items()}
         super().__init__(next(iter(models.values())), keys=Keys(KEYS))
         self.app = make_app(models, limits=Limits(), keys=Keys(KEYS), names=names)
-        self._server._ours = self.app
-        self._server.config.app = self.app
+        self._server = make_server(self.app, self.limits, host="127.0.0.1", port=0)
 
 
 def test_bundles_answer_by_their_names(pair: Pair) -> None:

@@ -37,7 +37,7 @@ class Live:
         self.reranker = reranker
         self.app = make_app(reranker, limits=self.limits, keys=keys, log_to=log_to)
         self._server = make_server(self.app, self.limits, host="127.0.0.1", port=0)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread = threading.Thread(target=lambda: self._server.run(), daemon=True)
 
     @property
     def state(self) -> State:

@@ -121,23 +121,6 @@ class EvidenceIndex:
         parts = (history_LH, length_L, items_LK, scores_LK, exclude_L)
         return self._in_chunks(own_LKG, *parts)
 
-    def features_of(
-        self,
-        history_H: np.ndarray,
-        items_K: np.ndarray,
-        scores_K: np.ndarray,
-        user: int,
-        own_KG: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """The same of one list, float32 (K, F); no user's purchases are left out for -1."""
-        history_H = history_H[-self.history :]
-        history_1H = np.full((1, self.history), -1, np.int32)
-        history_1H[0, : len(history_H)] = history_H
-        one = np.array([len(history_H), user])
-        own_1KG = None if own_KG is None else own_KG[None]
-        parts = (history_1H, one[:1], items_K[None], scores_K[None], one[1:])
-        return self._in_chunks(own_1KG, *parts)[0]
-
     def _in_chunks(self, own_LKG: np.ndarray | None, *parts: np.ndarray) -> np.ndarray:
         """`_counts` of all lists and what they bring themselves, as one array."""
         items_LK = parts[2]

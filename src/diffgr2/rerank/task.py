@@ -31,7 +31,7 @@ from diffgr2.rerank.names import Item
 from diffgr2.rerank.readout import Ways, dealt, sliding, view_of
 from diffgr2.rerank.result import RankResult, Telling
 from diffgr2.rerank.rules import Moved, Placing
-from diffgr2.rerank.world import World
+from diffgr2.rerank.world import Shown, World
 from diffgr2.types import Trajectory
 
 
@@ -47,6 +47,11 @@ class Query:
     own_NG: np.ndarray | None = None  # what came with them, NaN missing
     rules: Placing | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> Shown:
+        """What a prompt may show of it."""
+        return Shown(self.history, self.candidates, self.scores_N, self.user, self.own_NG)
 
     @property
     def silent(self) -> bool:
@@ -112,9 +117,7 @@ class RankTask:
     @cached_property
     def whole(self) -> Request:
         """The content of a prompt that would show the whole list as it came."""
-        query = self.query
-        given = (query.scores_N, query.user, query.own_NG)
-        return self.world.request(query.history, query.candidates, *given)
+        return self.world.requests([self.query.shown])[0]
 
     @property
     def complete(self) -> bool:
@@ -332,3 +335,12 @@ class RankTask:
             "forwards": forwards,
             "tokens_per_forward": round(tokens / forwards, 3) if forwards else 0.0,
         }
+
+
+def write_together(tasks: Sequence[RankTask]) -> None:
+    """Count the evidence of many tasks of one bundle at once; `pending` then has it."""
+    asked = [task for task in tasks if task._said or task._written]
+    if len(asked) > 1:
+        requests = asked[0].world.requests([task.query.shown for task in asked])
+        for task, request in zip(asked, requests, strict=True):
+            task.whole = request

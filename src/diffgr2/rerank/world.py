@@ -1,13 +1,14 @@
 """What a bundle knows besides its weights: items, shoppers, evidence, the retriever, the template.
 
-Contract: `World(directory)` opens these parts; `request` builds a prompt's content from resolved
-items exactly as the stages build it from lists, `scores_of` rates candidates that came without
-scores, `ways` gives a request's ways of decoding and of reading responses.
-Nothing here changes after opening, so threads may share it. Not here: the model (`reranker`), the
-way of one request (`task`).
+Contract: `World(directory)` opens these parts; `requests` builds the content of prompts from
+resolved items exactly as the stages build it from lists, `scores_of` rates candidates that came
+without scores, `ways` gives a request's ways of decoding and of reading responses. Nothing here
+changes after opening, so threads may share it. Not here: the model (`reranker`), the way of one
+request (`task`).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 
 from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
+from diffgr2.candidates.retrieval import ragged
 from diffgr2.config import DECODERS, Answering, DecodeConfig, Decoder
 from diffgr2.data.columnar import unpack
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
@@ -52,6 +54,17 @@ DECODE_KEYS = (
 )
 """What of decoding a request may set; `details` keeps every decision's probabilities, `seed` names
 the random stream."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A list of which a prompt is to be made."""
+
+    history: Sequence[Item]
+    candidates: Sequence[Item]
+    scores_K: np.ndarray
+    user: int  # dense number, -1 unknown
+    own_KG: np.ndarray | None = None
 
 
 class World:
@@ -179,18 +192,24 @@ class World:
             scores_N[~known_N] = scores_N[known_N].min()
         return scores_N
 
-    def request(
-        self,
-        past: Sequence[Item],
-        shown: Sequence[Item],
-        scores_K: np.ndarray,
-        user: int,
-        own_KG: np.ndarray | None = None,
-    ) -> Request:
-        """The prompt's content for these candidates, in this order."""
-        recent = past[-self.recipe.evidence.history :]
-        past = past[-self.recipe.prompt.history :]
-        strangers = [item for item in (*recent, *shown) if item.stranger is not None]
+    def requests(self, asked: Sequence[Shown]) -> list[Request]:
+        """The prompts' content for these lists, candidates as they came; evidence in one go."""
+        placed = [self._placed(one) for one in asked]
+        found: dict[int, np.ndarray] = {}
+        # Lists with unknown items have an index of their own.
+        alike = [n for n, (index, _) in enumerate(placed) if index is self.seats.index]
+        rest = [[n] for n, (index, _) in enumerate(placed) if index is not self.seats.index]
+        for group in [alike, *rest] if alike else rest:
+            index, parts = placed[group[0]][0], [placed[n][1] for n in group]
+            buckets_LKF = index.buckets(features_of(index, parts, [asked[n] for n in group]))
+            for n, buckets_KF in zip(group, buckets_LKF, strict=True):
+                found[n] = buckets_KF[: len(asked[n].candidates)]
+        return [self._request(one, found[n]) for n, one in enumerate(asked)]
+
+    def _placed(self, one: Shown) -> tuple[EvidenceIndex, tuple[np.ndarray, np.ndarray]]:
+        """The index that knows a list's items, and the numbers of its history and candidates."""
+        recent = one.history[-self.recipe.evidence.history :]
+        strangers = [item for item in (*recent, *one.candidates) if item.stranger is not None]
         place = {id(item): self.seats.n_items + n for n, item in enumerate(strangers)}
         vectors = [item.vector_E for item in strangers if item.vector_E is not None]
         index = self.seats.seat(
@@ -202,19 +221,23 @@ class World:
             found = [place[id(i)] if i.number is None else i.number for i in items]
             return np.array(found, np.int32)
 
-        features_KF = index.features_of(numbers(recent), numbers(shown), scores_K, user, own_KG)
-        buckets_KF = index.buckets(features_KF)
-        if strangers or not recent:
-            buckets_KF[unknown(recent, shown, index.names)] = MISSING
+        return index, (numbers(recent), numbers(one.candidates))
+
+    def _request(self, one: Shown, buckets_KF: np.ndarray) -> Request:
+        """A prompt's content from a list and its evidence."""
+        recent = one.history[-self.recipe.evidence.history :]
+        past = one.history[-self.recipe.prompt.history :]
+        if not recent or any(item.stranger is not None for item in (*recent, *one.candidates)):
+            buckets_KF[unknown(recent, one.candidates, self.seats.index.names)] = MISSING
         texts = self.template.shows_text
         described = [self._described(item) for item in past] if texts else []
         return Request(
             np.array([item.codes for item in past], np.int32).reshape(-1, self.sids.levels),
-            np.array([item.codes for item in shown], np.int32),
+            np.array([item.codes for item in one.candidates], np.int32),
             buckets_KF,
-            tuple(item_text(*one) for one in described),
-            tuple(item_text(*self._described(item)) for item in shown) if texts else (),
-            tuple(item_kind(*one) for one in described),
+            tuple(item_text(*each) for each in described),
+            tuple(item_text(*self._described(i)) for i in one.candidates) if texts else (),
+            tuple(item_kind(*each) for each in described),
         )
 
     def _described(self, item: Item) -> tuple[Catalogue, int]:
@@ -225,3 +248,20 @@ class World:
         assert words is not None
         path, nothing = [list(words.categories)], np.array([np.nan])
         return Catalogue([""], [words.title], [words.brand], path, nothing, [words.description]), 0
+
+
+def features_of(
+    index: EvidenceIndex, parts: Sequence[tuple[np.ndarray, np.ndarray]], asked: Sequence[Shown]
+) -> np.ndarray:
+    """Evidence (L, K, F) of lists by their items' numbers; shorter ones are padded."""
+    width = max(len(items_K) for _, items_K in parts)
+    items_LK = np.full((len(parts), width), -1, np.int32)
+    scores_LK = np.zeros((len(parts), width), np.float32)
+    own_LKG = np.full((len(parts), width, len(index.own)), np.nan, np.float32)
+    for n, ((_, items_K), one) in enumerate(zip(parts, asked, strict=True)):
+        items_LK[n, : len(items_K)], scores_LK[n, : len(items_K)] = items_K, one.scores_K
+        if one.own_KG is not None:
+            own_LKG[n, : len(items_K)] = one.own_KG
+    histories = ragged([history_H for history_H, _ in parts], index.pairs.n_items)
+    user_L = np.array([one.user for one in asked], np.int64)
+    return index.features(histories, items_LK, scores_LK, user_L, own_LKG)

@@ -15,7 +15,9 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from diffgr2.serve.limits import Limits
+from diffgr2.serve.plain import Plain, plain_of
 from diffgr2.serve.schema import Problem
+from diffgr2.serve.shortcut import Shortcut, begun
 from diffgr2.serve.state import State
 from diffgr2.serve.turnaway import turned_away
 
@@ -54,6 +56,7 @@ class Bounded(H11Protocol):
     _closing: asyncio.TimerHandle | None = None
     _half_closed = False
     _address = ""
+    _held = b""  # what came behind a request on the short way
 
     # ------------------------------------------------------------------ coming and going
 
@@ -94,32 +97,62 @@ class Bounded(H11Protocol):
     # ------------------------------------------------------------------ reading
 
     def data_received(self, data: bytes) -> None:
+        if isinstance(self.cycle, Shortcut) and self._busy():
+            self._held += data  # until its answer is written
+            self.flow.pause_reading()
+            return
         fresh = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
         if fresh and data.startswith(b"\r\n"):  # an empty line before a request is none of it
             data = data[2:]
             if not data:
                 return
-        refusal = turned_away(self.state, data) if fresh else None
-        if refusal is not None:
-            self._turn_away(refusal)
+        plain = plain_of(data) if fresh else None
+        if plain is not None and self._short(plain):
             return
         super().data_received(data)
         if self._late is not None and self._busy():
-            self._late.cancel()  # headers are there; a request has limits of its own
-            self._late = None
-            self.idle.pop(self, None)
+            self._at_work()  # headers are there; a request has limits of its own
 
-    def _turn_away(self, refusal: bytes) -> None:
-        """Answer without having read; the connection waits for its next request."""
-        self.transport.write(refusal)
-        if b"\r\nconnection: close\r\n" in refusal:
+    def _at_work(self) -> None:
+        """The connection does not wait for a request any more."""
+        self._unset_keepalive_if_required()
+        self.idle.pop(self, None)
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _short(self, plain: Plain) -> bool:
+        """Whether a request takes one of the short ways: out, or through."""
+        refusal = turned_away(self.state, plain)
+        if refusal is not None:
+            self._at_work()
+            self._written(refusal, closes=plain.closes)
+            return True
+        cycle = begun(self.state, plain, self)
+        if cycle is not None:
+            self._at_work()
+            self.cycle = cycle  # type: ignore[assignment]
+        return cycle is not None
+
+    def answered(self, data: bytes, closes: bool) -> None:
+        """The answer to a request on the short way, whole."""
+        self.server_state.total_requests += 1
+        self.cycle = None  # type: ignore[assignment]  # it holds a bundle
+        if self.transport.is_closing():
+            return
+        held, self._held = self._held, b""
+        self._written(data, closes=closes or (self._half_closed and not held))
+        if held and not closes:
+            self.flow.resume_reading()
+            self.data_received(held)
+
+    def _written(self, data: bytes, *, closes: bool) -> None:
+        """Write a whole answer; the connection ends, or waits for its next request."""
+        self.transport.write(data)
+        if closes:
             self.transport.close()
             self._close_soon()
         else:
-            self._unset_keepalive_if_required()
-            self.idle.pop(self, None)
-            if self._late is not None:
-                self._late.cancel()
             self._wait()
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -134,7 +167,7 @@ class Bounded(H11Protocol):
     def _whole(self) -> bool:
         """Whether a request that is there to its end still waits for its answer."""
         ended = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
-        return self._busy() and ended
+        return self._busy() and (ended or isinstance(self.cycle, Shortcut))
 
     def _ask(self) -> None:
         """Is the client still there? A second interim answer to one that is not fails."""

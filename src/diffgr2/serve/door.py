@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
-import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,22 @@ def answers_for(limits: Limits, value: bytes) -> bool:
         return False
 
 
+_numbers: deque[bytes] = deque()
+
+
+def request_id_of(given: bytes | None) -> str:
+    """The id that a request brings, if it is one; else a new one of 128 random bits.
+
+    They are drawn many at a time: to ask the system for each costs as much as reading a body.
+    """
+    if given is not None and REQUEST_ID.fullmatch(given):
+        return given.decode()
+    if not _numbers:
+        drawn = os.urandom(4_096)
+        _numbers.extend(drawn[at : at + 16] for at in range(0, len(drawn), 16))
+    return _numbers.popleft().hex()
+
+
 async def send_problem(send: Send, problem: Problem, request_id: str) -> None:
     """An error answer, without any framework."""
     body = json.dumps(problem.body(request_id)).encode()
@@ -82,6 +99,25 @@ async def send_problem(send: Send, problem: Problem, request_id: str) -> None:
     ]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def told(
+    state: State,
+    request_id: str,
+    method: str,
+    route: str,
+    status: int,
+    begun: float,
+    facts: Facts,
+    parent: bytes | None = None,
+) -> None:
+    """The access line of a request that has ended and, where they are wanted, its spans."""
+    if state.traces is None and not access.isEnabledFor(logging.INFO):
+        return
+    line = access_line(request_id, method, route, status, time.monotonic() - begun, facts)
+    access.info("%s", json.dumps(line))
+    if state.traces is not None and route in RANK_PATHS:
+        state.traces.request(line, facts, begun, (parent or b"").decode("latin-1"))
 
 
 class Door:
@@ -96,8 +132,7 @@ class Door:
                 await self.app(scope, receive, send)
             return  # nothing here speaks websockets
         begun, started, status = time.monotonic(), False, 0
-        given = header(scope, b"x-request-id") or b""
-        request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = request_id_of(header(scope, b"x-request-id"))
         facts = Facts()
         scope.setdefault("state", {}).update(request_id=request_id, facts=facts)
         method = scope["method"]
@@ -130,19 +165,8 @@ class Door:
             if not started:
                 await send_problem(named, Problem(500, "internal error"), request_id)
         finally:
-            self._told(scope, method, status, begun, facts)
-
-    def _told(self, scope: Scope, method: str, status: int, begun: float, facts: Facts) -> None:
-        """The access line and, where they are wanted, the spans."""
-        traces, route = self.state.traces, route_of(scope)
-        if traces is None and not access.isEnabledFor(logging.INFO):
-            return
-        took_s, request_id = time.monotonic() - begun, scope["state"]["request_id"]
-        line = access_line(request_id, method, route, status, took_s, facts)
-        access.info("%s", json.dumps(line))
-        if traces is not None and route in RANK_PATHS:
-            parent = header(scope, b"traceparent") or b""
-            traces.request(line, facts, begun, parent.decode("latin-1"))
+            parent, route = header(scope, b"traceparent"), route_of(scope)
+            told(self.state, request_id, method, route, status, begun, facts, parent)
 
     def _refusal(self, scope: Scope, facts: Facts) -> Problem | None:
         """Why this request goes no further, if it does not."""

@@ -1,82 +1,29 @@
 """The engine: one thread that decodes and nothing else; outputs join and leave between steps.
 
-Contract: `submit` hands over a `Job`, one prompt to decode; its events arrive on the job's own
-callback, from the engine thread, and end with exactly one `Decoded` or `Failed`. A cancelled job
+Contract: `submit` hands over a `Job`; its events arrive on the job's own callback, from the engine
+thread, and end with exactly one `Decoded` or `Failed`. A cancelled job
 leaves before the next step. Jobs run while both the limit on their number and the token budget
-hold, in the order in which they came (`first` ones before the others). When a forward fails, every
-job of that batch is decoded again alone, so only a request that fails by itself fails; readiness
-tells whether the last forward was good. Not here: prompts and answers (`rerank`), deadlines and
-slots, which belong to whoever waits (`ranking`), and decoding itself (`decode.batch`).
+hold, in the order in which they came (`first` ones before the others). An `Order` becomes jobs only
+when there is room for them, so that the prompts of all that wait are written in one go. When a
+forward fails, every job of that batch is decoded again alone, so only a request that fails by
+itself fails; readiness tells whether the last forward was good. Not here: prompts and answers
+(`rerank`), deadlines and slots, which belong to whoever waits (`ranking`), and decoding itself
+(`decode.batch`).
 """
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from diffgr2.decode.batch import Batch, decode, make_writer
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.decode.writer import Writer
 from diffgr2.errors import DecodeError
 from diffgr2.model.backend import Backend
+from diffgr2.serve.jobs import Committed, Decoded, Failed, Job, Order
 from diffgr2.serve.limits import Limits
 from diffgr2.serve.telemetry import Metrics
-from diffgr2.types import Trajectory
-
-
-@dataclass(frozen=True)
-class Committed:
-    """Tokens that a step committed, as (position in the response, token)."""
-
-    forward: int  # forwards of this output so far
-    compute_s: float  # seconds of forwards that this job took part in
-    tokens: list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """The output is complete."""
-
-    trajectory: Trajectory
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The job failed by itself."""
-
-    error: BaseException
-
-
-Event = Committed | Decoded | Failed
-
-
-@dataclass(eq=False)
-class Job:
-    """One prompt in the engine."""
-
-    wanted: DecodeRequest
-    settings: DecodeSettings
-    listen: Callable[[Event], None]
-    streams: bool = False
-    first: bool = False  # a later window of a request that has waited already
-    number: int = 0  # of the request's decodes
-    cancelled: bool = False
-    ended: bool = False
-    queued_at: float = field(default_factory=time.monotonic)
-    started_at: float | None = None
-    compute_s: float = 0.0
-    writer: Writer | None = None
-    tokens: int = 0  # of the finished output
-    alone: bool = False  # a batch it was in failed: it is decoded by itself now
-    told: set[int] = field(default_factory=set)  # positions streamed already
-
-    def tell(self, event: Event) -> None:
-        """Hand an event over, at most one last one."""
-        if self.ended or self.cancelled:
-            return
-        self.ended = isinstance(event, Decoded | Failed)
-        self.listen(event)
 
 
 class Engine:
@@ -93,6 +40,7 @@ class Engine:
         self._probe = probe
         metrics.backend.labels(model.name).inc()
         self._inbox: deque[Job] = deque()
+        self._orders: deque[Order] = deque()
         self._waiting: deque[Job] = deque()
         self._batches: dict[str, Batch] = {}
         self._jobs: dict[int, Job] = {}  # the writer's key -> job
@@ -100,6 +48,7 @@ class Engine:
         self._wake = threading.Condition()
         self._stopping = False
         self._probes: list[threading.Event] = []
+        self._told: Callable[[], object] = lambda: None
         self.good_at = 0.0  # monotonic time of the last good forward
         self.bad = False  # a forward failed and none was good since
         self.busy_since: float | None = None  # begin of the forward that runs now
@@ -107,7 +56,9 @@ class Engine:
 
     # --------------------------------------------------------------------------- outside
 
-    def start(self) -> None:
+    def start(self, told: Callable[[], object] | None = None) -> None:
+        """`told` is called on the engine's thread when it has told what there is for now."""
+        self._told = told or self._told
         self._thread.start()
 
     def stop(self) -> None:
@@ -129,6 +80,15 @@ class Engine:
                 return
             self._inbox.append(job)
             self._wake.notify()
+
+    def order(self, order: Order) -> None:
+        """Its jobs are made once there is room for them, those of many orders together."""
+        with self._wake:
+            if not self._stopping:
+                self._orders.append(order)
+                self._wake.notify()
+                return
+        order.fail(DecodeError("the engine has stopped"))
 
     def cancel(self, job: Job) -> None:
         """Take effect before the next step."""
@@ -162,7 +122,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._orders)
 
     @property
     def slots_used(self) -> int:
@@ -177,9 +137,12 @@ class Engine:
             try:
                 self._serve_probes()
                 self._leave()
+                self._write()
                 self._join()
+                self._told()
                 for decoder in list(self._batches):
                     self._step(decoder)
+                    self._told()
             except Exception as error:  # a bug here must not leave anybody waiting for ever
                 self._fail_all(error)
         self._fail_all(DecodeError("the engine has stopped"))
@@ -187,7 +150,7 @@ class Engine:
     def _collect(self) -> bool:
         """Take new jobs; sleep while there is nothing to do. False when it is time to end."""
         with self._wake:
-            while not (self._inbox or self._waiting or self._jobs or self._probes):
+            while not (self._inbox or self._orders or self._waiting or self._jobs or self._probes):
                 if self._stopping:
                     return False
                 self._wake.wait()
@@ -195,6 +158,13 @@ class Engine:
             self._waiting.extend(job for job in self._inbox if not job.first)
             self._inbox.clear()
             return not self._stopping
+
+    def _write(self) -> None:
+        """Orders become jobs, no more than could join now."""
+        room = self.limits.running - len(self._jobs) - len(self._waiting)
+        orders = [self._orders.popleft() for _ in range(min(room, len(self._orders)))]
+        if orders:
+            self._waiting.extend(orders[0].together(orders))
 
     def _leave(self) -> None:
         """Cancelled jobs leave, waiting or decoding."""
@@ -342,13 +312,17 @@ class Engine:
     def _fail_all(self, error: Exception) -> None:
         with self._wake:
             jobs = [*self._jobs.values(), *self._waiting, *self._inbox]
-            probes, self._probes = self._probes, []
+            orders, probes, self._probes = [*self._orders], self._probes, []
             self._jobs.clear()
             self._waiting.clear()
             self._inbox.clear()
+            self._orders.clear()
         self._batches.clear()
         self.bad = True
         for job in jobs:
             job.tell(Failed(error))
+        for order in orders:
+            order.fail(error)
+        self._told()
         for probe in probes:
             probe.set()

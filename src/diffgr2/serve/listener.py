@@ -7,9 +7,11 @@ client left, a 504 when the deadline passed. Not here: what the events mean (`ra
 
 import asyncio
 import time
+from functools import partial
 
 from diffgr2.serve.door import Receive
-from diffgr2.serve.engine import Event
+from diffgr2.serve.jobs import Event
+from diffgr2.serve.post import Post
 from diffgr2.serve.schema import Problem
 
 
@@ -20,18 +22,14 @@ class Gone(Exception):  # noqa: N818
 class Listener:
     """The events of numbered jobs on the event loop, the deadline, the client's presence."""
 
-    def __init__(self, deadline: float, receive: Receive) -> None:
-        self.deadline = deadline
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, deadline: float, receive: Receive, post: Post) -> None:
+        self.deadline, self._post = deadline, post
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._gone = asyncio.create_task(self._watch(receive))
 
     def __call__(self, number: int, happened: Event) -> None:
-        """Called on the engine's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, (number, happened))
-        except RuntimeError:  # the loop has ended: nobody listens any more
-            return
+        """Called on the engine's thread, which wakes the loop when it has told what there is."""
+        self._post.later(partial(self._events.put_nowait, (number, happened)))
 
     @staticmethod
     async def _watch(receive: Receive) -> None:

@@ -19,18 +19,11 @@ from typing import Any
 from fastapi.responses import JSONResponse, Response
 
 from diffgr2.decode.settings import DecodeRequest
-from diffgr2.errors import ConfigError, DataError
-from diffgr2.items.sids import sid_text
-from diffgr2.rerank.names import ListProblem
-from diffgr2.rerank.query import wished
-from diffgr2.rerank.readout import Ways
-from diffgr2.rerank.reranker import Reranker
-from diffgr2.rerank.task import RankTask
+from diffgr2.serve.asked import facts_of, named_by, prepare
 from diffgr2.serve.door import Receive, Scope, Send
-from diffgr2.serve.engine import Committed, Failed, Job
 from diffgr2.serve.impressions import impression_of
+from diffgr2.serve.jobs import Committed, Failed, Job
 from diffgr2.serve.keys import Caller
-from diffgr2.serve.limits import Limits
 from diffgr2.serve.listener import Gone, Listener
 from diffgr2.serve.replies import answer, event, tei_answer
 from diffgr2.serve.schema import Ask, Problem
@@ -41,69 +34,6 @@ from diffgr2.types import Trajectory
 HEADER_MOST = 4_096  # characters of one header's value
 
 log = logging.getLogger("diffgr2.serve")
-
-
-def prepare(reranker: Reranker, ask: Ask, limits: Limits) -> RankTask:
-    """Resolve what was asked; runs off the event loop."""
-    ways = ways_of(reranker, ask, limits)
-    history = ask.history
-    if ask.wish is not None:
-        history = wished(reranker.names, ask.wish)
-        if history is None:
-            history = []
-            ask.warnings.append("query: none of its words is known, it says nothing")
-    try:
-        return reranker.prepare(
-            history,
-            ask.documents,
-            scores=ask.scores,
-            user=ask.user,
-            decode=ways,
-            reasoning=ask.reasoning,
-            rules=ask.rules,
-            strict=ask.strict,
-        )
-    except ListProblem as error:
-        name = ask.listed if error.field == "candidates" else error.field
-        told = named_by(ask, str(error))
-        raise Problem(422, told, name, ask.tei, list(error.problems)) from None
-    except DataError as error:
-        raise Problem(422, str(error), str(error).partition(":")[0], ask.tei) from None
-
-
-def named_by(ask: Ask, told: str) -> str:
-    """A message that calls the candidates what the client calls them."""
-    return told.replace("candidates[", f"{ask.listed}[")
-
-
-def ways_of(reranker: Reranker, ask: Ask, limits: Limits) -> Ways:
-    """How to decode; a long list in many views is a lot of work for one request."""
-    try:
-        ways = reranker.ways(ask.decode)
-    except ConfigError as error:
-        raise Problem(422, str(error), "decode", ask.tei) from None
-    views = ways.read_out.views
-    shown = views * len(ask.documents)
-    if views > 1 and shown > limits.shown:
-        told = f"decode.views: {views} views of {len(ask.documents)} documents show {shown}"
-        raise Problem(422, f"{told}, at most {limits.shown}", "decode", ask.tei)
-    return ways
-
-
-def facts_of(task: RankTask) -> list[dict[str, str]]:
-    """Id and semantic ID of each document that the catalogue knows."""
-    world, facts = task.world, []
-    for item, named in zip(task.query.candidates, task.query.named, strict=True):
-        if item.number is not None:
-            raw = world.catalogue.raw_ids[item.number]
-            facts.append({"id": raw, "sid": sid_text(item.codes)})
-        else:
-            given = named.get("id") if isinstance(named, dict) else None
-            facts.append({"id": given} if given else {})
-    return facts
-
-
-# ------------------------------------------------------------------------------------- ranking
 
 
 class Ranking:
@@ -139,8 +69,8 @@ class Ranking:
             self.served.let_go()
             self.served = None
 
-    async def begin(self, ask: Ask, caller: Caller, receive: Receive) -> None:
-        """Resolve, then hand over to the engine what can be decoded now."""
+    def open(self, ask: Ask, caller: Caller) -> None:
+        """Find the bundle and hold it; a Problem where the caller may not ask this."""
         self.ask, self.key = ask, caller.name
         served = self.state.find(ask.model)
         if served is None:
@@ -158,10 +88,22 @@ class Ranking:
                 "user_id",
             )
         self.served, self.engine = served.hold(), served.engine
-        limits = self.state.limits
-        self.task = await self.state.aside(self.deadline, prepare, served.reranker, ask, limits)
-        self.listener = Listener(self.deadline, receive)
-        self._submit(await self.state.aside(self.deadline, self.task.pending))
+
+    def plan(self) -> None:
+        """Resolve what was asked; on any thread."""
+        assert self.served is not None
+        self.task = prepare(self.served.reranker, self.ask, self.state.limits)
+
+    async def begin(self, ask: Ask, caller: Caller, receive: Receive) -> None:
+        """Resolve, then hand over to the engine what can be decoded now."""
+        self.open(ask, caller)
+        wanted = await self.state.aside(self.deadline, self._planned)
+        self.listener = Listener(self.deadline, receive, self.state.post)
+        self._submit(wanted)
+
+    def _planned(self) -> list[tuple[int, DecodeRequest]]:
+        self.plan()
+        return self.task.pending()
 
     def _submit(self, wanted: Sequence[tuple[int, DecodeRequest]]) -> None:
         """Decodes to the engine; none where a list of one needs no decode."""

@@ -26,6 +26,7 @@ from diffgr2.serve.engine import Engine
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.ledger import Ledger, LogTo
 from diffgr2.serve.limits import Budget, Limits, Slots
+from diffgr2.serve.post import Post
 from diffgr2.serve.schema import Problem
 from diffgr2.serve.telemetry import Metrics
 
@@ -176,7 +177,7 @@ class State:
         if not self.any_worth:
             refuse_worse(directory)
         served = Served(name, Reranker.from_pretrained(directory), self.limits, self.metrics)
-        served.engine.start()
+        served.engine.start(self.post.wake)
         if not served.engine.probe(self.limits.stall_s):
             served.engine.end()
             raise DecodeError(f"{directory}: the model does not decode")
@@ -202,8 +203,10 @@ class State:
     # ------------------------------------------------------------------------------ service
 
     def start(self) -> None:
+        """On the event loop that will serve."""
+        self.post = Post(asyncio.get_running_loop())
         for engine in self.engines:
-            engine.start()
+            engine.start(self.post.wake)
         self.started = True
 
     def stop(self) -> None:

@@ -75,6 +75,7 @@ def make_server(app: FastAPI, limits: Limits, *, host: str, port: int) -> Server
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # who asks is told by the connection alone
         log_level="error",
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, round(limits.drain_s)),
