@@ -2,9 +2,9 @@
 
 Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands what
 `results/NAME.json` says and nothing else: its main rows (`rows:NAME`: all of them; `days:NAME`: its
-rows on targets of the same day and of others; `speed:NAME`: its timing run; `serving:NAME`: a
-serving benchmark; `growth:NAME`: costs of larger lists); running it twice changes nothing. Not
-here: measuring.
+rows on targets of the same day and of others; `budget:NAME`: quality over steps of a stage;
+`speed:NAME`: its timing run; `serving:NAME`: a serving benchmark; `growth:NAME`: costs of larger
+lists); running it twice changes nothing. Not here: measuring.
 Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
@@ -29,11 +29,12 @@ from diffgr2.evaluate.tables import (
     parts_of,
     parts_table,
     rows_of,
+    span,
     timings_table,
 )
 from diffgr2.pipeline import DIRTY
 
-KINDS = "results|rows|days|serving|speed|growth"
+KINDS = "results|rows|days|budget|serving|speed|growth"
 OPEN = re.compile(rf"^<!-- ({KINDS}):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
@@ -222,6 +223,28 @@ def growth_table(report: dict[str, Any]) -> str:
     return f"{markdown_table(report['rows'], columns)}\n\n{note}"
 
 
+def budget_table(report: dict[str, Any]) -> str:
+    """What more steps of a stage do."""
+    columns: list[Any] = [(name, at(name)) for name in ("stage", "way", "steps", "read")]
+    columns += [("raw valid, 95 %", sure("raw_valid")), ("duplicates", at("failures.duplicate", 3))]
+    for metric in MAIN:
+        columns += [(metric.upper(), at(f"metrics.{metric}"))]
+        columns.append((f"{metric.upper()} to 0 steps, 95 %", to_none(metric)))
+    columns += [("TPF, 95 %", sure("tpf", 1))]
+    whose = {"selection": "validation lists of selection users", "test": "test lists"}
+    note = (
+        f"{report['data']}, tie order {report['tie_order']}, seed {report['seed']}: every row on "
+        f"the same {report['rows'][0]['n']:,} {whose[report['split']]}. Made by "
+        f"`{report['command']}`."
+    )
+    return f"{markdown_table(report['rows'], columns)}\n\n{note}"
+
+
+def to_none(metric: str) -> Callable[[dict[str, Any]], str]:
+    """The interval of a difference to 0 steps; a dash at 0."""
+    return lambda row: span(row["over_none"][metric]["ci"]) if row["steps"] else "–"
+
+
 def table_of(kind: str, report: dict[str, Any]) -> str:
     """What stands between the marks of a kind."""
     if kind == "serving":
@@ -230,6 +253,8 @@ def table_of(kind: str, report: dict[str, Any]) -> str:
         return speed_table(report)
     if kind == "growth":
         return growth_table(report)
+    if kind == "budget":
+        return budget_table(report)
     if kind == "days":
         return days_table(report)
     if "limit" in report:

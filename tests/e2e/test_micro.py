@@ -30,7 +30,7 @@ DOCUMENTED_ROWS = {
 }
 SILENT = {"ar_direct", "ar_direct_written", "block_direct"}  # cite nothing: no reasoning
 AFTER_OPD = {
-    *("opd", "block_rl", "bundle", "speed", "probes", "calibrate"),
+    *("opd", "block_rl", "bundle", "speed", "pace", "probes", "calibrate"),
     *("score_cft_opd", "score_cft_opd_written", "score_cft_opd_raw", "score_block_direct"),
     *("score_cft_opd_rl", "score_cft_opd_rl_written", "score_cft_opd_rl_raw"),
     *("score_student_ar", "score_verify", "score_verify_written"),
@@ -119,7 +119,7 @@ def test_a_changed_key_runs_exactly_its_dependents(root: Path, tmp_path: Path) -
 
 
 def test_report_has_the_documented_shape(report: dict[str, Any], root: Path) -> None:
-    parts = {"seed", "rows", "speed", "retriever", "rival", "verdict", "probes"}
+    parts = {"seed", "rows", "speed", "pace", "retriever", "rival", "verdict", "probes"}
     assert set(report) == META | parts
     assert report["recipe"] == "micro"
     assert report["command"] == "diffgr2 run micro"
@@ -160,14 +160,19 @@ def test_report_has_the_documented_shape(report: dict[str, Any], root: Path) -> 
                 assert row["tpf"] > 0
 
 
-def test_rows_of_the_timing_run_have_speed(report: dict[str, Any]) -> None:
+def test_every_decoded_row_is_timed_beside_the_rivals(report: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in rows_of(report, "hit")}
-    timed = {name for name, row in rows.items() if "tokens_per_s" in row}
-    assert timed == {"ar", "cft_opd_rl", "cft_opd_rl_raw", "verify"}
+    timed = {name for name, row in rows.items() if "ms_per_list" in row}
+    assert timed == {spec.name for spec in ROWS} | {"evidence", "lambdamart"}
     assert rows["ar"]["speedup"] == 1
-    for name, decoder in (("cft_opd_rl", "block"), ("verify", "verify")):
-        entry = next(s for s in report["speed"] if (s["decoder"], s["batch"]) == (decoder, 1))
-        assert rows[name]["speedup"] == pytest.approx(entry["speedup"], rel=1e-3)
+    for name in timed:
+        row = rows[name]
+        assert 0 < row["low_ms"] <= row["ms_per_list"] <= row["high_ms"]
+        expected = rows["ar"]["ms_per_list"] / row["ms_per_list"]
+        assert row["speedup"] == pytest.approx(expected, rel=1e-3)
+        assert ("prefill_ms" in row) == (name in {spec.name for spec in ROWS})
+    assert report["pace"]["evidence_ms"] > 0
+    assert {entry["batch"] for entry in report["pace"]["rows"]} == {1, 32}
 
 
 def test_verified_decoding_orders_as_its_own_ar(root: Path) -> None:
@@ -202,6 +207,7 @@ def test_report_files_are_there_and_figures_are_pictures(
     folder = root / "report"
     figures = {
         *("stages", "validity", "coherence", "frontier_tpf", "frontier_speedup"),
+        "quality_speed",
         *("throughput", "training"),
         *("trajectory", "rank_moves", "semantic_ids"),
         *("lengths", "views", "reliability"),

@@ -52,7 +52,7 @@ PROBES = {
     ],
 }
 POINTS = [
-    {"rule": rule, "tau": t, "tpf": 1 + 10 * (1 - t), "speedup": 3.0 - t, "r@1": 0.3}
+    {"rule": rule, "n": 200, "tau": t, "tpf": 1 + 10 * (1 - t), "speedup": 3.0 - t, "r@1": 0.3}
     for rule in ("permutation", "raw")
     for t in (1.0, 0.9, 0.4)
 ]

@@ -34,9 +34,8 @@ from diffgr2.types import FAILURES
 from support.measured import META, K, first, lists_with_hits, row
 
 
-def speed(tokens: int, batch: int, outputs: int) -> dict:
-    """A timing of two seconds."""
-    return {"tokens": tokens, "seconds": 2.0, "batch": batch, "outputs": outputs}
+def speed(ms: float, prefill_ms: float, batch: int = 1) -> dict:
+    return {"batch": batch, "ms_per_list": ms, "prefill_ms": prefill_ms}
 
 
 def test_rows_by_hand():
@@ -153,7 +152,7 @@ def test_validity_length_truth_and_speed_are_ratios_of_sums():
     ar = SystemOutputs(
         "ar",
         first([0, 0, 0]),
-        timing={"tokens": 300, "seconds": 2.0, "batch": 1, "outputs": 1},
+        timing=speed(30.0, 6.0),
         **common,
     )
     block = SystemOutputs(
@@ -165,7 +164,7 @@ def test_validity_length_truth_and_speed_are_ratios_of_sums():
         reasoning_tokens_L=np.array([8, 20, 40]),
         cited_right_L=np.array([3, 1, 0]),
         cited_total_L=np.array([3, 2, 0]),
-        timing=speed(900, 1, 10),
+        timing=speed(10.0, 6.0),
         meta={"rule": "permutation"},
         **common,
     )
@@ -173,7 +172,7 @@ def test_validity_length_truth_and_speed_are_ratios_of_sums():
         "cft_opd",
         first([0, 0, 0]),
         3,
-        timing=speed(9000, 32, 9),
+        timing=speed(1.0, 0.5, 32),
     )
     report = build_report(META, lists, [ar, block, batched], resamples=20)
     cft = row(report, "cft")
@@ -183,7 +182,7 @@ def test_validity_length_truth_and_speed_are_ratios_of_sums():
     assert row(report, "cft", "all")["tpf"] == 6.0
     assert cft["evidence_true"] == 0.8
     assert cft["reasoning_tokens"] == {"mean": 14.0, "p5": 8.6, "p50": 14.0, "p95": 19.4}
-    assert (cft["tokens_per_s"], cft["speedup"], cft["ms_per_output"]) == (450.0, 3.0, 200.0)
+    assert (cft["ms_per_list"], cft["speedup"], cft["speedup_decoding"]) == (10.0, 3.0, 6.0)
     assert row(report, "ar")["speedup"] == 1.0
     assert "speedup" not in row(report, "cft_opd")  # another batch size is another question
     assert cft["meta"] == {"rule": "permutation"}

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from diffgr2.config import Recipe
-from diffgr2.recipe import validate
+from diffgr2.recipe import load_recipe, validate
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8")
@@ -54,7 +55,7 @@ def is_recipe_key(name: str) -> bool:
         return False
     config = getattr(validate({"name": "toy"}, "toy"), section)
     if value:
-        validate({"name": "toy", section: {last: value}}, "toy")
+        validate({"name": "toy", section: {last: yaml.safe_load(value)}}, "toy")
     return last in type(config).model_fields
 
 
@@ -94,6 +95,34 @@ def test_what_the_text_below_the_table_names_is_there_too() -> None:
     assert len(names) >= 3
     for name in names:
         assert is_recipe_key(name) or resolve(name) is not None
+
+
+def recipes_values(key: str) -> list[Any]:
+    """What the schema and the shipped recipes say of `section.key`."""
+    section, _, last = key.partition(".")
+    made = [validate({"name": "toy"}, "toy"), *(load_recipe(name) for name in ("demo", "beauty"))]
+    return [getattr(getattr(recipe, section), last) for recipe in made]
+
+
+DEVIATIONS = re.findall(
+    r"^- \*\*(.+?)\.\*\*(.+?)(?=^- |^## )", PAGE, flags=re.MULTILINE | re.DOTALL
+)
+
+
+def test_every_deviation_is_listed() -> None:
+    heads = {head for head, _ in DEVIATIONS}
+    asked = {"SFT weights", "CFT", "OPD", "RL", "Ties", "Repair", "Template", "Threshold"}
+    assert asked <= heads
+
+
+@pytest.mark.parametrize(("head", "text"), DEVIATIONS, ids=[head for head, _ in DEVIATIONS])
+def test_a_deviation_names_what_is_shipped(head: str, text: str) -> None:
+    names = quoted(" ".join(text.split()))
+    assert names, head
+    for name in names:
+        key, found, value = name.partition(": ")
+        if found:
+            assert yaml.safe_load(value) in recipes_values(key), name
 
 
 def test_a_wrong_name_is_noticed() -> None:

@@ -41,7 +41,7 @@ class SystemOutputs:
     levels_LK: np.ndarray | None = None  # float32 expected strengths, floor order; NaN: unjudged
     chance_LK: np.ndarray | None = None  # float32 calibrated probabilities, floor order
     text_L: np.ndarray | None = None  # digest of the output's tokens: equal texts, equal digests
-    timing: dict[str, Any] = field(default_factory=dict)  # tokens, seconds, batch, outputs
+    timing: dict[str, Any] = field(default_factory=dict)  # ms_per_list, prefill_ms, batch, …
     meta: dict[str, Any] = field(default_factory=dict)  # decoder, threshold, rule, accept
 
     def __post_init__(self) -> None:

@@ -7,10 +7,10 @@ Nothing here re-ranks, decodes or trains.
 
 Rows hold: name, population, n, metrics, ci (of the metrics, raw_valid, coherent, evidence_true,
 tpf, forwards, forced), vs_floor, vs_ar, vs_rival, p_holm (of these, adjusted), raw_valid, failures,
-coherent, contradictions, identity, tokens, reasoning_tokens, tpf, forwards, forced, tokens_per_s,
-batch, ms_per_output, speedup, evidence_true, calibration, same_as_ar, same_text, gap_closed,
-reasoning_share, steps, meta. Those of a part hold metrics and differences alone. What does not
-apply is absent.
+coherent, contradictions, identity, tokens, reasoning_tokens, tpf, forwards, forced, ms_per_list,
+low_ms, high_ms, prefill_ms, tokens_per_s, batch, speedup, speedup_decoding, evidence_true,
+calibration, same_as_ar, same_text, gap_closed, reasoning_share, steps, meta. Those of a part hold
+metrics and differences alone. What does not apply is absent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -159,11 +159,16 @@ def build_report(
 
 
 def _add_speedups(entries: dict[str, dict[str, Any]]) -> None:
-    """Speed against AR's at the same batch size."""
+    """How many times a list is faster than AR's at the same batch size, with and without what the
+    prompt takes by itself."""
     base = entries.get("ar", {})
     for entry in entries.values():
-        if "batch" in entry and entry["batch"] == base.get("batch"):
-            entry["speedup"] = entry["tokens_per_s"] / base["tokens_per_s"]
+        if "batch" not in entry or entry["batch"] != base.get("batch"):
+            continue
+        entry["speedup"] = base["ms_per_list"] / entry["ms_per_list"]
+        left, base_left = (e["ms_per_list"] - e.get("prefill_ms", np.nan) for e in (entry, base))
+        if left > 0 and base_left > 0:
+            entry["speedup_decoding"] = base_left / left
 
 
 def ranks_by_system(

@@ -185,14 +185,15 @@ def validity_table(rows: list[dict[str, Any]]) -> str:
 
 def speed_table(rows: list[dict[str, Any]]) -> str:
     """Length and speed."""
-    kept = [row for row in rows if {"tpf", "tokens_per_s", "reasoning_tokens"} & row.keys()]
+    kept = [row for row in rows if {"tpf", "ms_per_list", "reasoning_tokens"} & row.keys()]
     columns = [("row", at("name")), ("reasoning tokens: mean", at("reasoning_tokens.mean", 1))]
     columns += [(key, at(f"reasoning_tokens.{key}", 1)) for key in ("p5", "p50", "p95")]
     columns += [("TPF", at("tpf", 2)), ("95 %", interval_at("ci.tpf", 2))]
     columns += [("forwards per list", at("forwards", 2)), ("95 %", interval_at("ci.forwards", 2))]
-    columns += [("forced", at("forced", 3)), ("tokens/s", at("tokens_per_s", 0))]
-    columns += [("batch", at("batch")), ("ms per output", at("ms_per_output", 1))]
-    return markdown_table(kept, [*columns, ("speed-up", times("speedup"))])
+    columns += [("forced", at("forced", 3)), ("ms per list", at("ms_per_list", 2))]
+    columns += [("least", at("low_ms", 2)), ("most", at("high_ms", 2))]
+    columns += [("prefill by itself", at("prefill_ms", 2)), ("speed-up", times("speedup"))]
+    return markdown_table(kept, [*columns, ("without prefill", times("speedup_decoding"))])
 
 
 def calibration_table(rows: list[dict[str, Any]]) -> str:
@@ -327,7 +328,7 @@ def render_table(report: dict[str, Any], population: str) -> Table:
     columns.append(("valid", at("raw_valid", 3)))
     columns += [("coherent", at("coherent", 3)), ("TPF", at("tpf", 2))]
     columns.append(("forwards", at("forwards", 1)))
-    columns += [("tok/s", at("tokens_per_s", 0)), ("speed-up", at("speedup", 2))]
+    columns += [("ms", at("ms_per_list", 1)), ("speed-up", at("speedup", 2))]
     title = f"{report['recipe']} · {heading(report, population)} · n = {n:,}"
     table = Table(title=title, title_justify="left")
     table.add_column("row", no_wrap=True)

@@ -52,11 +52,7 @@ def accounting(outputs: SystemOutputs, keep_L: np.ndarray) -> dict[str, Any]:
     for name, (top, bottom) in RATIOS.items():
         if {top, bottom} <= kept.keys() and kept[bottom].any():
             entries[name] = float(kept[top].sum(dtype=np.int64) / kept[bottom].sum(dtype=np.int64))
-    if timing := outputs.timing:
-        entries["tokens_per_s"] = timing["tokens"] / timing["seconds"]
-        entries["ms_per_output"] = 1000.0 * timing["seconds"] / timing["outputs"]
-        entries["batch"] = timing["batch"]
-    return entries
+    return entries | outputs.timing
 
 
 def _shares(kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -114,7 +114,10 @@ _TABLE = (
            "the same of the AR teacher", "pack", "rl", version=6),
     *map(_scoring, ROWS),
     _stage("speed", "corpus rl block_rl", f"decode {_TIMED} prompt candidates",
-           "decoders timed in one run, quality against speed"),
+           "decoders timed in one run, quality against speed", version=2),
+    _stage("pace", "corpus rival sft rl direct_rl convert cft opd block_rl cft_rl",
+           "decode evaluate.speed_lists evaluate.rounds prompt candidates",
+           "every row timed, from the request to the ranking"),
     _stage("probes", "corpus retriever rl block_rl calibrate",
            f"{_SAID} {_PROBED} prompt candidates",
            "list lengths, views, faithfulness, reliability"),
@@ -127,7 +130,7 @@ GOALS = {
     "teacher": ["rival", "rl", "direct_rl", "score_ar_direct", "score_ar_sft", "score_ar"],
     "story": ["rival", "score_ar", "score_cft_opd_rl", "score_verify", "bundle"],
     "ladder": ["rival", "timely", *MEASURED],
-    "all": ["rival", "timely", *MEASURED, "speed", "probes", "bundle"],
+    "all": ["rival", "timely", *MEASURED, "speed", "pace", "probes", "bundle"],
 }
 
 

@@ -83,6 +83,8 @@ def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Pat
         report["verdict"] = found.verdict
     if found.speed is not None:
         report["speed"] = found.speed["decoders"]
+    if found.pace:
+        report["pace"] = found.pace
     if "retriever" in found.stages:
         report["retriever"] = read_manifest(found.root / "retriever")["metrics"]
     if found.probes:
@@ -158,6 +160,14 @@ def notes(found: Standing, report: dict[str, Any]) -> str:
     ]
     if rival := report.get("rival"):
         lines.append(rival_told(rival))
+    if pace := report.get("pace"):
+        counted = f" Counting its evidence takes {pace['evidence_ms']:.2f} ms more."
+        lines.append(
+            f"- Milliseconds per list are those of one list at a time on {pace['engine']}, from "
+            "the request on: prompt, prefill, decoding, reading. The prompt's forward may be "
+            "shared with the first of decoding: by itself it takes what `prefill by itself` says."
+            + (counted if "evidence_ms" in pace else "")
+        )
     if report.get("speed"):
         title = "## Speed, decoders taking turns in one run"
         lines += ["", title, "", timings_table(report["speed"])]
@@ -250,7 +260,9 @@ def figures_of(
     if answered:
         result["validity"] = plots.validity(answered)
         result["coherence"] = plots.coherence(answered)
-    result |= speed_figures(found.speed, ranks) if found.speed else {}
+    if found.pace:
+        result["quality_speed"] = plots.quality_speed(rows)
+    result |= speed_figures(found.speed) if found.speed else {}
     logs = {name: found.root / name / "metrics.jsonl" for name in TRAINED if name in found.stages}
     logs = {name: path for name, path in logs.items() if path.is_file()}  # of those with steps
     if logs:
@@ -270,21 +282,15 @@ def figures_of(
     return result
 
 
-def speed_figures(speed: dict[str, Any], ranks: dict[str, np.ndarray]) -> dict[str, Figure]:
-    """Quality against speed, both on the lists that the timing run decoded; speed over length."""
+def speed_figures(speed: dict[str, Any]) -> dict[str, Figure]:
+    """Quality against speed on lists of selection users; speed over length."""
     result = {}
-    if speed["frontier"]:
+    if points := speed["frontier"]:
         ar = next(e for e in speed["decoders"] if e["decoder"] == "ar" and e["batch"] == 1)
         base = ar["tokens_per_s"]
-        points = [{**p, "speedup": p["tokens_per_s"] / base} for p in speed["frontier"]]
-        lists = np.flatnonzero(ranks["hit"] != MISS)[: points[0]["n"]]
-        lines = {
-            name: float((ranks[f"rank.{name}"][lists] == 0).mean())
-            for name in ("floor", "evidence", "ar")
-            if f"rank.{name}" in ranks
-        }
+        points = [{**p, "speedup": p["tokens_per_s"] / base} for p in points]
         for x in ("tpf", "speedup"):
-            result[f"frontier_{x}"] = plots.frontier(points, lines, x)
+            result[f"frontier_{x}"] = plots.frontier(points, {"floor": points[0]["floor"]}, x)
     if speed["lengths"]:
         result["throughput"] = plots.throughput(speed["lengths"])
     return result

@@ -36,7 +36,7 @@ from diffgr2.prompts.request import Request
 from diffgr2.prompts.said import Reading
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.rows import RowSpec
-from diffgr2.types import FAILURES, Trajectory
+from diffgr2.types import FAILURES, CandidateLists, Trajectory
 
 DESCRIBED = ("decoder", "threshold", "rule", "accept")  # of the settings, in the results
 
@@ -160,10 +160,25 @@ def orders_of(decoded: Decoded, policy: str) -> list[np.ndarray]:
     ]
 
 
+def selection_lists(corpus: Corpus, limit: int) -> tuple[CandidateLists, list[Request]]:
+    """The first validation lists of selection users that hold their target, and their requests:
+    what may choose between settings, as test lists may not."""
+    rows = np.array([row for split, row in corpus.selection if split == "validation"], np.int64)
+    rows = rows[:limit] if limit else rows
+    requests = [corpus.request("validation", int(row)) for row in rows]
+    return corpus.judged("validation").take(rows), requests
+
+
 def outputs_of(
-    corpus: Corpus, name: str, lists: np.ndarray, decoded: Decoded, policy: str
+    corpus: Corpus,
+    name: str,
+    lists: np.ndarray,
+    decoded: Decoded,
+    policy: str,
+    n_lists: int | None = None,
 ) -> SystemOutputs:
-    """Read, repair and count; `lists` are the test lists that were decoded."""
+    """Read, repair and count; `lists` are those that were decoded, of `n_lists` (None: the test
+    lists)."""
     template, k = corpus.template, corpus.judged("test").k
     texts = [t.tokens_T.tolist() for t in decoded.trajectories]
     pairs = list(zip(texts, decoded.requests, strict=True))
@@ -174,7 +189,7 @@ def outputs_of(
     return SystemOutputs(
         name=name,
         order_LK=stacked(orders, k, -1).astype(np.int16),
-        n_lists=len(corpus.lists["test"]),
+        n_lists=len(corpus.lists["test"]) if n_lists is None else n_lists,
         rows_L=lists.astype(np.int32),
         raw_valid_L=np.array([answer.valid for answer in answers]),
         failures_LX=np.array([[kind in a.failures for kind in FAILURES] for a in answers]),

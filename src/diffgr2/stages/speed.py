@@ -4,8 +4,9 @@ Contract: writes `speed.json` with, per decoder and batch size, decoded tokens p
 prompt's prefill apart, since all decoders share it; end-to-end latency beside it) as the median
 over rounds in which the decoders take turns (a noisy machine hits them alike), `generate` of
 transformers on the same weights as a second baseline, the quality-speed frontier over τ for both
-rules, and throughput against output length. Timings differ from run to run, so this stage's file
-is no part of any bit-identity promise. Not here: plots and tables (`report`).
+rules on lists of selection users, and throughput against output length. Timings differ from run to
+run, so this stage's file is no part of any bit-identity promise. Not here: plots and tables
+(`report`).
 """
 
 import time
@@ -19,6 +20,7 @@ import torch
 from diffgr2.artifacts import write_json
 from diffgr2.decode.batch import Batch, DecodeRequest, make_writer
 from diffgr2.decode.settings import DecodeSettings
+from diffgr2.evaluate.baselines import floor_order
 from diffgr2.evaluate.metrics import MAIN, METRICS, metrics_of
 from diffgr2.evaluate.validity import accounting
 from diffgr2.model.backend import Backend
@@ -27,7 +29,14 @@ from diffgr2.model.load import open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.batches import chunks
 from diffgr2.stages.corpus import Corpus, open_corpus
-from diffgr2.stages.score import Model, decode_requests, outputs_of, prompts_for, test_rows
+from diffgr2.stages.score import (
+    Model,
+    decode_requests,
+    outputs_of,
+    prompts_for,
+    selection_lists,
+    test_rows,
+)
 
 BATCHES = (1, 32)
 GENERATE_LISTS = 6  # the slow baseline is timed on fewer lists
@@ -149,11 +158,14 @@ def decoder_speeds(
 
 
 def frontier(corpus: Corpus, block: Model) -> list[dict[str, Any]]:
-    """Quality, validity and tokens per forward over τ, for both rules."""
-    config, lists = corpus.recipe.evaluate, corpus.judged("test")
-    rows = test_rows(corpus, "hit", config.frontier_lists)
-    points = []
-    requests = [corpus.request("test", int(row)) for row in rows]
+    """Quality, validity and tokens per forward over τ, for both rules, on lists of selection users:
+    a τ may be picked from it."""
+    config, points = corpus.recipe.evaluate, []
+    lists, requests = selection_lists(corpus, config.frontier_lists)
+    if not requests:
+        return []
+    rows, floor_LK = np.arange(len(requests)), floor_order(len(lists), lists.k, lists.length_L)
+    floor_M = metrics_of(floor_LK, lists.gains_LK).mean(0)
     for rule, tau in product(("raw", "grammar"), config.thresholds):
         # The plain rule can only be read by what it writes out; the papers' frontier is that.
         plan: dict[str, Any] = {"accept": "threshold", "threshold": tau, "rule": rule}
@@ -162,13 +174,14 @@ def frontier(corpus: Corpus, block: Model) -> list[dict[str, Any]]:
             corpus, block, requests, "recommended", batch=config.batch, **plan
         )
         policy = "floor" if rule == "raw" else corpus.recipe.decode.repair
-        outputs = outputs_of(corpus, "frontier", rows, decoded, policy)
-        values_LM = metrics_of(outputs.order_LK, lists.gains_LK[rows])
+        outputs = outputs_of(corpus, "frontier", rows, decoded, policy, len(rows))
+        values_LM = metrics_of(outputs.order_LK, lists.gains_LK)
         account = accounting(outputs, np.ones(len(rows), dtype=bool))
         point = {
             "rule": rule,
             "tau": tau,
             "n": len(rows),
+            "floor": float(floor_M[METRICS.index("r@1")]),
             "valid": account["raw_valid"],
             "evidence_true": account.get("evidence_true", 0.0),
             "tpf": account["tpf"],

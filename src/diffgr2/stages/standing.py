@@ -32,9 +32,6 @@ from diffgr2.stages.rows import read_row, rows_of_recipe
 from diffgr2.stages.score import Decoded, Model, decode_requests
 from diffgr2.types import CandidateLists
 
-TIMED = {"ar": "ar", "block": "cft_opd_rl", "block_raw": "cft_opd_rl_raw", "verify": "verify"}
-"""Decoder of the timing run -> row whose speed it is."""
-
 SCALED = {"ar": "teacher_ar", "cft_opd_rl": "block", "verify": "verify", "student_ar": "ar"}
 """Row -> the scale that was fitted for its model and decoder."""
 
@@ -112,9 +109,8 @@ class Standing:
         for spec in rows_of_recipe(self.recipe):
             if f"score_{spec.name}" in self.stages:
                 outputs = load_outputs(self.root / f"score_{spec.name}", spec.name)
-                known = {"timing": self._timing(outputs), "chance_LK": self._chances(outputs)}
-                rows.append(replace(outputs, **known))
-        return rows
+                rows.append(replace(outputs, chance_LK=self._chances(outputs)))
+        return [replace(outputs, timing=self._timing(outputs.name)) for outputs in rows]
 
     @property
     def places(self) -> dict[str, Path]:
@@ -155,14 +151,16 @@ class Standing:
         path = self.root / "calibrate" / "calibration.json"
         return read_json(path) if "calibrate" in self.stages else {}
 
-    def _timing(self, outputs: SystemOutputs) -> dict[str, Any]:
-        """Speed at batch 1 from the timing run, scaled to this row's mean output."""
-        for entry in self.speed["decoders"] if self.speed else ():
-            if entry["batch"] == 1 and TIMED.get(entry["decoder"]) == outputs.name:
-                assert outputs.n_tokens_L is not None
-                tokens = float(outputs.n_tokens_L.mean())
-                seconds = tokens / entry["tokens_per_s"]
-                return {"tokens": tokens, "seconds": seconds, "batch": 1, "outputs": 1}
+    @cached_property
+    def pace(self) -> dict[str, Any]:
+        """What every row takes, {} without that."""
+        return read_json(self.root / "pace" / "pace.json") if "pace" in self.stages else {}
+
+    def _timing(self, name: str) -> dict[str, Any]:
+        """A row's milliseconds per list, one at a time."""
+        for entry in self.pace.get("rows", ()):
+            if (entry["row"], entry["batch"]) == (name, 1):
+                return {key: value for key, value in entry.items() if key not in ("row", "lists")}
         return {}
 
     def last(self, names: Sequence[str]) -> str | None:

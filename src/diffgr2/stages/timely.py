@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.artifacts import load_arrays, save_arrays
+from diffgr2.artifacts import load_arrays, read_manifest, save_arrays
 from diffgr2.candidates import scorers
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
@@ -45,7 +45,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     buckets_LKF = np.concatenate([index.buckets(values[s][:, :k]) for s in splits])
     gains_LK = np.concatenate([first[s].gains_LK * teaches[s][:, None] for s in splits])
     there_LK = np.concatenate([first[s].there_LK for s in splits])
-    how: dict[str, Any] = {"l2": recipe.evidence.l2, "smooth": recipe.evidence.smooth}
+    told = read_manifest(ctx.inputs["evidence"])["metrics"]
+    how: dict[str, Any] = {key: told[key] for key in ("l2", "smooth")}  # held back as the other is
     given = (buckets_LKF, gains_LK, recipe.evidence.buckets)
     scorer = scorers.fit("linear", *given, seed=ctx.seed, there_LK=there_LK, **how)
 
