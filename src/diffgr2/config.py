@@ -106,9 +106,12 @@ class ItemsConfig(Section):
 
     vectors: str = "tfidf"  # or sentence-transformers:<name or path>
     vector_dim: Positive = 64  # SVD dimensions of the TF-IDF vectors
-    quantizer: Literal["rqvae", "rkmeans"] = "rqvae"
+    quantizer: Literal["blend", "rqvae", "rkmeans"] = "blend"
     levels: Annotated[int, Field(ge=1, le=8)] = 4
     codes: Annotated[int, Field(ge=2, le=65_536)] = 256  # codes per level
+    text_dim: Positive = 16  # blend: leading dimensions of the text vectors
+    bought_dim: Positive = 16  # blend: SVD dimensions of the co-purchase vectors
+    bought_weight: Amount = 0.7  # blend: their length beside a text's of 1; 0 = text alone
     latent_dim: Positive = 32  # RQ-VAE bottleneck
     hidden_dim: Positive = 128  # RQ-VAE encoder and decoder
     epochs: Count = 30  # RQ-VAE; 0 = k-means codes of an untrained network
@@ -117,10 +120,11 @@ class ItemsConfig(Section):
     lr: Rate = 1e-3
     ema: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.97  # codebook decay
     commitment: Amount = 0.25
-    copurchase_weight: Amount = 0.0  # contrastive loss on co-purchases
+    copurchase_weight: Amount = 0.0  # RQ-VAE: contrastive loss on co-purchases
     dead_after: Count = 20  # batches without use until a code is reset; 0 = never
     random_last: Count = 1  # how many last levels take free codes at random for uniqueness
     min_unique: Share = 0.8  # distinct by the quantizer itself; below, the stage fails
+    shuffle: bool = False  # deal the IDs out among the items: what would meaning nothing cost?
 
     @model_validator(mode="after")
     def _consistent(self) -> ItemsConfig:

@@ -11,17 +11,25 @@ import pytest
 from diffgr2.artifacts import save_arrays
 from diffgr2.config import ItemsConfig
 from diffgr2.errors import ArtifactError, ConfigError, DataError, MissingExtraError
-from diffgr2.items.quantize import Encoder, fit_rkmeans
-from diffgr2.items.rqvae import fit_rqvae
+from diffgr2.items.quantize import Encoder, Quantizer, fit_rkmeans
 from diffgr2.items.sids import SemanticIds
-from diffgr2.items.uniqueness import check_capacity, make_unique, take_neighbours
+from diffgr2.items.uniqueness import assigned, check_capacity, make_unique
 from diffgr2.items.vectors import fit_vectors
+from diffgr2.progress import Progress
 from diffgr2.recipe import validate
-from diffgr2.stages.items import check_unique
+from diffgr2.stages.items import check_unique, fit_quantizer
+from diffgr2.types import Histories
 
 SMALL = ItemsConfig(
     vector_dim=8, levels=3, codes=16, latent_dim=4, hidden_dim=8, epochs=2, min_steps=0
 )
+
+
+def fit(vectors_ID: np.ndarray, config: ItemsConfig) -> tuple[Quantizer, np.ndarray]:
+    """The quantizer of items that nobody has bought, and their latents."""
+    nothing_N = np.zeros(0, np.int64)
+    nobody = Histories(np.zeros(1, np.int64), nothing_N, nothing_N, len(vectors_ID))
+    return fit_quantizer(vectors_ID, nobody, config, 0, Progress())
 
 
 def test_no_text_at_all() -> None:
@@ -93,16 +101,12 @@ def test_duplicates_without_a_policy() -> None:
     )
 
 
-@pytest.mark.parametrize("quantizer", ["rqvae", "rkmeans"])
+@pytest.mark.parametrize("quantizer", ["blend", "rqvae", "rkmeans"])
 def test_a_thousand_equal_titles_are_loud_and_still_become_unique(quantizer: str) -> None:
     texts = ["same old title"] * 1_000 + [f"item number {i}" for i in range(1_000)]
     config = SMALL.model_copy(update={"quantizer": quantizer})
     vectors_ID, _ = fit_vectors(texts, config, 0)
-    fitted = (
-        fit_rkmeans(vectors_ID, config, 0)
-        if quantizer == "rkmeans"
-        else fit_rqvae(vectors_ID, None, config, 0)
-    )
+    fitted, latents_IE = fit(vectors_ID, config)
     natural_IL = fitted.codes(vectors_ID)
     assert len(np.unique(natural_IL[:1_000], axis=0)) == 1
     share = len(np.unique(natural_IL, axis=0)) / 2_000
@@ -114,21 +118,17 @@ def test_a_thousand_equal_titles_are_loud_and_still_become_unique(quantizer: str
         "repair; items.min_unique asks for 80.00% ("
     )
     check_unique(natural_IL, config.model_copy(update={"min_unique": 0.99 * share}))
-    before_IL = take_neighbours(fitted.latent(vectors_ID), natural_IL, fitted.codebooks_LCD)
-    unique_IL, drawn_I = make_unique(before_IL, config.codes, 1, 0)
+    near_IL = assigned(latents_IE, natural_IL, fitted)
+    unique_IL, drawn_I = make_unique(near_IL, config.codes, 1, 0)
     assert len(np.unique(unique_IL, axis=0)) == 2_000
     assert drawn_I.max() > 1  # the last level alone has 16 codes: earlier ones had to help
 
 
-@pytest.mark.parametrize("quantizer", ["rqvae", "rkmeans"])
+@pytest.mark.parametrize("quantizer", ["blend", "rqvae", "rkmeans"])
 def test_one_item_is_enough(quantizer: str) -> None:
     vectors_ID, _ = fit_vectors(["one lonely lipstick"], SMALL, 0)
     assert vectors_ID.shape == (1, 8)
-    fitted = (
-        fit_rkmeans(vectors_ID, SMALL, 0)
-        if quantizer == "rkmeans"
-        else fit_rqvae(vectors_ID, None, SMALL, 0)
-    )
+    fitted, _ = fit(vectors_ID, SMALL.model_copy(update={"quantizer": quantizer}))
     unique_IL, drawn_I = make_unique(fitted.codes(vectors_ID), SMALL.codes, 1, 0)
     ids = SemanticIds(unique_IL, SMALL.codes)
     assert ids.item(ids.codes(0)) == 0

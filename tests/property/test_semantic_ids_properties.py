@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from diffgr2.errors import ArtifactError, ConfigError
-from diffgr2.items.quantize import residual_codes
+from diffgr2.items.quantize import Quantizer
 from diffgr2.items.sids import SemanticIds, parse_sid, sid_text
 from diffgr2.items.uniqueness import (
-    distinct_share,
+    assigned,
     later_rows,
     make_unique,
     prefix_ids,
-    take_neighbours,
+    shared_rows,
 )
 
 
@@ -64,45 +64,71 @@ def test_the_policy_gives_unique_codes_or_an_error(
     np.testing.assert_array_equal(unique_IL, again_IL)
 
 
-@given(code_tables(), st.integers(0, 2**32 - 1))
-@settings(max_examples=150, deadline=None)
-def test_neighbours_only_change_duplicates_and_only_to_free_codes(
-    table: tuple[np.ndarray, int], seed: int
-) -> None:
-    codes_IL, n_codes = table
-    n_items, levels = codes_IL.shape
-    rng = np.random.default_rng(seed)
+@st.composite
+def crowded(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, Quantizer]:
+    """(latents, natural codes, quantizer) of items that often share codes."""
+    levels, n_codes = draw(st.integers(1, 4)), draw(st.integers(2, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     books = rng.standard_normal((levels, n_codes, 3)).astype(np.float32)
-    latents = rng.standard_normal((4, 3)).astype(np.float32)[rng.integers(4, size=n_items)]
-    natural_IL = residual_codes(latents, books)
-    spread_IL = take_neighbours(latents, natural_IL, books)
-    late = later_rows(natural_IL)
-    first = np.setdiff1d(np.arange(n_items), late)
-    np.testing.assert_array_equal(spread_IL[first], natural_IL[first])
-    if levels > 2:
-        np.testing.assert_array_equal(spread_IL[:, :-2], natural_IL[:, :-2])
-    moved = (spread_IL != natural_IL).any(axis=1)
-    rows, counts = np.unique(spread_IL, axis=0, return_counts=True)
-    shared = {tuple(row) for row, count in zip(rows, counts, strict=True) if count > 1}
-    assert all(tuple(row) not in shared for row in spread_IL[moved])
-    assert distinct_share(spread_IL) >= distinct_share(natural_IL)
+    fitted = Quantizer(books, unit=draw(st.booleans()))
+    n_items, kinds = draw(st.integers(1, 60)), draw(st.integers(1, 6))
+    latents = rng.standard_normal((kinds, 3)).astype(np.float32)[rng.integers(kinds, size=n_items)]
+    latents += np.float32(draw(st.sampled_from([0.0, 0.05]))) * rng.standard_normal((n_items, 3))
+    return latents, fitted.walk(latents)[0], fitted
 
 
-@given(st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
-def test_the_second_item_of_a_group_gets_the_nearest_free_pair(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    books = rng.standard_normal((2, 4, 3)).astype(np.float32)
-    latents = np.repeat(rng.standard_normal((1, 3)).astype(np.float32), 2, axis=0)
-    natural_IL = residual_codes(latents, books)
-    spread_IL = take_neighbours(latents, natural_IL, books)
-    error = {
-        (a, b): float(np.square(latents[0] - books[0, a] - books[1, b]).sum())
-        for a in range(4)
-        for b in range(4)
-        if (a, b) != tuple(natural_IL[0])
-    }
-    assert abs(error[tuple(spread_IL[1].tolist())] - min(error.values())) < 1e-4
+def seen_by(level: int, latents: np.ndarray, codes_IL: np.ndarray, fitted: Quantizer) -> np.ndarray:
+    """What a level is asked to quantize, worked out slowly in float64."""
+    rest = latents.astype(np.float64)
+    for before in range(level):
+        rest = rest - fitted.codebooks_LCD[before][codes_IL[:, before]]
+        if fitted.unit:
+            rest /= np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-6)
+    return rest
+
+
+@given(crowded())
+@settings(max_examples=200, deadline=None)
+def test_assignment_moves_only_those_that_share_and_only_to_free_codes(
+    case: tuple[np.ndarray, np.ndarray, Quantizer],
+) -> None:
+    latents, natural_IL, fitted = case
+    near_IL = assigned(latents, natural_IL, fitted)
+    alone = np.setdiff1d(np.arange(len(natural_IL)), shared_rows(natural_IL))
+    np.testing.assert_array_equal(near_IL[alone], natural_IL[alone])
+    np.testing.assert_array_equal(near_IL[:, :-2], natural_IL[:, :-2])
+    moved = (near_IL != natural_IL).any(axis=1)
+    went = [tuple(row) for row in near_IL[moved].tolist()]
+    assert len(set(went)) == len(went), "whoever moves goes where no other goes"
+    assert not {tuple(row) for row in natural_IL[alone].tolist()} & set(went)
+    # No code that somebody wanted is left lying about, and nobody waits where one is free.
+    assert {tuple(row) for row in natural_IL.tolist()} <= {tuple(row) for row in near_IL.tolist()}
+    for head in np.unique(near_IL[shared_rows(near_IL), :-1], axis=0):
+        under = near_IL[(near_IL[:, :-1] == head).all(axis=1), -1]
+        assert len(np.unique(under)) == fitted.codebooks_LCD.shape[1]
+
+
+@given(crowded())
+@settings(max_examples=150, deadline=None)
+def test_under_one_prefix_the_whole_distance_is_the_least_there_is(
+    case: tuple[np.ndarray, np.ndarray, Quantizer],
+) -> None:
+    latents, natural_IL, fitted = case
+    near_IL = assigned(latents, natural_IL, fitted)
+    book_CE = fitted.codebooks_LCD[-1].astype(np.float64)
+    rest_IE = seen_by(natural_IL.shape[1] - 1, latents, natural_IL, fitted)
+    cost_IC = np.square(rest_IE[:, None] - book_CE).sum(-1)
+    late = shared_rows(natural_IL)
+    for head in np.unique(natural_IL[late, :-1], axis=0):
+        here = (natural_IL[:, :-1] == head).all(axis=1)
+        rows = np.intersect1d(late, np.flatnonzero(here))
+        held = np.setdiff1d(np.flatnonzero(here), late)
+        free = np.setdiff1d(np.arange(len(book_CE)), natural_IL[held, -1])
+        if len(rows) > len(free) or len(rows) > 4:
+            continue
+        least = min(sum(cost_IC[rows, ends]) for ends in permutations(free, len(rows)))
+        assert sum(cost_IC[rows, near_IL[rows, -1]]) <= least + 1e-3
+        np.testing.assert_array_equal(near_IL[rows, :-1], natural_IL[rows, :-1])
 
 
 @given(code_tables(), st.integers(0, 99))

@@ -25,11 +25,7 @@ def recipe() -> Recipe:
             "items": {
                 "codes": 24,
                 "levels": 2,
-                "epochs": 3,
-                "min_steps": 50,
                 "vector_dim": 16,
-                "hidden_dim": 32,
-                "latent_dim": 8,
                 "min_unique": 0.3,
             },
             "retriever": {"dim": 16, "epochs": 2, "layers": 1},

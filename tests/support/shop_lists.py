@@ -104,8 +104,7 @@ def values(paths: dict[str, Path], **lists: Any) -> dict[str, Any]:
             **lists,
         },
         "items": {
-            **{"codes": 24, "levels": 2, "epochs": 3, "min_steps": 50, "vector_dim": 16},
-            **{"hidden_dim": 32, "latent_dim": 8, "min_unique": 0.3},
+            **{"codes": 24, "levels": 2, "vector_dim": 16, "min_unique": 0.3},
         },
         "retriever": {"kind": "itemknn"},
         "candidates": {"k_max": 6},

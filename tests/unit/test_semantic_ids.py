@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
@@ -18,7 +17,7 @@ from diffgr2.items.quality import id_report, purity, top_categories
 from diffgr2.items.quantize import Encoder, fit_rkmeans
 from diffgr2.items.rqvae import Codebooks, contrastive, fit_rqvae, n_epochs
 from diffgr2.items.sids import SemanticIds, parse_sid, sid_text, sid_token
-from diffgr2.items.uniqueness import distinct_share, make_unique, take_neighbours
+from diffgr2.items.uniqueness import distinct_share
 from diffgr2.items.vectors import fit_vectors, item_text
 from diffgr2.pipeline import StageContext
 from diffgr2.progress import Progress
@@ -70,7 +69,7 @@ def vectors_ID() -> np.ndarray:
     return fit_vectors(texts, SMALL, 0)[0]
 
 
-@pytest.mark.parametrize("quantizer", ["rqvae", "rkmeans"])
+@pytest.mark.parametrize("quantizer", ["blend", "rqvae", "rkmeans"])
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_the_stage_writes_unique_ids_and_all_its_files(
     tmp_path: Path, quantizer: str, weight: float
@@ -87,12 +86,12 @@ def test_the_stage_writes_unique_ids_and_all_its_files(
         f"<{letter}_{code}>" for letter, code in zip("abc", ids.codes(7), strict=True)
     ]
     assert metrics["unique_after"] == 1.0
-    assert metrics["unique_natural"] <= metrics["unique_before"] <= 1.0
+    assert metrics["unique_natural"] <= metrics["unique_assigned"] <= 1.0
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
     assert read_json(out / "report.json")["category_depth"] == 1  # depth 0 is "root" for all
 
 
-@pytest.mark.parametrize("quantizer", ["rqvae", "rkmeans"])
+@pytest.mark.parametrize("quantizer", ["blend", "rqvae", "rkmeans"])
 def test_two_runs_of_the_stage_write_the_same_bytes(tmp_path: Path, quantizer: str) -> None:
     config = SMALL.model_copy(update={"quantizer": quantizer, "copurchase_weight": 0.2})
     outs = [run_stage(tmp_path / name, make_dataset(120), config)[0] for name in ("a", "b")]
@@ -101,13 +100,14 @@ def test_two_runs_of_the_stage_write_the_same_bytes(tmp_path: Path, quantizer: s
     assert len(hashes[0]) == 7
 
 
-@pytest.mark.parametrize("quantizer", ["rqvae", "rkmeans"])
+@pytest.mark.parametrize("quantizer", ["blend", "rqvae", "rkmeans"])
 def test_a_loaded_encoder_gives_the_bits_of_the_fitted_one(tmp_path: Path, quantizer: str) -> None:
     catalogue = make_catalogue(150)
     texts = [item_text(t, b, c, "") for t, b, c in zip(*_fields(catalogue), strict=True)]
     vectors_ID, text_vectors = fit_vectors(texts, SMALL, 3)
-    fit = fit_rkmeans(vectors_ID, SMALL, 3) if quantizer == "rkmeans" else None
-    encoder = Encoder(text_vectors, fit or fit_rqvae(vectors_ID, None, SMALL, 3))
+    config = SMALL.model_copy(update={"quantizer": quantizer})
+    fitted, _ = stage.fit_quantizer(vectors_ID, make_dataset(150).histories, config, 3, Progress())
+    encoder = Encoder(text_vectors, fitted)
     encoder.save(tmp_path)
     loaded = Encoder.load(tmp_path)
     unseen = ["Shampoo WORD3 brand1", "", "nothing known here at all", texts[5]]
@@ -174,7 +174,9 @@ def test_training_lowers_the_reconstruction_error(vectors_ID: np.ndarray) -> Non
         losses: list[float] = []
         fitted = fit_rqvae(vectors_ID, None, config, 0, lambda epoch, loss: losses.append(loss))
         assert len(losses) == epochs
-        decoded = fitted.mlp("decoder", fitted.quantized(fitted.codes(vectors_ID)))
+        book_LCE, codes_IL = fitted.codebooks_LCD, fitted.codes(vectors_ID)
+        latents_IE = book_LCE[np.arange(len(book_LCE)), codes_IL].sum(axis=1)
+        decoded = fitted.mlp("decoder", latents_IE)
         return float(np.square(vectors_ID - decoded).mean())
 
     spread = float(np.square(vectors_ID - vectors_ID.mean(0)).mean())
@@ -266,13 +268,15 @@ def test_tokens_and_text_are_read_back() -> None:
 
 def test_report_counts_match_a_hand_made_catalogue() -> None:
     natural = np.array([[0, 0], [0, 0], [0, 0], [1, 1]], np.int32)
-    before = np.array([[0, 0], [0, 1], [0, 0], [1, 1]], np.int32)
+    near = np.array([[0, 0], [0, 1], [0, 0], [1, 1]], np.int32)
+    pairs = np.array([[0, 1], [0, 3], [1, 2], [2, 0]])
     final = np.array([[0, 0], [0, 1], [0, 2], [1, 1]], np.int32)
     paths = [["x", "p"], ["x", "p"], ["x", "q"], ["x", "q"]]
-    report = id_report(natural, before, final, np.array([0, 0, 1, 0]), 4, paths)
-    assert report["unique"] == {"natural": 0.5, "before": 0.75, "after": 1.0}
+    report = id_report(natural, near, final, np.array([0, 0, 1, 0]), 4, paths, pairs)
+    assert report["unique"] == {"natural": 0.5, "assigned": 0.75, "after": 1.0}
+    assert (report["pairs"], report["shared"]) == (4, [0.75, 0.0])
     assert report["collisions"]["natural"] == {"groups": 1, "items": 3, "largest": 3}
-    assert report["moved"] == {"neighbours": 1, "random": 1, "random_by_levels": {"1": 1}}
+    assert report["moved"] == {"assigned": 1, "random": 1, "random_by_levels": {"1": 1}}
     first, second = report["levels"]
     assert (first["used"], first["usage"], first["largest"]) == (2, 0.5, 3)
     # shares 3/4 and 1/4: entropy 0.811278 bits
@@ -293,30 +297,3 @@ def test_purity_leaves_unlabelled_items_out() -> None:
 
 def test_natural_share_counts_distinct_ids() -> None:
     assert distinct_share(np.array([[1, 2], [1, 2], [3, 4]], np.int32)) == pytest.approx(2 / 3)
-
-
-BEAUTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "beauty" / "items.parquet"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not BEAUTY.is_file(), reason="the Beauty files are not here")
-def test_beauty_reaches_the_asked_uniqueness() -> None:
-    rows = pl.read_parquet(BEAUTY).sort("item_id").to_dicts()
-    texts = [
-        item_text(row["title"] or "", row["brand"] or "", row["categories"] or [], "")
-        for row in rows
-    ]
-    config = ItemsConfig()
-    vectors_ID, _ = fit_vectors(texts, config, 0)
-    fitted = fit_rqvae(vectors_ID, None, config, 0)
-    natural_IL = fitted.codes(vectors_ID)
-    before_IL = take_neighbours(fitted.latent(vectors_ID), natural_IL, fitted.codebooks_LCD)
-    final_IL, drawn_I = make_unique(before_IL, config.codes, config.random_last, 0)
-    assert len(final_IL) == 12_101
-    assert distinct_share(natural_IL) > 0.8
-    assert distinct_share(before_IL) >= 0.99
-    assert distinct_share(final_IL) == 1.0
-    paths = [row["categories"] or [] for row in rows]
-    report = id_report(natural_IL, before_IL, final_IL, drawn_I, config.codes, paths)
-    assert min(level["usage"] for level in report["levels"]) > 0.9
-    assert report["levels"][0]["purity"] > 0.9 > report["purity_by_chance"]

@@ -1,9 +1,11 @@
 """How good the semantic IDs are without training a model on them.
 
 Contract: `id_report` returns JSON-ready figures: per level usage, entropy, perplexity and category
-purity; natural, intermediate and final uniqueness (defined in `items.uniqueness`); collision groups
-and how many items the policy touched. `flat_metrics` picks the ones that a manifest shows. Not
-here: any judgement; thresholds are the stage's.
+purity; natural, assigned and final uniqueness (defined in `items.uniqueness`); collision groups and
+how many items the policy touched. `shared_share` says how often items of a pair share their first
+codes, `next_pairs` are the pairs to ask it about: what people bought next, beside what they had.
+`flat_metrics` picks the figures that a manifest shows. Not here: any judgement; thresholds are the
+stage's.
 """
 
 from typing import Any
@@ -11,6 +13,36 @@ from typing import Any
 import numpy as np
 
 from diffgr2.items.uniqueness import distinct_share, prefix_ids
+from diffgr2.types import Histories
+
+SHARED = 3  # first codes that a pair is asked about
+
+
+def next_pairs(histories: Histories, known: Histories) -> np.ndarray:
+    """(next purchase, known purchase) of each user, int32 (pairs, 2), without equal items.
+
+    Next is what follows the known part of a history, the validation item where that is all but two:
+    co-purchases that no vector has seen. Users whose known part begins no history of theirs have
+    none (a shop's own lists may know a person by another row).
+    """
+    known_U = known.lengths_U
+    user_N = np.repeat(np.arange(known.n_users), known_U)
+    shift_U = histories.offsets_U1[:-1] - known.offsets_U1[:-1]
+    place_N = np.minimum(np.arange(len(user_N)) + shift_U[user_N], len(histories.items_N) - 1)
+    fits_U = histories.lengths_U > known_U
+    fits_U[user_N[histories.items_N[place_N] != known.items_N]] = False
+    kept_N = fits_U[user_N]
+    next_N = histories.items_N[(histories.offsets_U1[:-1] + known_U)[user_N[kept_N]]]
+    pairs_P2 = np.stack([next_N, known.items_N[kept_N]], axis=1)
+    return pairs_P2[pairs_P2[:, 0] != pairs_P2[:, 1]]
+
+
+def shared_share(codes_IL: np.ndarray, pairs_P2: np.ndarray) -> list[float]:
+    """Share of pairs with equal codes on the first 1, 2, … `SHARED` levels; none without pairs."""
+    if not len(pairs_P2):
+        return []
+    equal_PL = codes_IL[pairs_P2[:, 0], :SHARED] == codes_IL[pairs_P2[:, 1], :SHARED]
+    return equal_PL.cumprod(axis=1).mean(axis=0).tolist()
 
 
 def top_categories(categories: list[list[str]]) -> tuple[np.ndarray, int]:
@@ -27,6 +59,15 @@ def top_categories(categories: list[list[str]]) -> tuple[np.ndarray, int]:
             number = {name: place for place, name in enumerate(known)}
             return np.array([number.get(name, -1) for name in names]), depth
     return np.full(len(categories), -1), -1
+
+
+def mixed(pairs_P2: np.ndarray) -> np.ndarray:
+    """The same items in pairs that nobody bought: each side keeps its popularity."""
+    if not len(pairs_P2):
+        return pairs_P2
+    other_P = np.roll(pairs_P2[:, 1], len(pairs_P2) // 2)
+    others_P2 = np.stack([pairs_P2[:, 0], other_P], axis=1)
+    return others_P2[others_P2[:, 0] != others_P2[:, 1]]
 
 
 def purity(group_I: np.ndarray, label_I: np.ndarray) -> float | None:
@@ -76,15 +117,16 @@ def collision_report(codes_IL: np.ndarray) -> dict[str, Any]:
 
 def id_report(
     natural_IL: np.ndarray,
-    before_IL: np.ndarray,
+    assigned_IL: np.ndarray,
     final_IL: np.ndarray,
     drawn_I: np.ndarray,
     n_codes: int,
     categories: list[list[str]],
+    pairs_P2: np.ndarray,
 ) -> dict[str, Any]:
-    """All figures about the IDs of one catalogue."""
+    """All figures about the IDs of one catalogue; of `pairs_P2` see `next_pairs`."""
     label_I, depth = top_categories(categories)
-    stages = {"natural": natural_IL, "before": before_IL, "after": final_IL}
+    stages = {"natural": natural_IL, "assigned": assigned_IL, "after": final_IL}
     levels, count = np.unique(drawn_I[drawn_I > 0], return_counts=True)
     return {
         "items": len(final_IL),
@@ -98,10 +140,13 @@ def id_report(
         "unique": {name: distinct_share(codes_IL) for name, codes_IL in stages.items()},
         "collisions": {name: collision_report(codes_IL) for name, codes_IL in stages.items()},
         "moved": {
-            "neighbours": int((natural_IL != before_IL).any(axis=1).sum()),
+            "assigned": int((natural_IL != assigned_IL).any(axis=1).sum()),
             "random": int(count.sum()),
             "random_by_levels": dict(zip(map(str, levels), count.tolist(), strict=True)),
         },
+        "pairs": len(pairs_P2),
+        "shared": shared_share(final_IL, pairs_P2),
+        "shared_by_chance": shared_share(final_IL, mixed(pairs_P2)),
     }
 
 
@@ -111,8 +156,9 @@ def flat_metrics(report: dict[str, Any]) -> dict[str, float | int]:
         "items": report["items"],
         **{f"unique_{name}": round(value, 6) for name, value in report["unique"].items()},
         "collision_groups": report["collisions"]["natural"]["groups"],
-        "moved_neighbours": report["moved"]["neighbours"],
+        "moved_assigned": report["moved"]["assigned"],
         "moved_random": report["moved"]["random"],
+        **{f"shared_l{n + 1}": round(share, 6) for n, share in enumerate(report["shared"])},
         **{
             f"{name}_l{level['level'] + 1}": round(level[name], 6)
             for level in report["levels"]

@@ -1,9 +1,11 @@
 """A fitted residual quantizer: vector -> latent -> one code per level.
 
-Contract: `Quantizer` is plain arrays (codebooks and, for RQ-VAE, the encoder's and decoder's
-weights). `codes` takes each level's nearest code of what the levels before left over. Both
-`fit_rqvae` (items.rqvae) and `fit_rkmeans` (here) return one. An `Encoder` is the fitted text
-vectors plus the quantizer; after `save` and `load` it gives the same bits. Not here: uniqueness
+Contract: `Quantizer` is plain arrays: codebooks; for RQ-VAE the encoder's and decoder's weights;
+for a blend the map from text to co-purchases. `codes` takes each level's nearest code of what the
+levels before left over, which a `unit` quantizer scales to length 1 first: small differences
+between like items then still count at the last level. `fit_blend` (items.blend), `fit_rqvae`
+(items.rqvae) and `fit_rkmeans` (here) return one. An `Encoder` is the fitted text vectors plus the
+quantizer; after `save` and `load` it gives the same bits. Not here: uniqueness
 (`items.uniqueness`); two items may get the same natural codes, which says that they are alike.
 """
 
@@ -18,8 +20,10 @@ import numpy as np
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.config import ItemsConfig
 from diffgr2.items.kmeans import kmeans, nearest
-from diffgr2.items.vectors import TextVectors
+from diffgr2.items.vectors import TextVectors, unit_rows
 from diffgr2.streams import generator
+
+DUST = 1e-6  # shorter residuals are what rounding left; they are not scaled up
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Quantizer:
 
     codebooks_LCD: np.ndarray  # float32
     weights: dict[str, np.ndarray] = field(default_factory=dict)  # encoder.0.weight, ...
+    unit: bool = False  # residuals have length 1
 
     def mlp(self, part: str, x_ID: np.ndarray) -> np.ndarray:
         """One part of the network (`encoder`, `decoder`), ReLU between its layers."""
@@ -40,26 +45,42 @@ class Quantizer:
         return x_ID
 
     def latent(self, vectors_ID: np.ndarray) -> np.ndarray:
-        """What is quantized."""
+        """What is quantized; a blend expects of an item what is bought with such texts."""
+        if "text_DT" in self.weights:
+            text_IT = unit_rows(vectors_ID @ self.weights["text_DT"])
+            return np.hstack([text_IT, self.mlp("bought", vectors_ID)])
         return self.mlp("encoder", vectors_ID)
 
     def codes(self, vectors_ID: np.ndarray) -> np.ndarray:
         """Nearest codes per level, int32 (items, levels)."""
-        return residual_codes(self.latent(vectors_ID), self.codebooks_LCD)
+        return self.walk(self.latent(vectors_ID))[0]
 
-    def quantized(self, codes_IL: np.ndarray) -> np.ndarray:
-        """Sum of the codes' vectors."""
-        return self.codebooks_LCD[np.arange(codes_IL.shape[1]), codes_IL].sum(axis=1)
+    def walk(self, latents_IE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Nearest codes per level, and each latent's squared error after the last."""
+        rest_IE, columns = latents_IE.astype(np.float32), []
+        error_I = np.square(rest_IE).sum(axis=1)
+        for level, codes_CE in enumerate(self.codebooks_LCD):
+            columns.append(nearest(rest_IE, codes_CE))
+            gap_I = np.square(rest_IE - codes_CE[columns[-1]]).sum(axis=1)
+            error_I *= gap_I / np.maximum(np.square(rest_IE).sum(axis=1), DUST**2)
+            rest_IE = self.left(rest_IE, level, columns[-1])
+        return np.stack(columns, axis=1), error_I
+
+    def left(self, rest_IE: np.ndarray, level: int, code_I: np.ndarray) -> np.ndarray:
+        """What the next level sees of what one level's codes leave over."""
+        return left_over(rest_IE, self.codebooks_LCD[level], code_I, unit=self.unit)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
-        save_arrays(path, codebooks_LCD=self.codebooks_LCD, **self.weights)
+        unit = {"unit": np.ones(1, np.int32)} if self.unit else {}
+        save_arrays(path, codebooks_LCD=self.codebooks_LCD, **unit, **self.weights)
 
     @classmethod
     def load(cls, path: Path) -> Quantizer:
         """Read what `save` wrote."""
         arrays = load_arrays(path)
-        return cls(arrays.pop("codebooks_LCD"), arrays)
+        unit = bool(arrays.pop("unit", np.zeros(1))[0])
+        return cls(arrays.pop("codebooks_LCD"), arrays, unit)
 
 
 @dataclass(frozen=True)
@@ -86,25 +107,23 @@ class Encoder:
         return cls(TextVectors.load(directory), quantizer)
 
 
-def residual_codes(latents_IE: np.ndarray, codebooks_LCD: np.ndarray) -> np.ndarray:
-    """Nearest code of the residual, level after level."""
-    rest_IE = latents_IE.astype(np.float32, copy=True)
-    columns = []
-    for codes_CE in codebooks_LCD:
-        columns.append(nearest(rest_IE, codes_CE))
-        rest_IE -= codes_CE[columns[-1]]
-    return np.stack(columns, axis=1)
+def left_over(
+    rest_IE: np.ndarray, codes_CE: np.ndarray, code_I: np.ndarray, *, unit: bool
+) -> np.ndarray:
+    """What a level's codes leave of its residuals, at length 1 where that is asked for."""
+    gap_IE = rest_IE - codes_CE[code_I]
+    return unit_rows(gap_IE, DUST) if unit else gap_IE
 
 
 def fit_codebooks(
-    latents_IE: np.ndarray, levels: int, codes: int, *purpose: str | int
+    latents_IE: np.ndarray, levels: int, codes: int, *purpose: str | int, unit: bool = False
 ) -> np.ndarray:
     """k-means on the residuals of each level in turn."""
     rest_IE = latents_IE.astype(np.float32, copy=True)
     books = []
     for level in range(levels):
         books.append(kmeans(rest_IE, codes, generator(*purpose, "kmeans", level)))
-        rest_IE -= books[-1][nearest(rest_IE, books[-1])]
+        rest_IE = left_over(rest_IE, books[-1], nearest(rest_IE, books[-1]), unit=unit)
     return np.stack(books)
 
 

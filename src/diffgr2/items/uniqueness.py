@@ -3,10 +3,12 @@
 Three figures, from strict to final, each the number of distinct IDs divided by the items:
 
 - `natural`: every item takes the nearest code at every level, and nothing else is done.
-- `before` (`take_neighbours`): the first item of each group of equal codes keeps them; each other
-  one takes the nearest combination of its last two codes that is still free, by total
-  reconstruction error, if one is among its `NEIGHBOURS` nearest. Such an ID still says what the
-  item is like. Whoever finds none keeps its natural codes and counts as a duplicate here.
+- `assigned` (`assigned`): items whose codes are theirs alone keep them. Those that share codes get
+  the free last codes under their prefix, so that all of them together are as near to their codes
+  as can be (the Hungarian algorithm). Where more share a prefix than it has codes, those that come
+  away empty go to the next nearest code of the last level but one, `BEAM` of them at most. Such an
+  ID still says what the item is like. Whoever finds none keeps its natural codes and counts as a
+  duplicate here.
 - `after` (`make_unique`, the policy): the remaining duplicates get their last `random_last` codes
   at random from the free ones under their prefix ("random last levels"); where a prefix is full,
   one more level is drawn, and so on. Always 1, or an error.
@@ -16,14 +18,17 @@ Three figures, from strict to final, each the number of distinct IDs divided by 
 Not here: whether the quantizer suffices; the stage compares `natural` with `items.min_unique`.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from diffgr2.errors import ConfigError
 from diffgr2.items.kmeans import distances
+from diffgr2.items.quantize import Quantizer
 from diffgr2.streams import generator
 
-BEAM = 8  # codes of the last level but one that an alternative may use
-NEIGHBOURS = 64  # alternatives looked at per item; further ones would no longer describe it
+BEAM = 8  # codes of the last level but one that an item may move to
 ENUMERATE = 2**20  # suffixes whose free ones are listed; of more, they are drawn until one is free
 
 
@@ -57,50 +62,85 @@ def check_capacity(n_items: int, levels: int, codes: int) -> None:
         )
 
 
-def _alternatives(
-    rest_NE: np.ndarray, before_CE: np.ndarray, last_CE: np.ndarray, most: int
-) -> np.ndarray:
-    """The nearest pairs of (last but one, last) codes per residual, nearest first: (N, A, 2)."""
-    n_codes = len(last_CE)
-    beam_NB = np.argsort(distances(rest_NE, before_CE), axis=1, kind="stable")[:, :BEAM]
-    left_NBE = rest_NE[:, None] - before_CE[beam_NB]
-    total_XC = distances(left_NBE.reshape(-1, left_NBE.shape[-1]), last_CE)
-    total_XC += np.einsum("nbe,nbe->nb", left_NBE, left_NBE).reshape(-1, 1)
-    total_NA = total_XC.reshape(len(rest_NE), -1)
-    near_NA = np.argsort(total_NA, axis=1, kind="stable")[:, :most]  # ties: the lower code
-    previous_NA = np.take_along_axis(beam_NB, near_NA // n_codes, 1)
-    return np.stack([previous_NA, near_NA % n_codes], axis=-1)
+def shared_rows(codes_IL: np.ndarray) -> np.ndarray:
+    """Rows whose codes some other row has, too, ascending."""
+    group_I = prefix_ids(codes_IL)
+    return np.flatnonzero(np.bincount(group_I)[group_I] > 1)
 
 
-def take_neighbours(
-    latents_IE: np.ndarray,
-    codes_IL: np.ndarray,
-    codebooks_LCE: np.ndarray,
-    most: int = NEIGHBOURS,
+def assigned(latents_IE: np.ndarray, codes_IL: np.ndarray, quantizer: Quantizer) -> np.ndarray:
+    """Codes in which rows that share theirs have moved to near free ones, where there are any."""
+    return _assigned(latents_IE, codes_IL, quantizer, shared_rows(codes_IL))
+
+
+def _assigned(
+    latents_IE: np.ndarray, codes_IL: np.ndarray, quantizer: Quantizer, move_J: np.ndarray
 ) -> np.ndarray:
-    """Codes in which later items of a group moved to a near free code, where one of `most` is."""
+    """The same for the rows `move_J`; all others stay."""
     result_IL = codes_IL.copy()
-    levels, n_codes = codebooks_LCE.shape[:2]
-    fixed = max(levels - 2, 0)
-    # With a single level there is no last but one: a book of one zero vector takes its place.
-    before_CE = codebooks_LCE[-2] if levels > 1 else np.zeros_like(codebooks_LCE[0, :1])
-    taken = set(map(tuple, codes_IL.tolist()))
-    late_J = later_rows(codes_IL)
-    step = max(1, 2**22 // (min(BEAM, len(before_CE)) * n_codes))
-    for start in range(0, len(late_J), step):
-        late_N = late_J[start : start + step]
-        rest_NE = latents_IE[late_N].astype(np.float32, copy=True)
-        for level in range(fixed):
-            rest_NE -= codebooks_LCE[level, codes_IL[late_N, level]]
-        ends_NA2 = _alternatives(rest_NE, before_CE, codebooks_LCE[-1], most)[..., -levels:]
-        for item, ends_A2 in zip(late_N, ends_NA2.tolist(), strict=True):
-            head = codes_IL[item, :fixed].tolist()
-            near = ((*head, *end) for end in ends_A2)
-            free = next((codes for codes in near if codes not in taken), None)
-            if free is not None:
-                taken.add(free)
-                result_IL[item] = free
+    stays_I = np.ones(len(codes_IL), dtype=bool)
+    stays_I[move_J] = False
+    taken = _by_prefix(codes_IL[stays_I])
+    levels = codes_IL.shape[1]
+    rest_JE = latents_IE[move_J].astype(np.float32)
+    for level in range(levels - 2):
+        rest_JE = quantizer.left(rest_JE, level, codes_IL[move_J, level])
+    waiting = np.arange(len(move_J))
+    for near_J in _second_last(rest_JE, codes_IL[move_J], quantizer):
+        if not len(waiting):
+            break
+        heads_JP = codes_IL[move_J, :-1].copy()
+        last_JE = rest_JE
+        if levels > 1:
+            heads_JP[:, -1] = near_J
+            last_JE = quantizer.left(rest_JE, levels - 2, near_J)
+        group_W = prefix_ids(heads_JP[waiting])
+        by_group = waiting[np.argsort(group_W, kind="stable")]
+        empty = []
+        for rows in np.split(by_group, np.cumsum(np.bincount(group_W))[:-1]):
+            used = taken.setdefault(tuple(heads_JP[rows[0]].tolist()), set())
+            placed_J, code_J = _dealt(last_JE[rows], quantizer.codebooks_LCD[-1], used)
+            used.update(code_J.tolist())
+            found = rows[placed_J]
+            result_IL[move_J[found], :-1] = heads_JP[found]
+            result_IL[move_J[found], -1] = code_J
+            empty.append(np.delete(rows, placed_J))
+        waiting = np.sort(np.concatenate(empty))
     return result_IL
+
+
+def _by_prefix(codes_IL: np.ndarray) -> dict[tuple[int, ...], set[int]]:
+    """Which last codes each prefix has given away."""
+    taken: dict[tuple[int, ...], set[int]] = {}
+    for *head, last in codes_IL.tolist():
+        taken.setdefault(tuple(head), set()).add(last)
+    return taken
+
+
+def _second_last(
+    rest_JE: np.ndarray, codes_JL: np.ndarray, quantizer: Quantizer
+) -> Iterator[np.ndarray]:
+    """Codes of the last level but one: each row's own, then the next nearest."""
+    if codes_JL.shape[1] == 1:  # no such level: nowhere else to go
+        yield codes_JL[:, -1]
+        return
+    own_J = codes_JL[:, -2]
+    yield own_J
+    gap_JC = distances(rest_JE, quantizer.codebooks_LCD[-2])
+    gap_JC[np.arange(len(own_J)), own_J] = -np.inf
+    near_JB = np.argsort(gap_JC, axis=1, kind="stable")[:, 1 : BEAM + 1]  # ties: the lower code
+    yield from near_JB.T
+
+
+def _dealt(
+    rest_RE: np.ndarray, codes_CE: np.ndarray, used: set[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, codes) with the least total distance; as many rows as there are free codes."""
+    free = np.setdiff1d(np.arange(len(codes_CE)), np.fromiter(used, np.int64, len(used)))
+    cost_RF = distances(rest_RE, codes_CE[free])
+    cost_RF += np.square(rest_RE).sum(axis=1, keepdims=True)  # who goes empty depends on it
+    row_P, place_P = linear_sum_assignment(cost_RF)
+    return row_P, free[place_P]
 
 
 def _draw(used: np.ndarray, wanted: int, n_codes: int, rng: np.random.Generator) -> np.ndarray:
@@ -170,17 +210,19 @@ def placed(
     codes_IL: np.ndarray,
     natural_NL: np.ndarray,
     latents_NE: np.ndarray,
-    codebooks_LCE: np.ndarray,
+    quantizer: Quantizer,
     random_last: int,
     seed: int,
 ) -> np.ndarray:
-    """Codes of new items: their natural ones, or else the nearest that no item has.
+    """Codes of new items: their natural ones, or else near ones that no item has.
 
     Where none is free under their first codes, the last ones are drawn as `make_unique` draws them.
     """
-    known, n_codes = len(codes_IL), codebooks_LCE.shape[1]
+    known = len(codes_IL)
     together_IL = np.concatenate([codes_IL, natural_NL]).astype(np.int32)
     latents_IE = np.zeros((len(together_IL), latents_NE.shape[1]), np.float32)
-    latents_IE[known:] = latents_NE  # those of known items are not looked at: they are not late
-    near_IL = take_neighbours(latents_IE, together_IL, codebooks_LCE, BEAM * n_codes)
+    latents_IE[known:] = latents_NE  # those of known items are not looked at: they stay
+    shared_J = shared_rows(together_IL)
+    near_IL = _assigned(latents_IE, together_IL, quantizer, shared_J[shared_J >= known])
+    n_codes = quantizer.codebooks_LCD.shape[1]
     return make_unique(near_IL, n_codes, max(1, random_last), seed)[0][known:]

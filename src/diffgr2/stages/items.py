@@ -4,11 +4,12 @@ Reads data/; writes `vectors.safetensors`, `codes.safetensors`, `items.index.jso
 `report.json` and the encoder for unknown items (`vectorizer.json`, `vectorizer.safetensors`,
 `quantizer.safetensors`). Co-purchases come from the train part only. Items of a catalogue without
 any text are told by their neighbours in histories; their text vectors stay zero. Fails when the
-quantizer by itself makes fewer than `items.min_unique` of the IDs distinct. Run: `diffgr2 items
-RECIPE`.
+quantizer by itself makes fewer than `items.min_unique` of the IDs distinct: assignment repairs
+every duplicate and would hide it. Run: `diffgr2 items RECIPE`.
 """
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ from diffgr2.artifacts import save_arrays, write_json
 from diffgr2.config import ItemsConfig
 from diffgr2.data.store import read_dataset
 from diffgr2.errors import ArtifactError
-from diffgr2.items.quality import flat_metrics, id_report
-from diffgr2.items.quantize import Encoder, Quantizer, fit_rkmeans, residual_codes
+from diffgr2.items.blend import bought_vectors, fit_blend
+from diffgr2.items.quality import flat_metrics, id_report, next_pairs
+from diffgr2.items.quantize import Encoder, Quantizer, fit_rkmeans
 from diffgr2.items.rqvae import fit_rqvae, n_epochs
 from diffgr2.items.sids import SemanticIds
-from diffgr2.items.uniqueness import check_capacity, distinct_share, make_unique, take_neighbours
+from diffgr2.items.uniqueness import assigned, check_capacity, distinct_share, make_unique
 from diffgr2.items.vectors import catalogue_texts, fit_vectors
 from diffgr2.pipeline import StageContext
 from diffgr2.progress import Progress
 from diffgr2.stages import warm
 from diffgr2.stages.known import known_part
+from diffgr2.streams import permutation
 from diffgr2.types import Catalogue, Histories
 
 
@@ -50,19 +53,62 @@ def neighbours(train: Histories) -> list[str]:
 
 
 def fit_quantizer(
-    vectors_ID: np.ndarray,
-    pairs_P2: np.ndarray | None,
-    config: ItemsConfig,
-    seed: int,
-    progress: Progress,
-) -> Quantizer:
-    """The quantizer that the recipe names."""
+    vectors_ID: np.ndarray, known: Histories, config: ItemsConfig, seed: int, progress: Progress
+) -> tuple[Quantizer, np.ndarray]:
+    """The quantizer that the recipe names, and what it quantizes of the catalogue."""
+    if config.quantizer == "blend":
+        bought_IE = bought_vectors(known, config.bought_dim, seed)
+        return fit_blend(vectors_ID, bought_IE, config, seed)
     if config.quantizer == "rkmeans":
-        return fit_rkmeans(vectors_ID, config, seed)
+        return fit_rkmeans(vectors_ID, config, seed), vectors_ID
+    pairs_P2 = copurchases(known) if config.copurchase_weight else None
     with progress.task("items: RQ-VAE epochs", n_epochs(len(vectors_ID), config)) as bar:
-        return fit_rqvae(
+        fitted = fit_rqvae(
             vectors_ID, pairs_P2, config, seed, lambda _, loss: bar.advance(1, f"loss {loss:.4f}")
         )
+    return fitted, fitted.latent(vectors_ID)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A catalogue's codes at every step on the way, and what they were made with."""
+
+    vectors_ID: np.ndarray  # of the texts
+    latents_IE: np.ndarray  # what was quantized
+    encoder: Encoder
+    natural_IL: np.ndarray
+    near_IL: np.ndarray  # after assignment
+    final_IL: np.ndarray
+    drawn_I: np.ndarray  # how many of an item's last codes were drawn at random
+    error_I: np.ndarray  # squared error of the natural codes
+
+    @property
+    def error_share(self) -> float:
+        """Of the latents' variance."""
+        spread_IE = self.latents_IE - self.latents_IE.mean(axis=0)
+        return float(self.error_I.sum() / max(float(np.square(spread_IE).sum()), 1e-12))
+
+    def report(self, categories: list[list[str]], pairs_P2: np.ndarray) -> dict[str, Any]:
+        """`id_report`, and how much the codes leave out."""
+        n_codes = self.encoder.quantizer.codebooks_LCD.shape[1]
+        steps = (self.natural_IL, self.near_IL, self.final_IL, self.drawn_I, n_codes)
+        return id_report(*steps, categories, pairs_P2) | {"latent_error_share": self.error_share}
+
+
+def code(
+    texts: list[str], known: Histories, config: ItemsConfig, seed: int, progress: Progress
+) -> Coded:
+    """Vectors, quantizer and codes of a catalogue, told by its texts and the known purchases."""
+    vectors_ID, text_vectors = fit_vectors(texts, config, seed)
+    quantizer, latents_IE = fit_quantizer(vectors_ID, known, config, seed, progress)
+    natural_IL, error_I = quantizer.walk(latents_IE)
+    check_unique(natural_IL, config)
+    near_IL = assigned(latents_IE, natural_IL, quantizer)
+    final_IL, drawn_I = make_unique(near_IL, config.codes, config.random_last, seed)
+    if config.shuffle:
+        final_IL = final_IL[permutation(len(final_IL), seed, "items", "shuffle")]
+    encoder = Encoder(text_vectors, quantizer)
+    return Coded(vectors_ID, latents_IE, encoder, natural_IL, near_IL, final_IL, drawn_I, error_I)
 
 
 def check_unique(natural_IL: np.ndarray, config: ItemsConfig) -> None:
@@ -76,7 +122,7 @@ def check_unique(natural_IL: np.ndarray, config: ItemsConfig) -> None:
         )
 
 
-def _inherited(ctx: StageContext, catalogue: Catalogue) -> dict[str, Any]:
+def _inherited(ctx: StageContext, catalogue: Catalogue, pairs_P2: np.ndarray) -> dict[str, Any]:
     """The same of a run that starts from a bundle: its encoder, and its IDs of known items."""
     assert ctx.recipe.start is not None
     vectors_ID, sids, natural_IL = warm.coded(ctx.recipe, catalogue)
@@ -86,7 +132,7 @@ def _inherited(ctx: StageContext, catalogue: Catalogue) -> dict[str, Any]:
         shutil.copyfile(Path(ctx.recipe.start) / "items" / name, ctx.out / name)
     none_I = np.zeros(len(catalogue), np.int32)
     given = (natural_IL, sids.codes_IL, sids.codes_IL, none_I, sids.n_codes)
-    report = id_report(*given, catalogue.categories)
+    report = id_report(*given, catalogue.categories, pairs_P2)
     write_json(ctx.out / "report.json", report)
     return flat_metrics(report)
 
@@ -94,32 +140,22 @@ def _inherited(ctx: StageContext, catalogue: Catalogue) -> dict[str, Any]:
 def run(ctx: StageContext) -> dict[str, Any]:
     config = ctx.recipe.items
     dataset = read_dataset(ctx.inputs["data"])
-    check_capacity(len(dataset.catalogue), config.levels, config.codes)
-    if ctx.recipe.start:
-        return _inherited(ctx, dataset.catalogue)
+    catalogue = dataset.catalogue
+    check_capacity(len(catalogue), config.levels, config.codes)
     known = known_part(ctx.recipe, ctx.inputs["data"], dataset)
-    texts = catalogue_texts(dataset.catalogue)
+    pairs_P2 = next_pairs(dataset.histories, known)
+    if ctx.recipe.start:
+        return _inherited(ctx, catalogue, pairs_P2)
+    texts = catalogue_texts(catalogue)
     if silent := not any(texts):
         ctx.progress.line("items: no texts: semantic IDs come from what is bought side by side")
         texts = neighbours(known)
-    vectors_ID, text_vectors = fit_vectors(texts, config, ctx.seed)
-    pairs_P2 = copurchases(known) if config.copurchase_weight else None
-    quantizer = fit_quantizer(vectors_ID, pairs_P2, config, ctx.seed, ctx.progress)
-
-    latents_IE = quantizer.latent(vectors_ID)
-    natural_IL = residual_codes(latents_IE, quantizer.codebooks_LCD)
-    check_unique(natural_IL, config)
-    before_IL = take_neighbours(latents_IE, natural_IL, quantizer.codebooks_LCD)
-    final_IL, drawn_I = make_unique(before_IL, config.codes, config.random_last, ctx.seed)
-
-    said_ID = np.zeros_like(vectors_ID) if silent else vectors_ID  # neighbours are no words
+    made = code(texts, known, config, ctx.seed, ctx.progress)
+    # Neighbours are no words.
+    said_ID = np.zeros_like(made.vectors_ID) if silent else made.vectors_ID
     save_arrays(ctx.out / "vectors.safetensors", vectors_ID=said_ID)
-    SemanticIds(final_IL, config.codes).save(ctx.out)
-    Encoder(text_vectors, quantizer).save(ctx.out)
-    report = id_report(
-        natural_IL, before_IL, final_IL, drawn_I, config.codes, dataset.catalogue.categories
-    )
-    error = np.square(latents_IE - quantizer.quantized(natural_IL)).mean()
-    report["latent_error_share"] = float(error / max(float(latents_IE.var(axis=0).mean()), 1e-12))
+    SemanticIds(made.final_IL, config.codes).save(ctx.out)
+    made.encoder.save(ctx.out)
+    report = made.report(catalogue.categories, pairs_P2)
     write_json(ctx.out / "report.json", report)
-    return {**flat_metrics(report), "latent_error_share": round(report["latent_error_share"], 6)}
+    return {**flat_metrics(report), "latent_error_share": round(made.error_share, 6)}

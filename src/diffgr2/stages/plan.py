@@ -76,7 +76,8 @@ _TABLE = (
     # name, inputs, recipe sections or single keys of them, summary, module:function if not its own
     _stage("data", "", "data", "import, k-core, leave-one-out",
            files=_late("data:outside_files")),
-    _stage("items", "data", "items", "text vectors and semantic IDs", files=_late("warm:files")),
+    _stage("items", "data", "items", "text vectors and semantic IDs", version=2,
+           files=_late("warm:files")),
     _stage("retriever", "data", "retriever", "train the retriever"),
     _stage("candidates", "data retriever", "retriever candidates", "cross-fitted candidate lists",
            version=2),

@@ -184,9 +184,8 @@ def _coded(world: World, joined: Joined) -> tuple[SemanticIds, np.ndarray]:
     if joined.n_new_items:
         vectors_NE, natural_NL = encoder.encode(catalogue_texts(_some(catalogue, known)))
         latents_NE = encoder.quantizer.latent(vectors_NE)
-        books_LCE = encoder.quantizer.codebooks_LCD
         items = world.recipe.items
-        given = (natural_NL, latents_NE, books_LCE, items.random_last, world.recipe.seed)
+        given = (natural_NL, latents_NE, encoder.quantizer, items.random_last, world.recipe.seed)
         codes_IL = np.concatenate([codes_IL, placed(codes_IL, *given)])
         vectors_IE = np.concatenate([vectors_IE, unit_rows(vectors_NE)])
     if joined.described:

@@ -112,10 +112,11 @@ def coded(recipe: Recipe, catalogue: Catalogue) -> tuple[np.ndarray, SemanticIds
         known.codes_IL,
         natural_IL[fresh],
         encoder.quantizer.latent(vectors_ID[fresh]),
-        encoder.quantizer.codebooks_LCD,
+        encoder.quantizer,
         recipe.items.random_last,
         recipe.seed,
     )
+    natural_IL[~fresh] = codes_IL[~fresh]  # they were made with more than an item's words
     return vectors_ID, SemanticIds(codes_IL, known.n_codes), natural_IL
 
 
