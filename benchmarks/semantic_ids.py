@@ -26,12 +26,11 @@ from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.items.blend import blended, bought_vectors
 from diffgr2.items.quality import next_pairs, shared_share
 from diffgr2.items.vectors import catalogue_texts
-from diffgr2.pipeline import Runner
+from diffgr2.pipeline import Runner, source_commit
 from diffgr2.progress import Progress
 from diffgr2.recipe import load_recipe
 from diffgr2.stages.items import Coded, code
 from diffgr2.stages.plan import STAGES
-from diffgr2.stages.report import commit
 from diffgr2.streams import generator
 from diffgr2.types import Histories
 
@@ -149,7 +148,7 @@ def main() -> None:
     rows = [row for r in recipes for row in rows_of(r, given.runs / r.name, given.seeds)]
     command = "python benchmarks/semantic_ids.py" + (" --beauty FOLDER" if given.beauty else "")
     if given.out is not None:
-        write_json(given.out, {"command": command, "commit": commit(), "rows": rows})
+        write_json(given.out, {"command": command, "commit": source_commit(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands wh
 `results/NAME.json` says and nothing else: its main rows (`rows:NAME`: all of them; `days:NAME`: its
 rows on targets of the same day and of others; `budget:NAME`: quality over steps of a stage;
 `speed:NAME`: its timing run; `serving:NAME`: a serving benchmark; `growth:NAME`: costs of larger
-lists); running it twice changes nothing. Not here: measuring.
+lists; `sids:NAME`: semantic IDs); running it twice changes nothing. Not here: measuring.
 Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from diffgr2.evaluate.tables import (
 )
 from diffgr2.pipeline import DIRTY
 
-KINDS = "results|rows|days|budget|serving|speed|growth"
+KINDS = "results|rows|days|budget|serving|speed|growth|sids"
 OPEN = re.compile(rf"^<!-- ({KINDS}):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
@@ -211,6 +211,48 @@ def peers_note(report: dict[str, Any]) -> str:
     )
 
 
+def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
+    """One number where seeds agree on what is shown, else from the least to the most."""
+    low, high = (f"{scale * one:.{digits}f}" for one in (min(values), max(values)))
+    return low if low == high else f"{low}–{high}"
+
+
+def sids_table(report: dict[str, Any]) -> str:
+    """Variants of semantic IDs, over their seeds."""
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        grouped.setdefault((row["shop"], row["variant"]), []).append(row)
+    lines = []
+    for (shop, variant), rows in grouped.items():
+        shared = {
+            name: " / ".join(
+                spread([row["shared"][name][level] for row in rows], 1, 100) for level in range(3)
+            )
+            for name in ("test", "counted")
+        }
+        new = [row["new_first_code"] for row in rows if row["new_first_code"] is not None]
+        usage = [min(row["usage"]) for row in rows]
+        lines.append(
+            {
+                "shop": shop,
+                "variant": f"{variant} ({rows[0]['levels']} × {rows[0]['codes']})",
+                "natural": spread([row["natural"] for row in rows], 3),
+                "assigned": spread([row["assigned"] for row in rows], 3),
+                "usage": spread(usage, 2),
+                "new": spread(new, 2) if new else "–",
+                "seconds": spread([row["seconds"] for row in rows], 0),
+                **shared,
+            }
+        )
+    columns: list[Any] = [("shop", at("shop")), ("IDs", at("variant"))]
+    columns += [("natural", at("natural")), ("assigned", at("assigned"))]
+    columns += [("least usage of a level", at("usage")), ("test pairs, %", at("test"))]
+    columns += [("counted pairs, %", at("counted")), ("new items' first code", at("new"))]
+    columns += [("CPU s", at("seconds"))]
+    seeds = len({row["seed"] for row in report["rows"]})
+    return f"{markdown_table(lines, columns)}\n\n{seeds} seeds. Made by `{report['command']}`."
+
+
 def growth_table(report: dict[str, Any]) -> str:
     """What a list costs as one thing grows."""
     columns: list[Any] = [("grows", at("axis")), ("to", at("value"))]
@@ -257,6 +299,8 @@ def table_of(kind: str, report: dict[str, Any]) -> str:
         return budget_table(report)
     if kind == "days":
         return days_table(report)
+    if kind == "sids":
+        return sids_table(report)
     if "limit" in report:
         return peers_table(report) if kind == "rows" else short_peers_table(report)
     if "seeds" in report:

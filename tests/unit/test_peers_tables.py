@@ -62,3 +62,20 @@ def test_costs_as_lists_grow_show_what_was_not_measured_as_a_dash() -> None:
     grown = {"machine": {"processor": "Abacus", "load": 0.1}, "command": "x", "rows": [point]}
     line = table_of("growth", grown).splitlines()[2]
     assert line == "| model | 3 M | 50.0 | 30.0 | – | – | 20.0 | 2.5 | 5.00 | – |"
+
+
+def test_semantic_ids_stand_in_one_line_per_variant_with_what_seeds_differ_in() -> None:
+    def row(seed: int, natural: float, new: float | None) -> dict[str, Any]:
+        shared = {name: [0.08 + seed / 1_000, 0.01, 0.002] for name in ("test", "counted")}
+        told = {"natural": natural, "assigned": 1.0, "usage": [1.0, 0.98], "seconds": 3.2}
+        about = {"shop": "demo", "variant": "blend", "levels": 4, "codes": 64, "seed": seed}
+        return about | told | {"shared": shared, "new_first_code": new}
+
+    told = {"command": "x", "rows": [row(0, 0.991, 0.7), row(1, 0.9932, 0.72)]}
+    line = table_of("sids", told).splitlines()[2]
+    assert line == (
+        "| demo | blend (4 × 64) | 0.991–0.993 | 1.000 | 0.98 | 8.0–8.1 / 1.0 / 0.2 "
+        "| 8.0–8.1 / 1.0 / 0.2 | 0.70–0.72 | 3 |"
+    )
+    mute = {"command": "x", "rows": [row(0, 0.991, None)]}
+    assert table_of("sids", mute).splitlines()[2].endswith("| – | 3 |")
