@@ -111,7 +111,7 @@ class ItemsConfig(Section):
     codes: Annotated[int, Field(ge=2, le=65_536)] = 256  # codes per level
     text_dim: Positive = 16  # blend: leading dimensions of the text vectors
     bought_dim: Positive = 16  # blend: SVD dimensions of the co-purchase vectors
-    bought_weight: Amount = 0.7  # blend: their length beside a text's of 1; 0 = text alone
+    bought_weight: Amount = 1.0  # blend: their length beside a text's of 1; 0 = text alone
     latent_dim: Positive = 32  # RQ-VAE bottleneck
     hidden_dim: Positive = 128  # RQ-VAE encoder and decoder
     epochs: Count = 30  # RQ-VAE; 0 = k-means codes of an untrained network
