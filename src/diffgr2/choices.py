@@ -19,10 +19,20 @@ DECODERS: dict[Decoder, tuple[str, ...]] = {
 }
 """What each decoder reads of a recipe's `decode` section."""
 
+# fmt: off
 Counted = Literal[
-    "rank", "gap", "copurchase", "lift", "last", "next", "session", "brand", "category", "text"
+    "rank", "gap", "copurchase", "lift", "last", "next", "session", "brand", "category", "text",
+    "title", "title_last", "after", "buyers", "fresh",
+    "before_last", "before", "right_after", "month", "later", "trend", "range",
 ]
+# fmt: on
 """Evidence that can be counted (`candidates.fields` says what each one is)."""
+
+SHOWN: tuple[Counted, ...] = (
+    *("rank", "gap", "copurchase", "lift", "last", "next", "session", "brand", "category", "text"),
+    *("title", "title_last", "after", "buyers", "fresh"),
+)
+"""What of it a prompt shows where a recipe does not say."""
 
 FAILING = ("floor", "scorer")
 """What a run may not be worse than: the order as it came, and what it was taught by."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from diffgr2.choices import DECODERS as DECODERS
-from diffgr2.choices import Answering, Counted, Decoder, Rule
+from diffgr2.choices import SHOWN, Answering, Counted, Decoder, Rule
 from diffgr2.learning import BlockRlConfig as BlockRlConfig
 from diffgr2.learning import CftConfig as CftConfig
 from diffgr2.learning import ConvertConfig as ConvertConfig
@@ -175,7 +175,7 @@ class CandidatesConfig(Section):
 class EvidenceConfig(Section):
     """Evidence per candidate and the scorer without an LLM (evidence.*)."""
 
-    fields: list[Counted] | None = None  # what is counted; null = all that the data can tell
+    fields: list[Counted] | None = list(SHOWN)  # what is counted; null = all that the data can tell
     buckets: Annotated[int, Field(ge=2, le=16)] = 8
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8  # recency weight per step back in history
     history: Positive = 20  # how far back evidence looks

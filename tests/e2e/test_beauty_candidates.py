@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from diffgr2.candidates import kinds, scorers
-from diffgr2.candidates.fields import COUNTED
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import held_out_lists
 from diffgr2.candidates.retrieval import prefixes
@@ -56,7 +55,7 @@ def test_retriever_reaches_its_level_and_evidence_improves_its_order(tmp_path: P
         queries = prefixes(data.histories, lists.user_L, lists.end_L)
         features[split] = index.features(queries, lists.items_LK, lists.scores_LK, lists.user_L)
         hits[split] = lists.hit_L
-    index = index.with_edges(features["validation"].reshape(-1, len(COUNTED)))
+    index = index.with_edges(features["validation"].reshape(-1, len(index.fields)))
     buckets = {split: index.buckets(features[split]) for split in features}
     scorer = scorers.fit(
         "linear", buckets["validation"], hits["validation"], index.n_buckets, l2=1e-3, seed=0

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from diffgr2.artifacts import load_arrays
-from diffgr2.candidates.fields import COUNTED, names_of
+from diffgr2.candidates.fields import counted_named
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import load_lists, save_lists, selection_users
 from diffgr2.candidates.scorers import KINDS, LinearScorer
+from diffgr2.choices import SHOWN
 from diffgr2.config import Recipe
 from diffgr2.pipeline import Runner, StageContext
 from diffgr2.progress import Progress
@@ -30,7 +31,7 @@ from diffgr2.stages.corpus import KNOWN
 from diffgr2.stages.plan import STAGES
 from diffgr2.traces.decide import LEAST, Scale, Traces
 
-NAMES = names_of(COUNTED)
+NAMES = SHOWN
 
 K, LONG, SPLITS = 5, 9, (*KNOWN, "test")
 SCORED = [f"scores_{kind}_test.safetensors" for kind in KINDS]
@@ -129,7 +130,7 @@ def test_traces_say_what_the_scorecard_and_a_person_agree_on(shop: Path, split: 
     buckets_NKF = load_arrays(shop / f"evidence/{split}.safetensors")["buckets_LKF"][made.row_N]
     score_NK = scorecard.score(buckets_NKF)
     moved_NKF = scorecard.contributions(buckets_NKF)
-    side_NKF = Phrases(wording("compact"), COUNTED, 8).sides(buckets_NKF)
+    side_NKF = Phrases(wording("compact"), counted_named(NAMES), 8).sides(buckets_NKF)
     assert made.level_NK.shape == score_NK.shape == (len(made), LONG)
     inside_NK = (score_NK > scale.low) & (score_NK < scale.high)
     assert inside_NK.mean() > 0.99

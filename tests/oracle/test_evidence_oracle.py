@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 
 import numpy as np
@@ -32,10 +33,12 @@ def made(seed: int) -> tuple[Histories, Catalogue, np.ndarray]:
     offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
     items, times = np.concatenate(rows).astype(np.int32), np.concatenate(stamps).astype(np.int64)
     brands = [["", "a", "b", "c"][i] for i in rng.integers(0, 4, ITEMS)]
+    words = ["red", "soap", "set", "of", "Two", "for-men", "50", "ml"]
+    titles = [" ".join(rng.choice(words, rng.integers(0, 6))) for _ in range(ITEMS)]
     paths = [["x", f"y{i % 3}", f"z{i % 5}"][: int(rng.integers(0, 4))] for i in range(ITEMS)]
     blank = [""] * ITEMS
     catalogue = Catalogue(
-        [str(i) for i in range(ITEMS)], blank, brands, paths, np.ones(ITEMS), blank
+        [str(i) for i in range(ITEMS)], titles, brands, paths, np.ones(ITEMS), blank
     )
     return Histories(offsets, items, times, ITEMS), catalogue, rng.normal(size=(ITEMS, 4))
 
@@ -58,6 +61,9 @@ class Slow:
         self.together: dict[tuple[int, int], float] = defaultdict(float)
         self.forward: dict[tuple[int, int], float] = defaultdict(float)
         self.session: dict[tuple[int, int], float] = defaultdict(float)
+        self.adjacent: dict[tuple[int, int], float] = defaultdict(float)
+        self.month: dict[tuple[int, int], float] = defaultdict(float)
+        self.later: dict[tuple[int, int], float] = defaultdict(float)
         for first in self.users.values():
             for one, (p, day) in first.items():
                 for two, (q, other) in first.items():
@@ -66,12 +72,59 @@ class Slow:
                         after = 1 / (q - p) if q > p else 0.0
                         self.forward[one, two] += after
                         self.session[one, two] += after if day == other else 0.0
+                        self.adjacent[one, two] += q == p + 1
+                        self.month[one, two] += abs(day - other) <= 30
+                        self.later[one, two] += math.exp((day - other) / 60) if other > day else 0
 
     def buyers(self, item: int) -> float:
         return sum(item in first for first in self.users.values())
 
+    def sold_on(self, item: int) -> list[int]:
+        return [first[item][1] for first in self.users.values() if item in first]
 
-def slow_fields(slow: Slow, catalogue, vectors, history, item, rank, gap, decay) -> dict:
+
+def title_cosine(catalogue: Catalogue, one: int, two: int) -> float:
+    """Of the distinct words of two titles, rare ones weighing more."""
+    bags = [set(re.findall(r"\w+", title.lower())) for title in catalogue.titles]
+
+    def weight(word: str) -> float:
+        return 1 + math.log((1 + len(bags)) / (1 + sum(word in bag for bag in bags)))
+
+    lengths = [math.sqrt(sum(weight(word) ** 2 for word in bags[i])) for i in (one, two)]
+    return sum(weight(word) ** 2 for word in bags[one] & bags[two]) / (math.prod(lengths) or 1.0)
+
+
+def slow_more(slow: Slow, catalogue, history, item, weights, then: int) -> dict:
+    """The fields beyond the first ten."""
+    pairs = list(zip(history, weights, strict=True))
+    buyers = {h: max(slow.buyers(h), 0.5) for h in {*history, item}}
+
+    def cosine(count: dict, h: int, c: int, *, back: bool = False) -> float:
+        value = count[c, h] if back else count[h, c]
+        return value / math.sqrt(buyers[h] * buyers[c])
+
+    def last(count: dict, **how: bool) -> float:
+        return cosine(count, history[-1], item, **how) if history else 0.0
+
+    brand, day = catalogue.brands[item], then // DAY
+    before = [day - sold for sold in slow.sold_on(item) if sold < day]
+    return {
+        "title": max([title_cosine(catalogue, h, item) for h in history], default=0.0),
+        "title_last": title_cosine(catalogue, history[-1], item) if history else 0.0,
+        "after": sum(w * cosine(slow.forward, h, item) for h, w in pairs),
+        "buyers": slow.buyers(item),
+        "fresh": (1 / min(before) if before else 0.0) if then else math.nan,
+        "before_last": last(slow.forward, back=True),
+        "before": sum(w * cosine(slow.forward, h, item, back=True) for h, w in pairs),
+        "right_after": last(slow.adjacent),
+        "month": sum(w * cosine(slow.month, h, item) for h, w in pairs),
+        "later": sum(w * cosine(slow.later, h, item) for h, w in pairs),
+        "trend": sum(days <= 90 for days in before) if then else math.nan,
+        "range": sum(brand == other for other in catalogue.brands) if brand else 0,
+    }
+
+
+def slow_fields(slow: Slow, catalogue, vectors, history, item, rank, gap, decay, then) -> dict:
     weights = [decay ** (len(history) - 1 - i) for i in range(len(history))]
     pairs = list(zip(history, weights, strict=True))
     total = max(sum(weights), 1e-9)
@@ -105,6 +158,7 @@ def slow_fields(slow: Slow, catalogue, vectors, history, item, rank, gap, decay)
         "brand": sum(w for h, w in pairs if brand and catalogue.brands[h] == brand) / total,
         "category": sum(w * like(h) for h, w in pairs) / total,
         "text": sum(w * float(unit[h] @ unit[item]) for h, w in pairs) / total,
+        **slow_more(slow, catalogue, history, item, weights, then),
     }
 
 
@@ -113,11 +167,13 @@ def slow_fields(slow: Slow, catalogue, vectors, history, item, rank, gap, decay)
 def test_features_equal_a_slow_count_without_the_own_user(seed: int, leave_out: bool) -> None:
     histories, catalogue, vectors = made(seed)
     rng = np.random.default_rng(seed + 100)
-    config = EvidenceConfig(history=5, decay=0.7)
+    config = EvidenceConfig(history=5, decay=0.7, fields=None)
     train = histories.train_part()
     index = EvidenceIndex.build(train, catalogue, vectors.astype(np.float32), config)
+    assert index.names == NAMES
     user_L = np.repeat(np.arange(USERS), 2)[:30]
     end_L = np.array([rng.integers(1, histories.lengths_U[u]) for u in user_L])
+    end_L[-1] = 0  # nothing was bought, so nobody knows when
     items_LK = np.stack([rng.permutation(ITEMS)[:K] for _ in user_L]).astype(np.int32)
     scores_LK = -np.sort(-rng.normal(size=items_LK.shape).astype(np.float32), axis=1)
     queries = prefixes(histories, user_L, end_L)
@@ -125,12 +181,14 @@ def test_features_equal_a_slow_count_without_the_own_user(seed: int, leave_out: 
     for row in range(len(user_L)):
         slow = Slow(train, int(user_L[row]) if leave_out else -1, config.history)
         history = queries.of(row).tolist()[-config.history :]
+        then = int(queries.timestamps_N[queries.offsets_U1[row + 1] - 1]) if history else 0
         for k in range(K):
             gap = float(scores_LK[row, 0] - scores_LK[row, k])
             item = int(items_LK[row, k])
-            wanted = slow_fields(slow, catalogue, vectors, history, item, k, gap, config.decay)
-            got = dict(zip(NAMES, features[row, k].tolist(), strict=True))
-            assert got == pytest.approx({n: wanted[n] for n in NAMES}, rel=1e-4, abs=1e-5)
+            given = (history, item, k, gap, config.decay, then)
+            slowly = slow_fields(slow, catalogue, vectors, *given)
+            wanted = pytest.approx([slowly[n] for n in NAMES], rel=1e-4, abs=1e-5, nan_ok=True)
+            assert features[row, k].tolist() == wanted
 
 
 STRANGERS = (
@@ -145,7 +203,8 @@ STRANGERS = (
 def test_strangers_count_as_items_of_the_catalogue_that_nobody_bought(seed: int) -> None:
     histories, catalogue, vectors = made(seed)
     rng = np.random.default_rng(seed)
-    config = EvidenceConfig(history=5, decay=0.7)
+    words = ("title", "title_last", "range")  # what the catalogue is, and not who bought it
+    config = EvidenceConfig(history=5, decay=0.7, fields=[n for n in NAMES if n not in words])
     train = histories.train_part()
     vectors = vectors.astype(np.float32)
     index = EvidenceIndex.build(train, catalogue, vectors, config)

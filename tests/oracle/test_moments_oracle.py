@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.moments import TimedCounts, features_at
+from diffgr2.candidates.pairs import PairCounts
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.config import EvidenceConfig
 from diffgr2.types import CandidateLists, Catalogue, Histories
 
 ITEMS, DAY = 12, 86_400
-CONFIG = EvidenceConfig(history=4, buckets=4)
+CONFIG = EvidenceConfig(history=4, buckets=4, fields=None)
 
 
 def catalogue() -> Catalogue:
@@ -80,23 +83,19 @@ def before(histories: Histories, moment: int) -> Histories:
 def test_every_list_has_the_counts_of_its_moment(shop: tuple[Histories, CandidateLists]) -> None:
     histories, lists = shop
     index = EvidenceIndex.build(histories, catalogue(), vectors(), CONFIG)
-    timed = TimedCounts.build(histories, CONFIG.history)
+    timed = TimedCounts.build(histories, CONFIG.history, index.pairs.kinds)
     found_LKF = features_at(index, timed, histories, lists)
     assert lists.moment is not None
     for row, moment in enumerate(lists.moment.tolist()):
-        then = EvidenceIndex.build(before(histories, moment), catalogue(), vectors(), CONFIG)
         # The same fields, whatever the little that was known by then could tell.
-        anew = EvidenceIndex(**{**vars_of(index), "pairs": then.pairs})
+        then = PairCounts.build(before(histories, moment), CONFIG.history, index.pairs.kinds)
+        anew = replace(index, pairs=then)
         part = lists.take(np.array([row]))
         queries = prefixes(histories, part.user_L, part.end_L)
         given_ = (part.items_LK, part.scores_LK, part.user_L)
         np.testing.assert_allclose(
             found_LKF[row], anew.features(queries, *given_)[0], atol=2e-5, rtol=2e-5
         )
-
-
-def vars_of(index: EvidenceIndex) -> dict:
-    return {name: getattr(index, name) for name in EvidenceIndex.__dataclass_fields__}
 
 
 @settings(deadline=None, max_examples=30)
@@ -114,7 +113,7 @@ def test_nothing_from_the_moment_on_changes_a_value(
     first = lists.take(np.flatnonzero(lists.moment == moment))
     index = EvidenceIndex.build(histories, catalogue(), vectors(), CONFIG)
     values = [
-        features_at(index, TimedCounts.build(one, CONFIG.history), one, first)
+        features_at(index, TimedCounts.build(one, CONFIG.history, index.pairs.kinds), one, first)
         for one in (histories, other)
     ]
     np.testing.assert_array_equal(values[0], values[1])

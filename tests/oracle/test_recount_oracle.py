@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffgr2.candidates.attention import AttentionScores, shapes_of
+from diffgr2.candidates.fields import OF_NEWEST, PAIRED, SOLD
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.kinds import ItemKnn, Popularity
 from diffgr2.candidates.recount import (
@@ -20,7 +21,8 @@ from diffgr2.candidates.recount import (
     retrained,
     suggested,
 )
-from diffgr2.candidates.retrieval import prefixes
+from diffgr2.candidates.retrieval import prefixes, ragged
+from diffgr2.candidates.titles import TitleWords, mark_of
 from diffgr2.config import EvidenceConfig, RetrieverConfig
 from diffgr2.data.arrivals import Purchases, Shop, join
 from diffgr2.data.gather import ItemText
@@ -28,8 +30,8 @@ from diffgr2.items.vectors import unit_rows
 from diffgr2.types import Catalogue, Histories
 
 DAY, USERS, ITEMS, NEW = 86_400, 30, 20, 4
-COUNTS = ("copurchase", "lift", "last", "next", "session")
-CONFIG = EvidenceConfig(history=5, decay=0.7, buckets=4)
+COUNTS = (*PAIRED, *SOLD)
+CONFIG = EvidenceConfig(history=5, decay=0.7, buckets=4, fields=None)
 
 
 def shop(seed: int, *, timed: bool = True) -> Shop:
@@ -144,7 +146,8 @@ def test_a_refresh_counts_what_a_build_of_the_union_counts(
     scores_LK = -np.sort(-rng.normal(size=items_LK.shape).astype(np.float32), axis=1)
     queries = prefixes(grown.histories, np.arange(8), grown.histories.lengths_U[:8])
     one = fresh.features(queries, items_LK, scores_LK, np.arange(8))
-    two = replace(whole, n_users=USERS).features(queries, items_LK, scores_LK, np.arange(8))
+    kept = replace(whole, n_users=USERS, titles=fresh.titles)  # words weigh what they did
+    two = kept.features(queries, items_LK, scores_LK, np.arange(8))
     counts = [fresh.names.index(name) for name in COUNTS]
     without_LK = np.array(
         [[own not in {*counted.of(u).tolist()} for own in items_LK[u]] for u in range(8)]
@@ -211,19 +214,23 @@ def test_counts_beside_items_that_nobody_bought_yet_are_left_open() -> None:
     rest = [at[name] for name in fresh.names if name not in COUNTS]
 
     def open_fields(*history: int) -> np.ndarray:
-        features_KF = fresh.features_of(np.array(history, np.int32), shown, scores, -1)
+        queries = ragged([np.array(history, np.int32)], ITEMS + 2)
+        queries.timestamps_N[:] = fresh.end
+        features_KF = fresh.features(queries, shown[None], scores[None])[0]
         assert np.isfinite(features_KF[:, rest]).all()
         return np.isnan(features_KF)
 
-    counts, latest = [at[name] for name in COUNTS], [at["last"], at["session"]]
+    counts, latest = [at[name] for name in COUNTS], [at[name] for name in OF_NEWEST]
+    paired = [at[name] for name in PAIRED]
     known, cold = 5, ITEMS + 1
     assert open_fields(known)[1, counts].all()
     assert not open_fields(known)[[0, 2]].any()
     assert open_fields(known, cold)[:, latest].all()
     assert not open_fields(known, cold)[0, at["copurchase"]]
     assert not open_fields(cold, known)[0].any()
-    assert open_fields(cold)[:, counts].all(), "there is nothing to go by"
-    assert not open_fields()[0].any()
+    assert open_fields(cold)[:, paired].all(), "there is nothing to go by"
+    sold = [at["fresh"], at["trend"]]
+    assert np.flatnonzero(open_fields()[0]).tolist() == sold, "nobody knows since when"
 
 
 def test_a_shop_where_nobody_bought_anything_begins_to_count() -> None:
@@ -371,3 +378,18 @@ def test_edges_are_refitted_on_lists_that_hold_the_newest_purchase() -> None:
     bought = bought_by(index.pairs, USERS)
     train = one.histories.train_part()
     assert all(set(bought.of(u).tolist()) == set(train.of(u).tolist()) for u in range(USERS))
+
+
+def test_a_word_weighs_what_it_did_and_a_new_one_is_as_rare_as_any() -> None:
+    known = TitleWords.of(["red soap", "red lamp", "green soap set"])
+    again = known.worded(["red soap", "red lamp", "green soap set", "soap dish", ""])
+    places = np.arange(3)[None]
+    assert np.array_equal(again.alike(places, places), known.alike(places, places))
+    assert again.alike(places, np.array([[3, 4]]))[0, :, 1].tolist() == [0.0] * 3
+    idf = {w: float(i) for w, i in zip(again.mark_W, again.idf_W, strict=True)}
+    assert idf[mark_of("dish")] == max(idf.values()) == idf[mark_of("lamp")]
+    seated = replace(known, newcomers=known.worded(["soap dish"]))
+    np.testing.assert_array_equal(
+        seated.alike(np.array([[0, 3, -1]]), np.array([[3, 2]])),
+        again.alike(np.array([[0, 3, -1]]), np.array([[3, 2]])),
+    )

@@ -32,7 +32,7 @@ from support.templates import (
     wander,
 )
 
-NAMES = names_of(COUNTED)
+NAMES = names_of(COUNTED[:10])
 
 vocabularies = pytest.mark.parametrize("kind", ["trained", "qwen"])
 templates = pytest.mark.parametrize("name", sorted(TEMPLATES))
@@ -249,11 +249,11 @@ def test_a_wrong_citation_is_counted(name: str) -> None:
 def test_every_bucket_has_its_own_words(name: str, buckets: int) -> None:
     words = wording(name)
     phrases = Phrases(words, COUNTED, buckets)
-    assert tuple(words["fields"]) == NAMES
+    assert tuple(words["fields"]) == names_of(COUNTED)
     assert {entry["scale"] for entry in words["fields"].values()} <= set(words["scales"])
     # YAML reads some bare words as truth values.
     assert all(isinstance(word, str) for scale in words["scales"].values() for word in scale)
-    assert len(phrases.all()) == len(NAMES) * buckets
+    assert len(phrases.all()) == len(COUNTED) * buckets
     for f in range(len(COUNTED)):
         for b in range(buckets):
             text = f"It is: {phrases.say(f, b)}, {phrases.say(0, 0)} and {phrases.say(f, b)}."
@@ -271,7 +271,7 @@ def test_every_grade_has_a_side(name: str) -> None:
 @pytest.mark.parametrize("buckets", [9, 16])
 def test_many_buckets_share_words_with_their_neighbours(buckets: int) -> None:
     phrases = Phrases(wording("gr2"), COUNTED, buckets)
-    for f in range(len(NAMES)):
+    for f in range(len(COUNTED)):
         for b in range(buckets):
             [(field, meant)] = phrases.find(f": {phrases.say(f, b)}.")
             assert field == f

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from diffgr2 import Reranker
-from diffgr2.candidates.fields import COUNTED, names_of
+from diffgr2.candidates.fields import COUNTED, OF_NEWEST, PAIRED, SOLD, names_of
 from diffgr2.prompts.request import MISSING
-from diffgr2.rerank.gaps import COUNTS, unknown
+from diffgr2.rerank.gaps import unknown
 
 NAMES = names_of(COUNTED)
+COUNTS = {*PAIRED, *SOLD}
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +39,17 @@ def test_a_stranger_is_not_told_to_be_unloved(reranker) -> None:
     task = reranker.prepare(raw[:2], [raw[5], stranger])
     known_F, strange_F = task.whole.buckets_KF
     assert (known_F != MISSING).all()
-    lost = {NAMES[f] for f in np.flatnonzero(strange_F == MISSING)}
-    assert lost == {*COUNTS, "brand", "category"}
+    names = names_of(reranker.fields)
+    lost = {names[f] for f in np.flatnonzero(strange_F == MISSING)}
+    assert lost == ({*COUNTS, "brand", "category", "range"} & {*names})
 
 
 def test_words_alone_are_no_purchases(reranker) -> None:
     raw, words = reranker.catalogue.raw_ids, reranker.catalogue.titles[3] + " or so"
     task = reranker.prepare([words], raw[5:8])
-    lost = {NAMES[f] for f in np.flatnonzero((task.whole.buckets_KF == MISSING).all(0))}
-    assert lost == {*COUNTS, "brand", "category"}
+    names = names_of(reranker.fields)
+    lost = {names[f] for f in np.flatnonzero((task.whole.buckets_KF == MISSING).all(0))}
+    assert lost == ({*COUNTS, "brand", "category"} & {*names}) - {"buyers"}
 
 
 def test_what_the_newest_purchase_would_tell_is_lost_with_it(reranker) -> None:
@@ -54,5 +57,8 @@ def test_what_the_newest_purchase_would_tell_is_lost_with_it(reranker) -> None:
     past = reranker.names.resolve([raw[0], {"title": "rose water", "brand": "x"}], "history")
     shown = reranker.names.resolve(raw[5:7], "candidates")
     lost_KF = unknown(past, shown, NAMES)
-    assert {NAMES[f] for f in np.flatnonzero(lost_KF.all(0))} == {"last", "session"}
+    assert {NAMES[f] for f in np.flatnonzero(lost_KF.all(0))} == {
+        *OF_NEWEST,
+        *("fresh", "trend"),
+    }
     assert not unknown(past[:1], shown, NAMES).any()

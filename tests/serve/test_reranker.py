@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffgr2.candidates.fields import COUNTED, names_of
+from diffgr2.candidates.fields import names_of
 from diffgr2.errors import ArtifactError, ConfigError, DataError
 from diffgr2.model.contract import contract_of
 from diffgr2.prompts.request import MISSING
@@ -23,10 +23,8 @@ from diffgr2.rerank.reranker import Reranker
 from diffgr2.stages import score
 from diffgr2.stages.corpus import Corpus, open_corpus
 
-NAMES = names_of(COUNTED)
-
 HOW = {"ar": "ar", "block": "recommended", "verify": "verify"}
-COUNTS = ("copurchase", "lift", "last", "next", "session")
+COUNTS = ("copurchase", "lift", "last", "next", "session", "after", "buyers", "fresh")
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +252,7 @@ def test_an_unknown_item_has_attributes_but_no_counts(reranker: Reranker) -> Non
         [catalogue.raw_ids[8]], [words, *catalogue.raw_ids[20:23]], reasoning=False
     )
     query, buckets_KF = task.query, task.whole.buckets_KF
-    level = dict(zip(NAMES, buckets_KF[0].tolist(), strict=True))
+    level = dict(zip(names_of(reranker.fields), buckets_KF[0].tolist(), strict=True))
     assert {name: level[name] for name in COUNTS} == dict.fromkeys(COUNTS, MISSING)
     assert level["brand"] > 0
     assert level["category"] > 0

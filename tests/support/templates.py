@@ -20,7 +20,8 @@ from diffgr2.prompts.template import make_template
 from diffgr2.prompts.vocab import CHAT, Vocabulary, train_bpe
 from support.grammars import open_places
 
-NAMES = names_of(COUNTED)
+TEN = COUNTED[:10]
+NAMES = names_of(TEN)
 
 LEVELS, CODES, K, BUCKETS, STRENGTHS = 3, 16, 20, 8, 12
 TITLES = [
@@ -36,7 +37,7 @@ HOSTILE += ["<|sid_begin|><s_a_0><s_b_0><s_c_0><|sid_end|>", "<|MASK|>", "<answe
 
 
 def text_tokenizer(kind: str) -> Tokenizer:
-    tokenizer = train_bpe(TITLES * 3 + Chat(COUNTED, BUCKETS).own_words(), 900)
+    tokenizer = train_bpe(TITLES * 3 + Chat(TEN, BUCKETS).own_words(), 900)
     if kind == "qwen":
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.add_special_tokens([AddedToken(name, special=True) for name in CHAT])

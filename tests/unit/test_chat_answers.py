@@ -15,7 +15,8 @@ from diffgr2.prompts.chat import LONGEST_EXPLANATION, Chat, Sid, pieces_of, sids
 from diffgr2.prompts.request import MISSING, Request
 from diffgr2.types import FAILURES
 
-NAMES = names_of(COUNTED)
+TEN = COUNTED[:10]
+NAMES = names_of(TEN)
 
 K = 4
 REQUEST = Request(
@@ -26,7 +27,7 @@ REQUEST = Request(
     ("Gel", "Cream", "Comb", "Brush"),
     ("Bath",),
 )
-CHAT = Chat(COUNTED, 8)
+CHAT = Chat(TEN, 8)
 SIDS = [sid.text for sid in sids_of(REQUEST.codes_KL)]
 BARE = [sid.removeprefix("<|sid_begin|>").removesuffix("<|sid_end|>") for sid in SIDS]
 

@@ -21,9 +21,14 @@ from diffgr2.types import MISSING, Catalogue, Histories
 
 USERS, ITEMS, EACH, DAY = 12, 9, 6, 86_400
 ALL = names_of(COUNTED)
+TIMED = ("session", "fresh", "month", "later", "trend")
+ORDERED = ("last", "next", "title_last", "after", "before_last", "before", "right_after")
+EVERY = EvidenceConfig(fields=None)
 
 
-def shop(times: str = "days", brands: bool = True, kinds: bool = True) -> tuple:
+def shop(
+    times: str = "days", brands: bool = True, kinds: bool = True, titles: bool = True
+) -> tuple:
     rng = np.random.default_rng(0)
     n = USERS * EACH
     stamps = {
@@ -36,7 +41,9 @@ def shop(times: str = "days", brands: bool = True, kinds: bool = True) -> tuple:
     words = [f"soap {i}" for i in range(ITEMS)]
     brand = ["ours" if brands and i % 2 else "" for i in range(ITEMS)]
     paths = [["Care", "Soap"] if kinds else [] for _ in range(ITEMS)]
-    catalogue = Catalogue(words, words, brand, paths, np.ones(ITEMS), [""] * ITEMS)
+    catalogue = Catalogue(
+        words, words if titles else [""] * ITEMS, brand, paths, np.ones(ITEMS), [""] * ITEMS
+    )
     return histories, catalogue, rng.normal(size=(ITEMS, 4)).astype(np.float32)
 
 
@@ -53,17 +60,18 @@ def test_a_recipe_may_choose_what_is_counted_here() -> None:
     ("lacks", "gone"),
     [
         ({}, ()),
-        ({"times": "none"}, ("session",)),  # the file's order is an order
-        ({"times": "one each"}, ("last", "next", "session")),
-        ({"brands": False}, ("brand",)),
+        ({"times": "none"}, TIMED),  # the file's order is an order
+        ({"times": "one each"}, (*ORDERED, "session", "month", "later")),
+        ({"brands": False}, ("brand", "range")),
         ({"kinds": False}, ("category",)),
-        ({"times": "none", "brands": False, "kinds": False}, ("session", "brand", "category")),
+        ({"titles": False}, ("title", "title_last")),
+        ({"times": "none", "brands": False}, (*TIMED, "brand", "range")),
     ],
 )
 def test_what_the_data_cannot_tell_leaves(lacks, gone) -> None:
     histories, catalogue, vectors = shop(**lacks)
     assert names_of(carried(histories, catalogue, vectors)) == without(*gone)
-    index = EvidenceIndex.build(histories, catalogue, vectors, EvidenceConfig())
+    index = EvidenceIndex.build(histories, catalogue, vectors, EVERY)
     assert index.names == without(*gone)
     assert index.edges_FB.shape == (len(ALL) - len(gone), 7)
     for template in ("compact", "gr2"):
@@ -84,7 +92,7 @@ def test_chosen_fields_are_those_of_all_in_their_order() -> None:
     chosen = EvidenceConfig(fields=["brand", "rank", "next"])
     index = EvidenceIndex.build(histories, catalogue, vectors, chosen)
     assert index.names == ("rank", "next", "brand")
-    whole = EvidenceIndex.build(histories, catalogue, vectors, EvidenceConfig())
+    whole = EvidenceIndex.build(histories, catalogue, vectors, EVERY)
     users = np.arange(USERS)
     queries = prefixes(histories, users, np.full(USERS, EACH - 1))
     items_LK = np.stack([np.random.default_rng(u).permutation(ITEMS)[:4] for u in users])
@@ -92,6 +100,17 @@ def test_chosen_fields_are_those_of_all_in_their_order() -> None:
     given = (queries, items_LK.astype(np.int32), scores_LK.astype(np.float32), users)
     at = [ALL.index(name) for name in index.names]
     np.testing.assert_array_equal(index.features(*given), whole.features(*given)[..., at])
+
+
+def test_only_what_the_chosen_fields_read_is_counted() -> None:
+    histories, catalogue, vectors = shop()
+    told = {}
+    for names in (["rank", "copurchase"], ["next", "after", "before_last"], ["buyers", "title"]):
+        index = EvidenceIndex.build(histories, catalogue, vectors, EvidenceConfig(fields=names))
+        told[names[0]] = (index.pairs.kinds, index.titles is None)
+    assert told["rank"] == (("together",), True)
+    assert told["next"] == (("together", "forward", "backward"), True)
+    assert told["buyers"] == (("together",), False)
 
 
 def test_a_choice_that_leaves_nothing_is_said() -> None:
@@ -104,7 +123,7 @@ def test_a_choice_that_leaves_nothing_is_said() -> None:
 
 def test_padding_has_no_evidence_and_moves_none() -> None:
     histories, catalogue, vectors = shop()
-    index = EvidenceIndex.build(histories, catalogue, vectors, EvidenceConfig())
+    index = EvidenceIndex.build(histories, catalogue, vectors, EVERY)
     queries = prefixes(histories, np.arange(2), np.array([4, 4]))
     items_LK = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)
     scores_LK = np.array([[-1, -2, -3, -4], [-1, -2, -3, -4]], np.float32)
@@ -118,9 +137,13 @@ def test_padding_has_no_evidence_and_moves_none() -> None:
 
 def test_an_index_keeps_its_fields(tmp_path) -> None:
     histories, catalogue, vectors = shop("none", brands=False)
-    index = EvidenceIndex.build(histories, catalogue, vectors, EvidenceConfig())
+    index = EvidenceIndex.build(histories, catalogue, vectors, EVERY)
     index.save(tmp_path)
-    assert EvidenceIndex.load(tmp_path).fields == index.fields
+    again = EvidenceIndex.load(tmp_path)
+    assert again.fields == index.fields
+    users, items_LK = np.arange(USERS), np.tile(np.arange(4, dtype=np.int32), (USERS, 1))
+    given = (prefixes(histories, users, np.full(USERS, 3)), items_LK, np.zeros((USERS, 4)), users)
+    np.testing.assert_array_equal(again.features(*given), index.features(*given))
     path = tmp_path / "index.json"
     about = json.loads(path.read_text())
     for wrong in (None, [], [1], [{"name": "rank"}], about["fields"][::-1], about["fields"] * 2):

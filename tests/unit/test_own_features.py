@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffgr2.candidates.edges import bucket_edges
 from diffgr2.candidates.fields import COUNTED, Field, as_json, field_of
-from diffgr2.candidates.index import bucket_edges
 from diffgr2.candidates.own_fields import (
     MOST,
     Column,

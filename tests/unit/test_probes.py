@@ -33,15 +33,13 @@ from diffgr2.stages.corpus import Corpus
 from diffgr2.types import MISS, Catalogue, Histories
 from support.accounts import BUCKETS, STRENGTHS, template
 
-NAMES = names_of(COUNTED)
-
 ITEMS, USERS, K, K_MAX = 60, 400, 4, 6
 RECIPE = validate(
     {
         "name": "probed",
         "candidates": {"k": K, "k_max": K_MAX},
         "prompt": {"strengths": STRENGTHS, "cites": 3, "history": 4},
-        "evidence": {"buckets": BUCKETS, "history": 4},
+        "evidence": {"buckets": BUCKETS, "history": 4, "fields": [*names_of(COUNTED[:10])]},
         "evaluate": {
             "bootstrap": 50,
             "frontier_lists": 12,
@@ -78,7 +76,7 @@ def shop(tmp_path: Path) -> Shop:
         queries = prefixes(histories, own.user_L, own.end_L)
         features = index.features(queries, own.items_LK, own.scores_LK, own.user_L)
         if split == "validation":
-            index = index.with_edges(features.reshape(-1, len(NAMES)))
+            index = index.with_edges(features.reshape(-1, features.shape[-1]))
         buckets[split] = index.buckets(features)
     lists["train"], buckets["train"] = lists["validation"].take(np.arange(0)), buckets["test"][:0]
     inputs = {name: tmp_path / name for name in ("retriever", "evidence", "calibrate", "rl")}

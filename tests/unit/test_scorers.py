@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from diffgr2.candidates import scorers
+from diffgr2.candidates.attributes import category_numbers
+from diffgr2.candidates.edges import bucket_edges
 from diffgr2.candidates.fields import COUNTED
-from diffgr2.candidates.index import bucket_edges, category_numbers
 from diffgr2.candidates.scorers import LinearScorer
 
 LISTS, K, F, B = 600, 6, 4, 5

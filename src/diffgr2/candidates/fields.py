@@ -57,11 +57,52 @@ COUNTED = (
     Field("brand", "history of the same brand"),
     Field("category", "history of like categories"),
     Field("text", "words shared with the history", zero_is_none=False),
+    Field("title", "title words shared with the history item whose title is nearest"),
+    Field("title_last", "title words shared with the newest item's title"),
+    Field("after", "users who bought it soon after a history item, as a cosine"),
+    Field("buyers", "users who bought it"),
+    Field("fresh", "how short before the newest purchase's day it was last sold"),
+    Field("before_last", "users who bought it soon before the newest item, as a cosine"),
+    Field("before", "users who bought it soon before a history item, as a cosine"),
+    Field("right_after", "users who bought it as the very next after the newest item, as a cosine"),
+    Field("month", "users who bought it within a month of a history item, as a cosine"),
+    Field("later", "users who bought it on a later day than a history item, as a cosine"),
+    Field("trend", "its sales in the 90 days before the newest purchase's day"),
+    Field("range", "items of its brand"),
 )
+
+PAIRED = {
+    "copurchase": "together",
+    "lift": "together",
+    "last": "together",
+    "next": "forward",
+    "session": "session",
+    "after": "forward",
+    "before_last": "backward",
+    "before": "backward",
+    "right_after": "adjacent",
+    "month": "month",
+    "later": "later",
+}
+"""The fields that count pairs of purchases, and which kind of count each reads."""
+
+OF_NEWEST = ("last", "session", "before_last", "right_after")
+"""Those of the pairs that the newest purchase is in."""
+
+TITLED = ("title", "title_last")
+"""The fields that read words of titles."""
+
+SOLD = ("buyers", "fresh", "trend")
+"""The fields that count sales of the candidate alone."""
 
 
 def names_of(fields: Sequence[Field]) -> tuple[str, ...]:
     return tuple(field.name for field in fields)
+
+
+def pair_kinds(fields: Sequence[Field]) -> tuple[str, ...]:
+    """The kinds of pair counts that these fields read; one at least, which says which pairs are."""
+    return tuple(dict.fromkeys(["together", *(PAIRED[n] for n in names_of(fields) if n in PAIRED)]))
 
 
 def counted_named(names: Sequence[str]) -> tuple[Field, ...]:
@@ -80,13 +121,19 @@ def carried(train: Histories, catalogue: Catalogue, vectors_IE: np.ndarray) -> t
     user_N = np.repeat(np.arange(train.n_users), train.lengths_U)
     later_N = (np.diff(train.timestamps_N) != 0) & (np.diff(user_N) == 0)
     in_order = not timed or bool(later_N.any())
-    told = {
-        "last": in_order,
-        "next": in_order,
+    ordered = ("last", "next", "after", "before_last", "before", "right_after")
+    told = dict.fromkeys(ordered, in_order) | {
         "session": in_order and timed,
         "brand": any(catalogue.brands),
         "category": any(catalogue.categories),
         "text": bool(np.any(vectors_IE)),
+        "title": any(catalogue.titles),
+        "title_last": in_order and any(catalogue.titles),
+        "fresh": timed,
+        "month": in_order and timed,
+        "later": in_order and timed,
+        "trend": timed,
+        "range": any(catalogue.brands),
     }
     return tuple(field for field in COUNTED if told.get(field.name, True))
 

@@ -1,15 +1,16 @@
 """Evidence per candidate, from the train part only, and its buckets.
 
 Contract: `fields` is the order of the F axis everywhere: the counted fields that the recipe chose
-and the data can tell, then the shop's own. `EvidenceIndex.build` counts once; `features` gives the
-fields of any lists, NaN where an own value is missing; `buckets` turns them into u8 levels, MISSING
-for NaN, by edges that `with_edges` fitted and the index stores. With `exclude_user_L` a list's own
-user is left out of every count exactly, as if that user had never been counted, so training lists
-look like those of a new shopper. Item numbers from `n_items` on are `newcomers`: nobody bought
-them, their attributes count like all others. Of items that came after training (`late_from`) counts
-are NaN until somebody bought one. Behind the end of a shorter list (item -1) every field
-is 0, and no field of a candidate knows of it. Not here: which evidence matters (`scorers`), wording
-(`prompts.english`), what a field is (`fields`), the target or anything after a list's history.
+and the data can tell, then the shop's own. `EvidenceIndex.build` counts once, and only what those
+fields read; `features` gives the fields of any lists, NaN where a value is missing; `buckets` turns
+them into u8 levels, MISSING for NaN, by edges that `with_edges` fitted and the index stores. With
+`exclude_user_L` a list's own user is left out of every count exactly, as if that user had never
+been counted, so training lists look like those of a new shopper. Item numbers from `n_items` on are
+`newcomers`: nobody bought them, their attributes count like all others. Of items that came after
+training (`late_from`) counts are NaN until somebody bought one. Behind the end of a shorter list
+(item -1) every field is 0, and no field of a candidate knows of it. Not here: how a field is
+computed (`measures`), which evidence matters (`scorers`), wording (`prompts.english`), what a field
+is (`fields`), the target or anything after a list's history.
 """
 
 from __future__ import annotations
@@ -23,29 +24,27 @@ from typing import Any
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
-from diffgr2.candidates.fields import Field, as_json, carried, fields_of, names_of
-from diffgr2.candidates.pairs import PairCounts
+from diffgr2.candidates.attributes import Attributes
+from diffgr2.candidates.edges import bucket_edges
+from diffgr2.candidates.fields import (
+    TITLED,
+    Field,
+    as_json,
+    carried,
+    fields_of,
+    names_of,
+    pair_kinds,
+)
+from diffgr2.candidates.measures import Measured
+from diffgr2.candidates.pairs import DAY, PairCounts
 from diffgr2.candidates.retrieval import padded_last
+from diffgr2.candidates.titles import TitleWords
 from diffgr2.config import EvidenceConfig
 from diffgr2.errors import ArtifactError, DataError
 from diffgr2.items.vectors import unit_rows
 from diffgr2.types import MISSING, Catalogue, Histories
 
 LISTS_PER_CHUNK = 2048
-FURTHEST = np.finfo(np.float32).max
-
-
-@dataclass(frozen=True)
-class Attributes:
-    """What items are, whoever bought them."""
-
-    brand_I: np.ndarray  # int32, -1 unknown
-    category_ID: np.ndarray  # int32, number of each path prefix, -1 beyond the path's end
-    vectors_IE: np.ndarray  # float32, unit rows or zero
-
-    def of(self, items: np.ndarray) -> Attributes:
-        """Those of these items, in the shape of `items`; copies."""
-        return Attributes(self.brand_I[items], self.category_ID[items], self.vectors_IE[items])
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,7 @@ class EvidenceIndex:
     newcomers: Attributes | None = None  # of the item numbers from n_items on
     own_scores: bool = False  # `gap` was learned on a shop's scores, not on the retriever's
     late_from: int | None = None  # item numbers from here on came after the model was trained
+    titles: TitleWords | None = None  # where a field reads them
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,21 +88,16 @@ class EvidenceIndex:
         fields = (*wanted, *own)
         if not fields:
             raise DataError("evidence.fields: the data can tell none of these")
-        names = sorted({brand for brand in catalogue.brands if brand})
-        number = {name: i for i, name in enumerate(names)}
         return EvidenceIndex(
-            PairCounts.build(train, config.history),
-            Attributes(
-                np.array([number.get(brand, -1) for brand in catalogue.brands], np.int32),
-                category_numbers(catalogue.categories),
-                unit_rows(vectors_IE),
-            ),
+            PairCounts.build(train, config.history, pair_kinds(fields)),
+            Attributes.build(catalogue, unit_rows(vectors_IE)),
             n_users=train.n_users,
             decay=config.decay,
             history=config.history,
             n_buckets=config.buckets,
             fields=fields,
             edges_FB=np.full((len(fields), config.buckets - 1), np.inf, np.float32),
+            titles=TitleWords.of(catalogue.titles) if reads_titles(fields) else None,
         )
 
     def features(
@@ -118,103 +113,30 @@ class EvidenceIndex:
         exclude_L = nobody_L if exclude_user_L is None else exclude_user_L.astype(np.int64)
         history_LH = padded_last(queries, self.history)
         length_L = np.minimum(queries.lengths_U, self.history)
-        parts = (history_LH, length_L, items_LK, scores_LK, exclude_L)
+        last_L = np.maximum(queries.offsets_U1[1:] - 1, 0)
+        then_L = np.append(queries.timestamps_N, 0)[last_L] * (length_L > 0)
+        parts = (history_LH, length_L, then_L, items_LK, scores_LK, exclude_L)
         return self._in_chunks(own_LKG, *parts)
 
+    @cached_property
+    def end(self) -> int:
+        """The time from which all sales that are counted lie on an earlier day."""
+        return (int(self.pairs.day_M.max(initial=0)) + 1) * DAY
+
     def _in_chunks(self, own_LKG: np.ndarray | None, *parts: np.ndarray) -> np.ndarray:
-        """`_counts` of all lists and what they bring themselves, as one array."""
-        items_LK = parts[2]
+        """Every counted field of all lists and what they bring themselves, as one array."""
+        items_LK = parts[3]
         result_LKF = np.full((*items_LK.shape, len(self.fields)), np.nan, np.float32)
         counted = [field.name for field in self.fields if field.counted]
         for begin in range(0, len(items_LK), LISTS_PER_CHUNK):
             at = slice(begin, begin + LISTS_PER_CHUNK)
-            values = self._counts(*(part[at] for part in parts))
+            lists = Measured(self, *(part[at] for part in parts))
             for f, name in enumerate(counted):
-                result_LKF[at, :, f] = values[name]
+                result_LKF[at, :, f] = lists.value(name)
         if own_LKG is not None:
             result_LKF[..., len(counted) :] = own_LKG
         result_LKF[items_LK < 0] = 0.0
         return result_LKF
-
-    def _counts(
-        self,
-        history_LH: np.ndarray,
-        length_L: np.ndarray,
-        items_LK: np.ndarray,
-        scores_LK: np.ndarray,
-        exclude_L: np.ndarray,
-    ) -> dict[str, np.ndarray]:
-        """Every counted field, (L, K) each; in between, values are laid out as L x H x K."""
-        age_LH = length_L[:, None] - self._steps
-        weight_LH1 = self._weights[np.maximum(age_LH, 0)][:, :, None]  # 0 at padding
-        newest = (np.arange(len(items_LK)), np.maximum(length_L - 1, 0))
-
-        # What other users bought together with, and after, the history's items.
-        value_VLHK, buyers_LX = self.pairs.lookup(history_LH, items_LK, exclude_L)
-        together, _, session = value_VLHK
-        bought_LX = buyers_LX > 0
-        buyers_LX = np.maximum(buyers_LX, 0.5)  # so that they can divide
-        buyers_LH1, buyers_LK = buyers_LX[:, : self.history, None], buyers_LX[:, self.history :]
-        expected_LK = (weight_LH1 * buyers_LH1).sum(1) * buyers_LK / self.n_users
-        copurchase_LK, next_LK = (weight_LH1 * value_VLHK[:2]).sum(2)
-
-        # What the history's items are like.
-        past, items = self.attributes_of(history_LH), self.attributes_of(items_LK)
-        brand_LH1 = past.brand_I[:, :, None]
-        brand_LHK = (brand_LH1 >= 0) & (brand_LH1 == items.brand_I[:, None])
-        total_L1 = np.maximum(weight_LH1.sum(1), 1e-9)
-        # The weighted mean of the history's vectors first: one product per candidate.
-        mean_LE = (weight_LH1 * past.vectors_IE).sum(1) / total_L1
-
-        counts = {
-            "copurchase": copurchase_LK,
-            "lift": copurchase_LK / np.maximum(expected_LK, 1e-9),
-            "last": together[newest] / np.sqrt(buyers_LH1[newest]) / np.sqrt(buyers_LK),
-            "next": next_LK,
-            "session": session[newest],
-        }
-        if self.late_from is not None:
-            self._leave_open(counts, history_LH, items_LK, newest, bought_LX)
-        rank_K = np.arange(items_LK.shape[1], dtype=np.float32)
-        best_L1 = np.where(items_LK < 0, -np.inf, scores_LK).max(1, keepdims=True)
-        return {
-            "rank": np.broadcast_to(rank_K, items_LK.shape),
-            "gap": best_L1 - scores_LK,
-            **counts,
-            "brand": (weight_LH1 * brand_LHK).sum(1) / total_L1,
-            "category": (weight_LH1 * category_match(past, items)).sum(1) / total_L1,
-            "text": np.einsum("le,lke->lk", mean_LE, items.vectors_IE),
-        }
-
-    def _leave_open(
-        self,
-        counts: dict[str, np.ndarray],
-        history_LH: np.ndarray,
-        items_LK: np.ndarray,
-        newest: tuple[np.ndarray, np.ndarray],
-        bought_LX: np.ndarray,
-    ) -> None:
-        """NaN in place of counts of late items that nobody bought yet: they say nothing of them."""
-        items_LX = np.concatenate([history_LH, items_LK], 1)
-        assert self.late_from is not None
-        known_LX = bought_LX | np.less(items_LX, self.late_from)
-        real_LH = history_LH >= 0
-        past_LH = known_LX[:, : self.history] & real_LH
-        alone_L1 = real_LH.any(1, keepdims=True) & ~past_LH.any(1, keepdims=True)
-        for name, value_LK in counts.items():
-            open_LK = ~known_LX[:, self.history :] | alone_L1
-            if name in ("last", "session"):
-                open_LK |= ~known_LX[newest][:, None]
-            counts[name] = np.where(open_LK, np.float32(np.nan), value_LK)
-
-    @cached_property
-    def _steps(self) -> np.ndarray:
-        return np.arange(self.history)
-
-    @cached_property
-    def _weights(self) -> np.ndarray:
-        """Weight of a history item by its age, 1 for the newest; 0 stands for padding."""
-        return np.append(0.0, self.decay ** np.arange(self.history)).astype(np.float32)
 
     def attributes_of(self, items: np.ndarray) -> Attributes:
         """Of known items and newcomers, in the shape of `items`."""
@@ -222,7 +144,8 @@ class EvidenceIndex:
             return self.attributes.of(items)
         new = items >= self.pairs.n_items
         found = self.attributes.of(np.where(new, 0, items))
-        for name, value in vars(self.newcomers.of(items[new] - self.pairs.n_items)).items():
+        more = self.newcomers.of(items[new] - self.pairs.n_items).arrays()
+        for name, value in more.items():
             getattr(found, name)[new] = value
         return found
 
@@ -245,8 +168,10 @@ class EvidenceIndex:
     def save(self, directory: Path) -> None:
         """Write index.safetensors and index.json."""
         pairs = self.pairs
-        arrays = {**vars(self.attributes), "edges_FB": self.edges_FB}
+        arrays = {**self.attributes.arrays(), "edges_FB": self.edges_FB}
         arrays |= {name: getattr(pairs, name) for name in PAIR_ARRAYS}
+        if self.titles is not None:
+            arrays |= {name: getattr(self.titles, name) for name in TITLE_ARRAYS}
         save_arrays(directory / "index.safetensors", **arrays)
         about = {name: getattr(self, name) for name in INDEX_NUMBERS}
         about |= {"n_items": pairs.n_items, "window": pairs.window}
@@ -263,17 +188,27 @@ class EvidenceIndex:
         arrays = load_arrays(directory / "index.safetensors")
         about = read_json(directory / "index.json")
         fields = read_fields(directory)
-        counts = (arrays.pop(name) for name in PAIR_ARRAYS)
-        pairs = PairCounts(about["n_items"], about["window"], *counts)
+        counts: dict[str, Any] = {name: arrays.pop(name) for name in PAIR_ARRAYS}
+        size = (about["n_items"], about["window"])
+        pairs = PairCounts(*size, **counts, kinds=pair_kinds(fields))
         numbers: dict[str, Any] = {name: about[name] for name in INDEX_NUMBERS}
         numbers |= {"fields": fields, "edges_FB": arrays.pop("edges_FB")}
         numbers["late_from"] = about.get("late_from")
         numbers["own_scores"] = about.get("own_scores") is True
+        if reads_titles(fields):
+            told: dict[str, Any] = {name: arrays.pop(name) for name in TITLE_ARRAYS}
+            numbers["titles"] = TitleWords(**told)
         return EvidenceIndex(pairs, Attributes(**arrays), **numbers)
 
 
 PAIR_ARRAYS = ("pair_P", "value_PV", "key_M", "position_M", "day_M", "buyers_I")
+TITLE_ARRAYS = ("mark_W", "idf_W", "start_I1", "word_T")
 INDEX_NUMBERS = ("n_users", "decay", "history", "n_buckets")
+
+
+def reads_titles(fields: Sequence[Field]) -> bool:
+    """Whether one of these fields looks at words of titles."""
+    return any(field.counted and field.name in TITLED for field in fields)
 
 
 def read_fields(directory: Path) -> tuple[Field, ...]:
@@ -283,63 +218,3 @@ def read_fields(directory: Path) -> tuple[Field, ...]:
         return fields_of(read_json(path)["fields"])
     except (ValueError, TypeError, KeyError) as error:
         raise ArtifactError(f"{path}: {error}") from None
-
-
-def category_numbers(categories: list[list[str]]) -> np.ndarray:
-    """Each path prefix gets a number, so equal numbers at a depth mean equal paths up to it."""
-    depth = max([1, *(len(path) for path in categories)])
-    numbers: dict[tuple[str, ...], int] = {}
-    result_ID = np.full((len(categories), depth), -1, np.int32)
-    for item, path in enumerate(categories):
-        for level in range(len(path)):
-            key = tuple(path[: level + 1])
-            result_ID[item, level] = numbers.setdefault(key, len(numbers))
-    return result_ID
-
-
-def category_match(past: Attributes, items: Attributes) -> np.ndarray:
-    """Length of the shared path over the longer path, float32 (L, H, K)."""
-    one_LH1D, two_L1KD = past.category_ID[:, :, None], items.category_ID[:, None]
-    shared_LHK = ((one_LH1D == two_L1KD) & (one_LH1D >= 0)).sum(-1, dtype=np.float32)
-    longest_LHK = np.maximum((one_LH1D >= 0).sum(-1), (two_L1KD >= 0).sum(-1))
-    return shared_LHK / np.maximum(longest_LHK, 1)
-
-
-def bucket_edges(value_X: np.ndarray, n_buckets: int, field: Field) -> np.ndarray:
-    """Increasing edges, padded with +inf; bucket = number of edges that are <= the value."""
-    if field.kind in ("category", "flag") or field.name == "rank":
-        # Such a value is the number of its bucket; the last places of a list share one.
-        return np.arange(1, n_buckets, dtype=np.float32)
-    if field.kind == "number":
-        return number_edges(value_X, n_buckets)
-    first, inside = [], value_X
-    if field.zero_is_none:
-        first, inside = [np.nextafter(np.float32(0), np.float32(1))], value_X[value_X > 0]
-    pieces = n_buckets - len(first)
-    cuts = np.quantile(inside, np.arange(1, pieces) / pieces) if len(inside) else []
-    found = np.unique(np.concatenate([first, cuts]).astype(np.float32))
-    edges = np.full(n_buckets - 1, np.inf, np.float32)
-    edges[: len(found)] = found
-    return edges
-
-
-def number_edges(value_X: np.ndarray, n_buckets: int) -> np.ndarray:
-    """Edges of an own number: values that occur, so that no change of scale moves a bucket.
-
-    Fewer distinct values than buckets are spread from the first to the last bucket, so that the
-    lowest and the highest are what the ends are called; where all are equal, they are the middle.
-    """
-    cuts = np.arange(1, n_buckets) / n_buckets
-    found = np.unique(np.quantile(value_X, cuts, method="higher")) if len(value_X) else value_X
-    least = value_X.min(initial=np.inf)
-    above = value_X[value_X > least]
-    # Where nearly all are the least, the few others are what is high.
-    found = found[found > least] if (found > least).any() else np.sort(above)[:1]
-    edges = np.append(-FURTHEST, found).astype(np.float32)
-    levels = len(edges)
-    if levels == 1:
-        bucket_V = np.array([(n_buckets - 1) // 2])
-    else:
-        bucket_V = (np.arange(levels) * (n_buckets - 1) / (levels - 1) + 0.5).astype(int)
-    level_B = np.searchsorted(bucket_V, np.arange(1, n_buckets))  # the first one in each bucket
-    return np.append(edges, np.float32(np.inf))[level_B]

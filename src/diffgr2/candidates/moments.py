@@ -1,6 +1,6 @@
 """Counts as they were at each list's own moment.
 
-Contract: `TimedCounts.build(histories, window)` remembers when every count came about; what
+Contract: `TimedCounts.build(histories, window, kinds)` remembers when every count came about; what
 `at(moment_L)` gives looks up, of list l, exactly what `PairCounts` built from all purchases
 strictly before `moment_L[l]` would say, its own user left out. A pair of purchases is known once
 the later one is made. Equal times are not "before". `features_at` is `EvidenceIndex.features` with
@@ -18,7 +18,6 @@ import numpy as np
 
 from diffgr2.candidates.index import LISTS_PER_CHUNK, EvidenceIndex
 from diffgr2.candidates.pairs import (
-    KINDS,
     PairCounts,
     first_purchases,
     firsts,
@@ -26,6 +25,7 @@ from diffgr2.candidates.pairs import (
     pair_values,
 )
 from diffgr2.candidates.retrieval import prefixes
+from diffgr2.candidates.sales import Sales
 from diffgr2.types import CandidateLists, Histories
 
 
@@ -45,24 +45,24 @@ class TimedCounts:
     own_when_M: np.ndarray  # of `own.key_M`
 
     @staticmethod
-    def build(histories: Histories, window: int) -> TimedCounts:
+    def build(histories: Histories, window: int, kinds: tuple[str, ...]) -> TimedCounts:
         n = histories.n_items
         key_M, position_M, day_M = first_purchases(histories)
         stamp_M = histories.timestamps_N[firsts(histories)[1]]
         time_T = np.unique(stamp_M)
         when_M, item_M = np.searchsorted(time_T, stamp_M), key_M % n
-        pieces = zip(*near_pairs(n, window, key_M, position_M, day_M), strict=True)
+        pieces = zip(*near_pairs(n, window, kinds, key_M, position_M, day_M), strict=True)
         key_R, value_RV, early_R, late_R = map(np.concatenate, pieces)
         when_R = np.maximum(when_M[early_R], when_M[late_R])  # known once both are bought
         order_R = np.lexsort((when_R, key_R))
         sums = np.concatenate(
-            [np.zeros((1, len(KINDS))), np.cumsum(value_RV.astype(np.float64)[order_R], 0)]
+            [np.zeros((1, len(kinds))), np.cumsum(value_RV.astype(np.float64)[order_R], 0)]
         )
         by_item = np.lexsort((when_M, item_M))
         nothing = np.empty(0, np.int64)
         own = PairCounts(
-            n, window, nothing, np.empty((0, len(KINDS)), np.float32), key_M,
-            position_M.astype(np.int32), day_M.astype(np.int32), np.zeros(n, np.int32),
+            n, window, nothing, np.empty((0, len(kinds)), np.float32), key_M,
+            position_M.astype(np.int32), day_M.astype(np.int32), np.zeros(n, np.int32), kinds,
         )  # fmt: skip
         return TimedCounts(
             n, window, time_T, key_R[order_R], when_R[order_R], sums,
@@ -84,6 +84,15 @@ class MomentCounts:
     @property
     def n_items(self) -> int:
         return self.all.n_items
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return self.all.own.kinds
+
+    @property
+    def sales(self) -> Sales:
+        """All of them: who asks looks at days before the newest purchase of a list alone."""
+        return self.all.own.sales
 
     def lookup(
         self, history_LH: np.ndarray, items_LK: np.ndarray, exclude_user_L: np.ndarray
@@ -132,7 +141,8 @@ class MomentCounts:
         second, place_LX = k + width, own.position_M[index_LX]
         day_LX = own.day_M[index_LX]
         steps = place_LX[at, second] - place_LX[at, h]
-        own_VX = pair_values(steps, day_LX[at, second] == day_LX[at, h], own.window)
+        days = day_LX[at, second] - day_LX[at, h]
+        own_VX = pair_values(steps, days, own.window, own.kinds)
         rest_VX = value_VLHK[:, at, h, k] - own_VX
         value_VLHK[:, at, h, k] = np.where(rest_VX < 1e-4, 0.0, rest_VX)
 

@@ -1,25 +1,42 @@
 """Pair counts of items over the train part, with exact leave-one-user-out.
 
-Contract: `PairCounts.build(train, window)` counts, for every two items that one user bought within
-`window` positions of each other, how many users did (`together`), how soon the second came after
-the first (`forward`, 1/distance each), and the same within one day (`session`). `lookup` gives the
-values of (history item, candidate) pairs with one user's own share taken out, exactly as if that
-user's history had never been counted. A user's repeated purchases count once, at the first. An item
-number of -1 (padding) or from `n_items` on (nobody's yet) has no counts. Not here: how counts
-become evidence fields (`index`).
+Contract: `PairCounts.build(train, window, kinds)` counts, for every two items that one user bought
+within `window` positions of each other, what `KINDS` names. `lookup` gives the values of (history
+item, candidate) pairs with one user's own share taken out, exactly as if that user's history had
+never been counted. A user's repeated purchases count once, at the first. An item number of -1
+(padding) or from `n_items` on (nobody's yet) has no counts. Not here: how counts become evidence
+fields (`measures`), which kinds those need (`fields`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from diffgr2.candidates.sales import Sales
 from diffgr2.types import Histories
 
 DAY = 86_400
-KINDS = ("together", "forward", "session")  # the counts, in the order of `value_PV`'s columns
+MONTH = 30
+FADES = 60
+"""Days within which two purchases are of one month, and after which a later day counts a third."""
+
+KINDS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "together": lambda steps, days: np.ones(steps.shape),
+    "forward": lambda steps, days: np.maximum(steps, 0) / steps**2,
+    "session": lambda steps, days: np.maximum(steps, 0) / steps**2 * (days == 0),
+    "backward": lambda steps, days: np.maximum(-steps, 0) / steps**2,
+    "adjacent": lambda steps, days: steps == 1,
+    "month": lambda steps, days: np.abs(days) <= MONTH,
+    "later": lambda steps, days: np.where(days > 0, np.exp(-np.maximum(days, 0) / FADES), 0.0),
+}
+"""What one user adds to a pair whose second item came `steps` purchases and `days` days after the
+first (fewer than 0: before it): to have both, how soon the second followed, the same within a day,
+how soon it went before, whether it was the very next, whether it fell into the same month, how soon
+it came on a later day."""
 
 
 def firsts(train: Histories) -> tuple[np.ndarray, np.ndarray]:
@@ -42,15 +59,22 @@ def first_purchases(train: Histories) -> tuple[np.ndarray, ...]:
     return key_M, position_M, day_M
 
 
-def pair_values(distance: np.ndarray, same_day: np.ndarray, window: int) -> list[np.ndarray]:
-    """One user's share in a pair, per kind; distance = position(second) - position(first)."""
-    near = (np.abs(distance) <= window) & (distance != 0)
-    forward = np.where(near & (distance > 0), 1.0 / np.maximum(distance, 1), 0.0)
-    return [kind.astype(np.float32) for kind in (near, forward, forward * same_day)]
+def pair_values(
+    steps: np.ndarray, days: np.ndarray, window: int, kinds: Sequence[str]
+) -> list[np.ndarray]:
+    """One user's share in a pair, per kind; 0 beyond the window and for an item beside itself."""
+    near = (np.abs(steps) <= window) & (steps != 0)
+    steps = np.where(near, steps, 1)
+    return [np.where(near, KINDS[kind](steps, days), 0.0).astype(np.float32) for kind in kinds]
 
 
 def near_pairs(
-    n: int, window: int, key_M: np.ndarray, position_M: np.ndarray, day_M: np.ndarray
+    n: int,
+    window: int,
+    kinds: Sequence[str],
+    key_M: np.ndarray,
+    position_M: np.ndarray,
+    day_M: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Every two purchases of one user within the window, both ways round, in a fixed order.
 
@@ -62,11 +86,11 @@ def near_pairs(
     for distance in range(1, window + 1):
         inside = user[distance:] == user[:-distance]
         early, late = item[:-distance][inside], item[distance:][inside]
-        same_day = (day[:-distance] == day[distance:])[inside]
+        days = (day[distance:] - day[:-distance])[inside]
         places = order_M[:-distance][inside], order_M[distance:][inside]
         for first, second, sign in ((early, late, 1), (late, early, -1)):
             steps = np.full(len(first), sign * distance)
-            value_RV = np.stack(pair_values(steps, same_day, window), 1)
+            value_RV = np.stack(pair_values(steps, sign * days, window, kinds), 1)
             yield first * n + second, value_RV, *places
 
 
@@ -77,33 +101,44 @@ class PairCounts:
     n_items: int
     window: int
     pair_P: np.ndarray  # int64, first * n_items + second, sorted
-    value_PV: np.ndarray  # float32, one column per kind
+    value_PV: np.ndarray  # float32, a column for each of `kinds`
     key_M: np.ndarray  # int64, user * n_items + item, sorted
     position_M: np.ndarray  # int32
     day_M: np.ndarray  # int32
     buyers_I: np.ndarray  # int32, users who have the item
+    kinds: tuple[str, ...]  # of KINDS
 
     @staticmethod
-    def build(train: Histories, window: int) -> PairCounts:
+    def build(train: Histories, window: int, kinds: tuple[str, ...] = tuple(KINDS)) -> PairCounts:
         key_M, position_M, day_M = first_purchases(train)
-        return PairCounts.counted(train.n_items, window, key_M, position_M, day_M)
+        return PairCounts.counted(train.n_items, window, kinds, key_M, position_M, day_M)
 
     @staticmethod
     def counted(
-        n: int, window: int, key_M: np.ndarray, position_M: np.ndarray, day_M: np.ndarray
+        n: int,
+        window: int,
+        kinds: tuple[str, ...],
+        key_M: np.ndarray,
+        position_M: np.ndarray,
+        day_M: np.ndarray,
     ) -> PairCounts:
         """The counts of these first purchases, of n items; keys are sorted."""
         keys, values = [], []
-        for key_R, value_RV, *_ in near_pairs(n, window, key_M, position_M, day_M):
+        for key_R, value_RV, *_ in near_pairs(n, window, kinds, key_M, position_M, day_M):
             keys.append(key_R)
             values.append(value_RV)
         key_R, value_RV = np.concatenate(keys), np.concatenate(values).astype(np.float64)
         pair_P, row_R = np.unique(key_R, return_inverse=True)
-        columns = [np.bincount(row_R, value_RV[:, v], len(pair_P)) for v in range(len(KINDS))]
+        columns = [np.bincount(row_R, value_RV[:, v], len(pair_P)) for v in range(len(kinds))]
         value_PV = np.stack(columns, 1).astype(np.float32)
         buyers_I = np.bincount(key_M % n, minlength=n).astype(np.int32)
         position_M, day_M = position_M.astype(np.int32), day_M.astype(np.int32)
-        return PairCounts(n, window, pair_P, value_PV, key_M, position_M, day_M, buyers_I)
+        return PairCounts(n, window, pair_P, value_PV, key_M, position_M, day_M, buyers_I, kinds)
+
+    @cached_property
+    def sales(self) -> Sales:
+        """On which days each item was bought."""
+        return Sales.of(self.n_items, self.key_M, self.day_M)
 
     def lookup(
         self, history_LH: np.ndarray, items_LK: np.ndarray, exclude_user_L: np.ndarray
@@ -119,7 +154,7 @@ class PairCounts:
         count_LX = np.where(counted_LX, self.buyers_I[np.where(counted_LX, items_LX, 0)], 0)
         first_LH1, second_L1K = items_LX[:, :width, None], items_LX[:, None, width:]
         wanted = first_LH1 * self.n_items + second_L1K
-        value_VLHK = np.zeros((len(KINDS), *wanted.shape), np.float32)
+        value_VLHK = np.zeros((len(self.kinds), *wanted.shape), np.float32)
         found = counted_LX[:, :width, None] & counted_LX[:, None, width:]
         if len(self.pair_P):
             index = self.pair_P.searchsorted(wanted)
@@ -155,7 +190,8 @@ class PairCounts:
             return
         second = k + both.shape[1]
         steps = place_LX[at, second] - place_LX[at, h]
-        own_VX = pair_values(steps, day_LX[at, second] == day_LX[at, h], self.window)
+        days = day_LX[at, second] - day_LX[at, h]
+        own_VX = pair_values(steps, days, self.window, self.kinds)
         rest_VX = value_VLHK[:, at, h, k] - own_VX
         # Differences of sums of 1/distance leave rounding dust around zero.
         value_VLHK[:, at, h, k] = np.where(rest_VX < 1e-4, 0.0, rest_VX)

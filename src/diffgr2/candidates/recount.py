@@ -2,13 +2,14 @@
 
 Contract: `recounted(index, shop…)` is the index that `EvidenceIndex` would build of the same
 purchases, but for what is kept on purpose: bucket edges, the number of users that scales `lift`,
-vectors of items that were there; and what is counted of a new item that nobody bought yet is left
-open. What counted counts, and so do all new purchases; purchases that a run kept apart to test on
-stay apart, so that nothing changes but by the news. With `keep_last` all purchases count but every
-user's last ones (2: as in a run, 0: all). `retrained` gives the retriever's scores: counts anew, or
-for new items of SASRec embeddings by ridge regression on text vectors. `refitted` fits edges anew
-on lists like those of training. Pure: nothing that was given changes. Not here: files and the join
-of purchases (`data.arrivals`), the bundle (`stages.refresh`).
+vectors of items that were there, what a word of a title weighs; and what is counted of a new item
+that nobody bought yet is left open. What counted counts, and so do all new purchases; purchases
+that a run kept apart to test on stay apart, so that nothing changes but by the news. With
+`keep_last` all purchases count but every user's last ones (2: as in a run, 0: all). `retrained`
+gives the retriever's scores: counts anew, or for new items of SASRec embeddings by ridge regression
+on text vectors. `refitted` fits edges anew on lists like those of training. Pure: nothing that was
+given changes. Not here: files and the join of purchases (`data.arrivals`), the bundle
+(`stages.refresh`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from diffgr2.candidates.attention import AttentionScores
-from diffgr2.candidates.index import Attributes, EvidenceIndex, category_numbers
+from diffgr2.candidates.attributes import Attributes
+from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.kinds import ItemKnn, Popularity
 from diffgr2.candidates.lists import MIN_HISTORY
 from diffgr2.candidates.pairs import DAY, PairCounts, first_purchases
@@ -73,7 +75,7 @@ def recounted_pairs(
     """The counts with the new purchases; of users without any they stay, whatever they count."""
     n, counted = histories.n_items, counted_purchases(pairs, histories, new_N, keep_last)
     if keep_last is not None:
-        return PairCounts.build(counted, pairs.window)
+        return PairCounts.build(counted, pairs.window, pairs.kinds)
     touched_U = np.bincount(users_of(histories)[new_N], minlength=histories.n_users) > 0
     user_M, item_M = np.divmod(pairs.key_M, pairs.n_items)
     stays_M, users = ~touched_U[user_M], np.flatnonzero(touched_U)
@@ -84,7 +86,8 @@ def recounted_pairs(
         np.concatenate([one[stays_M], two]) for one, two in zip(old, (key_M, *rest), strict=True)
     ]
     order_M = np.argsort(parts[0], kind="stable")
-    return PairCounts.counted(n, pairs.window, *(part[order_M] for part in parts))
+    given = (n, pairs.window, pairs.kinds)
+    return PairCounts.counted(*given, *(part[order_M] for part in parts))
 
 
 def recounted(
@@ -96,19 +99,14 @@ def recounted(
     keep_last: int | None = None,
 ) -> EvidenceIndex:
     """See the module's docstring; `vectors_IE` are all items' text vectors, unit or zero."""
-    numbers: dict[str, int] = {}
-    for brand in sorted({brand for brand in catalogue.brands if brand}):
-        numbers[brand] = len(numbers)
-    attributes = Attributes(
-        np.array([numbers.get(brand, -1) for brand in catalogue.brands], np.int32),
-        category_numbers(catalogue.categories),
-        vectors_IE,
-    )
+    attributes = Attributes.build(catalogue, vectors_IE)
+    titles = None if index.titles is None else index.titles.worded(catalogue.titles)
     pairs = recounted_pairs(index.pairs, histories, new_N, keep_last)
     late = index.late_from
     if late is None and len(catalogue) > index.pairs.n_items:
         late = index.pairs.n_items
-    return replace(index, pairs=pairs, attributes=attributes, late_from=late)
+    given = {"pairs": pairs, "attributes": attributes, "titles": titles, "late_from": late}
+    return replace(index, **given)
 
 
 def refitted(

@@ -27,7 +27,7 @@ from diffgr2.recipe import validate
 
 T = TypeVar("T")
 
-FORMAT = 4
+FORMAT = 5
 LONGEST = 200  # characters of a file's name
 NOTE = "diffgr2.json"
 SECTIONS = ("name", "seed", "items", "candidates", "evidence", "prompt", "decode")

@@ -11,11 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffgr2.candidates.fields import OF_NEWEST, PAIRED, SOLD
 from diffgr2.rerank.names import Item
-
-COUNTS = ("copurchase", "lift", "last", "next", "session")
-NEWEST = ("last", "session")
-"""Counts, and those of the newest purchase alone."""
 
 
 def unknown(recent: Sequence[Item], shown: Sequence[Item], names: Sequence[str]) -> np.ndarray:
@@ -25,14 +22,26 @@ def unknown(recent: Sequence[Item], shown: Sequence[Item], names: Sequence[str])
     for k, item in enumerate(shown):
         own = _told(item)
         for f, name in enumerate(names):
-            if name in NEWEST:
-                lost_KF[k, f] = not (own["counts"] and past and past[-1]["counts"])
-            elif (part := _PART.get(name)) is not None:
-                lost_KF[k, f] = not (own[part] and any(one[part] for one in past))
+            if (part := _PART.get(name)) is not None:
+                lost_KF[k, f] = not (own[part] and _spoken(name, part, past))
     return lost_KF
 
 
-_PART = dict.fromkeys(COUNTS, "counts") | {"brand": "brand", "category": "kind", "text": "words"}
+def _spoken(name: str, part: str, past: Sequence[dict[str, bool]]) -> bool:
+    """Whether the history tells what a field needs of it."""
+    if name in ALONE:
+        return True
+    return any(one[part] for one in (past[-1:] if name in NEWEST else past))
+
+
+_PART = dict.fromkeys((*PAIRED, *SOLD), "counts") | {
+    **{"brand": "brand", "category": "kind", "text": "words"},
+    **{"title": "title", "title_last": "title", "range": "brand"},
+}
+ALONE = ("buyers", "range")
+"""What a candidate has by itself, whatever the history."""
+NEWEST = (*OF_NEWEST, "title_last", "fresh", "trend")
+"""What looks at the newest purchase alone."""
 
 
 def _told(item: Item) -> dict[str, bool]:
@@ -42,5 +51,6 @@ def _told(item: Item) -> dict[str, bool]:
         "counts": stranger is None,
         "brand": stranger is None or bool(stranger.brand),
         "kind": stranger is None or bool(stranger.categories),
+        "title": stranger is None or bool(stranger.title),
         "words": stranger is None or item.vector_E is None or bool(item.vector_E.any()),
     }

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.candidates.index import Attributes, EvidenceIndex
+from diffgr2.candidates.attributes import Attributes
+from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.errors import DataError
 from diffgr2.items.quantize import Encoder
 from diffgr2.items.sids import SemanticIds, parse_sid
@@ -231,4 +232,7 @@ class Seats:
                 other = fresh.setdefault(path, NEW_PATH + len(fresh))
                 number_D[level] = self._path.get(path, other)
         newcomers = Attributes(brand_S, category_SD, unit_rows(vectors_SE))
-        return replace(self.index, newcomers=newcomers)
+        titles = self.index.titles
+        if titles is not None:
+            titles = replace(titles, newcomers=titles.worded([s.title for s in strangers]))
+        return replace(self.index, newcomers=newcomers, titles=titles)

@@ -17,7 +17,6 @@ import numpy as np
 from safetensors import safe_open
 
 from diffgr2.artifacts import load_arrays
-from diffgr2.candidates.pairs import KINDS
 from diffgr2.config import Decoder, Recipe
 from diffgr2.data.columnar import HISTORIES, ITEMS, USERS
 from diffgr2.errors import ArtifactError, CheckpointError, first_line
@@ -287,16 +286,29 @@ def _check_evidence(world: Opened) -> None:
         "vectors_IE": (known.vectors_IE, (n, width), "f"),
         "edges_FB": (index.edges_FB, (len(index.names), index.n_buckets - 1), "f"),
         "pair_P": (pairs.pair_P, (places,), "i"),
-        "value_PV": (pairs.value_PV, (places, len(KINDS)), "f"),
+        "value_PV": (pairs.value_PV, (places, len(pairs.kinds)), "f"),
         "key_M": (pairs.key_M, (purchases,), "i"),
         "position_M": (pairs.position_M, (purchases,), "i"),
         "day_M": (pairs.day_M, (purchases,), "i"),
         "buyers_I": (pairs.buyers_I, (n,), "i"),
     }
+    if (titles := index.titles) is not None:
+        words, start_I1, word_T = len(titles.mark_W), titles.start_I1, titles.word_T
+        shapes["mark_W"] = (titles.mark_W, (words,), "i")
+        shapes["idf_W"] = (titles.idf_W, (words,), "f")
+        shapes["start_I1"] = (start_I1, (n + 1,), "i")
+        shapes["word_T"] = (word_T, (len(word_T),), "i")
     path = directory / "evidence" / "index.safetensors"
     for name, (array, shape, kind) in shapes.items():
         if array.shape != shape or array.dtype.kind != kind or array.ndim != len(shape):
             raise ArtifactError(f"{path}: {name} is {array.dtype} {array.shape}, not {shape}")
+    if titles is not None:
+        wrong = word_T.min(initial=0) < 0 or word_T.max(initial=-1) >= words
+        wrong |= start_I1[0] != 0 or np.diff(start_I1).min() < 0 or start_I1[-1] != len(word_T)
+        if wrong or titles.idf_W.min(initial=1) <= 0:
+            raise ArtifactError(f"{path}: no words of these titles")
+    if not -1 <= known.brand_I.min() <= known.brand_I.max() < n:
+        raise ArtifactError(f"{path}: brand_I: no numbers of brands")
     late = n if index.late_from is None else index.late_from
     numbers = (index.n_users, index.history, index.n_buckets, pairs.window, late)
     whole = all(type(number) is int and number > 0 for number in numbers) and late <= n

@@ -201,7 +201,9 @@ class World:
         rest = [[n] for n, (index, _) in enumerate(placed) if index is not self.seats.index]
         for group in [alike, *rest] if alike else rest:
             index, parts = placed[group[0]][0], [placed[n][1] for n in group]
-            buckets_LKF = index.buckets(features_of(index, parts, [asked[n] for n in group]))
+            then_L = [self._bought_at(asked[n]) for n in group]
+            features_LKF = features_of(index, parts, [asked[n] for n in group], then_L)
+            buckets_LKF = index.buckets(features_LKF)
             for n, buckets_KF in zip(group, buckets_LKF, strict=True):
                 found[n] = buckets_KF[: len(asked[n].candidates)]
         return [self._request(one, found[n]) for n, one in enumerate(asked)]
@@ -240,6 +242,20 @@ class World:
             tuple(item_kind(*each) for each in described),
         )
 
+    def _bought_at(self, one: Shown) -> int:
+        """When the newest purchase was made; where nobody knows, behind all that is counted."""
+        newest, end = one.history[-1].number if one.history else None, self.seats.index.end
+        if one.user < 0 or newest is None:
+            return end
+        at = slice(*self.histories.offsets_U1[one.user : one.user + 2])
+        found_N = np.flatnonzero(self.histories.items_N[at] == newest)
+        if not len(found_N):
+            return end
+        # Of several purchases the one that ends this history, if any does.
+        last = len(one.history) - 1
+        last = last if last in found_N else found_N[-1]
+        return int(self.histories.timestamps_N[at][last]) or end
+
     def _described(self, item: Item) -> tuple[Catalogue, int]:
         """A catalogue and the item's place in it; a stranger is a catalogue of its own."""
         if item.number is not None:
@@ -251,9 +267,15 @@ class World:
 
 
 def features_of(
-    index: EvidenceIndex, parts: Sequence[tuple[np.ndarray, np.ndarray]], asked: Sequence[Shown]
+    index: EvidenceIndex,
+    parts: Sequence[tuple[np.ndarray, np.ndarray]],
+    asked: Sequence[Shown],
+    then_L: Sequence[int],
 ) -> np.ndarray:
-    """Evidence (L, K, F) of lists by their items' numbers; shorter ones are padded."""
+    """Evidence (L, K, F) of lists by their items' numbers; shorter ones are padded.
+
+    `then_L` are the times of their newest purchases.
+    """
     width = max(len(items_K) for _, items_K in parts)
     items_LK = np.full((len(parts), width), -1, np.int32)
     scores_LK = np.zeros((len(parts), width), np.float32)
@@ -263,5 +285,7 @@ def features_of(
         if one.own_KG is not None:
             own_LKG[n, : len(items_K)] = one.own_KG
     histories = ragged([history_H for history_H, _ in parts], index.pairs.n_items)
+    bought = histories.lengths_U > 0
+    histories.timestamps_N[histories.offsets_U1[1:][bought] - 1] = np.array(then_L)[bought]
     user_L = np.array([one.user for one in asked], np.int64)
     return index.features(histories, items_LK, scores_LK, user_L, own_LKG)

@@ -24,7 +24,7 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates import penalty, scorers
-from diffgr2.candidates.fields import COUNTED, Field, names_of
+from diffgr2.candidates.fields import COUNTED, PAIRED, Field, names_of
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
 from diffgr2.candidates.moments import TimedCounts, features_at
@@ -195,7 +195,7 @@ def tellable(
     if not any(own.scores_LK.any() for own in lists.values()):
         mute.add("gap")
     if not (known.lengths_U > 1).any():  # nobody bought two things: nothing goes together
-        mute |= {"copurchase", "lift", "last", "next", "session"}
+        mute |= {*PAIRED}
     if recipe.lists.file is None or not mute:
         return config.fields
     wanted = names_of(COUNTED) if config.fields is None else config.fields
@@ -230,7 +230,7 @@ def raw_values(
         timed_U = np.bincount(user_N, histories.timestamps_N > 0, histories.n_users) > 0
         every = np.arange(histories.n_users)
         counts = prefixes(histories, every, np.where(timed_U, histories.lengths_U, 0))
-    timed = TimedCounts.build(counts, recipe.evidence.history)
+    timed = TimedCounts.build(counts, recipe.evidence.history, index.pairs.kinds)
     return {
         split: features_at(index, timed, histories, own, values.get(split))
         for split, own in moments.items()

@@ -11,7 +11,8 @@ import pytest
 
 from diffgr2 import Reranker
 from diffgr2.artifacts import load_arrays, read_json
-from diffgr2.candidates.fields import COUNTED, names_of
+from diffgr2.candidates.fields import names_of
+from diffgr2.choices import SHOWN
 from diffgr2.cli import run
 from diffgr2.errors import DataError
 from diffgr2.integrations.asking import entry, rank
@@ -24,7 +25,7 @@ from support.bundles import edit_json
 from support.live import Live
 
 OWN = ("price", "ctr", "badge", "in_stock")
-AT = {name: len(COUNTED) + g for g, name in enumerate(OWN)}
+AT = {name: len(SHOWN) + g for g, name in enumerate(OWN)}
 FULL = {"price": 3, "ctr": 0.9, "badge": "bestseller", "in_stock": True}
 
 
@@ -41,7 +42,7 @@ def buckets(reranker: Reranker, candidates: list[Any], history: Any = None, **gi
 
 
 def test_the_fields_reach_index_vocabulary_and_metrics(own_dir: Path, reranker: Reranker) -> None:
-    names = (*names_of(COUNTED), *OWN)
+    names = (*SHOWN, *OWN)
     assert names_of(reranker.fields) == names == reranker.vocab.spec.fields
     assert read_json(own_dir / "evidence" / "manifest.json")["metrics"]["fields"] == " ".join(names)
     assert reranker.vocab.tokenizer.token_to_id("<e_in_stock_1>") is not None
@@ -82,7 +83,7 @@ def test_the_teacher_cites_them(own_dir: Path) -> None:
 
 
 def test_evidence_is_the_same_on_any_scale(own_dir: Path, reranker: Reranker) -> None:
-    from diffgr2.candidates.index import bucket_edges
+    from diffgr2.candidates.edges import bucket_edges
 
     own_LKG = featured_shop.features_of("train", own_dir / "candidates")
     hundred = featured_shop.features_of("train", own_dir / "candidates", scale=100.0)
