@@ -105,6 +105,7 @@ def test_chosen_fields_are_those_of_all_in_their_order() -> None:
 def test_only_what_the_chosen_fields_read_is_counted() -> None:
     histories, catalogue, vectors = shop()
     told = {}
+    names: list
     for names in (["rank", "copurchase"], ["next", "after", "before_last"], ["buyers", "title"]):
         index = EvidenceIndex.build(histories, catalogue, vectors, EvidenceConfig(fields=names))
         told[names[0]] = (index.pairs.kinds, index.titles is None)
