@@ -121,9 +121,10 @@ def pooled_note(summary: dict[str, Any]) -> str:
     commands = "; ".join(f"`{command}`" for command in summary["commands"])
     seeds = ", ".join(map(str, summary["seeds"]))
     mixed = "".join(f" Mixed: {why}." for why in summary.get("mixed", []))
+    sure = ", intervals over people" if any("ci" in row for row in summary["rows"]) else ""
     return (
         f"{summary['data']}, tie order {summary['tie_order']}, seeds {seeds}: hit users, mean ± "
-        f"standard deviation over the runs, intervals over people.{mixed} Made by {commands}."
+        f"standard deviation over the runs{sure}.{mixed} Made by {commands}."
     )
 
 

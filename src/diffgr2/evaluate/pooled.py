@@ -12,6 +12,7 @@ the runs may be pooled (`cli.pooling`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,17 @@ from diffgr2.evaluate.versus import Side
 from diffgr2.types import MISS
 
 PARTS = {"same_day": 1, "other_days": 0}
+ONE, TINY = "", 1e-12
+TOLD = ("valid", "coherent", "tokens", "forwards", "right", "cited")
 RATIOS = {
-    "raw_valid": ("valid", "one"),
-    "coherent": ("coherent", "one"),
+    "raw_valid": ("valid", ONE),
+    "coherent": ("coherent", ONE),
     "tpf": ("tokens", "forwards"),
-    "forwards": ("forwards", "one"),
+    "forwards": ("forwards", ONE),
     "evidence_true": ("right", "cited"),
 }
-"""What outputs are worth: sums over lists of one array of the reports, over another's."""
+"""What outputs are worth: sums over lists of one array of the reports, over another's or over how
+many lists there are."""
 SHARES = ("raw_valid", "coherent", "evidence_true")
 
 
@@ -83,12 +87,21 @@ class Pool:
         return np.sum(parts, axis=0) * self.people / len(parts)
 
     @cached_property
-    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
-        """(R, B): how many lists each resample has of each run; and the bootstrap of all sums."""
+    def _counts(self) -> np.ndarray:
+        """(U, R): how many lists each person has in every run."""
         ones = [share.sums(np.ones((len(share.lists), 1)), self.people) for share in self.shares]
-        sums = [self._sums(share, name) for name in self.rows for share in self.shares]
-        means_BC = bootstrap_means(np.concatenate([*ones, *sums], 1), self.resamples, *self.key)
-        return means_BC[:, : len(ones)].T, means_BC[:, len(ones) :]
+        return np.concatenate(ones, 1)
+
+    def _resampled(self, sums_UC: np.ndarray, *key: str) -> tuple[np.ndarray, np.ndarray]:
+        """Over resamples of people: lists of every run (B, R), and these sums (B, C), both per
+        person."""
+        counts_UR = self._counts
+        if (counts_UR == counts_UR[0]).all():  # everybody has as many: nothing to draw
+            means_BC = bootstrap_means(sums_UC, self.resamples, *self.key, *key)
+            return np.broadcast_to(counts_UR[0], (self.resamples, len(self.shares))), means_BC
+        both_UC = np.concatenate([counts_UR, sums_UC], 1)
+        means_BC = bootstrap_means(both_UC, self.resamples, *self.key, *key)
+        return means_BC[:, : counts_UR.shape[1]], means_BC[:, counts_UR.shape[1] :]
 
     @property
     def means(self) -> dict[str, np.ndarray]:
@@ -97,9 +110,10 @@ class Pool:
     @cached_property
     def _means(self) -> dict[str, np.ndarray]:
         """`means_BM` of every row over the same resamples of people."""
-        count_RB, sums_BC = self._drawn
+        sums = [self._sums(share, name) for name in self.rows for share in self.shares]
+        count_BR, sums_BC = self._resampled(np.concatenate(sums, 1))
         shape = (len(sums_BC), len(self.rows), len(self.shares), len(METRICS))
-        mean_BNRM = sums_BC.reshape(shape) / np.maximum(count_RB.T, 1e-12)[:, None, :, None]
+        mean_BNRM = sums_BC.reshape(shape) / np.maximum(count_BR, TINY)[:, None, :, None]
         return dict(zip(self.rows, np.moveaxis(mean_BNRM.mean(2), 1, 0), strict=True))
 
     def differences(self, before: str, after: str) -> dict[str, dict]:
@@ -122,36 +136,44 @@ class Pool:
             gained, lost = gained + int((two & ~one).sum()), lost + int((one & ~two).sum())
         return gained, lost
 
-    def worth(self, row: str) -> dict[str, Any]:
-        """What a row's outputs are worth, as mean and deviation over runs, and how sure."""
-        found: dict[str, Any] = {"ci": {}}
-        for name, (top, bottom) in RATIOS.items():
-            parts = [self._ratio(share, row, top, bottom) for share in self.shares]
-            if any(part is None or not part[:, 1].any() for part in parts):
-                continue
-            both = [part for part in parts if part is not None]
-            each = [float(part[:, 0].sum() / part[:, 1].sum()) for part in both]
-            found[name] = spread(each)
-            if name in SHARES and {*each} <= {0.0, 1.0} and len({*each}) == 1:
-                # No resample differs: as many trials as there are people.
-                n = int(np.any([part[:, 1] > 0 for part in both], axis=0).sum())
-                found["ci"][name] = list(wilson(n if each[0] else 0, n))
-                continue
-            key = (*self.key, "outputs", row, name)
-            means_BC = bootstrap_means(np.concatenate(both, 1), self.resamples, *key)
-            ratio_BR = means_BC[:, 0::2] / np.maximum(means_BC[:, 1::2], 1e-12)
-            found["ci"][name] = list(interval(ratio_BR.mean(1)))
+    @cached_property
+    def _told(self) -> dict[tuple[str, str], np.ndarray]:
+        """(U, R) of every row's arrays that all runs have: sums over each person's lists."""
+        found = {}
+        for row, name in product(self.rows, TOLD):
+            if all(f"{name}.{row}" in share.side.arrays for share in self.shares):
+                columns = [
+                    share.sums(share.side.arrays[f"{name}.{row}"][share.lists, None], self.people)
+                    for share in self.shares
+                ]
+                found[row, name] = np.concatenate(columns, 1)
         return found
 
-    def _ratio(self, share: Share, row: str, top: str, bottom: str) -> np.ndarray | None:
-        """(U, 2): sums over a person's lists of both arrays; None where the run has none."""
-        arrays, columns = share.side.arrays, []
-        for name in (top, bottom):
-            if name != "one" and f"{name}.{row}" not in arrays:
-                return None
-            one_l = np.ones(len(share.lists))
-            columns.append(one_l if name == "one" else arrays[f"{name}.{row}"][share.lists])
-        return share.sums(np.stack(columns, 1).astype(np.float64), self.people)
+    @cached_property
+    def worth(self) -> dict[str, dict[str, Any]]:
+        """What rows' outputs are worth, as mean and deviation over runs, and how sure."""
+        told, runs = self._told, len(self.shares)
+        result: dict[str, dict[str, Any]] = {row: {"ci": {}} for row in self.rows}
+        if not told:
+            return result
+        count_BR, sums_BC = self._resampled(np.concatenate([*told.values()], 1), "outputs")
+        drawn = dict(zip(told, np.split(sums_BC, len(sums_BC.T) // runs, axis=1), strict=True))
+        for row, (name, (top, bottom)) in product(self.rows, RATIOS.items()):
+            if (row, top) not in told or (bottom != ONE and (row, bottom) not in told):
+                continue
+            under_UR = self._counts if bottom == ONE else told[row, bottom]
+            under_BR = count_BR if bottom == ONE else drawn[row, bottom]
+            if not under_UR.any(0).all():
+                continue
+            each = (told[row, top].sum(0) / under_UR.sum(0)).tolist()
+            result[row][name] = spread(each)
+            if name in SHARES and (each == [0.0] * runs or each == [1.0] * runs):
+                n = int(under_UR.any(1).sum())  # no resample differs: as many trials as people
+                result[row]["ci"][name] = list(wilson(n if each[0] else 0, n))
+                continue
+            ratio_BR = drawn[row, top] / np.maximum(under_BR, TINY)
+            result[row]["ci"][name] = list(interval(ratio_BR.mean(1)))
+        return result
 
 
 def person_keys(side: Side) -> np.ndarray:
@@ -201,9 +223,8 @@ def pooled(
         add_adjusted(pool, entries, rival)
         if pool.name in ("hit", "all"):
             for row, entry in entries.items():
-                worth = pool.worth(row) if pool.name == "hit" else {"ci": {}}
-                entry["ci"] |= worth.pop("ci")
-                entry |= worth
+                worth = pool.worth[row] if pool.name == "hit" else {}
+                entry |= {**worth, "ci": entry["ci"] | worth.get("ci", {})}
             add_steps(pool, entries)
             add_reasoning(pool, entries)
         result += entries.values()
@@ -253,8 +274,9 @@ def parts_by_seed(rows: Sequence[dict[str, Any]]) -> str:
     named = {name: {r["name"]: r for r in rows if r["population"] == name} for name in PARTS}
     columns: list[Any] = [("row", lambda row: f"`{row['name']}`")]
     for name, own in named.items():
+        n = max((row["n"] for row in own.values()), default=0)
         for metric in MAIN:
-            head = f"{metric.upper()} over the floor, {name.replace('_', ' ')}, 95 %"
+            head = f"{metric.upper()} over the floor, {name.replace('_', ' ')} (n = {n:,}), 95 %"
             columns.append(
                 (
                     head,
