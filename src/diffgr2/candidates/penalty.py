@@ -1,11 +1,12 @@
 """How strongly a scorecard's weights are held back, chosen on the lists that it learns from.
 
-Contract: `chosen` tries a small fixed grid of penalties on five folds by person and takes the one
-under which outcomes of lists held out are likeliest. It sees nothing but what the scorecard may
-learn from, so whatever is judged elsewhere stays unseen, and the number of outcomes decides: few of
-them want neighbouring buckets pulled together, many hardly notice. From `MANY` lists on nothing is
-tried and the usual penalty holds. What a recipe says itself is kept, and only the rest chosen. Same
-lists and seed give the same penalty. Not here: the scorecard (`scorers`).
+Contract: `chosen` tries a small fixed grid of penalties on five folds by person, by how likely each
+makes the outcomes of lists held out. Of those that the best is not surely better than (paired, one
+standard error) it takes the one that holds back most, which fits what it learned from least. It
+sees nothing but what the scorecard may learn from, so whatever is judged elsewhere stays unseen.
+From `MANY` lists on nothing is tried and the usual penalty holds. What a recipe says itself is
+kept, and only the rest chosen. Same lists and seed give the same penalty. Not here: the scorecard
+(`scorers`).
 """
 
 from __future__ import annotations
@@ -80,25 +81,29 @@ def chosen(
     if n < FEWEST or people < FOLDS:
         return tried[len(tried) // 2]
     fold_L = fold_of_users(people, FOLDS, seed)[number_L]
-    likely_P = np.zeros(len(tried))
+    share_LK = scorers.shares(gains_LK[rows_L])
+    if weight_LK is not None:
+        share_LK = scorers.weighted(share_LK, weight_LK[rows_L])
+    likely_PL, by_heart_P = np.zeros((len(tried), len(fold_L))), np.zeros(len(tried))
     for fold in range(FOLDS):
         held_L = fold_L == fold
-        learned, held = np.flatnonzero(rows_L)[~held_L], np.flatnonzero(rows_L)[held_L]
-        share_LK = scorers.shares(gains_LK[held])
-        if weight_LK is not None:
-            share_LK = scorers.weighted(share_LK, weight_LK[held])
+        learned = np.flatnonzero(rows_L)[~held_L]
         given: dict[str, Any] = {"seed": seed, "there_LK": there_LK[learned]}
         given["weight_LK"] = None if weight_LK is None else weight_LK[learned]
         for p, one in enumerate(tried):
             given |= {"l2": one.l2, "smooth": one.smooth}
             lists = (buckets_LKF[learned], gains_LK[learned])
             scorer = scorers.fit("linear", *lists, n_buckets, **given)
-            likely_P[p] += likelihood(scorer.score(buckets_LKF[held], there_LK[held]), share_LK)
-    return tried[int(likely_P.argmax())]
+            score_LK = scorer.score(buckets_LKF[rows_L], there_LK[rows_L])
+            logp_L = likelihood(score_LK, share_LK)
+            likely_PL[p, held_L] = logp_L[held_L]
+            by_heart_P[p] += logp_L[~held_L].sum()
+    less_PL = likely_PL[likely_PL.sum(1).argmax()] - likely_PL
+    level_P = less_PL.mean(1) <= less_PL.std(1) / np.sqrt(n)
+    return tried[int(np.where(level_P, by_heart_P, np.inf).argmin())]
 
 
-def likelihood(score_LK: np.ndarray, share_LK: np.ndarray) -> float:
-    """The sum over lists of the log-probability of what came of them; a score of NaN is none."""
+def likelihood(score_LK: np.ndarray, share_LK: np.ndarray) -> np.ndarray:
+    """Each list's log-probability of what came of it; a score of NaN is none."""
     logp_LK = log_softmax(np.where(np.isnan(score_LK), -np.inf, score_LK), axis=1)
-    won_LK = share_LK > 0
-    return float((share_LK[won_LK] * np.maximum(logp_LK[won_LK], -700.0)).sum())
+    return (share_LK * np.where(share_LK > 0, logp_LK, 0.0)).sum(1)
