@@ -68,6 +68,8 @@ class SftConfig(TrainConfig, ShowConfig):
     precision: Literal["fp32", "bf16"] = "bf16"
     reasoning_weight: Amount = 0.5  # lambda_r, below the answer's
     answer_weight: Rate = 3.0  # lambda_o
+    soft_weight: Amount = 0.0  # of the teacher's ranking of a list, by its strengths; 0 = none
+    level_weight: Amount = 0.3  # of each level by itself, beside the ranking
     direct: Share = 0.15  # share of rows that answer without reasoning
 
 

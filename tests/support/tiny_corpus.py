@@ -108,4 +108,5 @@ def corpus() -> Corpus:
         traces={split: _traces(buckets) for split, (_, buckets) in made.items()},
         explanations={split: [] for split in made},
         worth_FB=WORTH_FB,
+        step=0.5,
     )

@@ -3,8 +3,11 @@
 Contract: a `TokenBatch` is the rows of one forward, plain causal unless it brings positions and a
 mask; a `Micro` adds N predictions, each with the flat place (row * width + t) at which it stands
 and its target. `imitation` packs texts for a causal forward, right-padded, where response token t
-is predicted at t − 1. Not here: block layouts (`stages.noisy`) and losses (`objectives`).
+is predicted at t − 1. `Strengths` are those of its predictions that state a list's strengths, for
+losses on whole lists. Not here: block layouts (`stages.noisy`) and losses (`objectives`).
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from diffgr2.objectives.likelihood import between_logp, logits_at
+from diffgr2.objectives.soft import expected_levels, listwise_kl
+from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.streams import permutation
 
 
@@ -96,6 +101,33 @@ class WeightedMicro(Micro):
     @property
     def count(self) -> float:
         return float(self.weight_N.numpy().sum())
+
+
+@dataclass(frozen=True)
+class Strengths(Tensors):
+    """Which M of a micro's predictions state strengths, what they should be, and of which list."""
+
+    at_M: Tensor  # places among the micro's predictions
+    level_M: Tensor  # between two levels
+    list_M: Tensor  # numbers the lists from 0, without gaps
+    weight_M: Tensor  # of the predictions
+
+    @classmethod
+    def of(cls, micro: WeightedMicro, list_N: Tensor, vocab: Vocabulary) -> Strengths:
+        """Those whose target is a level; `list_N` says whose response a prediction is part of."""
+        first, most = vocab.strength_id(0), vocab.spec.strengths - 1
+        at_M = ((micro.target_N >= first) & (micro.target_N <= first + most)).nonzero()[:, 0]
+        own_M, other_M = micro.target_N[at_M], micro.other_N[at_M]
+        level_M = (own_M - first) + micro.share_N[at_M] * (other_M - own_M)
+        list_M = torch.unique(list_N[at_M], return_inverse=True)[1]
+        return cls(at_M, level_M, list_M, micro.weight_N[at_M])
+
+    def kl(self, logits_NV: Tensor, vocab: Vocabulary, step: float) -> tuple[Tensor, Tensor]:
+        """(KL [Q] of each list, see `objectives.soft`; its weight, that of its strengths [Q])."""
+        first = vocab.strength_id(0)
+        logits_MS = logits_NV[self.at_M, first : first + vocab.spec.strengths]
+        kl_Q = listwise_kl(expected_levels(logits_MS), self.level_M, self.list_M, step)
+        return kl_Q, kl_Q.new_zeros(len(kl_Q)).index_add_(0, self.list_M, self.weight_M)
 
 
 def columns(parts: Iterable[Sequence[Any]]) -> list[Tensor]:

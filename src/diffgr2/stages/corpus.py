@@ -71,6 +71,7 @@ class Corpus:
     traces: dict[str, Traces]
     explanations: dict[str, list[str]]  # a teacher's own words per trace; empty if verbalised
     worth_FB: np.ndarray  # levels a field's bucket is worth to the scorecard; 0 without traces
+    step: float = np.inf  # what a level is worth to the teacher's score; without traces no level is
 
     @cached_property
     def kinds(self) -> list[str]:
@@ -249,4 +250,5 @@ def open_corpus(inputs: Mapping[str, Path], recipe: Recipe) -> Corpus:
         traces=traces,
         explanations={s: read_explanations(inputs["traces"] / f"{s}.jsonl") for s in taught},
         worth_FB=(weight_FV[:, :-1] - weight_FV[:, -1:]) / step,
+        step=step,
     )

@@ -1,27 +1,47 @@
 """SFT: imitate the teacher's traces, reasoning and answer weighted apart (GR2 §SFT).
 
 Contract: L = −λ_r Σ log p(reasoning) − λ_o Σ log p(answer), λ_r < λ_o, on response tokens only;
-strengths are answers, and a target between two levels is both to its share. Lists are shown at all
+strengths are answers, and a target between two levels is both to its share. With soft targets a
+list's strengths are learned together: KL between the teacher's ranking and that of the expected
+strengths, in the units of the teacher's score, weighs `soft_weight` times what they weigh by
+themselves, and these `level_weight` times as much as without; it asks how the list ranks, they what
+is written. Lists are shown at all
 lengths, some with shuffled candidates (against position bias) or without part of their evidence; a
 share of rows asks for the answer without reasoning, so that one model serves both. All of it is
 drawn from the row's own stream. Not here: making traces (`traces`), the loop (`train`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffgr2.config import SftConfig
 from diffgr2.model.load import device, open_model
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.compact import ANSWER, REASONING
-from diffgr2.stages.batches import Text, WeightedMicro, chunks, epoch_order, imitation
+from diffgr2.stages.batches import (
+    Strengths,
+    Text,
+    WeightedMicro,
+    chunks,
+    epoch_order,
+    imitation,
+)
 from diffgr2.stages.common import answer_to_learn, by_part, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.effort import chosen
 from diffgr2.streams import generator
 from diffgr2.train.loop import Loss
+
+
+@dataclass(frozen=True)
+class SftMicro(WeightedMicro):
+    """One forward, and the lists whose strengths it states."""
+
+    strengths: Strengths
 
 
 @dataclass
@@ -47,21 +67,35 @@ class SftTask:
         made = corpus.template.response(shown.request, trace, reasoning=reasoning, answer=answer)
         return Text(prompt, made.tokens, made.kinds, made.other, made.share)
 
-    def micros(self, step: int, model: nn.Module) -> list[WeightedMicro]:
+    def micros(self, step: int, model: nn.Module) -> list[SftMicro]:
         config, corpus = self.config, self.corpus
         picks = epoch_order(len(corpus.examples), config.rows, step, self.seed, self.name)
         texts = [self.text(n, step, place) for place, n in enumerate(picks)]
-        weights = (config.reasoning_weight, config.answer_weight)
-        pad_id = corpus.vocab.pad_id
-        return [imitation(part, weights, pad_id) for part in chunks(texts, config.micro_rows)]
+        return [self.micro(part) for part in chunks(texts, config.micro_rows)]
 
-    def loss(self, model: nn.Module, micro: WeightedMicro) -> Loss:
-        micro = micro.to(device())
-        logits_NV = micro.logits(model, self.corpus.vocab.mask_id)
+    def micro(self, texts: Sequence[Text]) -> SftMicro:
+        """These texts in one forward."""
+        config, vocab = self.config, self.corpus.vocab
+        plain = imitation(texts, (config.reasoning_weight, config.answer_weight), vocab.pad_id)
+        strengths = Strengths.of(plain, plain.index_N // plain.batch.width, vocab)
+        if config.soft_weight:
+            lower_N = torch.ones_like(plain.weight_N)
+            lower_N[strengths.at_M] = config.level_weight
+            plain = replace(plain, weight_N=plain.weight_N * lower_N)
+        return SftMicro(**vars(plain), strengths=strengths)
+
+    def loss(self, model: nn.Module, micro: SftMicro) -> Loss:
+        micro, vocab = micro.to(device()), self.corpus.vocab
+        logits_NV = micro.logits(model, vocab.mask_id)
         nll_N, right_N = micro.nll(logits_NV), micro.right(logits_NV)
+        total = (nll_N * micro.weight_N).sum()
         parts = {"reasoning": micro.kind_N == REASONING, "answer": micro.kind_N == ANSWER}
         metrics = by_part("loss", nll_N.detach(), parts) | by_part("accuracy", right_N, parts)
-        return Loss((nll_N * micro.weight_N).sum(), metrics)
+        if self.config.soft_weight and len(micro.strengths.at_M):
+            kl_Q, weight_Q = micro.strengths.kl(logits_NV, vocab, self.corpus.step)
+            total = total + self.config.soft_weight * (kl_Q * weight_Q).sum()
+            metrics["ranking/kl"] = (kl_Q.detach().sum(), len(kl_Q))
+        return Loss(total, metrics)
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
