@@ -221,6 +221,8 @@ class TracesConfig(Section):
     """Teacher traces (traces.*)."""
 
     teacher: Literal["evidence", "llm"] = "evidence"
+    tutor: Literal["scorer", "trees"] = "scorer"  # whose ranking: evidence.scorer's or trees'
+    train_weight: Amount | None = None  # trees: of a training list; null = .5, of own lists 1
     mode: Literal["plain", "targeted", "rejection"] = "plain"
     attempts: Positive = 8  # rejection: orders sampled per list
     noise: Amount = 1.0  # rejection: scale of the Gumbel noise

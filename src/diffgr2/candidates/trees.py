@@ -1,14 +1,14 @@
 """The strongest tutor: boosted trees (LightGBM) that read exactly what a prompt shows.
 
-Contract: `fit` learns a listwise softmax from lists with gains, all stored columns of them, in folds
-of users: the trees of a fold never saw a list of its users, so every list has scores out of fold,
-and who is in no fold the mean of all. A candidate's score depends on its own buckets alone, so any
-part of a list has the scores of the whole. MISSING is missing: a share of the lists is learned a
-second time with evidence hidden, and what is hidden later is judged as what it then is.
-`contributions` are exact TreeSHAP, in the units of the score; with the mean of all candidates they
-add up to it. Scores are log-odds: a difference of 1 is a factor e in the chance to be chosen. How
-many trees is told by the held-out users of all folds. Same data and seed give the same bits. Not
-here: raw values (`lambdamart`), which lists (`stages.tutor`). Needs the extra `lambdamart`.
+Contract: `fit` learns a listwise softmax from lists with gains, in folds of users: the trees of a
+fold never saw a list of its users, so every list has scores out of fold, and who is in no fold the
+mean of all. A candidate's score depends on its own buckets alone, so any part of a list has the
+scores of the whole. MISSING is missing: a share of the lists is learned once more with evidence
+hidden, so that a candidate without some of its evidence is judged as that. `contributions` are
+exact TreeSHAP, in the units of the score; with the mean of all candidates they add up to it.
+Scores are log-odds: a difference of 1 is a factor e in the chance to be chosen. How many trees is
+told by the held-out users of all folds. Same data and seed give the same bits. Not here: raw values
+(`lambdamart`), which lists (`stages.tutor`). Fitting needs the extra `lambdamart`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,25 @@ from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates.lambdamart import Lists
 from diffgr2.candidates.lists import fold_of_users
 from diffgr2.candidates.scorers import nothing_behind, shares, weighted
+from diffgr2.errors import DataError
 from diffgr2.streams import generator
 from diffgr2.types import MISSING
 
+FILE = "trees.safetensors"
+READ = {"feature_pre_filter": False, "verbose": -1}
 FOLDS = 5
 NO_FOLD = -1
-ROUNDS, PATIENCE = 800, 50
-HIDDEN, AGAIN = 0.3, 0.3
-"""Chance of a piece of evidence to be hidden the second time, and what a list counts then."""
+FEWEST = 100
+"""Lists that trees want; a scorecard learns from fewer."""
+ROUNDS, PATIENCE = 400, 30
+AGAIN, HIDDEN = 0.3, 0.3
+"""Share of lists that are learned once more, and the chance of their evidence to be hidden then."""
 
 GROWN: dict[str, Any] = {
     "num_leaves": 8,
     "min_data_in_leaf": 50,
     "lambda_l2": 5.0,
-    "learning_rate": 0.05,
+    "learning_rate": 0.1,
     "feature_fraction": 0.5,
     "metric": "none",
     "deterministic": True,
@@ -60,7 +65,8 @@ def values_of(buckets_XF: np.ndarray) -> np.ndarray:
 class Forest:
     """Trees as tables: a tree asks little of a few fields, so it knows few kinds of candidate.
 
-    These are its cells; which one a candidate is in is a sum over fields. Reading needs no LightGBM.
+    These are its cells; which one a candidate is in is a sum over fields. Reading them needs no
+    LightGBM.
     """
 
     cell_TFV: np.ndarray  # int32, what a field's level adds to the number of the cell
@@ -172,7 +178,9 @@ class Trees:
                     yield rows[start : start + TOGETHER], forest, share
 
     def save(self, path: Path) -> None:
-        arrays = {f"{n}/{fold}": a for fold, f in enumerate(self.forests) for n, a in vars(f).items()}
+        arrays = {
+            f"{n}/{fold}": a for fold, f in enumerate(self.forests) for n, a in vars(f).items()
+        }
         save_arrays(path, fold_U=self.fold_U, **arrays)
 
     @staticmethod
@@ -232,17 +240,25 @@ def fit(
     held_U = np.zeros(n_users, bool) if held_U is None else held_U
     fold_U = np.where(held_U, NO_FOLD, fold_of_users(n_users, FOLDS, seed)).astype(np.int8)
     lists = lists.take(~held_U[lists.user_L]).taught()
+    if len(lists) < FEWEST:
+        raise DataError(
+            f"traces.tutor: trees want {FEWEST} lists that hold their target, of these there are "
+            f"{len(lists)} (traces.tutor: scorer learns from fewer)"
+        )
     fold_L = fold_U[lists.user_L]
     grown, best, losses, counts = [], [], [], []
     for fold in range(FOLDS):
-        learned, held = lists.take(fold_L != fold), lists.take(fold_L == fold)
-        grown.append(_grown(learned if len(learned) else lists, held, seed, threads))
-        if len(held) and len(learned):
+        held = lists.take(fold_L == fold)
+        grown.append(_grown(lists.take(fold_L != fold), seed, threads, held=held))
+        if 0 < len(held) < len(lists):
             best.append(grown[-1].best_iteration)
             losses.append(float(grown[-1].best_score["held"]["softmax"]))
             counts.append(len(held))
     # One number of trees for all, or scores of different folds were not on one scale.
     rounds = max(round(float(np.mean(best))), 1) if best else 1
+    for fold, booster in enumerate(grown):
+        if booster.num_trees() < rounds and (fold_L != fold).any():
+            grown[fold] = _grown(lists.take(fold_L != fold), seed, threads, rounds=rounds)
     loss = float(np.average(losses, weights=counts)) if losses else float("nan")
     gain_F = np.sum([booster.feature_importance("gain", rounds) for booster in grown], axis=0)
     forests = [Forest.of(_first(booster, rounds), n_buckets + 1) for booster in grown]
@@ -257,38 +273,33 @@ def _first(booster: Any, rounds: int) -> Any:
     return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=rounds))
 
 
-def _grown(learned: Lists, held: Lists, seed: int, threads: int) -> Any:
-    """Trees that learned of these lists, more of them than the best for those held out."""
+def _grown(
+    learned: Lists, seed: int, threads: int, *, held: Lists | None = None, rounds: int = 1
+) -> Any:
+    """So many trees of these lists; with lists held out, some more than are best for those."""
     import lightgbm
 
-    both, own = _with_hidden(learned, seed), _Listwise.of(held)
-    objective = _Listwise.of(both).slopes
-    given = {**GROWN, "objective": objective, "seed": seed, "num_threads": threads}
-    data = _dataset(both)
-    if not len(held):
-        return lightgbm.train(given, data, num_boost_round=1)
-    return lightgbm.train(
-        given,
-        data,
-        num_boost_round=ROUNDS,
-        valid_sets=[_dataset(held, data)],
-        valid_names=["held"],
-        feval=own.loss,
-        callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
-    )
+    both = _with_hidden(learned, seed)
+    given = {**GROWN, "objective": _Listwise.of(both).slopes, "seed": seed, "num_threads": threads}
+    data, checked = _dataset(both), {}
+    if held is not None and len(held) and len(learned):
+        rounds, checked = ROUNDS, {"valid_sets": [_dataset(held, data)], "valid_names": ["held"]}
+        checked["feval"] = _Listwise.of(held).loss
+        checked["callbacks"] = [lightgbm.early_stopping(PATIENCE, verbose=False)]
+    return lightgbm.train(given, data, num_boost_round=rounds, **checked)
 
 
 def _dataset(lists: Lists, like: Any = None) -> Any:
     import lightgbm
 
     values_XF = values_of(lists.raw_LKF[lists.valid_LK])
-    return lightgbm.Dataset(values_XF, np.zeros(len(values_XF)), reference=like)
+    return lightgbm.Dataset(values_XF, np.zeros(len(values_XF)), reference=like, params=READ)
 
 
 def _with_hidden(lists: Lists, seed: int) -> Lists:
-    """The lists, and once more with some of their evidence missing."""
-    chance_LKF = generator(seed, "tutor", "hidden").random(lists.raw_LKF.shape, np.float32)
-    blind_LKF = np.where(chance_LKF < HIDDEN, np.uint8(MISSING), lists.raw_LKF)
-    weight_LK = np.ones(lists.gains_LK.shape) if lists.weight_LK is None else lists.weight_LK
-    seen = replace(lists, weight_LK=weight_LK)
-    return Lists.join([seen, replace(lists, raw_LKF=blind_LKF, weight_LK=AGAIN * weight_LK)])
+    """The lists, and some of them once more with some of their evidence missing."""
+    rng = generator(seed, "tutor", "hidden")
+    blind = lists.take(rng.random(len(lists)) < AGAIN)
+    lost_LKF = rng.random(blind.raw_LKF.shape, np.float32) < HIDDEN
+    raw_LKF = np.where(lost_LKF, np.uint8(MISSING), blind.raw_LKF)
+    return Lists.join([lists, replace(blind, raw_LKF=raw_LKF)])

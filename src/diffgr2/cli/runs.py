@@ -108,10 +108,13 @@ def lines_of(verdict: dict[str, Any] | None) -> list[str]:
 
 def work(run: Run, goals: list[str], *, force: bool = False) -> dict[str, dict[str, Any]]:
     """Run the goals; returns the manifests of all stages they need."""
-    from diffgr2.stages import warm
+    from diffgr2.stages import tutor, warm
     from diffgr2.train import dist
 
     warm.check(run.recipe, run.root)
+    planned = run.runner()
+    if "tutor" in planned.order(goals) and planned.survey(["tutor"])["tutor"] != STANDS:
+        tutor.check()
     set_threads(run.recipe)
     note = {"recipe": run.recipe.model_dump(mode="json"), "command": run.command}
     note |= {"named": run.named, "overrides": list(run.overrides)}

@@ -3,9 +3,9 @@
 Contract: a strength stands at M places, several of which belong to one list. `expected_levels` is
 the mean level under a model's distribution over levels alone, as decoders read it; `listwise_kl` is
 KL(softmax of the teacher's worth ‖ softmax of the strengths) of every list, both in the units of
-the teacher's score: a level is worth `step`. A shift of all strengths of a list changes nothing: what
-the written level says is learned elsewhere (`likelihood`).
-Not here: which places those are (`stages.batches`), sums over lists.
+the teacher's score: a level is worth `step`. A shift of all strengths of a list changes nothing:
+what a level says by itself is learned elsewhere (`likelihood`). Not here: which places those are
+(`stages.batches`), sums over lists.
 
 Letters: M places of strengths, S levels, Q lists, W places of the longest list.
 """

@@ -22,6 +22,7 @@ from diffgr2.artifacts import load_arrays
 from diffgr2.candidates.index import read_fields
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
 from diffgr2.candidates.scorers import LinearScorer
+from diffgr2.candidates.trees import FILE, Trees
 from diffgr2.config import Answering, Recipe, ShowConfig
 from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.decode.settings import DecodeSettings, settings_of
@@ -71,7 +72,8 @@ class Corpus:
     traces: dict[str, Traces]
     explanations: dict[str, list[str]]  # a teacher's own words per trace; empty if verbalised
     worth_FB: np.ndarray  # levels a field's bucket is worth to the scorecard; 0 without traces
-    step: float = np.inf  # what a level is worth to the teacher's score; without traces no level is
+    step: float = np.inf  # what a level is worth to the tutor's score; without traces none is
+    tutor: Trees | None = None  # whose scores the traces' levels are; None: the scorecard's
 
     @cached_property
     def kinds(self) -> list[str]:
@@ -137,19 +139,27 @@ class Corpus:
     def taught(self, split: str, n: int, shown: Shown) -> Trace:
         """The n-th trace for what is shown of its list.
 
-        Hidden evidence is not cited, and what it is worth to the scorecard is taken off the level.
+        Hidden evidence is not cited, and what it is worth to the tutor is taken off the level.
         """
-        hidden_KF, buckets_KF = shown.hidden, self.buckets[split][self.traces[split].row_N[n]]
+        hidden_KF, row = shown.hidden, int(self.traces[split].row_N[n])
         trace = self.trace(split, n).taken(shown.places)
         level_K, cites = trace.level_K, self.recipe.prompt.cites
         if hidden_KF.any():
-            fields_F = np.arange(hidden_KF.shape[1])
-            whole_KF = buckets_KF[shown.places]
-            last = self.worth_FB.shape[1] - 1
-            worth_KF = self.worth_FB[fields_F, np.minimum(whole_KF, last)] * (whole_KF != MISSING)
-            lower_K = level_K - (worth_KF * hidden_KF).sum(1)
+            lower_K = level_K - self.lost(split, row, shown.places, hidden_KF)
             level_K = np.clip(lower_K, 0, self.recipe.prompt.strengths - 1)
         return replace(trace, level_K=level_K, cites_KC=seen(trace.cites_KC, hidden_KF)[:, :cites])
+
+    def lost(self, split: str, row: int, places: np.ndarray, hidden_KF: np.ndarray) -> np.ndarray:
+        """Levels that hidden evidence is worth: to a scorecard, what its weights say; trees, which
+        have learned from lists that lack some, judge the candidates again."""
+        whole_KF = self.buckets[split][row][places]
+        if self.tutor is None:
+            fields_F, last = np.arange(hidden_KF.shape[1]), self.worth_FB.shape[1] - 1
+            worth_KF = self.worth_FB[fields_F, np.minimum(whole_KF, last)] * (whole_KF != MISSING)
+            return (worth_KF * hidden_KF).sum(1)
+        both_2KF = np.stack([whole_KF, np.where(hidden_KF, np.uint8(MISSING), whole_KF)])
+        seen_K, blind_K = self.tutor.score(both_2KF, self.lists[split].owner_L[[row, row]])
+        return (seen_K - blind_K) / self.step
 
     def lesson(
         self, split: str, n: int, config: ShowConfig, rng: np.random.Generator
@@ -251,4 +261,5 @@ def open_corpus(inputs: Mapping[str, Path], recipe: Recipe) -> Corpus:
         explanations={s: read_explanations(inputs["traces"] / f"{s}.jsonl") for s in taught},
         worth_FB=(weight_FV[:, :-1] - weight_FV[:, -1:]) / step,
         step=step,
+        tutor=Trees.load(inputs["tutor"] / FILE) if "tutor" in inputs else None,
     )

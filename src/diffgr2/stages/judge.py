@@ -21,8 +21,9 @@ from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
 from diffgr2.evaluate.verdict import judge
 
 LAMBDAMART = "lambdamart"
-TEACHES = "linear"
-"""The kind of scorer that traces are made with."""
+TREES = "trees"
+ROWS = {LAMBDAMART: "lambdamart", TREES: "tutor"}
+"""Scorers whose row does not depend on the recipe."""
 
 JUDGED = ("cft_opd_rl", "cft_opd", "cft", "ar", "ar_sft")
 """Rows; the first that stands is what the run is judged by, as the recipe reads answers."""
@@ -43,22 +44,26 @@ def data_of(recipe: Recipe) -> tuple[str, str]:
 
 def row_of(kind: str, chosen: str) -> str:
     """The row of a scorer; `chosen` is the recipe's."""
-    if kind in (chosen, LAMBDAMART):
-        return "evidence" if kind == chosen else kind
-    return f"evidence_{kind}"
+    return ROWS.get(kind) or ("evidence" if kind == chosen else f"evidence_{kind}")
+
+
+def teaches(recipe: Recipe) -> str:
+    """The kind of scorer that traces are made with."""
+    return TREES if recipe.traces.tutor == "trees" else "linear"
 
 
 def scored(recipe: Recipe, places: Mapping[str, Path]) -> list[SystemOutputs]:
-    """The recipe's scorer as `evidence`, the other kinds beside it, and LambdaMART."""
+    """The recipe's scorer as `evidence`, the other kinds beside it, the tutor and LambdaMART."""
     chosen, k = recipe.evidence.scorer, recipe.candidates.k
     length_L = load_lists(places["candidates"], "test", k).length_L
     paths = {
         kind: places["evidence"] / f"scores_{kind}_test.safetensors"
         for kind in sorted(KINDS, key=lambda kind: (kind != chosen, kind))
     }
-    if "rival" in places:
-        path = places["rival"] / f"scores_{LAMBDAMART}_test.safetensors"
-        paths |= {LAMBDAMART: path} if path.is_file() else {}
+    for stage, kind in (("tutor", TREES), ("rival", LAMBDAMART)):
+        if stage in places:
+            path = places[stage] / f"scores_{kind}_test.safetensors"
+            paths |= {kind: path} if path.is_file() else {}
     rows = []
     for kind, path in paths.items():
         order_LK = order_from_scores(load_arrays(path)["score_LK"][:, :k], path.name, length_L)
@@ -80,18 +85,19 @@ def verdict_of(recipe: Recipe, places: Mapping[str, Path], row: str) -> dict[str
     """The verdict on a row, from the directories of `candidates`, `evidence`, `rival`, the row."""
     lists = load_lists(places["candidates"], "test", recipe.candidates.k)
     outputs = load_outputs(places[f"score_{row}"], row)
+    taught_by = teaches(recipe)
     chosen, worth = recipe.evidence.scorer, dict(strongest(recipe, places).get("values", {}))
     # The scorer has a line of its own: the rival's is about the best of the others.
-    kinds = sorted(worth.keys() - {"floor", TEACHES}, key=lambda kind: (-worth[kind], kind))
+    kinds = sorted(worth.keys() - {"floor", taught_by}, key=lambda kind: (-worth[kind], kind))
     others = {"rival": row_of(kinds[0], chosen)} if kinds else {}
-    others["scorer"] = row_of(TEACHES, chosen)
+    others["scorer"] = row_of(taught_by, chosen)
     return judge(
         lists,
         [*scored(recipe, places), outputs],
         row,
         others,
         taught=recipe.traces.teacher == "evidence",
-        strongest=not kinds or worth[kinds[0]] > worth[TEACHES],
+        strongest=not kinds or worth[kinds[0]] > worth[taught_by],
         resamples=recipe.evaluate.bootstrap,
         seed=recipe.seed,
     )

@@ -83,6 +83,9 @@ _TABLE = (
            version=2),
     _stage("evidence", "data items candidates", "evidence candidates.k lists.features",
            "evidence per candidate, scorers without a language model", version=4),
+    _stage("tutor", "data candidates evidence",
+           "evidence.fit_on evidence.buckets traces.train_weight candidates.k",
+           "boosted trees on what prompts show: the ranking that traces imitate"),
     _stage("rival", "data candidates evidence", "evidence candidates.k lists.features",
            "LambdaMART on the raw evidence, and which scorer is the one to beat",
            packages=("lightgbm",)),
@@ -144,6 +147,7 @@ OWN = {
     "evidence": f"{_CUT} lists.point_in_time lists.propensity",
     "midtrain": _CUT,
     "rival": "lists.point_in_time",
+    "tutor": "lists.file",
 }
 """What stages depend on besides, where the lists are a shop's own."""
 
@@ -152,6 +156,10 @@ OWN_SUMMARIES = {
     "candidates": "your lists, split",
 }
 """What these then do, for the lines of a run."""
+
+
+TUTORED = ("rival", "traces", "sft", "bundle", "bundle_ar")
+"""What reads the tutor, in recipes that have one beside the evidence's own scorers."""
 
 
 def with_lists(stage: Stage, recipe: Recipe) -> Stage:
@@ -173,6 +181,9 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     absent = {*MEASURED} - rows.keys()
     if recipe.lists.file or recipe.lists.point_in_time:  # evidence is counted as it says
         absent.add("timely")
+    tutored = recipe.traces.tutor == "trees"
+    if not tutored:
+        absent.add("tutor")
     found = {name: rows.get(name, stage) for name, stage in STAGES.items() if name not in absent}
     for name in ("bundle", "bundle_ar"):  # judged by the row that answers as it will
         read = (
@@ -182,4 +193,7 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
             for needed in found[name].inputs
         )
         found[name] = replace(found[name], inputs=tuple(read))
+    if tutored:
+        for name in TUTORED:
+            found[name] = replace(found[name], inputs=(*found[name].inputs, "tutor"))
     return {name: with_lists(stage, recipe) for name, stage in found.items()}

@@ -29,7 +29,7 @@ from diffgr2.evaluate.metrics import METRICS, metrics_of
 from diffgr2.evaluate.verdict import DECIDES as METRIC
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.evidence import raw_values
-from diffgr2.stages.judge import LAMBDAMART
+from diffgr2.stages.judge import LAMBDAMART, TREES
 from diffgr2.types import MISS
 
 PACKAGE = "lightgbm"
@@ -87,11 +87,11 @@ def run(ctx: StageContext) -> dict[str, Any]:
     seen, held = found.lists, found.held
     select = lambdamart.Lists.join([seen[split].take(held[split]) for split in KNOWN])
     values = {"floor": worth(np.zeros(select.valid_LK.shape), select)}
-    for kind in KINDS:
-        scores = [
-            load_arrays(ctx.inputs["evidence"] / f"scores_{kind}_{split}.safetensors")["score_LK"]
-            for split in KNOWN
-        ]
+    places = dict.fromkeys(KINDS, ctx.inputs["evidence"])
+    places |= {TREES: ctx.inputs["tutor"]} if "tutor" in ctx.inputs else {}
+    for kind, place in places.items():
+        paths = (place / f"scores_{kind}_{split}.safetensors" for split in KNOWN)
+        scores = [load_arrays(path)["score_LK"] for path in paths]
         parts = [own[held[split]] for own, split in zip(scores, KNOWN, strict=True)]
         score_LK = np.concatenate([part[:, : select.valid_LK.shape[1]] for part in parts])
         values[kind] = worth(score_LK, select)

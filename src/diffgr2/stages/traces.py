@@ -17,6 +17,7 @@ from diffgr2.artifacts import load_arrays
 from diffgr2.candidates.index import read_fields
 from diffgr2.candidates.lists import load_lists, selected_lists
 from diffgr2.candidates.scorers import LinearScorer
+from diffgr2.candidates.trees import FILE, Trees
 from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import ConfigError, DataError
 from diffgr2.items.sids import SemanticIds
@@ -31,11 +32,13 @@ from diffgr2.traces.llm import TracePrompt, TraceReport, generate
 from diffgr2.traces.words import from_orders, write_explanations
 from diffgr2.types import MISS, CandidateLists
 
+TOGETHER = 2_000
+"""Lists whose citations are worked out at once."""
+
 
 def run(ctx: StageContext) -> dict[str, Any]:
     recipe, evidence = ctx.recipe, ctx.inputs["evidence"]
-    config, k, kind = recipe.traces, recipe.candidates.k, recipe.evidence.scorer
-    scorecard = LinearScorer.load(evidence / "linear.safetensors")
+    config, k = recipe.traces, recipe.candidates.k
     fields = read_fields(evidence)
     phrases = Phrases(wording(recipe.prompt.template), fields, recipe.evidence.buckets)
     dataset = read_dataset(ctx.inputs["data"])
@@ -43,7 +46,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     for split in KNOWN:
         lists[split] = load_lists(ctx.inputs["candidates"], split, k)
         able[split] = np.flatnonzero(~selected_lists(lists[split], dataset.histories.n_users))
-        scores[split] = load_arrays(evidence / f"scores_{kind}_{split}.safetensors")["score_LK"]
+        scores[split] = scores_of(ctx, split)
         buckets[split] = load_arrays(evidence / f"{split}.safetensors")["buckets_LKF"]
     known = np.concatenate([scores[split][able[split]].ravel() for split in KNOWN])
     scale = Scale.of(known, recipe.prompt.strengths)
@@ -56,8 +59,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         metrics |= {f"llm/{name}": value for name, value in report.metrics.items()}
     for split in KNOWN:
         score_LK, hit_L = scores[split], lists[split].hit_L
-        said_LKF = scorecard.contributions(buckets[split])
-        cites_LKC = counting(said_LKF, phrases.sides(buckets[split]), scale)
+        cites_LKC = cited(ctx, buckets[split], lists[split].owner_L, able[split], phrases, scale)
         if report is not None:
             mine = [a for a in report.accepted if a.id.startswith(f"{split}/")]
             rows = [int(a.id.removeprefix(f"{split}/")) for a in mine]
@@ -71,6 +73,45 @@ def run(ctx: StageContext) -> dict[str, Any]:
         traces.save(ctx.out / f"{split}.safetensors")
         metrics |= figures(split, traces, lists[split], asked[split], recipe.prompt.cites)
     return metrics
+
+
+def scores_of(ctx: StageContext, split: str) -> np.ndarray:
+    """What the tutor thinks of a split's candidates."""
+    if "tutor" in ctx.inputs:
+        path = ctx.inputs["tutor"] / f"scores_trees_{split}.safetensors"
+    else:
+        kind = ctx.recipe.evidence.scorer
+        path = ctx.inputs["evidence"] / f"scores_{kind}_{split}.safetensors"
+    return load_arrays(path)["score_LK"]
+
+
+def cited(
+    ctx: StageContext,
+    buckets_LKF: np.ndarray,
+    owner_L: np.ndarray,
+    able: np.ndarray,
+    phrases: Phrases,
+    scale: Scale,
+) -> np.ndarray:
+    """The fields that moved the tutor, int8 (L, K, F); of lists that do not teach, none.
+
+    A scorer other than the scorecard cannot say what moved it, and has the scorecard speak for it.
+    """
+    if "tutor" in ctx.inputs:
+        trees = Trees.load(ctx.inputs["tutor"] / FILE)
+        moved = trees.contributions
+    else:
+        scorecard = LinearScorer.load(ctx.inputs["evidence"] / "linear.safetensors")
+        moved = lambda buckets_LKF, _: scorecard.contributions(buckets_LKF)  # noqa: E731
+    cites_LKC = np.full(buckets_LKF.shape, NONE, np.int8)
+    with ctx.progress.task(ctx.name, len(able)) as bar:
+        for start in range(0, len(able), TOGETHER):
+            rows = able[start : start + TOGETHER]
+            own_LKF = buckets_LKF[rows]
+            moved_LKF = moved(own_LKF, owner_L[rows])
+            cites_LKC[rows] = counting(moved_LKF, phrases.sides(own_LKF), scale)
+            bar.advance(len(rows))
+    return cites_LKC
 
 
 def figures(
