@@ -76,30 +76,59 @@ def bodies(url: str, count: int) -> list[dict[str, Any]]:
     return found
 
 
+async def asked_once(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes
+) -> tuple[int, bytes]:
+    """Status and body of an answer.
+
+    On bare sockets: the work of a client library is as much as the server's own.
+    """
+    writer.write(message)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    assert length is not None
+    return int(head[9:12]), await reader.readexactly(int(length[1]))
+
+
+def message_of(url: str, body: dict[str, Any], *, close: bool = False) -> bytes:
+    """A request as clients write it."""
+    data = json.dumps(body).encode()
+    head = (
+        f"POST /rerank HTTP/1.1\r\nhost: {url.removeprefix('http://')}\r\naccept: */*\r\n"
+        f"connection: {'close' if close else 'keep-alive'}\r\nx-request-timeout-ms: 300000\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    )
+    return head.encode() + data
+
+
+def place_of(url: str) -> tuple[str, int]:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return host, int(port)
+
+
 async def closed_loop(
     url: str, asked: list[dict[str, Any]], decoder: str, clients: int, requests: int
 ) -> dict[str, Any]:
     """`clients` that each ask again as soon as they are answered."""
-    numbers, seconds, tokens, forwards = iter(range(requests)), [], 0, 0
+    messages = [message_of(url, {**body, "decode": {"decoder": decoder}}) for body in asked]
+    numbers, seconds, answers = iter(range(requests)), list[float](), list[bytes]()
 
-    async def one(client: httpx.AsyncClient) -> None:
-        nonlocal tokens, forwards
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection(*place_of(url))
         for number in numbers:
-            body = {**asked[number % len(asked)], "decode": {"decoder": decoder}}
             begun = time.perf_counter()
-            headers = {"x-request-timeout-ms": "300000"}
-            answer = await client.post("/rerank", json=body, headers=headers)
+            status, answer = await asked_once(reader, writer, messages[number % len(messages)])
             seconds.append(time.perf_counter() - begun)
-            answer.raise_for_status()
-            decode = answer.json()["decode"]
-            tokens, forwards = tokens + decode["tokens"], forwards + decode["forwards"]
+            if status != 200:
+                raise SystemExit(f"status {status}: {answer[:200]!r}")
+            answers.append(answer)
+        writer.close()
 
-    # One pool for all: to make a client of its own for each takes longer than an answer.
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-        begun = time.perf_counter()
-        await asyncio.gather(*(one(client) for _ in range(clients)))
-        wall = time.perf_counter() - begun
+    begun = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    wall = time.perf_counter() - begun
+    told = [json.loads(answer)["decode"] for answer in answers]
+    tokens, forwards = (sum(one[name] for one in told) for name in ("tokens", "forwards"))
     return {
         "decoder": decoder,
         "clients": clients,
@@ -114,33 +143,39 @@ async def closed_loop(
 
 async def overload(url: str, asked: list[dict[str, Any]], seconds: float, rate: float) -> dict:
     """An open loop at a rate beyond capacity: what happened to every request, and how fast."""
-    ends: dict[str, Any] = {"answered": 0, "rejected": 0, "timed_out": 0, "other": 0}
+    ends: dict[str, int] = dict.fromkeys(("answered", "rejected", "timed_out", "other", "lost"), 0)
+    messages = [message_of(url, body, close=True) for body in asked]
     rejected: list[float] = []
     last = [0.0]  # when the last answer came
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
 
-        async def one(number: int) -> None:
-            begun = time.perf_counter()
-            answer = await client.post("/rerank", json=asked[number % len(asked)])
-            name = {200: "answered", 429: "rejected", 504: "timed_out"}
-            ends[name.get(answer.status_code, "other")] += 1
-            if answer.status_code == 200:
-                last[0] = time.perf_counter()
-            if answer.status_code == 429:
-                rejected.append(time.perf_counter() - begun)
+    async def one(number: int) -> None:
+        begun = time.perf_counter()
+        try:
+            reader, writer = await asyncio.open_connection(*place_of(url))
+            status, _ = await asked_once(reader, writer, messages[number % len(messages)])
+            writer.close()
+        except (OSError, asyncio.IncompleteReadError):
+            ends["lost"] += 1
+            return
+        name = {200: "answered", 429: "rejected", 504: "timed_out"}
+        ends[name.get(status, "other")] += 1
+        if status == 200:
+            last[0] = time.perf_counter()
+        if status == 429:
+            rejected.append(time.perf_counter() - begun)
 
-        begun, tasks = time.perf_counter(), []
-        while (now := time.perf_counter() - begun) < seconds:
-            while len(tasks) < now * rate:
-                tasks.append(asyncio.create_task(one(len(tasks))))
-            await asyncio.sleep(0.002)
-        await asyncio.gather(*tasks)
+    begun, tasks = time.perf_counter(), []
+    while (now := time.perf_counter() - begun) < seconds:
+        while len(tasks) < now * rate:
+            tasks.append(asyncio.create_task(one(len(tasks))))
+        await asyncio.sleep(0.002)
+    await asyncio.gather(*tasks)
     sent = len(tasks)
     assert sent == sum(ends.values())
     shown = {f"rejection_p{p}_ms": float(np.percentile(rejected, p)) * 1e3 for p in (50, 99)}
-    ends["answers_per_s"] = round(ends["answered"] / (last[0] - begun), 2)
-    return {"sent": sent, **ends, **{k: round(v, 1) for k, v in shown.items() if rejected}}
+    pace = round(ends["answered"] / (last[0] - begun), 2)
+    figures = {k: round(v, 1) for k, v in shown.items() if rejected}
+    return {"sent": sent, **ends, "answers_per_s": pace, **figures}
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -190,10 +225,10 @@ def main() -> None:
     parser.add_argument(
         "--requests",
         type=int,
-        default=64,
+        default=256,
         help="per decoder and number of clients; at least 4 each",
     )
-    parser.add_argument("--threads", default="2")
+    parser.add_argument("--threads", default="0", help="of the model; 0: each server's own choice")
     parser.add_argument("--overload", type=float, default=10.0, help="seconds; 0 = leave it out")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from diffgr2.rerank.reranker import Reranker
+from diffgr2.serve.lanes import Lanes
 from diffgr2.serve.limits import Limits
 from support.live import Live, Process, body_of, idle, ids
 
@@ -73,10 +74,10 @@ async def gather(server: Live | Process, clients: int, requests: int, pairs: lis
     return seen
 
 
-def equality(reranker: Reranker, clients: int, requests: int) -> None:
+def equality(reranker: Reranker, clients: int, requests: int, lanes: int = 1) -> None:
     pairs = catalogue_of(reranker, 24)
     assert len({str(wanted) for _, wanted in pairs}) > 11, "the oracle would accept anything"
-    limits = Limits(waiting=clients, timeout_s=280, max_timeout_s=300)
+    limits = Limits(waiting=clients, timeout_s=280, max_timeout_s=300, lanes=lanes)
     with Live(reranker, limits=limits) as server:
         seen = asyncio.run(gather(server, clients, requests, pairs))
         assert seen == {"right": requests}
@@ -85,13 +86,35 @@ def equality(reranker: Reranker, clients: int, requests: int) -> None:
         assert asyncio.run(gather(server, 4, 24, shifted))["wrong"] > 12  # it can fail
 
 
-def test_concurrent_answers_equal_single_ones(reranker: Reranker) -> None:
-    equality(reranker, clients=12, requests=72)
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_concurrent_answers_equal_single_ones(reranker: Reranker, lanes: int) -> None:
+    equality(reranker, clients=12, requests=72, lanes=lanes)
 
 
 @pytest.mark.slow
-def test_64_clients_and_2000_answers_equal_single_ones(reranker: Reranker) -> None:
-    equality(reranker, clients=64, requests=2000)
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_64_clients_and_2000_answers_equal_single_ones(reranker: Reranker, lanes: int) -> None:
+    equality(reranker, clients=64, requests=2000, lanes=lanes)
+
+
+def test_the_work_of_lanes_is_shared_and_told_as_one(reranker: Reranker) -> None:
+    limits = Limits(waiting=64, running=6, lanes=3)
+    pairs = catalogue_of(reranker, 12)
+    with Live(reranker, limits=limits) as server:
+        lanes = server.state.engine
+        assert isinstance(lanes, Lanes)
+        assert [lane.limits.running for lane in lanes.lanes] == [2, 2, 2]
+        assert lanes.alive
+        assert not lanes.bad
+        seen = asyncio.run(gather(server, 12, 36, pairs))
+        assert seen == {"right": 36}
+        assert idle(server.state)
+        assert all(lane._next_key > 0 for lane in lanes.lanes), "each had something to do"
+        assert (lanes.running, lanes.waiting, lanes.slots_used) == (0, 0, 0)
+        with server.client() as client:
+            assert client.get("/health/ready").status_code == 200
+            assert client.post("/admin/reload").status_code in (200, 403)
+    assert not lanes.alive
 
 
 # ----------------------------------------------------------------------------------- overload

@@ -68,7 +68,7 @@ def idle(state: State, timeout_s: float = 30.0) -> bool:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         engine = state.engine
-        if state.slots.taken == 0 and not engine._jobs and not engine._waiting:
+        if state.slots.taken == 0 and not engine.running and not engine.waiting:
             return True
         time.sleep(0.005)
     return False

@@ -256,6 +256,7 @@ def serve(
         timeout_s=timeout,
         max_timeout_s=max(300.0, timeout),
         drain_s=drain,
+        lanes=0,
         hosts=answered(host, tuple(hosts or ()), keyed=bool(keys)),
     )
     shown, further = Shown(page=page, docs=docs, cors=tuple(cors or ())), tuple(names or ())

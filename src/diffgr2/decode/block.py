@@ -76,16 +76,24 @@ class BlockWriter(Writer):
         self._canvas_row -= logits_from
         return Span(ids, prompt + first, hi, logits_from)
 
+    def question(self) -> tuple[np.ndarray, np.ndarray] | None:
+        return self._open() if self.foreseeable and not self._saving else None
+
+    def _open(self) -> tuple[np.ndarray, np.ndarray]:
+        """(rows of the view, positions) of the canvas's open places."""
+        end = self.end if self.guide is None else min(self.end, self.guide.stop)
+        at_N = self.start + np.flatnonzero(self.tokens_T[self.start : end] == UNKNOWN)
+        return self._canvas_row + at_N - self.start, at_N
+
     def update(self, view: View) -> None:
         step, self.nfe = self.nfe, self.nfe + 1
         self._fed = self.start
         if self._saving:
             self._saving = False
             return
-        end = self.end if self.guide is None else min(self.end, self.guide.stop)
-        at_N = self.start + np.flatnonzero(self.tokens_T[self.start : end] == UNKNOWN)
-        row_N = self._canvas_row + at_N - self.start
-        found = self.wanted(view, row_N, at_N, self.uniforms(len(at_N)))
+        row_N, at_N = self._open()
+        found = self.told or self.wanted(view, row_N, at_N, self.uniforms(len(at_N)))
+        self.told = None
         commit_N = self._accept(found.sure_N, view, row_N)
         if self.guide is not None:
             early_N = self.guide.too_early(at_N, found.token_N)

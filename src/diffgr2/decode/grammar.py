@@ -271,12 +271,17 @@ class Guide:
 
         None where the response is not one row of places: then each position is asked by itself.
         """
+        sets = self.sets(at_N)
+        return None if sets is None else (row_of_places(sets[0]), sets[1])
+
+    def sets(self, at_N: np.ndarray) -> tuple[list[list[int]], np.ndarray] | None:
+        """The same as lists."""
         if self.grammar.free is not None or len(self.grammar.tail):
             return None
         section = self._sections[0]
-        tokens_NA = row_of_places([section.may[at] for at in at_N.tolist()])
         scale_T = section.places.scale_T
-        return tokens_NA, np.zeros(len(at_N), dtype=bool) if scale_T is None else scale_T[at_N]
+        scale_N = np.zeros(len(at_N), dtype=bool) if scale_T is None else scale_T[at_N]
+        return [section.may[at] for at in at_N.tolist()], scale_N
 
     def option(self, at: int) -> tuple[list[int], bool] | None:
         """The same of one position, without gaps."""

@@ -79,15 +79,25 @@ class VerifyWriter(Writer):
         if not self.done:
             self._propose(view, drafted)
 
+    def question(self) -> tuple[np.ndarray, np.ndarray] | None:
+        asked = self._ahead(len(self._draft_T)) if self.foreseeable else None
+        return asked if asked is not None and len(asked[1]) > 1 else None
+
+    def _ahead(self, drafted: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows of the view, positions) of the open places that the draft is held against."""
+        end = min(self._first + drafted + 1, self.limit)
+        row_N = np.flatnonzero(self.tokens_T[self._first : end] == UNKNOWN)
+        return row_N, self._first + row_N
+
     def _foresee(self, view: View, drafted: int) -> None:
         """What the AR head chooses at all drafted positions, each as long as its options last."""
         guide, self._known = self.guide, {}
-        end = min(self._first + drafted + 1, self.limit)
         if guide is None or self.settings.temperature > 0.0:
             return
-        at_N = self._first + np.flatnonzero(self.tokens_T[self._first : end] == UNKNOWN)
-        if len(at_N) > 1 and guide.options(at_N) is not None:
-            found = self.wanted(view, at_N - self._first, at_N, None)
+        row_N, at_N = self._ahead(drafted)
+        if len(at_N) > 1 and guide.sets(at_N) is not None:
+            found = self.told or self.wanted(view, row_N, at_N, None)
+            self.told = None
             columns = (found.token_N, found.logp_N, found.sure_N, found.level_N)
             choices = map(Choice, *(column.tolist() for column in columns))
             for at, choice in zip(at_N.tolist(), choices, strict=True):

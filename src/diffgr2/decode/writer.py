@@ -51,6 +51,7 @@ class Writer(ABC):
         self.chances: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.length = self.nfe = 0
         self.done = self.finished = False
+        self.told: Choices | None = None  # the answer to `question`
         self._fresh: list[tuple[int, int]] = []
         self.guide = Guide(grammar, self.tokens_T) if grammar else None
         self._hear(BEFORE)
@@ -67,6 +68,19 @@ class Writer(ABC):
     @abstractmethod
     def plan(self) -> Span:
         """What the next forward computes for this output."""
+
+    def question(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(rows, positions) that `update` will ask about first, where its grammar has no gaps.
+
+        Asked for all writers of a batch together, the answer is `told`; it may be left out.
+        """
+        return None
+
+    @property
+    def foreseeable(self) -> bool:
+        """Whether a choice depends on nothing but the view and the guide."""
+        settings = self.settings
+        return self.guide is not None and settings.temperature == 0.0 and not settings.details
 
     @abstractmethod
     def update(self, view: View) -> None:

@@ -100,6 +100,10 @@ class Names:
         problems: dict[int, str] = {}
         lost: dict[int, str] = {}
         for index, entry in enumerate(entries):
+            number = self._id.get(entry) if isinstance(entry, str) else None
+            if number is not None:  # as nearly always
+                found[index] = number
+                continue
             try:
                 found[index] = self._one(entry)
             except NothingNamedError as error:
@@ -108,6 +112,8 @@ class Names:
             except DataError as error:
                 problems[index] = str(error)
         items = {at: self.item(what) for at, what in found.items() if isinstance(what, int)}
+        if len(items) == len(entries):
+            return list(items.values())
         strangers = {at: what for at, what in found.items() if isinstance(what, Stranger)}
         if strangers:
             texts = [

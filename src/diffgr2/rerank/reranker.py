@@ -130,6 +130,8 @@ class Reranker(World):
         ways: Ways,
     ) -> tuple[Placing, list[str]]:
         """The shop's rules for this list."""
+        if not rules:
+            return Placing(len(items), frozenset(lost)), []
         asked = read_rules(rules)
         if asked.boost and ways.read_out.answer == "written":
             raise DataError("boost: a written answer states no strengths to add to")

@@ -2,9 +2,9 @@
 
 Contract: `World(directory)` opens these parts; `requests` builds the content of prompts from
 resolved items exactly as the stages build it from lists, `scores_of` rates candidates that came
-without scores, `ways` gives a request's ways of decoding and of reading responses. Nothing here
-changes after opening, so threads may share it. Not here: the model (`reranker`), the way of one
-request (`task`).
+without scores, `ways` gives a request's ways of decoding and of reading responses. Threads may
+share it: nothing here changes after opening, but ways are remembered. Not here: the model
+(`reranker`), the way of one request (`task`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,6 +44,9 @@ from diffgr2.types import Catalogue
 
 SEATS = 512
 """Unknown items that one request may hold."""
+
+WAYS = 64
+"""Ways of decoding that are kept once they were checked."""
 
 READ_KEYS = ("answer", "views")
 """What of the decode section says how responses are read."""
@@ -94,17 +97,28 @@ class World:
         self.scales = read_scales(directory)
         check_shop(self)
         self.kinds = kinds_of(self.catalogue.categories)
+        self._ways: dict[tuple[Any, ...], tuple[DecodeSettings, ReadOut]] = {}
 
     def ways(self, given: Mapping[str, Any] | None = None) -> Ways:
         """How to decode and read: the recipe's recommendation, changed by `given`."""
-        chosen = self._chosen(given)
-        settings, read_out = self._settings(chosen), self._read_out(chosen)
-        seed = (given or {}).get("seed")
+        given = given or {}
+        seed, rest = given.get("seed"), {k: v for k, v in given.items() if k != "seed"}
+        # True equals 1 and is none of it.
+        key = tuple((name, type(value), value) for name, value in rest.items())
+        plain = all(kind in (str, int, float, bool) for _, kind, _ in key)
+        known = self._ways.get(key) if plain else None
+        settings, read_out = known or self._decided(rest)
+        if plain and known is None and len(self._ways) < WAYS:
+            self._ways[key] = settings, read_out
         if seed is None:
             return Ways(settings, read_out)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ConfigError("decode.seed: expected an integer")
         return Ways(settings, read_out, ("decode", seed))
+
+    def _decided(self, given: Mapping[str, Any]) -> tuple[DecodeSettings, ReadOut]:
+        chosen = self._chosen(given)
+        return self._settings(chosen), self._read_out(chosen)
 
     def _settings(self, chosen: Mapping[str, Any]) -> DecodeSettings:
         config = self.recipe.decode

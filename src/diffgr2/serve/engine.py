@@ -38,7 +38,6 @@ class Engine:
     ) -> None:
         self.model, self.limits, self.metrics = model, limits, metrics
         self._probe = probe
-        metrics.backend.labels(model.name).inc()
         self._inbox: deque[Job] = deque()
         self._orders: deque[Order] = deque()
         self._waiting: deque[Job] = deque()
@@ -123,6 +122,11 @@ class Engine:
     @property
     def waiting(self) -> int:
         return len(self._waiting) + len(self._orders)
+
+    @property
+    def load(self) -> int:
+        """How much there is to do."""
+        return len(self._inbox) + self.waiting + self.running
 
     @property
     def slots_used(self) -> int:

@@ -42,6 +42,7 @@ class Limits:
     batch_parallel: int = 8  # of which this many are decoded at once
     waiting: int = 128  # requests admitted beyond those that decode
     running: int = 32  # outputs decoded at once
+    lanes: int = 1  # threads that decode, each with batches of its own; 0: as many as the model has
     tokens: int = 32_768  # cache slots of all outputs together
     timeout_s: float = 30.0  # deadline where the client names none
     max_timeout_s: float = 300.0

@@ -24,6 +24,7 @@ from diffgr2.rerank.bundle import refuse_worse
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.engine import Engine
 from diffgr2.serve.keys import Keys
+from diffgr2.serve.lanes import Lanes, engine_of
 from diffgr2.serve.ledger import Ledger, LogTo
 from diffgr2.serve.limits import Budget, Limits, Slots
 from diffgr2.serve.post import Post
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from diffgr2.serve.tracing import Traces
 
 T = TypeVar("T")
+AnyEngine = Engine | Lanes
 
 log = logging.getLogger("diffgr2.serve")
 
@@ -52,7 +54,8 @@ class Served:
         self.description: dict[str, Any] = {}  # OpenAPI's, once it was asked for
         probe = DecodeRequest([reranker.vocab.end_id])
         tiny = reranker.ways({"decoder": "ar", "max_tokens": 1}).settings
-        self.engine = Engine(reranker.model, (probe, tiny), limits, metrics)
+        self.engine = engine_of(reranker.model, (probe, tiny), limits, metrics)
+        metrics.backend.labels(reranker.model.name).inc()
         self.holders, self.retired, self.ended = 0, False, False
 
     @property
@@ -116,11 +119,11 @@ class State:
     # ------------------------------------------------------------------------------ bundles
 
     @property
-    def engines(self) -> list[Engine]:
+    def engines(self) -> list[AnyEngine]:
         return [served.engine for served in self.served.values()]
 
     @property
-    def every_engine(self) -> list[Engine]:
+    def every_engine(self) -> list[AnyEngine]:
         """Those of old bundles that still answer too."""
         old = [served.engine for served in self._retired if not served.ended]
         return [*self.engines, *old]
@@ -131,7 +134,7 @@ class State:
         return next(iter(self.served.values()))
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> AnyEngine:
         """The first bundle's."""
         return self.first.engine
 
@@ -231,7 +234,7 @@ class State:
             self._probing = asyncio.create_task(asyncio.to_thread(self._probe, engines))
         return await asyncio.shield(self._probing)
 
-    def _probe(self, engines: list[Engine]) -> bool:
+    def _probe(self, engines: list[AnyEngine]) -> bool:
         return all(engine.probe(self.limits.stall_s) for engine in engines)
 
     async def aside(self, deadline: float, work: Callable[..., T], *given: Any) -> T:
