@@ -221,7 +221,8 @@ class TracesConfig(Section):
     """Teacher traces (traces.*)."""
 
     teacher: Literal["evidence", "llm"] = "evidence"
-    tutor: Literal["scorer", "trees"] = "scorer"  # whose ranking: evidence.scorer's or trees'
+    tutor: Literal["scorer", "trees", "both"] = "scorer"  # whose ranking: evidence.scorer's, trees'
+    # or the mean of scorecard and trees, which few lists are taught best by
     train_weight: Amount | None = None  # trees: of a training list; null = .5, of own lists 1
     mode: Literal["plain", "targeted", "rejection"] = "plain"
     attempts: Positive = 8  # rejection: orders sampled per list

@@ -12,6 +12,7 @@ import pytest
 
 from diffgr2.candidates import trees
 from diffgr2.candidates.lambdamart import Lists
+from diffgr2.candidates.scorers import LinearScorer
 from diffgr2.candidates.trees import FOLDS, NO_FOLD, Forest, Trees
 from diffgr2.errors import DataError
 from diffgr2.types import MISSING
@@ -109,6 +110,19 @@ def test_contributions_and_the_mean_candidate_add_up_to_the_score(found: Trees) 
         assert np.ptp(rest_LK[found.fold_U == fold]) < 1e-3
     best_LK = lists.raw_LKF[..., 1] == B - 1
     assert (moved_LKF[..., 1][best_LK] > 0).mean() > 0.95
+
+
+def test_beside_a_scorecard_they_are_the_mean_of_both(found: Trees, tmp_path: Path) -> None:
+    lists, rng = shop(4), np.random.default_rng(0)
+    card = LinearScorer(rng.normal(size=(F, B + 1)))
+    both, given = found.beside(card.weight_FV), (lists.raw_LKF, lists.user_L)
+    mean_LK = (found.score(*given) + card.score(lists.raw_LKF)) / 2
+    np.testing.assert_allclose(both.score(*given), mean_LK, atol=1e-5)
+    mean_LKF = (found.contributions(*given) + card.contributions(lists.raw_LKF)) / 2
+    np.testing.assert_allclose(both.contributions(*given), mean_LKF, atol=1e-5)
+    both.save(tmp_path / trees.FILE)
+    again = Trees.load(tmp_path / trees.FILE)
+    assert again.score(*given).tobytes() == both.score(*given).tobytes()
 
 
 def test_hidden_evidence_is_judged_as_what_it_then_is(found: Trees) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from pathlib import Path
 
@@ -111,6 +112,21 @@ def test_hidden_evidence_is_taught_as_the_trees_judge_what_is_left(corpus: Corpu
         for field_C, buckets_F in zip(trace.cites_KC, shown.request.buckets_KF, strict=True):
             assert all(buckets_F[field] != MISSING for field in field_C if field != NONE)
     assert moved > 30
+
+
+def test_both_is_the_mean_with_the_scorecard(root: Path, tmp_path: Path) -> None:
+    for stage in ("data", "items", "retriever", "candidates", "evidence"):
+        shutil.copytree(root / stage, tmp_path / stage)
+    made = recipe(tutor="both")
+    runner(tmp_path, made).run(["tutor"])
+    assert teaches(made) == "trees"
+    for split in (*KNOWN, "test"):
+        path = f"scores_trees_{split}.safetensors"
+        one_LK, both_LK = (
+            load_arrays(place / "tutor" / path)["score_LK"] for place in (root, tmp_path)
+        )
+        card_LK = load_arrays(root / "evidence" / f"scores_linear_{split}.safetensors")["score_LK"]
+        np.testing.assert_allclose(both_LK, (one_LK + card_LK) / 2, atol=1e-4)
 
 
 def test_it_is_a_row_and_what_the_model_is_held_against(root: Path) -> None:

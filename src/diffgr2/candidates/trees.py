@@ -89,6 +89,21 @@ class Forest:
             moved.append(told_XF[:, :-1].astype(np.float32))
         return Forest(cell_TFV, first, np.concatenate(values), np.concatenate(moved))
 
+    def beside(self, weight_FV: np.ndarray) -> Forest:
+        """The mean of these trees and a scorecard, whose fields are trees of one question each."""
+        fields, levels = weight_FV.shape
+        own, level_V = np.arange(fields), np.arange(levels)
+        cell_TFV = np.zeros((fields, *weight_FV.shape), np.int32)
+        cell_TFV[own, own] = level_V
+        moved_CF = np.zeros((fields * levels, fields), np.float32)
+        moved_CF[own[:, None] * levels + level_V, own[:, None]] = weight_FV
+        return Forest(
+            np.concatenate([self.cell_TFV, cell_TFV]),
+            np.concatenate([self.first_T, len(self.value_C) + own * levels]).astype(np.int32),
+            np.concatenate([self.value_C, weight_FV.ravel()]) / 2,
+            np.concatenate([self.moved_CF, moved_CF]) / 2,
+        )
+
     def _cell_of(self, level_XF: np.ndarray) -> np.ndarray:
         """Which cell of each tree every candidate is in (T, X)."""
         cell_TX = np.repeat(self.first_T[:, None], len(level_XF), 1)
@@ -162,6 +177,10 @@ class Trees:
             found_XF = forest.contributions(self._levels(buckets_LKF[rows]))
             moved_LKF[rows] += share * found_XF.reshape(-1, *buckets_LKF.shape[1:])
         return moved_LKF.astype(np.float32)
+
+    def beside(self, weight_FV: np.ndarray) -> Trees:
+        """The mean of every fold's trees and one scorecard (`LinearScorer.weight_FV`)."""
+        return replace(self, forests=tuple(forest.beside(weight_FV) for forest in self.forests))
 
     def _levels(self, buckets_LKF: np.ndarray) -> np.ndarray:
         """(X, F), the last level MISSING."""

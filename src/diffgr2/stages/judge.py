@@ -49,7 +49,7 @@ def row_of(kind: str, chosen: str) -> str:
 
 def teaches(recipe: Recipe) -> str:
     """The kind of scorer that traces are made with."""
-    return TREES if recipe.traces.tutor == "trees" else "linear"
+    return "linear" if recipe.traces.tutor == "scorer" else TREES
 
 
 def scored(recipe: Recipe, places: Mapping[str, Path]) -> list[SystemOutputs]:

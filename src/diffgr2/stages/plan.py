@@ -84,7 +84,7 @@ _TABLE = (
     _stage("evidence", "data items candidates", "evidence candidates.k lists.features",
            "evidence per candidate, scorers without a language model", version=4),
     _stage("tutor", "data candidates evidence",
-           "evidence.fit_on evidence.buckets traces.train_weight candidates.k",
+           "evidence.fit_on evidence.buckets traces.tutor traces.train_weight candidates.k",
            "boosted trees on what prompts show: the ranking that traces imitate"),
     _stage("rival", "data candidates evidence", "evidence candidates.k lists.features",
            "LambdaMART on the raw evidence, and which scorer is the one to beat",
@@ -181,7 +181,7 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     absent = {*MEASURED} - rows.keys()
     if recipe.lists.file or recipe.lists.point_in_time:  # evidence is counted as it says
         absent.add("timely")
-    tutored = recipe.traces.tutor == "trees"
+    tutored = recipe.traces.tutor != "scorer"
     if not tutored:
         absent.add("tutor")
     found = {name: rows.get(name, stage) for name, stage in STAGES.items() if name not in absent}

@@ -2,11 +2,13 @@
 
 Reads candidates and evidence; fits boosted trees on the shown buckets of all stored columns
 (`candidates.trees`), of training and validation lists as `evidence.fit_on` says, a training list
-counting `traces.train_weight` times a validation list. Writes `trees.safetensors` and the scores
-of every split: lists of known splits out of fold, those of selection users and test lists by the
-mean of the folds. It is the row `tutor`; how much of `lambdamart`, which reads raw values, it lacks
-is what the buckets cost. Recipes whose traces follow `evidence.scorer` have no such stage. Needs
-LightGBM, once: what it leaves is read without. Run: `diffgr2 tutor RECIPE`.
+counting `traces.train_weight` times a validation list. With `traces.tutor: both` the tutor is the
+mean of trees and scorecard: of few lists each learns something else wrong. Writes
+`trees.safetensors` and the scores of every split: lists of known splits out of fold, those of
+selection users and test lists by the mean of the folds. It is the row `tutor`; how much of
+`lambdamart`, which reads raw values, it lacks is what the buckets cost. Recipes whose traces follow
+`evidence.scorer` have no such stage. Needs LightGBM, once: what it leaves is read without. Run:
+`diffgr2 tutor RECIPE`.
 """
 
 from importlib.util import find_spec
@@ -20,6 +22,7 @@ from diffgr2.candidates import trees
 from diffgr2.candidates.index import read_fields
 from diffgr2.candidates.lambdamart import Lists
 from diffgr2.candidates.lists import first_columns, load_lists, selection_users
+from diffgr2.candidates.scorers import LinearScorer
 from diffgr2.config import Recipe
 from diffgr2.data.store import read_dataset
 from diffgr2.errors import MissingExtraError
@@ -76,6 +79,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     held_U = selection_users(n_users)
     given: dict[str, Any] = {"seed": ctx.seed, "threads": recipe.threads, "held_U": held_U}
     found, told = trees.fit(Lists.join(known), recipe.evidence.buckets, n_users, **given)
+    if recipe.traces.tutor == "both":
+        found = found.beside(LinearScorer.load(evidence / "linear.safetensors").weight_FV)
     found.save(ctx.out / trees.FILE)
     metrics: dict[str, Any] = {}
     for split, own in lists.items():
