@@ -34,6 +34,9 @@ PIECE = 512
 SMALL = 16_000_000
 """Weights up to which threads within a forward cost more than they give."""
 
+TINY = 250_000
+"""Weights up to which Python does most of the work, one thread at a time: lanes bring nothing."""
+
 BFLOAT16 = 16
 """ONNX's number of that type, whose bits come as uint16."""
 
@@ -62,7 +65,9 @@ class OrtBackend:
         name: str = "onnx",
     ) -> None:
         self.name = name
-        self.lanes, self.threads = (threads, 1) if facts.weights <= SMALL else (1, threads)
+        small = facts.weights <= SMALL
+        self.lanes = threads if small and facts.weights > TINY else 1
+        self.threads = 1 if small else threads
         self.facts = facts
         self._source, self._weights = source, weights or {}
         self._compiled: dict[bool, ort.InferenceSession] = {}
