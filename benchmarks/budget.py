@@ -5,7 +5,8 @@
 Contract: RUN is a run that stands up to the stage's input (`opd`: CFT, `block_rl`: OPD, `cft_rl`:
 CFT). The stage is trained once per number of steps and per way (`shipped`: as the recipe has it;
 `paper`: rolled out under the plain rule at τ = .9 with the answer written out, OPD's divergence on
-all masked positions at the teacher's own temperature; `--set` changes more), each with its own
+all masked positions at the teacher's own temperature; `preference`: RL's stages with preferences
+between outputs in place of replay; `--set` changes more), each with its own
 schedule, in RUN/budget/<stage>-<way>-<steps>, which is kept: run again, what is made is not made
 again, and a training that was killed goes on. Every model answers the same lists: validation lists
 of selection users, by which steps may be chosen, or with `--split test` the test lists, by which
@@ -53,6 +54,7 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
         "block_rl": PLAIN,
         "cft_rl": PLAIN,
     },
+    "preference": {stage: {"objective": "preference"} for stage in ("block_rl", "cft_rl")},
 }
 """What a way changes of a stage's section. Learning rates stay the recipe's: the papers' are those
 of a model a thousand times as large."""
@@ -202,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", help="a run's directory")
     parser.add_argument("--stage", choices=[*FROM], nargs="+", default=["opd"])
-    parser.add_argument("--way", choices=[*WAYS], nargs="+", default=[*WAYS])
+    parser.add_argument("--way", choices=[*WAYS], nargs="+", default=["shipped", "paper"])
     parser.add_argument("--steps", type=numbers, default=[0, 100, 300, 1000])
     parser.add_argument("--split", choices=["selection", "test"], default="selection")
     parser.add_argument("--lists", type=int, default=0, help="how many are answered; 0 = all")
@@ -217,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise ConfigError(f"{run.root}: {missing[0]} does not stand (run: diffgr2 run {run.named})")
     asked, rows = asked_of(run, given.split, given.lists), []
     for stage in given.stage:
-        for way in given.way:
+        for way in [way for way in given.way if stage in WAYS[way]]:
             rows += curve(run, stage, way, given.steps, asked, given.changes)
             print(table(rows), flush=True)
     about, tie = data_of(run.recipe)

@@ -165,3 +165,7 @@ class BlockRlConfig(RlConfig):
     micro_rows: Positive = 8
     threshold: Share = 0.2
     clip_high: Rate = 0.2  # symmetric, as in the paper
+    objective: Literal["policy", "preference"] = "policy"  # by replay, or between best and worst
+    beta: Rate = 0.1  # preference: how far from where it began a bound may move
+    draws: Annotated[int, Field(ge=1, le=64)] = 4  # preference: masks per bound
+    noise: Literal["antithetic", "shared", "plain"] = "antithetic"  # preference: whose masks

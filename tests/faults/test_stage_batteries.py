@@ -16,8 +16,10 @@ import torch
 
 from support import battery, tiny_stages
 
-STAGES = ("sft", "rl", "cft", "opd", "block_rl")
-ROLLS = ("rl", "opd", "block_rl")
+STAGES = ("sft", "rl", "cft", "opd", "block_rl", "preference")
+ROLLS = ("rl", "opd", "block_rl", "preference")
+GROUPS = ("rl", "block_rl", "preference")
+"""Stages that keep a batch of rollouts for two steps."""
 FILE = str(Path(tiny_stages.__file__).resolve())
 
 
@@ -45,7 +47,7 @@ def check_at_work(stage: str, folder: Path) -> None:
     """A battery over a stage that does nothing would prove nothing."""
     lines = battery.run(factory(stage, short=True), folder).lines
     assert sum(line["grad_norm"] > 0 for line in lines) >= 2, lines
-    if stage in ("rl", "block_rl"):
+    if stage in GROUPS:
         assert sum(line["groups"] for line in lines) > 0
 
 
@@ -60,14 +62,14 @@ def kill_modes(stage: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_stage_resumes_from_every_step_and_is_then_a_noop(stage, tmp_path):
     check_at_work(stage, tmp_path / "work")
-    rounds = 2 if stage in ("rl", "block_rl") else 1
+    rounds = 2 if stage in GROUPS else 1
     assert check_resumes(stage, tmp_path, short=True) == tiny_stages.SHORT // rounds
     battery.check_finished_is_noop(factory(stage, short=True), tmp_path / "noop")
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_corrupt_checkpoints_of_the_stage_are_never_used(stage, tmp_path):
-    steps = 6 if stage in ("rl", "block_rl") else 4  # three checkpoints are needed, at round ends
+    steps = 6 if stage in GROUPS else 4  # three checkpoints are needed, at round ends
     made = getattr(tiny_stages, f"make_{stage}")
     battery.check_corruptions(lambda: made(steps), tmp_path, number=20)
 
@@ -94,7 +96,7 @@ def test_sigkill_in_rollouts_and_saves_ends_like_an_uninterrupted_run(stage, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_stage_resumes_from_each_of_12_steps(stage, tmp_path):
-    rounds = 2 if stage in ("rl", "block_rl") else 1
+    rounds = 2 if stage in GROUPS else 1
     assert check_resumes(stage, tmp_path, short=False) == 12 // rounds
 
 

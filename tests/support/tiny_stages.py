@@ -40,6 +40,7 @@ from diffgr2.stages.cft import CftTask
 from diffgr2.stages.corpus import KNOWN
 from diffgr2.stages.distill import Asked, Outputs, asked, packed
 from diffgr2.stages.opd import OpdTask
+from diffgr2.stages.preferring import PreferenceTask
 from diffgr2.stages.rl import RlTask
 from diffgr2.stages.rollouts import Roller, rollout_settings
 from diffgr2.stages.sft import SftTask
@@ -233,6 +234,13 @@ def block_rl_task(
     return RlTask(roller, contract), config
 
 
+def preference_task(
+    reference: nn.Module, *, contract: BlockContract | None = None, **changes: Any
+) -> tuple[PreferenceTask, BlockRlConfig]:
+    task, config = block_rl_task(contract=contract, objective="preference", **changes)
+    return PreferenceTask(task.roller, contract or contract_of(), reference), config
+
+
 def lean(net: Any) -> LeanQwen3:
     return LeanQwen3(net.eval())
 
@@ -276,9 +284,16 @@ def make_block_rl(steps: int = STEPS) -> tuple[Task, nn.Module, TrainConfig]:
     return task, model("block"), config
 
 
+def make_preference(steps: int = STEPS) -> tuple[Task, nn.Module, TrainConfig]:
+    reference = model("block").eval().requires_grad_(False)
+    task, config = preference_task(reference, steps=steps, micro_rows=4)
+    return task, model("block"), config
+
+
 SHORT = 4
 make_short_sft = partial(make_sft, SHORT)
 make_short_rl = partial(make_rl, SHORT)
 make_short_cft = partial(make_cft, SHORT)
 make_short_opd = partial(make_opd, SHORT)
 make_short_block_rl = partial(make_block_rl, SHORT)
+make_short_preference = partial(make_preference, SHORT)

@@ -20,12 +20,12 @@ def recipe() -> Recipe:
 
 def test_every_stage_starts_from_a_stage_that_it_reads() -> None:
     assert all(source in STAGES[stage].inputs for stage, source in FROM.items())
-    assert all(set(way) == {*FROM} for way in WAYS.values())
+    assert all({*way} <= {*FROM} for way in WAYS.values())
+    assert {*WAYS["shipped"]} == {*WAYS["paper"]} == {*FROM}
 
 
-@pytest.mark.parametrize("stage", FROM)
-@pytest.mark.parametrize("way", WAYS)
-def test_a_way_changes_the_stage_and_nothing_else(stage: str, way: str) -> None:
+@pytest.mark.parametrize(("way", "stage"), [(way, stage) for way in WAYS for stage in WAYS[way]])
+def test_a_way_changes_the_stage_and_nothing_else(way: str, stage: str) -> None:
     made = recipe_of(recipe(), stage, way, 30)
     assert getattr(made, stage).steps == 30
     assert made.model_copy(update={stage: getattr(recipe(), stage)}) == recipe()

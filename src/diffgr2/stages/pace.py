@@ -4,9 +4,10 @@ Writes `pace.json`: per row and batch size milliseconds per list (median, least 
 rounds) with all that a list takes once its evidence is there: prompt, prefill, decoding, reading,
 ranking; and beside it what the prompt's forward takes by itself, which a decoder may share with
 its first one. All rows take turns, so that a noisy machine hits them alike, on the engine that
-serves (`model.backends`). The scorecard and LambdaMART rank the same lists; `evidence_ms` is what
-counting the evidence of a list takes, which every row needs. Times differ from run to run, so this
-file is no part of any bit-identity promise. Not here: other decoders and batch sizes (`speed`).
+serves (`model.backends`). The scorecard, the tutor and LambdaMART rank the same lists;
+`evidence_ms` is what counting the evidence of a list takes, which every row needs. Times differ
+from run to run, so this file is no part of any bit-identity promise. Not here: other decoders and
+batch sizes (`speed`).
 Run: `diffgr2 pace RECIPE`.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 from diffgr2.artifacts import write_json
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.scorers import LinearScorer
+from diffgr2.candidates.trees import FILE, Trees
 from diffgr2.decode.batch import make_writer
 from diffgr2.evaluate.baselines import order_from_scores
 from diffgr2.model.backend import Span
@@ -29,7 +31,7 @@ from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import Request
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.evidence import untimed_values
-from diffgr2.stages.judge import LAMBDAMART, TEACHES, row_of
+from diffgr2.stages.judge import LAMBDAMART, TREES, row_of
 from diffgr2.stages.rows import RowSpec, rows_of_recipe
 from diffgr2.stages.score import Model, decode_requests, orders_of, prompts_for, test_rows
 
@@ -73,7 +75,7 @@ def prefilled_by(corpus: Corpus, model: Model, spec: RowSpec) -> Work:
 
 
 def scored_by(corpus: Corpus, inputs: Mapping[str, Path]) -> dict[str, Work]:
-    """Rivals that are kept: the scorecard, and LambdaMART where it stands."""
+    """Rivals that are kept: the scorecard, and the tutor and LambdaMART where they stand."""
     recipe, lists = corpus.recipe, corpus.judged("test")
     card = LinearScorer.load(inputs["evidence"] / "linear.safetensors")
     buckets_LKF = corpus.buckets["test"][:, : lists.k]
@@ -83,15 +85,20 @@ def scored_by(corpus: Corpus, inputs: Mapping[str, Path]) -> dict[str, Work]:
         return 0
 
     work: dict[str, Work] = {
-        row_of(TEACHES, recipe.evidence.scorer): lambda rows: ranked(
+        row_of("linear", recipe.evidence.scorer): lambda rows: ranked(
             card.score(buckets_LKF[rows], lists.there_LK[rows]), rows
         )
     }
-    trees = inputs["rival"] / "trees.txt"
-    if trees.is_file() and find_spec("lightgbm") and not recipe.lists.file:
+    if "tutor" in inputs:
+        tutor = Trees.load(inputs["tutor"] / FILE)
+        work[row_of(TREES, recipe.evidence.scorer)] = lambda rows: ranked(
+            tutor.score(buckets_LKF[rows], lists.owner_L[rows], lists.there_LK[rows]), rows
+        )
+    path = inputs["rival"] / "trees.txt"
+    if path.is_file() and find_spec("lightgbm") and not recipe.lists.file:
         import lightgbm
 
-        booster = lightgbm.Booster(model_file=str(trees))
+        booster = lightgbm.Booster(model_file=str(path))
         raw_LKF = raw_of(corpus, inputs, test_rows(corpus, "hit", recipe.evaluate.speed_lists))
         few = len(raw_LKF)
 

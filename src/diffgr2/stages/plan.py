@@ -158,7 +158,7 @@ OWN_SUMMARIES = {
 """What these then do, for the lines of a run."""
 
 
-TUTORED = ("rival", "traces", "sft", "bundle", "bundle_ar")
+TUTORED = ("rival", "traces", "sft", "pace", "bundle", "bundle_ar")
 """What reads the tutor, in recipes that have one beside the evidence's own scorers."""
 
 

@@ -8,7 +8,8 @@ one causal row each (GR2 §RL). Diffusion (TraceRL; paper §3.6): every decision
 state in which it was committed. The r-th step of each block goes into the r-th noisy copy of the
 row, blocks in parallel, so one forward of `[prompt | x0 | xt_1 … xt_R]` scores a whole trajectory;
 the selection of positions is a deterministic function of the sampled tokens' confidences and is not
-scored. Not here: sampling and grading (`rollouts`), the objective (`objectives.policy`).
+scored. With `objective: preference` the diffusion policy learns from pairs instead (`preferring`).
+Not here: sampling and grading (`rollouts`), the objective (`objectives.policy`).
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from diffgr2.config import BlockRlConfig
 from diffgr2.decode.grammar import row_of_places
 from diffgr2.decode.replay import Decisions, decisions
 from diffgr2.errors import DecodeError
@@ -33,6 +35,7 @@ from diffgr2.stages.common import train_stage
 from diffgr2.stages.corpus import open_corpus
 from diffgr2.stages.effort import chosen
 from diffgr2.stages.noisy import NoisyRow, noisy_batch, realised
+from diffgr2.stages.preferring import PreferenceTask
 from diffgr2.stages.rollouts import Roller, Rollout, rollout_settings
 from diffgr2.train.loop import Loss
 
@@ -194,4 +197,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
     settings = rollout_settings(corpus, contract, config)
     reasoning = ctx.name != "direct_rl"
     roller = Roller(ctx.name, corpus, config, settings, ctx.seed, reasoning=reasoning)
-    return train_stage(ctx, RlTask(roller, contract), open_model(source), config, source)
+    task: RlTask | PreferenceTask = RlTask(roller, contract)
+    if isinstance(config, BlockRlConfig) and config.objective == "preference":
+        assert contract is not None  # `convert` wrote it
+        frozen = open_model(source).eval().requires_grad_(False)
+        task = PreferenceTask(roller, contract, frozen)
+    return train_stage(ctx, task, open_model(source), config, source)
