@@ -291,7 +291,7 @@ def test_a_report_works_as_soon_as_candidates_can_be_measured(tmp_path: Path) ->
     done = cli("report", str(folder))
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "report" / "report.json").read_text())
-    names = ["floor", "random", "oracle", "evidence", "lambdamart"]
+    names = ["floor", "random", "oracle", "id_above", "evidence", "lambdamart"]
     names += ["evidence_gbdt", "evidence_mlp"]
     for population in ("hit", "all"):
         assert [row["name"] for row in rows_of(report, population)] == names
