@@ -196,6 +196,7 @@ class PromptConfig(Section):
     text_vocab: Annotated[int, Field(ge=256, le=65_536)] = 512  # BPE size when trained here
     cites: Annotated[int, Field(ge=1, le=8)] = 3  # pieces of evidence cited per candidate, at most
     strengths: Annotated[int, Field(ge=2, le=64)] = 16  # levels of the verdict on a candidate
+    sparse: bool = False  # no token where a field counts none, one of its own where it is missing
     answer: Answering = "written"  # what is trained: strengths, or the permutation after them too
 
 

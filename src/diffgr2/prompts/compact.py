@@ -1,6 +1,7 @@
 """The compact template: semantic IDs, evidence buckets, index tokens; for small models.
 
 Prompt    <history> sid* <candidates> (<c_i> sid evidence*)* <reason>      (or <direct>)
+          of every field that is known; `sparse`: unless it counts none, and what is missing is said
 Response  (<c_i> e e e <v>)*               per candidate the evidence that counts, and a strength
           <answer> <c>* <|im_end|>         where the permutation is written out, too
 
@@ -62,19 +63,23 @@ class Compact:
         self.words = wording("compact")
         self.fields = counted_named(spec.fields) if fields is None else tuple(fields)
         self.phrases = Phrases(self.words, self.fields, spec.buckets)
+        # Fields of which bucket 0 means that there is no such evidence.
+        self._none_F = np.array([field.counted and field.zero_is_none for field in self.fields])
         self._levels = [vocab.strength_id(level) for level in range(spec.strengths)]
         self._indices = vocab.index_id(0) + np.arange(spec.k)
 
     def prompt(self, request: Request, *, reasoning: bool = True) -> list[int]:
         """Token ids of the prompt."""
         vocab, ids = self.vocab, self._ids
-        sids_KL = vocab.sid_ids(request.codes_KL)
-        evidence_KF = vocab.evidence_ids(request.buckets_KF)
-        known_KF = request.buckets_KF != MISSING
+        sids_KL, evidence_KF = vocab.sid_ids(request.codes_KL), request.buckets_KF
+        told_KF = evidence_KF != MISSING
+        evidence_KF = np.where(told_KF, vocab.evidence_ids(evidence_KF), vocab.missing_ids)
+        if self.config.sparse:
+            told_KF = ~(self._none_F & (request.buckets_KF == 0))
         history = vocab.sid_ids(request.history_HL).ravel().tolist()
         out = [ids["<history>"], *history, ids["<candidates>"]]
         for i in range(request.k):
-            shown = evidence_KF[i][known_KF[i]].tolist()
+            shown = evidence_KF[i][told_KF[i]].tolist()
             out += [vocab.index_id(i), *sids_KL[i].tolist(), *shown]
         return [*out, ids["<reason>" if reasoning else "<direct>"]]
 

@@ -72,6 +72,7 @@ def own_tokens(
         "sid": [sid_token(level, code) for level in range(levels) for code in range(codes)],
         "index": [f"<c_{i + 1}>" for i in range(k)],
         "evidence": [f"<e_{name}_{b}>" for name in fields for b in range(buckets)],
+        "missing": [f"<no_{name}>" for name in fields],
         "strength": [f"<v_{s}>" for s in range(strengths)],
         "control": list(CONTROL),
     }
@@ -164,6 +165,11 @@ class Vocabulary:
         """Ids of evidence tokens, same shape."""
         field_F = np.arange(buckets_KF.shape[-1]) * self.spec.buckets
         return self.spec.bases["evidence"] + field_F + buckets_KF.astype(np.int64)
+
+    @cached_property
+    def missing_ids(self) -> np.ndarray:
+        """Of each field the token that says that nothing is known of it."""
+        return self.spec.bases["missing"] + np.arange(len(self.spec.fields))
 
     def strength_id(self, level: int) -> int:
         return self.spec.bases["strength"] + level
