@@ -28,6 +28,9 @@ Counted = Literal[
 # fmt: on
 """Evidence that can be counted (`candidates.fields` says what each one is)."""
 
+MOMENT = ("away", "buyers_now", "fresh_now", "trend_now")
+"""What can be counted besides where the moment of the request is known (`evidence.moment`)."""
+
 SHOWN: tuple[Counted, ...] = (
     *("rank", "gap", "copurchase", "lift", "last", "next", "session", "brand", "category", "text"),
     *("title", "title_last", "after", "buyers", "fresh"),

@@ -176,6 +176,7 @@ class EvidenceConfig(Section):
     """Evidence per candidate and the scorer without an LLM (evidence.*)."""
 
     fields: list[Counted] | None = list(SHOWN)  # what is counted; null = all that the data can tell
+    moment: bool = False  # also what only the moment of a request tells; serving takes the clock's
     buckets: Annotated[int, Field(ge=2, le=16)] = 8
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8  # recency weight per step back in history
     history: Positive = 20  # how far back evidence looks

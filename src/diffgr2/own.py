@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from diffgr2.choices import Counted
+from diffgr2.choices import MOMENT, Counted
 
 LIST_WORDS = ("list", "user", "moment", "item", "place", "score", "history", "shown")
 """What `columns` may map: the list's id, who saw it, when, and per candidate its item, its place
@@ -113,7 +113,7 @@ class ListsConfig(_Section):
             if re.fullmatch(FEATURE_NAME, name) is None:
                 told = f"features: {name[:80]!r}: a name is up to 40 letters, digits, _ and -"
                 raise ValueError(f"{told} (`column` says how the file calls it)")
-            if name in get_args(Counted):
+            if name in (*get_args(Counted), *MOMENT):
                 told = f"features: {name}: evidence of that name is counted already"
                 raise ValueError(f"{told} (give it another, and `column: {name}`)")
         return self

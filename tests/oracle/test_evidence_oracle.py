@@ -12,6 +12,7 @@ import pytest
 from diffgr2.candidates.fields import COUNTED, TITLED, names_of
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.retrieval import prefixes
+from diffgr2.choices import MOMENT
 from diffgr2.config import EvidenceConfig
 from diffgr2.rerank.names import Seats, Stranger
 from diffgr2.types import Catalogue, Histories
@@ -94,7 +95,7 @@ def title_cosine(catalogue: Catalogue, one: int, two: int) -> float:
     return sum(weight(word) ** 2 for word in bags[one] & bags[two]) / (math.prod(lengths) or 1.0)
 
 
-def slow_more(slow: Slow, catalogue, history, item, weights, then: int) -> dict:
+def slow_more(slow: Slow, catalogue, history, item, weights, then, asked) -> dict:
     """The fields beyond the first ten."""
     pairs = list(zip(history, weights, strict=True))
     buyers = {h: max(slow.buyers(h), 0.5) for h in {*history, item}}
@@ -108,6 +109,7 @@ def slow_more(slow: Slow, catalogue, history, item, weights, then: int) -> dict:
 
     brand, day = catalogue.brands[item], then // DAY
     before = [day - sold for sold in slow.sold_on(item) if sold < day]
+    now = [asked // DAY - sold for sold in slow.sold_on(item) if sold < asked // DAY]
     return {
         "title": max([title_cosine(catalogue, h, item) for h in history], default=0.0),
         "title_last": title_cosine(catalogue, history[-1], item) if history else 0.0,
@@ -121,10 +123,16 @@ def slow_more(slow: Slow, catalogue, history, item, weights, then: int) -> dict:
         "later": sum(w * cosine(slow.later, h, item) for h, w in pairs),
         "trend": sum(days <= 90 for days in before) if then else math.nan,
         "range": sum(brand == other for other in catalogue.brands) if brand else 0,
+        "away": max(asked // DAY - day, 0) if then and asked else math.nan,
+        "buyers_now": len(now) if asked else math.nan,
+        "fresh_now": (1 / min(now) if now else 0.0) if asked else math.nan,
+        "trend_now": sum(days <= 90 for days in now) if asked else math.nan,
     }
 
 
-def slow_fields(slow: Slow, catalogue, vectors, history, item, rank, gap, decay, then) -> dict:
+def slow_fields(
+    slow: Slow, catalogue, vectors, history, item, rank, gap, decay, then, asked
+) -> dict:
     weights = [decay ** (len(history) - 1 - i) for i in range(len(history))]
     pairs = list(zip(history, weights, strict=True))
     total = max(sum(weights), 1e-9)
@@ -158,7 +166,7 @@ def slow_fields(slow: Slow, catalogue, vectors, history, item, rank, gap, decay,
         "brand": sum(w for h, w in pairs if brand and catalogue.brands[h] == brand) / total,
         "category": sum(w * like(h) for h, w in pairs) / total,
         "text": sum(w * float(unit[h] @ unit[item]) for h, w in pairs) / total,
-        **slow_more(slow, catalogue, history, item, weights, then),
+        **slow_more(slow, catalogue, history, item, weights, then, asked),
     }
 
 
@@ -167,7 +175,7 @@ def slow_fields(slow: Slow, catalogue, vectors, history, item, rank, gap, decay,
 def test_features_equal_a_slow_count_without_the_own_user(seed: int, leave_out: bool) -> None:
     histories, catalogue, vectors = made(seed)
     rng = np.random.default_rng(seed + 100)
-    config = EvidenceConfig(history=5, decay=0.7, fields=None)
+    config = EvidenceConfig(history=5, decay=0.7, fields=None, moment=True)
     train = histories.train_part()
     index = EvidenceIndex.build(train, catalogue, vectors.astype(np.float32), config)
     assert index.names == NAMES
@@ -177,7 +185,10 @@ def test_features_equal_a_slow_count_without_the_own_user(seed: int, leave_out: 
     items_LK = np.stack([rng.permutation(ITEMS)[:K] for _ in user_L]).astype(np.int32)
     scores_LK = -np.sort(-rng.normal(size=items_LK.shape).astype(np.float32), axis=1)
     queries = prefixes(histories, user_L, end_L)
-    features = index.features(queries, items_LK, scores_LK, user_L if leave_out else None)
+    asked_L = rng.integers(0, 200, len(user_L)) * DAY
+    asked_L[0] = -1  # nobody knows when
+    excluded = user_L if leave_out else None
+    features = index.features(queries, items_LK, scores_LK, excluded, None, asked_L)
     for row in range(len(user_L)):
         slow = Slow(train, int(user_L[row]) if leave_out else -1, config.history)
         history = queries.of(row).tolist()[-config.history :]
@@ -185,7 +196,7 @@ def test_features_equal_a_slow_count_without_the_own_user(seed: int, leave_out: 
         for k in range(K):
             gap = float(scores_LK[row, 0] - scores_LK[row, k])
             item = int(items_LK[row, k])
-            given = (history, item, k, gap, config.decay, then)
+            given = (history, item, k, gap, config.decay, then, max(int(asked_L[row]), 0))
             slowly = slow_fields(slow, catalogue, vectors, *given)
             wanted = pytest.approx([slowly[n] for n in NAMES], rel=1e-4, abs=1e-5, nan_ok=True)
             assert features[row, k].tolist() == wanted
@@ -204,7 +215,7 @@ def test_strangers_count_as_items_of_the_catalogue_that_nobody_bought(seed: int)
     histories, catalogue, vectors = made(seed)
     rng = np.random.default_rng(seed)
     # Words of titles and sizes of brands tell what the catalogue is, not who bought what.
-    chosen: list = [name for name in NAMES if name not in (*TITLED, "range")]
+    chosen: list = [name for name in NAMES if name not in (*TITLED, "range", *MOMENT)]
     config = EvidenceConfig(history=5, decay=0.7, fields=chosen)
     train = histories.train_part()
     vectors = vectors.astype(np.float32)

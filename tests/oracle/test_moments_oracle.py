@@ -16,7 +16,7 @@ from diffgr2.config import EvidenceConfig
 from diffgr2.types import CandidateLists, Catalogue, Histories
 
 ITEMS, DAY = 12, 86_400
-CONFIG = EvidenceConfig(history=4, buckets=4, fields=None)
+CONFIG = EvidenceConfig(history=4, buckets=4, fields=None, moment=True)
 
 
 def catalogue() -> Catalogue:
@@ -92,7 +92,7 @@ def test_every_list_has_the_counts_of_its_moment(shop: tuple[Histories, Candidat
         anew = replace(index, pairs=then)
         part = lists.take(np.array([row]))
         queries = prefixes(histories, part.user_L, part.end_L)
-        given_ = (part.items_LK, part.scores_LK, part.user_L)
+        given_ = (part.items_LK, part.scores_LK, part.user_L, None, part.moment)
         np.testing.assert_allclose(
             found_LKF[row], anew.features(queries, *given_)[0], atol=2e-5, rtol=2e-5
         )

@@ -31,7 +31,7 @@ from diffgr2.types import Catalogue, Histories
 
 DAY, USERS, ITEMS, NEW = 86_400, 30, 20, 4
 COUNTS = (*PAIRED, *SOLD)
-CONFIG = EvidenceConfig(history=5, decay=0.7, buckets=4, fields=None)
+CONFIG = EvidenceConfig(history=5, decay=0.7, buckets=4, fields=None, moment=True)
 
 
 def shop(seed: int, *, timed: bool = True) -> Shop:
@@ -145,9 +145,10 @@ def test_a_refresh_counts_what_a_build_of_the_union_counts(
     items_LK = np.stack([rng.permutation(n)[:5] for _ in range(8)]).astype(np.int32)
     scores_LK = -np.sort(-rng.normal(size=items_LK.shape).astype(np.float32), axis=1)
     queries = prefixes(grown.histories, np.arange(8), grown.histories.lengths_U[:8])
-    one = fresh.features(queries, items_LK, scores_LK, np.arange(8))
+    asked = (np.arange(8), None, queries.timestamps_N[queries.offsets_U1[1:] - 1] + 3 * DAY)
+    one = fresh.features(queries, items_LK, scores_LK, *asked)
     kept = replace(whole, n_users=USERS, titles=fresh.titles)  # words weigh what they did
-    two = kept.features(queries, items_LK, scores_LK, np.arange(8))
+    two = kept.features(queries, items_LK, scores_LK, *asked)
     counts = [fresh.names.index(name) for name in COUNTS]
     without_LK = np.array(
         [[own not in {*counted.of(u).tolist()} for own in items_LK[u]] for u in range(8)]
@@ -198,7 +199,7 @@ def test_what_no_news_touched_has_the_same_evidence_bit_for_bit(seed: int) -> No
     queries = replace(queries, items_N=np.array([10, 11, 12, 13, 14, 15], np.int32))
     scores_LK = np.array([[4, 3, 2, 1]] * 2, np.float32)
     before, after = (one.features(queries, read_LK, scores_LK) for one in (index, fresh))
-    assert np.array_equal(before, after)
+    np.testing.assert_array_equal(before, after)
 
 
 def test_counts_beside_items_that_nobody_bought_yet_are_left_open() -> None:
@@ -211,12 +212,13 @@ def test_counts_beside_items_that_nobody_bought_yet_are_left_open() -> None:
     assert (index.late_from, fresh.late_from) == (None, ITEMS)
     shown, scores = np.array([3, ITEMS, 4], np.int32), np.array([3.0, 2.0, 1.0], np.float32)
     at = {name: fresh.names.index(name) for name in fresh.names}
-    rest = [at[name] for name in fresh.names if name not in COUNTS]
+    rest = [at[name] for name in fresh.names if name not in (*COUNTS, "away")]
 
     def open_fields(*history: int) -> np.ndarray:
         queries = ragged([np.array(history, np.int32)], ITEMS + 2)
-        queries.timestamps_N[:] = fresh.end
-        features_KF = fresh.features(queries, shown[None], scores[None])[0]
+        queries.timestamps_N[:] = 50 * DAY
+        asked = (None, None, np.array([99 * DAY]))
+        features_KF = fresh.features(queries, shown[None], scores[None], *asked)[0]
         assert np.isfinite(features_KF[:, rest]).all()
         return np.isnan(features_KF)
 
@@ -229,7 +231,7 @@ def test_counts_beside_items_that_nobody_bought_yet_are_left_open() -> None:
     assert not open_fields(known, cold)[0, at["copurchase"]]
     assert not open_fields(cold, known)[0].any()
     assert open_fields(cold)[:, paired].all(), "there is nothing to go by"
-    sold = [at["fresh"], at["trend"]]
+    sold = [at["fresh"], at["trend"], at["away"]]
     assert np.flatnonzero(open_fields()[0]).tolist() == sold, "nobody knows since when"
 
 

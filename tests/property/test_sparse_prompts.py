@@ -1,4 +1,4 @@
-"""A sparse prompt says what a full one says: absent means none, a token of its own means missing."""
+"""A sparse prompt says what a full one says: absent is none, and missing has a token of its own."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 from diffgr2.candidates.fields import COUNTED, as_json, carried, field_of, fields_of, names_of
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.retrieval import prefixes
-from diffgr2.choices import Counted
+from diffgr2.choices import MOMENT, Counted
 from diffgr2.config import EvidenceConfig
 from diffgr2.errors import ArtifactError, ConfigError, DataError
 from diffgr2.prompts.chat import Chat
@@ -21,9 +21,9 @@ from diffgr2.types import MISSING, Catalogue, Histories
 
 USERS, ITEMS, EACH, DAY = 12, 9, 6, 86_400
 ALL = names_of(COUNTED)
-TIMED = ("session", "fresh", "month", "later", "trend")
+TIMED = ("session", "fresh", "month", "later", "trend", *MOMENT)
 ORDERED = ("last", "next", "title_last", "after", "before_last", "before", "right_after")
-EVERY = EvidenceConfig(fields=None)
+EVERY = EvidenceConfig(fields=None, moment=True)
 
 
 def shop(
@@ -52,7 +52,7 @@ def without(*names: str) -> tuple[str, ...]:
 
 
 def test_a_recipe_may_choose_what_is_counted_here() -> None:
-    assert get_args(Counted) == ALL
+    assert (*get_args(Counted), *MOMENT) == ALL
     assert tuple(wording("compact")["fields"]) == ALL
 
 
@@ -128,9 +128,10 @@ def test_padding_has_no_evidence_and_moves_none() -> None:
     queries = prefixes(histories, np.arange(2), np.array([4, 4]))
     items_LK = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)
     scores_LK = np.array([[-1, -2, -3, -4], [-1, -2, -3, -4]], np.float32)
-    whole = index.features(queries, items_LK, scores_LK)
+    asked = (None, None, np.full(2, 999 * DAY))
+    whole = index.features(queries, items_LK, scores_LK, *asked)
     items_LK[:, 2:], scores_LK[:, 2:] = -1, 0
-    short = index.features(queries, items_LK, scores_LK)
+    short = index.features(queries, items_LK, scores_LK, *asked)
     np.testing.assert_array_equal(short[:, :2], whole[:, :2])
     assert (short[:, 2:] == 0).all()
     assert (index.buckets(short) != MISSING).all()

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from diffgr2.choices import MOMENT
 from diffgr2.own import FEATURE_NAME, phrase_problem
 from diffgr2.types import Catalogue, Histories
 
@@ -69,6 +70,10 @@ COUNTED = (
     Field("later", "users who bought it on a later day than a history item, as a cosine"),
     Field("trend", "its sales in the 90 days before the newest purchase's day"),
     Field("range", "items of its brand"),
+    Field("away", "days from the newest purchase to the request", zero_is_none=False),
+    Field("buyers_now", "users who bought it before the day of the request"),
+    Field("fresh_now", "how short before the day of the request it was last sold"),
+    Field("trend_now", "its sales in the 90 days before the day of the request"),
 )
 
 PAIRED = {
@@ -92,7 +97,7 @@ OF_NEWEST = ("last", "session", "before_last", "right_after")
 TITLED = ("title", "title_last")
 """The fields that read words of titles."""
 
-SOLD = ("buyers", "fresh", "trend")
+SOLD = ("buyers", "fresh", "trend", "buyers_now", "fresh_now", "trend_now")
 """The fields that count sales of the candidate alone."""
 
 
@@ -133,6 +138,7 @@ def carried(train: Histories, catalogue: Catalogue, vectors_IE: np.ndarray) -> t
         "month": in_order and timed,
         "later": in_order and timed,
         "trend": timed,
+        **dict.fromkeys(MOMENT, timed),
         "range": any(catalogue.brands),
     }
     return tuple(field for field in COUNTED if told.get(field.name, True))

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -36,9 +35,10 @@ from diffgr2.candidates.fields import (
     pair_kinds,
 )
 from diffgr2.candidates.measures import Measured
-from diffgr2.candidates.pairs import DAY, PairCounts
+from diffgr2.candidates.pairs import PairCounts
 from diffgr2.candidates.retrieval import padded_last
 from diffgr2.candidates.titles import TitleWords
+from diffgr2.choices import MOMENT, Counted
 from diffgr2.config import EvidenceConfig
 from diffgr2.errors import ArtifactError, DataError
 from diffgr2.items.vectors import unit_rows
@@ -84,7 +84,9 @@ class EvidenceIndex:
     ) -> EvidenceIndex:
         """Count the train part; the buckets have no edges yet."""
         told = carried(train, catalogue, vectors_IE)
-        wanted = [field for field in told if config.fields is None or field.name in config.fields]
+        names = get_args(Counted) if config.fields is None else config.fields
+        names = {*names, *(MOMENT if config.moment else ())}
+        wanted = [field for field in told if field.name in names]
         fields = (*wanted, *own)
         if not fields:
             raise DataError("evidence.fields: the data can tell none of these")
@@ -107,21 +109,23 @@ class EvidenceIndex:
         scores_LK: np.ndarray,
         exclude_user_L: np.ndarray | None = None,
         own_LKG: np.ndarray | None = None,
+        moment_L: np.ndarray | None = None,
     ) -> np.ndarray:
-        """float32 (L, K, F) in the order of `fields`; `own_LKG` as `own` has it, None: unknown."""
+        """float32 (L, K, F) in the order of `fields`; `own_LKG` as `own` has it, None: unknown.
+
+        The time of a history's last item is when the newest purchase was made; `moment_L` are the
+        times of the requests, 0 or less where unknown.
+        """
         nobody_L = np.full(len(items_LK), -1, np.int64)
         exclude_L = nobody_L if exclude_user_L is None else exclude_user_L.astype(np.int64)
         history_LH = padded_last(queries, self.history)
         length_L = np.minimum(queries.lengths_U, self.history)
         last_L = np.maximum(queries.offsets_U1[1:] - 1, 0)
         then_L = np.append(queries.timestamps_N, 0)[last_L] * (length_L > 0)
-        parts = (history_LH, length_L, then_L, items_LK, scores_LK, exclude_L)
+        moment_L = np.zeros(len(items_LK), np.int64) if moment_L is None else moment_L
+        times_L2 = np.stack([then_L, np.maximum(moment_L, 0)], 1)
+        parts = (history_LH, length_L, times_L2, items_LK, scores_LK, exclude_L)
         return self._in_chunks(own_LKG, *parts)
-
-    @cached_property
-    def end(self) -> int:
-        """The time from which all sales that are counted lie on an earlier day."""
-        return (int(self.pairs.day_M.max(initial=0)) + 1) * DAY
 
     def _in_chunks(self, own_LKG: np.ndarray | None, *parts: np.ndarray) -> np.ndarray:
         """Every counted field of all lists and what they bring themselves, as one array."""

@@ -4,7 +4,8 @@ Contract: `MEASURES` has a function for every field of `COUNTED`; `Measured` hol
 what several fields share, looked up once and only where a wanted field needs it. In between, values
 are laid out as lists x history x candidates. Whoever `exclude_L` names is left out of every count.
 A cosine divides a count by the root of both items' numbers of buyers. Fields of sales look at days
-before the one of the newest purchase, and are NaN where that is not known. Not here: buckets
+before the one of the newest purchase, or of the request, and are NaN where that is not known. Not
+here: buckets
 (`edges`), what a field means (`fields`), which are wanted (`index`).
 """
 
@@ -18,12 +19,12 @@ import numpy as np
 
 from diffgr2.candidates.attributes import Attributes, category_match
 from diffgr2.candidates.fields import OF_NEWEST, PAIRED, SOLD
-from diffgr2.candidates.pairs import DAY
+from diffgr2.candidates.pairs import DAY, UNDATED
 from diffgr2.candidates.sales import NEVER
 from diffgr2.candidates.titles import TitleWords
 
-SEASON = 90
-"""Days that `trend` looks back."""
+SEASON, EVER = 90, 1 << 40
+"""Days that `trend` and `buyers_now` look back."""
 
 
 class Counted(Protocol):
@@ -61,14 +62,15 @@ class Measured:
         index: Counted,
         history_LH: np.ndarray,
         length_L: np.ndarray,
-        then_L: np.ndarray,
+        times_L2: np.ndarray,
         items_LK: np.ndarray,
         scores_LK: np.ndarray,
         exclude_L: np.ndarray,
     ) -> None:
-        """`then_L` are the times of the newest purchases, 0 where that is unknown."""
+        """`times_L2` are those of the newest purchase and of the request, 0 where unknown."""
         self.index, self.history_LH, self.items_LK = index, history_LH, items_LK
-        self.scores_LK, self.then_L, self.exclude_L = scores_LK, then_L, exclude_L
+        self.scores_LK, self.exclude_L = scores_LK, exclude_L
+        self.then_L, self.moment_L = times_L2.T
         steps_H = np.arange(index.history)
         age_LH = np.maximum(length_L[:, None] - steps_H, 0)
         # By age, 1 for the newest; 0 stands for padding.
@@ -191,19 +193,28 @@ class Measured:
 
     # ------------------------------------------------------------------------ when it was sold
 
-    def _when_known(self, value_LK: np.ndarray) -> np.ndarray:
-        return np.where(self.then_L[:, None] != 0, value_LK, np.nan)
+    @cached_property
+    def bought_on(self) -> np.ndarray:
+        """The day of the newest purchase; of one without a date the day after all sales."""
+        return np.where(self.then_L == UNDATED, self.index.pairs.sales.end, self.then_L // DAY)
 
-    def fresh(self) -> np.ndarray:
+    def fresh(self, day_L: np.ndarray, time_L: np.ndarray) -> np.ndarray:
         """1 for a sale on the day before, less the longer it is; 0 where there was none."""
-        sales, day_L = self.index.pairs.sales, self.then_L // DAY
-        days_LK = sales.since(self.items_LK, day_L, self.exclude_L)
-        return self._when_known(np.where(days_LK == NEVER, 0.0, 1.0 / np.maximum(days_LK, 1)))
+        days_LK = self.index.pairs.sales.since(self.items_LK, day_L, self.exclude_L)
+        value_LK = np.where(days_LK == NEVER, 0.0, 1.0 / np.maximum(days_LK, 1))
+        return np.where(time_L[:, None] != 0, value_LK, np.nan)
 
-    def trend(self) -> np.ndarray:
-        """Sales of the last season."""
-        sales, day_L = self.index.pairs.sales, self.then_L // DAY
-        return self._when_known(sales.within(self.items_LK, day_L, SEASON, self.exclude_L))
+    def sold(self, day_L: np.ndarray, time_L: np.ndarray, days: int) -> np.ndarray:
+        """Sales of so many days."""
+        count_LK = self.index.pairs.sales.within(self.items_LK, day_L, days, self.exclude_L)
+        return np.where(time_L[:, None] != 0, count_LK, np.nan)
+
+    def away(self) -> np.ndarray:
+        """Days from the newest purchase to the request, the same for all candidates."""
+        days_L = np.maximum(self.moment_L // DAY - self.then_L // DAY, 0)
+        known_L = (self.moment_L != 0) & (self.then_L != 0) & (self.then_L != UNDATED)
+        value_L1 = np.where(known_L, days_L, np.nan)[:, None]
+        return np.broadcast_to(value_L1, self.items_LK.shape)
 
     # -------------------------------------------------------------------- what the list says
 
@@ -232,12 +243,16 @@ MEASURES: dict[str, Callable[[Measured], np.ndarray]] = {
     "title_last": lambda lists: lists.titles_LHK[lists.newest],
     "after": lambda lists: lists.cosine("after"),
     "buyers": lambda lists: lists.buyers,
-    "fresh": Measured.fresh,
+    "fresh": lambda lists: lists.fresh(lists.bought_on, lists.then_L),
     "before_last": lambda lists: lists.newest_cosine("before_last"),
     "before": lambda lists: lists.cosine("before"),
     "right_after": lambda lists: lists.newest_cosine("right_after"),
     "month": lambda lists: lists.cosine("month"),
     "later": lambda lists: lists.cosine("later"),
-    "trend": Measured.trend,
+    "trend": lambda lists: lists.sold(lists.bought_on, lists.then_L, SEASON),
     "range": lambda lists: lists.index.attributes.brand_sizes[lists.items.brand_I],
+    "away": Measured.away,
+    "buyers_now": lambda lists: lists.sold(lists.moment_L // DAY, lists.moment_L, EVER),
+    "fresh_now": lambda lists: lists.fresh(lists.moment_L // DAY, lists.moment_L),
+    "trend_now": lambda lists: lists.sold(lists.moment_L // DAY, lists.moment_L, SEASON),
 }

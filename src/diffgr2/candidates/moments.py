@@ -156,6 +156,18 @@ def _between(
     return start, both_P.searchsorted(wanted * (times + 1) + before)
 
 
+def moments_of(histories: Histories, lists: CandidateLists) -> np.ndarray:
+    """When each list was asked for, int64 (L); 0 or less where nobody knows.
+
+    A list of ours was asked for when its target was bought.
+    """
+    if lists.moment is not None:
+        return lists.moment
+    at_L = histories.offsets_U1[lists.user_L] + lists.end_L
+    inside_L = at_L < histories.offsets_U1[lists.user_L + 1]
+    return np.where(inside_L, np.append(histories.timestamps_N, 0)[at_L], 0)
+
+
 def features_at(
     index: EvidenceIndex,
     timed: TimedCounts,
@@ -172,6 +184,6 @@ def features_at(
         then: Any = timed.at(part.moment)
         queries = prefixes(histories, part.user_L, part.end_L)
         values = None if own_LKG is None else own_LKG[begin : begin + LISTS_PER_CHUNK]
-        given = (part.items_LK, part.scores_LK, part.owner_L, values)
+        given = (part.items_LK, part.scores_LK, part.owner_L, values, part.moment)
         parts.append(replace(index, pairs=then).features(queries, *given))
     return np.concatenate(parts)

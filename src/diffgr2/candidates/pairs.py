@@ -20,6 +20,9 @@ from diffgr2.candidates.sales import Sales
 from diffgr2.types import Histories
 
 DAY = 86_400
+UNDATED = -1
+"""The time of a purchase of which nobody knows when it was made, but that it was the latest."""
+
 MONTH = 30
 FADES = 60
 """Days within which two purchases are of one month, and after which a later day counts a third."""

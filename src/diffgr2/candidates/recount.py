@@ -134,7 +134,9 @@ def refitted(
         return index, 0
     index = replace(index, n_users=histories.n_users)
     queries = prefixes(histories, user_L[hit], end_L[hit])
-    features_LKF = index.features(queries, items_LK[hit], scores_LK[hit], user_L[hit])
+    asked = histories.timestamps_N[histories.offsets_U1[user_L] + end_L][hit]
+    given = (items_LK[hit], scores_LK[hit], user_L[hit], None, asked)
+    features_LKF = index.features(queries, *given)
     fresh_FB = index.with_edges(features_LKF.reshape(-1, features_LKF.shape[-1])).edges_FB
     # A shop's own values and scores came with lists of its own; SASRec's scores have not changed.
     scaled = isinstance(retriever, AttentionScores) or index.own_scores

@@ -38,7 +38,7 @@ _PART = dict.fromkeys((*PAIRED, *SOLD), "counts") | {
     **{"brand": "brand", "category": "kind", "text": "words"},
     **{"title": "title", "title_last": "title", "range": "brand"},
 }
-ALONE = ("buyers", "range")
+ALONE = ("buyers", "range", "buyers_now", "fresh_now", "trend_now")
 """What a candidate has by itself, whatever the history."""
 NEWEST = (*OF_NEWEST, "title_last", "fresh", "trend")
 """What looks at the newest purchase alone."""

@@ -7,6 +7,7 @@ share it: nothing here changes after opening, but ways are remembered. Not here:
 (`reranker`), the way of one request (`task`).
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 
 from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
+from diffgr2.candidates.pairs import UNDATED
 from diffgr2.candidates.retrieval import ragged
 from diffgr2.config import DECODERS, Answering, DecodeConfig, Decoder
 from diffgr2.data.columnar import unpack
@@ -257,18 +259,18 @@ class World:
         )
 
     def _bought_at(self, one: Shown) -> int:
-        """When the newest purchase was made; where nobody knows, behind all that is counted."""
-        newest, end = one.history[-1].number if one.history else None, self.seats.index.end
+        """When the newest purchase was made, as far as the bundle knows this shopper."""
+        newest = one.history[-1].number if one.history else None
         if one.user < 0 or newest is None:
-            return end
+            return UNDATED
         at = slice(*self.histories.offsets_U1[one.user : one.user + 2])
         found_N = np.flatnonzero(self.histories.items_N[at] == newest)
         if not len(found_N):
-            return end
+            return UNDATED
         # Of several purchases the one that ends this history, if any does.
         last = len(one.history) - 1
         last = last if last in found_N else found_N[-1]
-        return int(self.histories.timestamps_N[at][last]) or end
+        return int(self.histories.timestamps_N[at][last]) or UNDATED
 
     def _described(self, item: Item) -> tuple[Catalogue, int]:
         """A catalogue and the item's place in it; a stranger is a catalogue of its own."""
@@ -288,7 +290,7 @@ def features_of(
 ) -> np.ndarray:
     """Evidence (L, K, F) of lists by their items' numbers; shorter ones are padded.
 
-    `then_L` are the times of their newest purchases.
+    `then_L` are the times of their newest purchases; they are asked for now.
     """
     width = max(len(items_K) for _, items_K in parts)
     items_LK = np.full((len(parts), width), -1, np.int32)
@@ -302,4 +304,5 @@ def features_of(
     bought = histories.lengths_U > 0
     histories.timestamps_N[histories.offsets_U1[1:][bought] - 1] = np.array(then_L)[bought]
     user_L = np.array([one.user for one in asked], np.int64)
-    return index.features(histories, items_LK, scores_LK, user_L, own_LKG)
+    now_L = np.full(len(asked), int(time.time()))
+    return index.features(histories, items_LK, scores_LK, user_L, own_LKG, now_L)

@@ -27,11 +27,12 @@ from diffgr2.candidates import penalty, scorers
 from diffgr2.candidates.fields import COUNTED, PAIRED, Field, names_of
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
-from diffgr2.candidates.moments import TimedCounts, features_at
+from diffgr2.candidates.moments import TimedCounts, features_at, moments_of
 from diffgr2.candidates.own_fields import Own, read_own
 from diffgr2.candidates.own_fields import fitted as fitted_own
 from diffgr2.candidates.propensity import fit_examination, weights
 from diffgr2.candidates.retrieval import prefixes
+from diffgr2.choices import MOMENT
 from diffgr2.config import EvidenceConfig, Recipe
 from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import DataError
@@ -210,6 +211,10 @@ def raw_values(
     values: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """Every split's evidence before it is bucketed, counted as the recipe wants it."""
+    if recipe.evidence.moment:
+        asked = [moments_of(dataset.histories, own) for own in lists.values()]
+        if not dataset.histories.timestamps_N.any() or (np.concatenate(asked) <= 0).any():
+            raise DataError("evidence.moment: needs a time for every purchase and every list")
     if not recipe.lists.point_in_time:
         return {s: untimed_values(index, dataset, own, values.get(s)) for s, own in lists.items()}
     histories = dataset.histories
@@ -217,11 +222,8 @@ def raw_values(
         raise DataError("lists.point_in_time: the interactions have no times")
     moments = lists
     if recipe.lists.file is None:  # a list's moment is when its target was bought
-        counts, start_U = histories.train_part(), histories.offsets_U1[:-1]
-        moments = {
-            split: replace(own, moment=histories.timestamps_N[start_U[own.user_L] + own.end_L])
-            for split, own in lists.items()
-        }
+        counts = histories.train_part()
+        moments = {s: replace(own, moment=moments_of(histories, own)) for s, own in lists.items()}
     else:
         if any(own.moment is None or (own.moment < 0).any() for own in lists.values()):
             raise DataError("lists.point_in_time: needs a time for every list (columns.moment)")
@@ -243,13 +245,15 @@ def untimed_values(
     """The evidence before it is bucketed; the lists' users are in the index and leave themselves
     out."""
     queries = prefixes(dataset.histories, lists.user_L, lists.end_L)
-    return index.features(queries, lists.items_LK, lists.scores_LK, lists.owner_L, own_LKG)
+    moment_L = moments_of(dataset.histories, lists)
+    given = (lists.items_LK, lists.scores_LK, lists.owner_L, own_LKG, moment_L)
+    return index.features(queries, *given)
 
 
-def told_of(fields: Sequence[Field]) -> dict[str, Any]:
-    """Which fields there are, and which the data cannot tell."""
-    names = names_of(fields)
-    silent = [field.name for field in COUNTED if field.name not in names]
+def told_of(fields: Sequence[Field], config: EvidenceConfig) -> dict[str, Any]:
+    """Which fields there are, and which of those that were wanted the data cannot tell."""
+    names, wanted = names_of(fields), config.fields or names_of(COUNTED)
+    silent = [n for n in names_of(COUNTED) if n in wanted and n not in (*names, *MOMENT)]
     return {"fields": " ".join(names), **({"without": " ".join(silent)} if silent else {})}
 
 
@@ -313,7 +317,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
 
     if found.untimed:
         metrics |= difference(found, seen(found.untimed), first, config, ctx.seed)
-    metrics |= about | told_of(found.index.fields)
+    metrics |= about | told_of(found.index.fields, config)
     splits = KNOWN if config.fit_on == "both" else (config.fit_on,)
     final = honest if splits == ("train",) else fitted(known, splits, config, ctx.seed)
     ctx.progress.line(f"{ctx.name}: {final.held_back.told_as()}")

@@ -20,6 +20,7 @@ from diffgr2.artifacts import load_arrays, read_json, write_json
 from diffgr2.candidates import kinds
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import ranked_lists
+from diffgr2.candidates.moments import moments_of
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.candidates.scorers import LinearScorer
 from diffgr2.evaluate.calibration import calibration_error, chances
@@ -118,7 +119,8 @@ def long_lists(bench: Bench, lengths: Sequence[int], most_lists: int) -> LongLis
     index = EvidenceIndex.load(inputs["evidence"])
     queries = prefixes(histories, own.user_L, own.end_L)
     # Rank and gap of a beginning are those of the whole, as all else is.
-    features_LKF = index.features(queries, own.items_LK, own.scores_LK, own.user_L)
+    given = (own.items_LK, own.scores_LK, own.user_L, None, moments_of(histories, own))
+    features_LKF = index.features(queries, *given)
     buckets_LKF = index.buckets(features_LKF)
     score_LK = LinearScorer.load(inputs["evidence"] / "linear.safetensors").score(buckets_LKF)
     shown, texts = corpus.recipe.prompt.history, corpus.template.shows_text
