@@ -161,3 +161,28 @@ def test_a_counted_field_is_what_this_version_counts(field) -> None:
         with pytest.raises(ValueError, match="fields: "):
             field_of({**as_json(field), **change})
     assert fields_of([as_json(field)]) == (field,)
+
+
+def test_the_moment_of_the_request_is_a_group_of_its_own() -> None:
+    histories, catalogue, vectors = shop()
+    plain = EvidenceIndex.build(histories, catalogue, vectors, EvidenceConfig(fields=None))
+    assert set(plain.names) == {*ALL} - {*MOMENT}
+    some = EvidenceConfig(fields=["rank", "brand"], moment=True)
+    index = EvidenceIndex.build(histories, catalogue, vectors, some)
+    assert index.names == ("rank", "brand", *MOMENT)
+    queries, items_LK = prefixes(histories, np.arange(2), np.array([4, 4])), np.array([[1, 2]] * 2)
+    given = (queries, items_LK.astype(np.int32), np.zeros((2, 2), np.float32), np.arange(2))
+    unknown = index.features(*given)
+    assert np.isnan(unknown[..., 2:]).all(), "nobody knows when"
+    assert (index.buckets(unknown)[..., 2:] == MISSING).all()
+    then_L = queries.timestamps_N[[3, 7]]
+    values = index.features(*given, None, then_L + 5 * DAY + 1)
+    assert (values[..., index.names.index("away")] == 5).all()
+    # Whatever is bought from that day on changes nothing.
+    late_N = histories.timestamps_N >= then_L[0] + 5 * DAY
+    items_N = np.where(late_N, (histories.items_N + 1) % ITEMS, histories.items_N)
+    other = Histories(histories.offsets_U1, items_N, histories.timestamps_N, ITEMS)
+    again = EvidenceIndex.build(other, catalogue, vectors, some)
+    first = [prefixes(histories, np.arange(1), np.array([4])), *(part[:1] for part in given[1:])]
+    asked = (None, then_L[:1] + 5 * DAY)
+    np.testing.assert_array_equal(again.features(*first, *asked), index.features(*first, *asked))
