@@ -3,11 +3,12 @@
     python benchmarks/evidence_fields.py runs/beauty --out results/evidence.json
 
 Contract: reads data, items and candidates of a run and counts every field that the data can tell;
-fits one reader per set of fields on what a prompt shows, the buckets, out of fold by user: boosted
-trees (LightGBM, a listwise loss), or the scorecard. Training and validation lists that hold their
-target are judged, each by a reader that never saw its user; training lists teach a fifth as much as
-validation lists. Test lists are not read. Differences have 95 % intervals over users. Not here: how
-much of it a language model keeps (a run with `evidence.fields` says that).
+fits readers of sets of fields on what a prompt shows, the buckets, out of fold by user: boosted
+trees (LightGBM, a listwise loss), and the scorecard for the sets that have a name. Training and
+validation lists that hold their target are judged, each by a reader that never saw its user;
+training lists teach a fifth as much as validation lists. Test lists are not read. Differences have
+95 % intervals over users. Not here: how much of it a language model keeps (a run with
+`evidence.fields` says that).
 """
 
 from __future__ import annotations
@@ -158,42 +159,52 @@ def told(judged: Judged, value_LM: np.ndarray, base_LM: np.ndarray | None) -> di
     return row
 
 
+def measured(
+    judged: Judged, fit: Fit, sets: dict[str, tuple[Sequence[str], str | None]], seeds: int
+) -> list[dict[str, Any]]:
+    """A row per set: its name, its fields and the set that it is held against."""
+    values: dict[str, np.ndarray] = {}
+    rows = []
+    for name, (fields, base) in sets.items():
+        ranks = [judged.ranks(fields, fit, seed) for seed in range(seeds)]
+        values[name] = values_of(ranks)
+        row = told(judged, values[name], values[base] if base else None)
+        rows.append({"name": name, "fields": len(fields), "against": base, **row})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def sets_of(every: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The named sets, and each field dropped from all or added to the first."""
+    first = [name for name in FIRST if name in every]
+    shown = [name for name in every if name in SHOWN]
+    more = [name for name in every if name in (*shown, "before", "trend")]
+    named = {"ten": (first, None), "shown": (shown, "ten"), "all": (every, "ten")}
+    named |= {"shown, before and trend": (more, "shown")}
+    named |= {"the same without title": ([n for n in more if n != "title"], "shown")}
+    single = {f"all without {n}": ([o for o in every if o != n], "all") for n in every}
+    single |= {f"ten and {n}": ([*first, n], "ten") for n in every if n not in first}
+    return named, single
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path, help="a run with its candidates")
-    parser.add_argument("--reader", choices=("trees", "scorecard"), default="trees")
     parser.add_argument("--buckets", type=int, default=8)
     parser.add_argument("--k", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--sets-only", action="store_true", help="no field is dropped or added")
+    parser.add_argument("--seeds", type=int, default=1, help="of the trees")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     judged = Judged.of(given.run, given.k, given.buckets, 0)
-    fit: Fit = trees if given.reader == "trees" else partial(scorecard, n=given.buckets)
-    every = judged.names
-    first = [name for name in FIRST if name in every]
-    shown = [name for name in SHOWN if name in every]
-    rows: list[dict[str, Any]] = []
-
-    def measured(name: str, fields: Sequence[str], base: np.ndarray | None) -> np.ndarray:
-        ranks = [judged.ranks(fields, fit, seed) for seed in range(given.seeds)]
-        value_LM = values_of(ranks)
-        rows.append({"name": name, "fields": len(fields), **told(judged, value_LM, base)})
-        print(rows[-1], flush=True)
-        return value_LM
-
-    ten = measured("ten", first, None)
-    measured("shown", shown, ten)
-    whole = measured("all", every, ten)
-    for name in () if given.sets_only else every:
-        measured(f"all without {name}", [other for other in every if other != name], whole)
-    for name in () if given.sets_only else every[len(first) :]:
-        measured(f"ten and {name}", [*first, name], ten)
+    named, single = sets_of(judged.names)
+    card = measured(judged, partial(scorecard, n=given.buckets), named, 1)
+    grown = measured(judged, trees, {**named, **single}, given.seeds)
     if given.out:
         command = f"python benchmarks/evidence_fields.py {given.run.name}"
-        about = {"command": command, "reader": given.reader, "buckets": given.buckets}
+        about = {"command": command, "buckets": given.buckets, "k": given.k, "seed": 0}
         about |= {"seeds": given.seeds, "commit": source_commit(), "n": len(judged.hit_L)}
-        write_json(given.out, {**about, "splits": SPLITS, "folds": FOLDS, "rows": rows})
+        about |= {"data": given.run.name, "splits": SPLITS, "folds": FOLDS}
+        write_json(given.out, {**about, "scorecard": card, "trees": grown})
 
 
 if __name__ == "__main__":
