@@ -24,6 +24,7 @@ from diffgr2.data.columnar import pack
 from diffgr2.data.store import Dataset
 from diffgr2.errors import ArtifactError, CheckpointError
 from diffgr2.model.load import open_model
+from diffgr2.rerank.bundle import FORMAT
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.types import Catalogue, Histories
 from support import bundles
@@ -157,7 +158,7 @@ SEALED: dict[str, Change] = {
     "an unknown alignment": contract(alignment="other"),
     "an unknown contract field": contract(more=1),
     "an older format": note(format=3),
-    "a newer format": note(format=5),
+    "a newer format": note(format=FORMAT + 1),
     "a format that is true": note(format=True),
     "an unknown field": note(more=1),
     "shoppers of some other kind": note(shoppers="real"),

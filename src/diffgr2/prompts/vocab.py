@@ -35,6 +35,10 @@ CONTROL = (
 )
 
 
+KINDS = ("sid", "index", "evidence", "missing", "strength", "control")
+"""Our tokens, in the order of their ids."""
+
+
 @dataclass(frozen=True)
 class VocabularySpec:
     """How many tokens of each kind, and where each kind begins."""
@@ -67,7 +71,7 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
 def own_tokens(
     levels: int, codes: int, k: int, fields: Sequence[str], buckets: int, strengths: int
 ) -> dict[str, list[str]]:
-    """Our tokens by kind, kinds and tokens in the order of their ids."""
+    """Our tokens by kind (`KINDS`), kinds and tokens in the order of their ids."""
     return {
         "sid": [sid_token(level, code) for level in range(levels) for code in range(codes)],
         "index": [f"<c_{i + 1}>" for i in range(k)],
@@ -147,6 +151,8 @@ class Vocabulary:
             spec = VocabularySpec(**{**values, "fields": tuple(values["fields"])})
         except Exception as error:
             raise ArtifactError(f"{directory}: not a vocabulary ({error})") from None
+        if not isinstance(spec.bases, dict) or spec.bases.keys() != {*KINDS}:
+            raise ArtifactError(f"{directory}: a vocabulary of another version (make it anew)")
         return cls(tokenizer, spec)
 
     def text_ids(self, text: str) -> list[int]:

@@ -92,7 +92,7 @@ _TABLE = (
     _stage("timely", "data candidates evidence", "evidence candidates.k",
            "the scorecard on counts strictly before each list's moment"),
     _stage("vocabulary", "data evidence", "model prompt items candidates evidence",
-           "tokenizer, mask first, then semantic IDs", version=2, files=_late("warm:files")),
+           "tokenizer, mask first, then semantic IDs", version=3, files=_late("warm:files")),
     _stage("traces", "corpus", "traces prompt evidence candidates.k",
            "the teacher's reasoning on training lists", version=2),
     _stage("midtrain", "corpus", "model midtrain prompt", "item alignment",
