@@ -47,7 +47,8 @@ def told(answer: bytes) -> tuple:
     """What a client sees of a refusal."""
     status, headers = head_of(answer)
     value = json.loads(body_of_answer(answer))
-    kept = {name: headers[name] for name in headers if name not in ("date", "connection")}
+    assert headers.pop("date")
+    kept = {name: headers[name] for name in headers if name != "connection"}
     return status, kept, value, headers.get("connection", "").lower()
 
 

@@ -43,6 +43,11 @@ class Live:
     def state(self) -> State:
         return self.app.state.shared
 
+    @property
+    def connections(self) -> list[Any]:
+        """Those that are open."""
+        return list(self._server.server_state.connections)
+
     def __enter__(self) -> Live:
         self._thread.start()
         for _ in range(3000):

@@ -106,7 +106,8 @@ class Bounded(H11Protocol):
             data = data[2:]
             if not data:
                 return
-        plain = plain_of(data) if fresh else None
+        # Where answers are left unread, the usual way waits until they are.
+        plain = plain_of(data) if fresh and not self.flow.write_paused else None
         if plain is not None and self._short(plain):
             return
         super().data_received(data)
@@ -123,7 +124,7 @@ class Bounded(H11Protocol):
 
     def _short(self, plain: Plain) -> bool:
         """Whether a request takes one of the short ways: out, or through."""
-        refusal = turned_away(self.state, plain)
+        refusal = turned_away(self.state, plain, self.server_state.default_headers)
         if refusal is not None:
             self._at_work()
             self._written(refusal, closes=plain.closes)

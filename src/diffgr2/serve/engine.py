@@ -4,7 +4,8 @@ Contract: `submit` hands over a `Job`; its events arrive on the job's own callba
 thread, and end with exactly one `Decoded` or `Failed`. A cancelled job
 leaves before the next step. Jobs run while both the limit on their number and the token budget
 hold, in the order in which they came (`first` ones before the others). An `Order` becomes jobs only
-when there is room for them, so that the prompts of all that wait are written in one go. When a
+when there is room for them, so that the prompts of all that wait are written in one go; its turn is
+that of its arrival, beside jobs too. When a
 forward fails, every job of that batch is decoded again alone, so only a request that fails by
 itself fails; readiness tells whether the last forward was good. Not here: prompts and answers
 (`rerank`), deadlines and slots, which belong to whoever waits (`ranking`), and decoding itself
@@ -164,14 +165,22 @@ class Engine:
             return not self._stopping
 
     def _write(self) -> None:
-        """Orders become jobs, no more than could join now."""
-        room = self.limits.running - len(self._jobs) - len(self._waiting)
+        """Orders become jobs, no more than could join now, and wait where they came."""
+        if not self._orders:
+            return
+        oldest = self._orders[0].arrived
+        ahead = sum(job.turn <= oldest for job in self._waiting)
+        room = self.limits.running - len(self._jobs) - ahead
         orders = [self._orders.popleft() for _ in range(min(room, len(self._orders)))]
         if orders:
-            self._waiting.extend(orders[0].together(orders))
+            waiting = [*self._waiting, *orders[0].together(orders)]
+            self._waiting = deque(sorted(waiting, key=lambda job: job.turn))
 
     def _leave(self) -> None:
-        """Cancelled jobs leave, waiting or decoding."""
+        """Cancelled jobs leave, waiting or decoding, and orders that nobody waits for."""
+        with self._wake:
+            if any(order.over for order in self._orders):
+                self._orders = deque(order for order in self._orders if not order.over)
         if any(job.cancelled for job in self._waiting):
             self._waiting = deque(job for job in self._waiting if not job.cancelled)
         for batch in self._batches.values():

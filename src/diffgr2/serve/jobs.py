@@ -61,6 +61,11 @@ class Job:
     alone: bool = False  # a batch it was in failed: it is decoded by itself now
     told: set[int] = field(default_factory=set)  # positions streamed already
 
+    @property
+    def turn(self) -> float:
+        """By what those that wait are in order: who has waited already comes before all others."""
+        return 0.0 if self.first or self.alone else self.queued_at
+
     def tell(self, event: Event) -> None:
         """Hand an event over, at most one last one."""
         if self.ended or self.cancelled:
@@ -71,6 +76,9 @@ class Job:
 
 class Order(Protocol):
     """A request whose prompts are not written yet; both are called on the engine's thread."""
+
+    arrived: float  # monotonic time: its jobs wait behind those that came before
+    over: bool  # nobody waits for it any more
 
     def together(self, orders: Sequence[Self]) -> Sequence[Job]:
         """What is to decode of these orders, `self` the first of them; never raises."""

@@ -1,10 +1,11 @@
 """Engines side by side over one model, as one.
 
 Contract: `Lanes` is what an `Engine` is to those outside: each job and each order goes to the lane
-that has least to do, and stays there. A lane is a thread with batches of its own; while one waits
-for the model, which holds no lock, another one writes prompts and reads answers, so a model that
-runs on one thread keeps several cores busy. The bounds on jobs and cache slots are shared out. Not
-here: what a lane does (`engine`).
+that has least to do, and stays there; one whose last work failed gets some only where the others
+are full, or it would have least to do for ever. A lane is a thread with batches of its own; while
+one waits for the model, which holds no lock, another one writes prompts and reads answers, so a
+model that runs on one thread keeps several cores busy. The bounds on jobs and cache slots are
+shared out. Not here: what a lane does (`engine`).
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ class Lanes:
             lane.end()
 
     def _freest(self) -> Engine:
-        return min(self.lanes, key=lambda lane: lane.load)
+        def burden(lane: Engine) -> tuple[bool, int]:
+            return not lane.alive, lane.load + (lane.limits.running if lane.bad else 0)
+
+        return min(self.lanes, key=burden)
 
     def submit(self, job: Job) -> None:
         self._freest().submit(job)

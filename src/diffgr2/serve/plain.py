@@ -68,8 +68,10 @@ def plain_of(data: bytes) -> Plain | None:
 
 def caller_of(state: State, plain: Plain) -> Caller | None:
     """See the module's docstring; who has a rate is counted at the door."""
-    host = plain.headers[b"host"]
-    if not HOST.fullmatch(host) or not answers_for(state.limits, host):
+    host, limits = plain.headers[b"host"], state.limits
+    if len(plain.headers) > limits.headers:
+        return None
+    if not HOST.fullmatch(host) or not answers_for(limits, host):
         return None
     caller = state.keys.find(plain.headers.get(b"authorization"))
     if caller is None or not caller.may("rank") or caller.bucket is not None:

@@ -31,8 +31,8 @@ from diffgr2.serve.schema import Ask, Problem, parse_request
 from diffgr2.serve.state import State
 from diffgr2.serve.telemetry import Facts
 
-SMALL = 16_384
-"""Bytes of a body that is read on the event loop."""
+SMALL = 8_192
+"""Bytes of a body that is read on the event loop; with its headers it comes in one read."""
 
 PHRASES = {
     200: b"OK",
@@ -60,10 +60,12 @@ class Connection(Protocol):
 def begun(state: State, plain: Plain, connection: Connection) -> Shortcut | None:
     """See the module's docstring."""
     arrived = time.monotonic()
-    fits = plain.path in LIST_PATHS and 0 < len(plain.body) <= SMALL and not state.draining
-    if not fits or plain.headers.get(b"content-type") != b"application/json":
-        return None
     limits, wanted = state.limits, plain.headers.get(b"x-request-timeout-ms")
+    fits = 0 < len(plain.body) <= min(SMALL, limits.body_bytes)
+    if plain.path not in LIST_PATHS or not fits or state.draining:
+        return None
+    if plain.headers.get(b"content-type") != b"application/json":
+        return None
     wait_s = limits.timeout_s
     if wanted is not None:
         if not wanted.isdigit() or len(wanted) > 9:
@@ -76,7 +78,7 @@ def begun(state: State, plain: Plain, connection: Connection) -> Shortcut | None
         return None
     try:
         ask = parse_request(parse_body(plain.body, limits), limits)
-    except Problem:
+    except Exception:  # the usual way says what is wrong
         return None
     if ask.stream:
         return None
@@ -128,7 +130,8 @@ class Shortcut:
             write_together([order.ranking.task for order in planned])
         jobs: list[Job] = []
         for order in planned:
-            order._try(partial(order._begin, jobs))
+            if not order.over:
+                order._try(partial(order._begin, jobs))
         return jobs
 
     def _try(self, work: Any) -> bool:
@@ -149,8 +152,9 @@ class Shortcut:
     def _job(self, number: int, wanted: DecodeRequest, *, first: bool = False) -> Job:
         listen = partial(self._heard, number)
         job = Job(wanted, self.ranking.task.settings, listen, first=first, number=number)
-        job.queued_at = self.arrived if number == 0 else job.queued_at
+        job.queued_at = self.arrived
         self.ranking.jobs.append(job)
+        job.cancelled = self.over  # the loop may have looked at the jobs just before
         return job
 
     def _heard(self, number: int, happened: Event) -> None:
@@ -225,8 +229,11 @@ class Shortcut:
             *([b"connection: close"] if closes else []),
         ]
         self.response_started = self.response_complete = True
-        self._close(status, outcome)
-        self.connection.answered(b"\r\n".join([*lines, b"", body]), closes or not self.keep_alive)
+        try:
+            self._close(status, outcome)
+        finally:  # whatever happens to the log
+            answer = b"\r\n".join([*lines, b"", body])
+            self.connection.answered(answer, closes or not self.keep_alive)
 
     def _close(self, status: int, outcome: str) -> None:
         """Give everything back, and tell."""

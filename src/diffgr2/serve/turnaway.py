@@ -7,40 +7,44 @@ a request is refused (`door`), sockets (`connection`).
 """
 
 import json
-import logging
+import time
+from collections.abc import Sequence
 
-from diffgr2.serve.door import request_id_of
+from diffgr2.serve.door import request_id_of, told
 from diffgr2.serve.plain import Plain, caller_of
 from diffgr2.serve.state import State
-from diffgr2.serve.telemetry import ACCESS, Facts, access_line
-
-access = logging.getLogger(ACCESS)
+from diffgr2.serve.telemetry import Facts
 
 
-def turned_away(state: State, plain: Plain | None) -> bytes | None:
-    """See the module's docstring; `plain` is what a waiting connection has received."""
+def turned_away(
+    state: State, plain: Plain | None, given: Sequence[tuple[bytes, bytes]] = ()
+) -> bytes | None:
+    """See the module's docstring; `plain` is what a waiting connection has received.
+
+    `given` are headers that every answer has.
+    """
     if plain is None or not state.slots.full or state.draining:
         return None
     caller = caller_of(state, plain)
     if caller is None:
         return None
     request_id = request_id_of(plain.headers.get(b"x-request-id"))
-    return _answer(state, plain, request_id, caller.name)
+    first = b"".join(b"%s: %s\r\n" % pair for pair in given).decode("latin-1")
+    return _answer(state, plain, request_id, caller.name, first)
 
 
-def _answer(state: State, plain: Plain, request_id: str, key: str) -> bytes:
-    """The 429, counted and logged as the door does it."""
+def _answer(state: State, plain: Plain, request_id: str, key: str, first: str) -> bytes:
+    """The 429, counted and told as the door does it."""
     state.metrics.requests.labels("rejected").inc()
     if key:
         state.metrics.key_requests.labels(key).inc()
-    if access.isEnabledFor(logging.INFO):
-        line = access_line(request_id, "POST", plain.path, 429, 0.0, Facts(key))
-        access.info("%s", json.dumps(line))
+    parent, begun = plain.headers.get(b"traceparent"), time.monotonic()
+    told(state, request_id, "POST", plain.path, 429, begun, Facts(key), parent)
     problem = state.full()
     body = json.dumps(problem.body(request_id))
     close = "connection: close\r\n" if plain.closes else ""
     return (
-        f"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\n"
+        f"HTTP/1.1 429 Too Many Requests\r\n{first}content-type: application/json\r\n"
         f"content-length: {len(body)}\r\nretry-after: {problem.headers['retry-after']}\r\n"
         f"cache-control: no-store\r\nx-request-id: {request_id}\r\n{close}\r\n{body}"
     ).encode()
