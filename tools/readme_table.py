@@ -96,7 +96,7 @@ def source(report: dict[str, Any]) -> str:
     """The command, and the commits if they are not one that stands as committed."""
     commits = {report["commit"], *report.get("commits", [])} if "commits" in report else set()
     mixed = len(commits) > 1 or any(commit.endswith(DIRTY) for commit in commits)
-    told = f" by {', '.join(sorted(map(short, commits)))}"
+    told = f" by {', '.join(short(commit) or 'no commit' for commit in sorted(commits))}"
     return f"Made by `{report['command']}`{told if mixed else ''}."
 
 
