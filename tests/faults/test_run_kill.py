@@ -31,9 +31,9 @@ SHORT = [
     *("distill.lists=24", "distill.keep=all", "opd.checkpoint_every=1", "evaluate.max_users=6"),
     *("evaluate.lengths=[16]", "evaluate.thresholds=[0.5]", "evaluate.frontier_lists=4"),
 ]
-TIMED = {"speed", "probes"}
-EVERYTHING = set(STAGES) - TIMED - {"bundle_ar"}
-ROWS_ONLY = EVERYTHING - {"calibrate", "bundle", "rival"}
+TIMED = {"speed", "pace", "probes"}
+EVERYTHING = set(STAGES) - TIMED - {"bundle_ar", "tutor"}  # what the recipe micro has
+ROWS_ONLY = EVERYTHING - {"calibrate", "bundle", "rival", "timely"}
 
 
 @contextmanager

@@ -197,5 +197,5 @@ def test_without_soft_targets_levels_weigh_what_answers_do() -> None:
 def test_sft_with_soft_targets_learns_the_ranking_and_the_levels() -> None:
     task = sft(steps=60, lr=1e-2, rows=16, hide=0.0, soft_weight=3.0, level_weight=0.3)
     lines = tiny_stages.quietly(task, tiny_stages.fresh(), task.config)
-    assert np.mean([line["ranking/kl"] for line in lines[-10:]]) < 0.3 * lines[0]["ranking/kl"]
+    assert np.mean([line["ranking/kl"] for line in lines[-10:]]) < 0.4 * lines[0]["ranking/kl"]
     assert lines[-1]["answer/loss"] < 0.5 * lines[0]["answer/loss"]

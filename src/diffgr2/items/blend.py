@@ -12,10 +12,11 @@ than it met, and what is small between like items stays small to the last code. 
 uniqueness (`items.uniqueness`).
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from diffgr2.config import ItemsConfig
 from diffgr2.items.quantize import Quantizer, fit_codebooks
@@ -23,12 +24,17 @@ from diffgr2.items.vectors import unit_rows
 from diffgr2.streams import key_of
 from diffgr2.types import Histories
 
+if TYPE_CHECKING:
+    from scipy import sparse
+
 WINDOW = 5  # purchases apart; bounds the pairs of a long history
 PENALTY = 1.0  # of the ridge, beside rows of length 1
 
 
 def together(train: Histories) -> sparse.csr_array:
     """How often two items stood within the window of each other, symmetric, nothing with itself."""
+    from scipy import sparse
+
     n = train.n_items
     user_N = np.repeat(np.arange(train.n_users), train.lengths_U)
     count_II = sparse.csr_array((n, n), dtype=np.float64)
@@ -44,6 +50,8 @@ def together(train: Histories) -> sparse.csr_array:
 
 def ppmi(count_II: sparse.csr_array) -> sparse.csr_array:
     """log(count * total / (row sum * column sum)) where that is above 0."""
+    from scipy import sparse
+
     sum_I = np.asarray(count_II.sum(axis=1)).ravel()
     pairs = count_II.tocoo()
     expected = sum_I[pairs.row] * sum_I[pairs.col] / max(float(sum_I.sum()), 1.0)

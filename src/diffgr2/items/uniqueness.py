@@ -21,7 +21,6 @@ Not here: whether the quantizer suffices; the stage compares `natural` with `ite
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from diffgr2.errors import ConfigError
 from diffgr2.items.kmeans import distances
@@ -139,6 +138,10 @@ def _dealt(
     free = np.setdiff1d(np.arange(len(codes_CE)), np.fromiter(used, np.int64, len(used)))
     cost_RF = distances(rest_RE, codes_CE[free])
     cost_RF += np.square(rest_RE).sum(axis=1, keepdims=True)  # who goes empty depends on it
+    if len(rest_RE) == 1:
+        return np.zeros(1, dtype=np.int64), free[[int(cost_RF[0].argmin())]]
+    from scipy.optimize import linear_sum_assignment  # late: a refresh seldom needs it
+
     row_P, place_P = linear_sum_assignment(cost_RF)
     return row_P, free[place_P]
 
