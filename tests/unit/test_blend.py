@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffgr2.artifacts import load_arrays, read_json, sha256_of
-from diffgr2.config import ItemsConfig, Recipe
-from diffgr2.data.store import Dataset, write_dataset
+from diffgr2.config import ItemsConfig
+from diffgr2.data.store import Dataset
 from diffgr2.items.blend import (
     PENALTY,
     WINDOW,
@@ -27,10 +27,8 @@ from diffgr2.items.quantize import Encoder, Quantizer, fit_rkmeans
 from diffgr2.items.sids import SemanticIds
 from diffgr2.items.uniqueness import distinct_share
 from diffgr2.items.vectors import unit_rows
-from diffgr2.pipeline import StageContext
-from diffgr2.progress import Progress
-from diffgr2.stages import items as stage
 from diffgr2.types import Catalogue, Histories
+from support.items_stage import run_stage
 
 N = 60
 SMALL = ItemsConfig(vector_dim=8, text_dim=8, bought_dim=8, levels=3, codes=8, min_unique=0.3)
@@ -56,16 +54,6 @@ def shop(last: int = 0) -> Dataset:
     raw = [f"r{i}" for i in range(N)]
     catalogue = Catalogue(raw, titles, blank, paths, np.full(N, np.nan), blank)
     return Dataset(histories_of(rows, N), catalogue, [str(u) for u in range(80)], {})
-
-
-def run_stage(root: Path, dataset: Dataset, config: ItemsConfig = SMALL) -> tuple[Path, dict]:
-    data, out, work = (root / name for name in ("data", "out", "work"))
-    for path in (data, out, work):
-        path.mkdir(parents=True)
-    write_dataset(data, dataset)
-    recipe = Recipe(name="test", items=config)
-    context = StageContext("items", recipe, {"data": data}, out, work, Progress())
-    return out, stage.run(context)
 
 
 ROWS = st.lists(st.lists(st.integers(0, 6), max_size=16), min_size=1, max_size=8)
@@ -158,7 +146,7 @@ def test_unit_residuals_tell_families_apart_that_plain_ones_confuse(seed: int) -
 
 
 def test_validation_and_test_purchases_change_no_byte_of_what_is_learned(tmp_path: Path) -> None:
-    outs = [run_stage(tmp_path / str(last), shop(last))[0] for last in (0, 7)]
+    outs = [run_stage(tmp_path / str(last), shop(last), SMALL)[0] for last in (0, 7)]
     hashes = [{p.name: sha256_of(p) for p in sorted(out.iterdir())} for out in outs]
     assert {name for name in hashes[0] if hashes[0][name] != hashes[1][name]} == {"report.json"}
     shared = [read_json(out / "report.json").pop("shared") for out in outs]
@@ -166,7 +154,7 @@ def test_validation_and_test_purchases_change_no_byte_of_what_is_learned(tmp_pat
 
 
 def test_the_guard_asks_what_the_quantizer_did_and_no_repair(tmp_path: Path) -> None:
-    _, metrics = run_stage(tmp_path / "one", shop())
+    _, metrics = run_stage(tmp_path / "one", shop(), SMALL)
     assert metrics["unique_natural"] < metrics["unique_assigned"] == 1.0
     over = SMALL.model_copy(update={"min_unique": metrics["unique_natural"] + 0.01})
     with pytest.raises(Exception, match="distinct by the quantizer itself, before any repair"):
@@ -188,7 +176,7 @@ def test_shuffled_ids_are_the_same_ones_of_other_items(tmp_path: Path) -> None:
 
 
 def test_words_alone_find_the_kind_of_a_new_item(tmp_path: Path) -> None:
-    out, _ = run_stage(tmp_path, shop())
+    out, _ = run_stage(tmp_path, shop(), SMALL)
     encoder, ids = Encoder.load(out), SemanticIds.load(out)
     assert encoder.quantizer.unit
     _, codes = encoder.encode([f"kind{kind} word9" for kind in range(5)])

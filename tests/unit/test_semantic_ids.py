@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from diffgr2.artifacts import load_arrays, read_json, sha256_of
-from diffgr2.config import ItemsConfig, Recipe
-from diffgr2.data.store import Dataset, write_dataset
+from diffgr2.config import ItemsConfig
+from diffgr2.data.store import Dataset
 from diffgr2.items.kmeans import kmeans, nearest
 from diffgr2.items.quality import id_report, purity, top_categories
 from diffgr2.items.quantize import Encoder, fit_rkmeans
@@ -19,10 +19,10 @@ from diffgr2.items.rqvae import Codebooks, contrastive, fit_rqvae, n_epochs
 from diffgr2.items.sids import SemanticIds, parse_sid, sid_text, sid_token
 from diffgr2.items.uniqueness import distinct_share
 from diffgr2.items.vectors import fit_vectors, item_text
-from diffgr2.pipeline import StageContext
 from diffgr2.progress import Progress
 from diffgr2.stages import items as stage
 from diffgr2.types import Catalogue, Histories
+from support.items_stage import run_stage
 
 KINDS = ("shampoo", "lipstick", "razor", "lotion", "perfume")
 SMALL = ItemsConfig(
@@ -51,16 +51,6 @@ def make_dataset(n_items: int, n_users: int = 30) -> Dataset:
     bought = rng.integers(n_items, size=int(offsets[-1])).astype(np.int32)
     histories = Histories(offsets, bought, np.zeros(len(bought), np.int64), n_items)
     return Dataset(histories, make_catalogue(n_items), [str(u) for u in range(n_users)], {})
-
-
-def run_stage(root: Path, dataset: Dataset, config: ItemsConfig) -> tuple[Path, dict]:
-    data, out, work = (root / name for name in ("data", "out", "work"))
-    for path in (data, out, work):
-        path.mkdir(parents=True)
-    write_dataset(data, dataset)
-    recipe = Recipe(name="test", items=config)
-    context = StageContext("items", recipe, {"data": data}, out, work, Progress())
-    return out, stage.run(context)
 
 
 @pytest.fixture(scope="module")

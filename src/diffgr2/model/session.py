@@ -87,9 +87,7 @@ class TorchSession:
         assert self._cache is not None
         skipped = min(span.logits_from for span in spans)
         logits_BTV = self.model(*inputs(spans, self._cache, self.model), logits_from=skipped)
-        logits_BTV = logits_BTV.float()
-        logits_BTV[..., self.mask_id] = -torch.inf
-        logp_BTV = torch.log_softmax(logits_BTV, -1)
+        logp_BTV = without(logits_BTV, self.mask_id)
         # A softmax over NaN, over +inf, or over nothing finite is NaN everywhere.
         if bool(torch.isnan(logp_BTV[..., 0]).any()):
             raise DecodeError(BROKEN)
@@ -100,6 +98,13 @@ class TorchSession:
             self._cache = None
         elif self._cache is not None and len(rows) < self._cache.rows:
             self._cache.select(torch.tensor(rows, device=self.model.device))
+
+
+def without(logits_BTV: Tensor, mask_id: int) -> Tensor:
+    """Log-probabilities in fp32, with none for the mask token."""
+    logits_BTV = logits_BTV.float()
+    logits_BTV[..., mask_id] = -torch.inf
+    return torch.log_softmax(logits_BTV, -1)
 
 
 def views(logp_BTV: Tensor, spans: Sequence[Span], at: Sequence[tuple[int, int]]) -> list[View]:

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffgr2.errors import DecodeError
 from diffgr2.model.backend import BROKEN, Span, View, check_room
 from diffgr2.model.forward import KVCache, LeanQwen3
-from diffgr2.model.session import inputs, views
+from diffgr2.model.session import inputs, views, without
 
 SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """What rows and tokens of a forward are padded to; above, multiples of the last."""
@@ -144,7 +143,7 @@ class StaticSession:
         if len(spans) * max(len(span.ids) for span in spans) >= WIDE:
             in_place = [span for _, span in sorted(zip(self._place, spans, strict=True), key=_at)]
             given = inputs(in_place, slab.part(0, len(spans)), self.model)
-            logp_BTV = self._logp(self.model(*given, logits_from=first))
+            logp_BTV = without(self.model(*given, logits_from=first), self.mask_id)
         else:
             first = first // COARSE * COARSE
             logp_BTV = self._run(slab, *self._numbers(spans, slab), first)
@@ -191,12 +190,7 @@ class StaticSession:
         rows = numbers.shape[1]
         mask_BTC = self.model.positions[:seen] < numbers[HI][..., None]
         given = (numbers[SLOT], slab.part(0, rows), numbers[SLOT], mask_BTC, seen)
-        return self._logp(self.model(numbers[IDS], *given, logits_from=first))
-
-    def _logp(self, logits_BTV: Tensor) -> Tensor:
-        logits_BTV = logits_BTV.float()
-        logits_BTV[..., self.mask_id] = -torch.inf
-        return F.log_softmax(logits_BTV, -1)
+        return without(self.model(numbers[IDS], *given, logits_from=first), self.mask_id)
 
     def keep(self, rows: Sequence[int]) -> None:
         self._place = [self._place[row] for row in rows]
