@@ -138,6 +138,8 @@ def _dealt(
     free = np.setdiff1d(np.arange(len(codes_CE)), np.fromiter(used, np.int64, len(used)))
     cost_RF = distances(rest_RE, codes_CE[free])
     cost_RF += np.square(rest_RE).sum(axis=1, keepdims=True)  # who goes empty depends on it
+    if not len(free):
+        return np.zeros(0, dtype=np.int64), free
     if len(rest_RE) == 1:
         return np.zeros(1, dtype=np.int64), free[[int(cost_RF[0].argmin())]]
     from scipy.optimize import linear_sum_assignment  # late: a refresh seldom needs it
