@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from diffgr2.items.sids import sid_text
@@ -30,6 +31,10 @@ _SIDES = {"for": FOR, "because": FOR, "against": AGAINST, "weaker": AGAINST}
 _WHY, _BUT = ("why", "because", "for"), ("but", "weaker", "against")
 _SHORT, _ASIDE = r"[^.;]*", r"(?: \([^()]*\))?"
 _STRANGER = "an item not in the list"
+_HISTORY = ("history", "history_more", "history_unknown")
+_WHOLE = r"(?<!\w)(?:{})(?!\w)"  # whole words
+
+_compiled = lru_cache(maxsize=256)(re.compile)  # of what the wording alone decides
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,6 @@ class Reader:
         if "steps" in words:
             self._who |= dict.fromkeys([*self._item, _STRANGER], frozenset())
         self._learn_names(request, names)
-        self._any_name = rf"(?<!\w)(?:{one_of(self._who)})(?!\w)"  # whole words
         self._any_phrase = one_of(phrases.all())
         self._told, self._sentence = Told(), 0
 
@@ -141,6 +145,10 @@ class Reader:
             if "steps" in self._words:
                 sid = sid_text(request.codes_KL[i].tolist())
                 self._who |= dict.fromkeys((sid, BEGIN + sid + FINISH), frozenset({i}))
+
+    @cached_property
+    def _any_name(self) -> str:
+        return _WHOLE.format(one_of(self._who))
 
     def read(self, text: str) -> Told:
         """All that the text tells."""
@@ -162,32 +170,53 @@ class Reader:
 
     def _match(self, name: str, line: str, **slots: str) -> re.Match[str] | None:
         wording = self._words.get(name)
-        return re.fullmatch(form(wording, named=True, **slots), line) if wording else None
+        if not wording:
+            return None
+        pattern = form(wording, named=True, **slots)
+        return re.fullmatch(pattern, line) if slots else _compiled(pattern).fullmatch(line)
+
+    def _with_names(
+        self, shape: Callable[[str], str], line: str, *slots: str
+    ) -> re.Match[str] | None:
+        """The line read by the pattern that `shape` makes of one for names; `slots` hold names.
+
+        Patterns of names take longer to compile than all else here together, so any text may
+        stand for one first. The longest does, as the longest name would; thus if names were found
+        everywhere, the names' own pattern finds the same.
+        """
+        found = _compiled(shape(_WHOLE.format(".+"))).fullmatch(line)
+        if found is None or all(found[slot] in self._who for slot in slots if found[slot]):
+            return found
+        return re.fullmatch(shape(self._any_name), line)
 
     def _past(self, line: str) -> bool:
-        past = None
+        about = (*_HISTORY, "history_none", "history_nameless")
+        loosely = [name for name in about if self._match(name, line)]
+        if not loosely:
+            return False
+        self._told.pasts.append(self._read_past(line, loosely))
+        return True
+
+    def _read_past(self, line: str, loosely: Sequence[str]) -> Past:
+        """What it says by one of the wordings that it has, whatever stands for their slots."""
+        if "history_none" in loosely:
+            return Past(nothing=True)
+        if "history_nameless" in loosely:
+            return Past()
         kind = one_of(self._kind)
         entry = form(self._words.get("kind", "{kind}"), kind=kind, n=r"\d+", all=r"\d+")
         loose = form(self._words.get("kind", ""), named=False, kind=kind, n=r"\d+", all=r"\d+")
-        if self._match("history_none", line):
-            past = Past(nothing=True)
-        elif self._match("history_nameless", line):
-            past = Past()
         for name in ("history_more", "history"):
-            found = self._match(name, line, kinds=list_of(f"{loose}|{kind}"))
-            if past is None and found:
+            pattern = list_of(f"{loose}|{kind}")
+            if name in loosely and (found := self._match(name, line, kinds=pattern)):
                 entries = re.finditer(f"{entry}|(?P<one>{kind})", found["kinds"])
-                past = Past(tuple(self._counted(e) for e in entries), whole=name == "history")
-        found = self._match("history_unknown", line, items=list_of(one_of(self._item)))
-        if past is None and found:
-            items = re.findall(one_of(self._item), found["items"])
-            past = Past(items=tuple(self._item[item] for item in items))
-        loosely = ("history", "history_more", "history_unknown")
-        if past is None and any(self._match(name, line) for name in loosely):
-            past = Past(readable=False)
-        if past is not None:
-            self._told.pasts.append(past)
-        return past is not None
+                return Past(tuple(self._counted(e) for e in entries), whole=name == "history")
+        if "history_unknown" in loosely:
+            item = one_of(self._item)
+            if found := self._match("history_unknown", line, items=list_of(item)):
+                items = re.findall(item, found["items"])
+                return Past(items=tuple(self._item[each] for each in items))
+        return Past(readable=False)
 
     def _counted(self, entry: re.Match[str]) -> tuple[str, int, int | None]:
         groups = entry.groupdict()
@@ -197,7 +226,12 @@ class Reader:
 
     def _verdict(self, line: str) -> bool:
         for name in ("verdict", "only"):
-            if found := self._match(name, line, first=self._any_name, second=self._any_name):
+            wording = self._words.get(name)
+            if not wording:
+                continue
+            slots = [slot for slot in ("first", "second") if f"{{{slot}}}" in wording]
+            shape = partial(_of_two, wording)
+            if found := self._with_names(shape, line, *slots):
                 self._decided(found, "first")
                 return True
         return False
@@ -216,18 +250,20 @@ class Reader:
     def _candidate(self, line: str) -> bool:
         words = self._words
         grades = [*words["strengths"], words["unsaid"]]
-        side = form(words["points"], named=False, side=one_of(words["sides"].values()))
-        shape = form(words["candidate"], name=self._any_name, strength=one_of(grades))
-        found = re.fullmatch(f"{shape}(?P<points>(?:{side})*)", line)
+        sides = one_of(words["sides"].values())
+        side, grade_said = form(words["points"], named=False, side=sides), one_of(grades)
+
+        def shape(name: str) -> str:
+            start = form(words["candidate"], name=name, strength=grade_said)
+            return f"{start}(?P<points>(?:{side})*)"
+
+        found = self._with_names(shape, line, "name")
         if not found:
             return False
         who, grade = self._who[found["name"]], grades.index(found["strength"])
         self._told.lines.append(who)
         self._told.strengths.append((who, grade if grade < len(words["strengths"]) else -1))
-        ending = (
-            rf"(?={form(words['points'], named=False, side=one_of(words['sides'].values()))}|$)"
-        )
-        told = form(words["points"], side=one_of(words["sides"].values())) + ending
+        told = form(words["points"], side=sides) + rf"(?={side}|$)"
         for part in re.finditer(told, found["points"]):
             title = next(name for name, text in words["sides"].items() if text == part["side"])
             self._points(who, part["phrases"], _SIDES[title], strict=True)
@@ -235,7 +271,7 @@ class Reader:
 
     def _points(self, who: Who, text: str, side: int, *, strict: bool = False) -> None:
         """Phrases about a candidate; `strict`: there is nothing else."""
-        if strict and not re.fullmatch(list_of(self._any_phrase), text):
+        if strict and not _compiled(list_of(self._any_phrase)).fullmatch(text):
             self._told.unread += 1
         for number, buckets in self._phrases.find(f": {text.strip()}."):
             self._told.points.append(Point(who, number, buckets, side, self._sentence))
@@ -303,6 +339,10 @@ class Reader:
         for at in range(1, len(parts), 2):
             self._sentence += 1
             self._points(self._who[parts[at]], parts[at + 1].rstrip(" ."), NEITHER)
+
+
+def _of_two(wording: str, name: str) -> str:
+    return form(wording, first=name, second=name)
 
 
 def _bold(name: str) -> tuple[str, str]:
