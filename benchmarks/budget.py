@@ -36,12 +36,12 @@ from diffgr2.evaluate.results import rounded
 from diffgr2.evaluate.significance import bootstrap_means, interval
 from diffgr2.evaluate.tables import at, interval_at, markdown_table
 from diffgr2.evaluate.validity import accounting, intervals
-from diffgr2.pipeline import STANDS, StageContext, source_commit
+from diffgr2.pipeline import STANDS, StageContext
 from diffgr2.progress import Progress
 from diffgr2.prompts.request import Request
 from diffgr2.recipe import apply_override, validate
 from diffgr2.stages.corpus import Corpus, open_corpus
-from diffgr2.stages.judge import data_of
+from diffgr2.stages.judge import meta_of
 from diffgr2.stages.plan import CORPUS, STAGES
 from diffgr2.stages.score import Model, decode_requests, outputs_of, selection_lists, test_rows
 from diffgr2.types import CandidateLists
@@ -222,15 +222,13 @@ def main(arguments: list[str] | None = None) -> int:
         for way in [way for way in given.way if stage in WAYS[way]]:
             rows += curve(run, stage, way, given.steps, asked, given.changes)
             print(table(rows), flush=True)
-    about, tie = data_of(run.recipe)
     said = f"--stage {' '.join(given.stage)} --way {' '.join(given.way)}"
     steps = ",".join(map(str, given.steps))
     command = f"python benchmarks/budget.py {given.run} {said} --steps {steps}"
     command += f" --split {given.split}"
     command += f" --set {' '.join(given.changes)}" if given.changes else ""
-    head = {"recipe": run.recipe.name, "data": about, "tie_order": tie, "seed": run.recipe.seed}
-    head |= {"commit": source_commit(), "command": command, "split": given.split, "rows": rows}
-    write_json(given.out, head)
+    told = {"seed": run.recipe.seed, "split": given.split, "rows": rows}
+    write_json(given.out, meta_of(run.recipe, command) | told)
     return 0
 
 

@@ -26,10 +26,10 @@ from diffgr2.cli import runs
 from diffgr2.errors import ConfigError, Diffgr2Error
 from diffgr2.evaluate.results import rounded
 from diffgr2.evaluate.tables import at, interval_at, markdown_table
-from diffgr2.pipeline import Runner, source_commit
+from diffgr2.pipeline import Runner
 from diffgr2.recipe import load_recipe
 from diffgr2.stages.corpus import open_corpus
-from diffgr2.stages.judge import data_of
+from diffgr2.stages.judge import meta_of
 from diffgr2.stages.plan import CORPUS, STAGES
 from diffgr2.stages.score import Model, selection_lists
 
@@ -89,15 +89,13 @@ def main(arguments: list[str] | None = None) -> int:
         row["over_rqvae"] = against(values_LM, base_LM, recipe.evaluate.bootstrap, key)
         rows.append(rounded(row))
         print(table(rows), flush=True)
-    about, tie = data_of(recipe)
     # Files' places are this machine's own.
     told = [change for change in given.changes if not change.startswith("data.")]
     command = f"python benchmarks/ids_for_ranking.py {recipe.name}"
     command += f" --set {' '.join(told)}" if told else ""
-    head = {"recipe": recipe.name, "data": about, "tie_order": tie, "seed": recipe.seed}
-    head |= {"commit": source_commit(), "command": command, "split": "selection", "rows": rows}
     if given.out is not None:
-        write_json(given.out, head)
+        told = {"seed": recipe.seed, "split": "selection", "rows": rows}
+        write_json(given.out, meta_of(recipe, command) | told)
     return 0
 
 

@@ -19,23 +19,14 @@ from diffgr2.recipe import load_recipe
 from diffgr2.stages.plan import STAGES
 from diffgr2.streams import generator
 from diffgr2.types import MISS
+from support.beauty import FILES, needs_beauty
 
-BEAUTY = Path(__file__).parents[2] / ".." / "shared" / "data" / "beauty"
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (BEAUTY / "interactions.parquet").is_file(), reason="the Beauty files are not here"
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_beauty]
 
 
 def test_retriever_reaches_its_level_and_evidence_improves_its_order(tmp_path: Path) -> None:
-    files = [
-        f"data.{name}={(BEAUTY / name).resolve()}.parquet" for name in ("interactions", "items")
-    ]
     # The levels asked for below are those of the files' own order.
-    recipe = load_recipe("beauty", [*files, "data.tie_order=file"])
+    recipe = load_recipe("beauty", [*FILES, "data.tie_order=file"])
     manifests = Runner(recipe, tmp_path, STAGES).run(["retriever"])
     metrics = manifests["retriever"]["metrics"]
     assert metrics["test_r@10"] >= 0.078

@@ -12,25 +12,16 @@ from diffgr2.items.sids import SemanticIds
 from diffgr2.pipeline import Runner
 from diffgr2.recipe import load_recipe
 from diffgr2.stages.plan import STAGES
+from support.beauty import FILES, needs_beauty
 
-BEAUTY = Path(__file__).parents[2] / ".." / "shared" / "data" / "beauty"
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (BEAUTY / "interactions.parquet").is_file(), reason="the Beauty files are not here"
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_beauty]
 
 
 def test_nearly_all_ids_are_distinct_before_any_repair(tmp_path: Path) -> None:
-    files = [
-        f"data.{name}={(BEAUTY / name).resolve()}.parquet" for name in ("interactions", "items")
-    ]
     metrics = {}
     plain = ["items.quantizer=rkmeans", "items.min_unique=0.5"]
     for name, keys in (("blend", []), ("plain", plain)):
-        recipe = load_recipe("beauty", [*files, *keys])
+        recipe = load_recipe("beauty", [*FILES, *keys])
         manifests = Runner(recipe, tmp_path / name, STAGES).run(["items"])
         metrics[name] = manifests["items"]["metrics"]
     blend = metrics["blend"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 import pytest
@@ -11,19 +9,16 @@ import pytest
 from diffgr2.config import DataConfig
 from diffgr2.data.records import import_dataset
 from diffgr2.data.store import Dataset
+from support.beauty import PLACE, needs_beauty
 
-BEAUTY = Path(__file__).parents[3] / "shared" / "data" / "beauty"
-
-pytestmark = pytest.mark.skipif(
-    not (BEAUTY / "interactions.parquet").is_file(), reason="the Beauty files are not here"
-)
+pytestmark = needs_beauty
 
 
 def load(tie_order: str, seed: int = 0) -> Dataset:
     config = DataConfig(
         source="table",
-        interactions=str(BEAUTY / "interactions.parquet"),
-        items=str(BEAUTY / "items.parquet"),
+        interactions=str(PLACE / "interactions.parquet"),
+        items=str(PLACE / "items.parquet"),
         columns={"user": "user_id", "item": "item_id"},
         tie_order=tie_order,  # type: ignore[arg-type]
     )
@@ -59,7 +54,7 @@ def test_text_is_as_complete_as_the_files(by_file: Dataset) -> None:
 
 
 def test_the_file_order_is_the_benchmarks(by_file: Dataset) -> None:
-    rows = pl.read_parquet(BEAUTY / "interactions.parquet").sort("user_id", "position")
+    rows = pl.read_parquet(PLACE / "interactions.parquet").sort("user_id", "position")
     expected = rows.group_by("user_id", maintain_order=True).agg("item_id")
     raw = np.array([int(item) for item in by_file.catalogue.raw_ids])
     histories = {

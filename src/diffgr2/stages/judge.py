@@ -19,6 +19,7 @@ from diffgr2.config import Recipe
 from diffgr2.evaluate.baselines import order_from_scores
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
 from diffgr2.evaluate.verdict import judge
+from diffgr2.pipeline import source_commit
 
 LAMBDAMART = "lambdamart"
 TREES = "trees"
@@ -40,6 +41,18 @@ def data_of(recipe: Recipe) -> tuple[str, str]:
         return about, "none"
     about = f"{data.source}: {Path(data.interactions or recipe.lists.file or '').name}"
     return about, "file" if data.tie_order == "file" else f"shuffle({data.tie_seed})"
+
+
+def meta_of(recipe: Recipe, command: str) -> dict[str, Any]:
+    """The head of what is written of a run: no path of this machine."""
+    about, tie = data_of(recipe)
+    return {
+        "recipe": recipe.name,
+        "data": about,
+        "tie_order": tie,
+        "commit": source_commit(),
+        "command": command,
+    }
 
 
 def row_of(kind: str, chosen: str) -> str:

@@ -20,7 +20,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from diffgr2.artifacts import load_arrays, read_json, read_manifest, save_arrays, write_json
-from diffgr2.config import Recipe
 from diffgr2.data.columnar import texts_of
 from diffgr2.evaluate import plots, probed
 from diffgr2.evaluate.baselines import floor_order
@@ -34,9 +33,8 @@ from diffgr2.evaluate.results import (
 from diffgr2.evaluate.tables import number, render_markdown, rows_of, timings_table
 from diffgr2.evaluate.trec import write_qrels, write_run
 from diffgr2.model.layout import response_shift
-from diffgr2.pipeline import source_commit
 from diffgr2.stages import ties
-from diffgr2.stages.judge import LAMBDAMART, data_of
+from diffgr2.stages.judge import LAMBDAMART, meta_of
 from diffgr2.stages.plan import TRAINED
 from diffgr2.stages.standing import Standing
 from diffgr2.streams import key_of
@@ -47,18 +45,6 @@ DRAWN = ("block_rl", "cft_rl", "opd", "cft", "convert")
 
 MOVED = ("cft_opd_rl", "cft_opd", "cft", "ar", "evidence")
 """Rows; the first that stands has its rank moves drawn."""
-
-
-def meta_of(recipe: Recipe, command: str) -> dict[str, Any]:
-    """The report's head: no path of this machine."""
-    about, tie = data_of(recipe)
-    return {
-        "recipe": recipe.name,
-        "data": about,
-        "tie_order": tie,
-        "commit": source_commit(),
-        "command": command,
-    }
 
 
 def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Path]]:
