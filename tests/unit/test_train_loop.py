@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from diffgr2.errors import NonFiniteError
 from diffgr2.progress import Progress
 from diffgr2.train import dist, loop
+from diffgr2.train.lanes import Lanes
 from diffgr2.train.log import MetricsLog, without_wall
 from diffgr2.train.loop import fit, learning_rate
 from diffgr2.train.optimizer import Optimizer
@@ -122,6 +123,7 @@ def test_accumulated_gradients_agree_to_1e_6(tmp_path):
             tmp_path,
             MetricsLog(None),
             threading.Event(),
+            Lanes(model),
         )
         micros = task.micros(1, model)
         records = run._backward(micros, sum(micro.count for micro in micros))

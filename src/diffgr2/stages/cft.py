@@ -38,6 +38,7 @@ from diffgr2.stages.distill import Outputs
 from diffgr2.stages.effort import chosen
 from diffgr2.stages.noisy import NoisyRow, noisy_batch, response_blocks
 from diffgr2.streams import generator
+from diffgr2.train.lanes import micro_rows
 from diffgr2.train.loop import Loss
 
 NOISY, CLEAN = 0, 1
@@ -106,7 +107,7 @@ class CftTask:
     def micros(self, step: int, model: nn.Module) -> list[CftMicro]:
         config = self.config
         picks = epoch_order(len(self.outputs), config.rows, step, self.seed, self.name)
-        parts = chunks(list(enumerate(picks)), config.micro_rows)
+        parts = chunks(list(enumerate(picks)), micro_rows(config, model))
         return [self._micro(step, part) for part in parts]
 
     def text(self, n: int, rng: np.random.Generator) -> Taught:

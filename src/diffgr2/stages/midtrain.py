@@ -23,6 +23,7 @@ from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.effort import chosen
 from diffgr2.stages.known import known_part
 from diffgr2.streams import generator
+from diffgr2.train.lanes import micro_rows
 from diffgr2.train.loop import Loss
 from diffgr2.types import Histories
 
@@ -77,7 +78,7 @@ class MidtrainTask:
         config, ones, pad_id = self.config, [1.0] * len(TASKS), self.corpus.vocab.pad_id
         rngs = [generator(self.seed, self.name, step, place) for place in range(config.rows)]
         texts = [self.text(rng) for rng in rngs]
-        return [imitation(part, ones, pad_id) for part in chunks(texts, config.micro_rows)]
+        return [imitation(part, ones, pad_id) for part in chunks(texts, micro_rows(config, model))]
 
     def loss(self, model: nn.Module, micro: WeightedMicro) -> Loss:
         micro = micro.to(device())

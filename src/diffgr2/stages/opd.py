@@ -38,6 +38,7 @@ from diffgr2.stages.noisy import NoisyRow, Realised, noisy_batch, realised
 from diffgr2.stages.rollouts import DECODE_BATCH, rollout_settings, text_metrics
 from diffgr2.streams import generator
 from diffgr2.train.dist import rollout_model
+from diffgr2.train.lanes import micro_rows
 from diffgr2.train.loop import Loss
 from diffgr2.types import Trajectory
 
@@ -105,7 +106,7 @@ class OpdTask:
             for place, (request, text) in enumerate(zip(requests, texts, strict=True))
             if text.finished  # else cut by the limit: there is no end to teach
         ]
-        return [self._micro(part) for part in chunks(rows, config.micro_rows)]
+        return [self._micro(part) for part in chunks(rows, micro_rows(config, model))]
 
     def _grammar(self, n: int) -> Grammar:
         """What the student is asked for: the read-out that it is trained for, where it knows it."""

@@ -34,6 +34,7 @@ from diffgr2.stages.common import answer_to_learn, by_part, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.effort import chosen
 from diffgr2.streams import generator
+from diffgr2.train.lanes import micro_rows
 from diffgr2.train.loop import Loss
 
 
@@ -71,7 +72,7 @@ class SftTask:
         config, corpus = self.config, self.corpus
         picks = epoch_order(len(corpus.examples), config.rows, step, self.seed, self.name)
         texts = [self.text(n, step, place) for place, n in enumerate(picks)]
-        return [self.micro(part) for part in chunks(texts, config.micro_rows)]
+        return [self.micro(part) for part in chunks(texts, micro_rows(config, model))]
 
     def micro(self, texts: Sequence[Text]) -> SftMicro:
         """These texts in one forward."""

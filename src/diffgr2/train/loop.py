@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ from diffgr2.config import TrainConfig
 from diffgr2.errors import NonFiniteError
 from diffgr2.progress import Progress
 from diffgr2.train import checkpoint, dist
+from diffgr2.train.lanes import Lanes
 from diffgr2.train.log import MetricsLog
 from diffgr2.train.optimizer import Optimizer
 
@@ -99,8 +100,9 @@ def fit(
         root = work / "checkpoints"
         saved, raw = checkpoint.resume(root, mark, model, optimizer, progress.line)
         log = MetricsLog(work / "metrics.jsonl" if dist.world().first else None, raw)
-        run = _Run(task, model, config, optimizer, work, log, stop)
-        with progress.task(task.name, config.fixed) as bar:
+        lanes = Lanes(model)
+        run = _Run(task, model, config, optimizer, work, log, stop, lanes)
+        with closing(lanes), progress.task(task.name, config.fixed) as bar:
             if saved:
                 bar.advance(saved, "resumed")
             for step in range(saved + 1, config.fixed + 1):
@@ -142,12 +144,19 @@ class _Run:
     work: Path
     log: MetricsLog
     stop: threading.Event
+    lanes: Lanes
 
     def step(self, step: int) -> tuple[dict[str, Any], bool]:
         """One optimizer step; returns its metrics and whether any rank was asked to stop."""
-        begin, task = time.monotonic(), self.task
-        rate = learning_rate(step, self.config)
-        micros = task.micros(step, self.model)
+        begin = time.monotonic()
+        micros = self.task.micros(step, self.model)
+        with self.lanes.at_work():
+            line, stopping = self._update(step, micros)
+        line["step_time"] = round(time.monotonic() - begin, 4)
+        return line, stopping
+
+    def _update(self, step: int, micros: Sequence[Any]) -> tuple[dict[str, Any], bool]:
+        task, rate = self.task, learning_rate(step, self.config)
         count = math.fsum(micro.count for micro in micros)
         self.optimizer.zero_grad()
         mine = self._backward(micros, count) if count else []
@@ -174,7 +183,6 @@ class _Run:
         line["num_tokens"] = before + sum(getattr(micro, "tokens", micro.count) for micro in micros)
         if hasattr(task, "epoch"):
             line["epoch"] = task.epoch(step)  # type: ignore[attr-defined]
-        line["step_time"] = round(time.monotonic() - begin, 4)
         return line, any(asked for _, asked in answers)
 
     def _backward(self, micros: Sequence[Any], count: float) -> list[Any]:
@@ -185,19 +193,23 @@ class _Run:
         """
         here, device = dist.world(), next(self.model.parameters()).device.type
         self.model.train()
-        results: list[tuple[int, Tensor, Mapping[str, tuple[Number, Number]]]] = []
-        for index in range(here.rank, here.size * math.ceil(len(micros) / here.size), here.size):
-            real = index < len(micros)
-            with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                loss = self.task.loss(self.model, micros[index % len(micros)])
-            if loss.total.requires_grad:
-                (loss.total * (here.size / count if real else 0.0)).backward()
-            if real:
-                results.append((index, loss.total.detach(), loss.metrics))
+        # A cast of a weight that is kept for later belongs to one lane's graph.
+        half = {"enabled": self.config.precision == "bf16", "cache_enabled": self.lanes.n == 1}
+
+        def loss(index: int) -> tuple[Tensor, tuple[int, Loss]]:
+            with torch.autocast(device, torch.bfloat16, **half):
+                found = self.task.loss(self.model, micros[index % len(micros)])
+            total = found.total * (here.size / count if index < len(micros) else 0.0)
+            return total, (index, Loss(found.total.detach(), found.metrics))
+
+        whole = here.size * math.ceil(len(micros) / here.size)
+        kept = self.lanes.backward(range(here.rank, whole, here.size), loss)
         # Converted only now: on a GPU each float() waits for the device.
         return [
-            [index, float(total), {k: [float(s), float(n)] for k, (s, n) in metrics.items()}]
-            for index, total, metrics in results
+            [index, float(done.total), {k: [float(part) for part in m] for k, m in metrics.items()}]
+            for index, done in kept
+            if index < len(micros)
+            for metrics in [done.metrics]
         ]
 
     def _refuse(self, line: dict[str, Any], records: list[Any], culprit: str) -> NoReturn:
