@@ -194,7 +194,7 @@ def main() -> None:
             found = costs(point, batch, given.rounds, own=own)
             rows.append({"axis": axis, "value": value, **found})
             print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-    command = f"python benchmarks/growth.py runs/{run.recipe.name}"
+    command = machine.command("growth", f"runs/{run.recipe.name}")
     made = {"recipe": run.recipe.name, "commit": source_commit(), "command": command}
     made |= {"engine": given.engine, "rounds": given.rounds, "machine": machine.about()}
     if given.out is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -178,6 +179,17 @@ def _onnx_product(threads: int) -> Callable[[], Any] | None:
     session = session_of(product(LARGE), threads)
     left = np.ones((LARGE, LARGE), dtype=np.float32)
     return lambda: session.run(None, {"left": left})
+
+
+def command(script: str, subject: str) -> str:
+    """The command that is running, without where it writes to; `subject` instead of the run's
+    place, which is this machine's own."""
+    words, told = sys.argv[1:], []
+    options = [at for at, word in enumerate(words) if word.startswith("--")]
+    for at, end in zip(options, [*options[1:], len(words)], strict=True):
+        if words[at] != "--out":
+            told += words[at:end]
+    return " ".join(["python", f"benchmarks/{script}.py", subject, *told])
 
 
 def about() -> dict[str, Any]:

@@ -156,7 +156,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         contest = contest_of(run, max(given.lists, *given.batches), Path(scratch))
         found = measure(entries, contest, **sizes, lists=given.lists, rounds=given.rounds)
-    command = f"python benchmarks/peers.py runs/{run.recipe.name}"
+    command = machine.command("peers", f"runs/{run.recipe.name}")
     made = {"recipe": run.recipe.name, "commit": source_commit(), "command": command}
     if given.out is not None:
         write_json(given.out, {**made, "lists": given.lists, "rounds": given.rounds, **found})

@@ -42,8 +42,8 @@ OPEN = re.compile(rf"^<!-- ({KINDS}):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
 MAIN_ROWS = (
-    *("floor", "oracle", "evidence", "evidence_mlp", "tutor", "lambdamart"),
-    *("ar_direct", "block_direct", "ar", "ar_written", "naive", "cft", "cft_opd", "cft_opd_rl"),
+    *("floor", "oracle", "evidence", "tutor", "lambdamart"),
+    *("block_direct", "ar", "ar_written", "naive", "cft", "cft_opd_rl"),
     *("cft_opd_rl_written", "cft_opd_rl_raw", "verify"),
 )
 """What a reader needs first; the others are in the full table."""
@@ -93,11 +93,10 @@ def about(report: dict[str, Any]) -> str:
 
 
 def source(report: dict[str, Any]) -> str:
-    """The command, and the commits if they are not one that stands as committed."""
-    commits = {report["commit"], *report.get("commits", [])} if "commits" in report else set()
-    mixed = len(commits) > 1 or any(commit.endswith(DIRTY) for commit in commits)
-    told = f" by {', '.join(short(commit) or 'no commit' for commit in sorted(commits))}"
-    return f"Made by `{report['command']}`{told if mixed else ''}."
+    """The command, and the commits that made what stands there."""
+    commits = sorted({*report.get("commits", [])} or {report.get("commit", "")})
+    told = ", ".join(short(commit) or "no commit" for commit in commits)
+    return f"Made by `{report['command']}`{f' at {told}' if told != 'no commit' else ''}."
 
 
 def short(commit: str) -> str:
@@ -134,7 +133,7 @@ def pooled_note(summary: dict[str, Any]) -> str:
 def speed_table(report: dict[str, Any]) -> str:
     """Every decoder and batch size of the timing run."""
     note = f"{report['data']}: tokens per second without the prompt's prefill, median over rounds."
-    return f"{timings_table(report['speed'])}\n\n{note} Made by `{report['command']}`."
+    return f"{timings_table(report['speed'])}\n\n{note} {source(report)}"
 
 
 def serving_table(report: dict[str, Any]) -> str:
@@ -147,7 +146,7 @@ def serving_table(report: dict[str, Any]) -> str:
     note = (
         f"{report['cores']} cores. Overload: {late['sent']:,} sent = {late['answered']:,} answered "
         f"+ {late['rejected']:,} rejected, p99 of a rejection {late['rejection_p99_ms']} ms. "
-        f"Made by `{report['command']}`."
+        f"{source(report)}"
     )
     return f"{markdown_table(report['rows'], columns)}\n\n{note}"
 
@@ -170,12 +169,18 @@ def percent(key: str) -> Callable[[dict[str, Any]], str]:
     return lambda row: "–" if row.get(key) is None else f"{100 * row[key]:.0f} %"
 
 
+def of_limit(key: str) -> Callable[[dict[str, Any]], str]:
+    """Of the rate of fp32 products, which is no limit of products of eight bits."""
+    share = percent(key)
+    return lambda row: "–" if "int8" in row["name"] else share(row)
+
+
 def peers_table(report: dict[str, Any]) -> str:
     """Everybody timed beside each other, at every batch size and number of threads."""
     columns: list[Any] = [("way", at("name")), ("batch", at("batch")), ("threads", at("threads"))]
     columns += [("ms per list", decimals("ms_per_list", 2))]
     columns += [("tokens/s", decimals("tokens_per_s", 0)), ("forwards", decimals("forwards"))]
-    columns += [("of the limit", percent("share_of_limit"))]
+    columns += [("of the limit", of_limit("share_of_limit"))]
     columns += [("same tokens", percent("same_tokens"))]
     return f"{markdown_table(report['rows'], columns)}\n\n{peers_note(report)}"
 
@@ -193,7 +198,7 @@ def short_peers_table(report: dict[str, Any]) -> str:
         columns += [
             (f"ms, batch {batch}", decimals(f"ms_per_list@{batch}", 2)),
             ("tokens/s", decimals(f"tokens_per_s@{batch}", 0)),
-            ("of the limit", percent(f"share_of_limit@{batch}")),
+            ("of the limit", of_limit(f"share_of_limit@{batch}")),
         ]
     columns += [("same tokens", percent(f"same_tokens@{MAIN_BATCHES[-1]}"))]
     shown = [lines[name] for name in MAIN_PEERS if name in lines]
@@ -211,7 +216,7 @@ def peers_note(report: dict[str, Any]) -> str:
     absent = f" Not installed: {', '.join(report['left_out'])}." if report["left_out"] else ""
     return (
         f"{about['processor']}, {about['cores']} cores, load {about['load']}; limit by {limits}."
-        f"{absent} Made by `{report['command']}`."
+        f"{absent} {source(report)}"
     )
 
 
@@ -254,7 +259,7 @@ def sids_table(report: dict[str, Any]) -> str:
     columns += [("counted pairs, %", at("counted")), ("new items' first code", at("new"))]
     columns += [("CPU s", at("seconds"))]
     seeds = len({row["seed"] for row in report["rows"]})
-    return f"{markdown_table(lines, columns)}\n\n{seeds} seeds. Made by `{report['command']}`."
+    return f"{markdown_table(lines, columns)}\n\n{seeds} seeds. {source(report)}"
 
 
 def growth_table(report: dict[str, Any]) -> str:
@@ -265,7 +270,7 @@ def growth_table(report: dict[str, Any]) -> str:
     columns += [("one more ms", decimals("further_forward_ms", 2))]
     columns += [("pays up to forwards", decimals("pays_up_to"))]
     about = report["machine"]
-    note = f"{about['processor']}, one thread, load {about['load']}. Made by `{report['command']}`."
+    note = f"{about['processor']}, one thread, load {about['load']}. {source(report)}"
     return f"{markdown_table(report['rows'], columns)}\n\n{note}"
 
 
@@ -280,8 +285,8 @@ def budget_table(report: dict[str, Any]) -> str:
     whose = {"selection": "validation lists of selection users", "test": "test lists"}
     note = (
         f"{report['data']}, tie order {report['tie_order']}, seed {report['seed']}: every row on "
-        f"the same {report['rows'][0]['n']:,} {whose[report['split']]}. Made by "
-        f"`{report['command']}`."
+        f"the same {report['rows'][0]['n']:,} {whose[report['split']]}. "
+        f"{source(report)}"
     )
     return f"{markdown_table(report['rows'], columns)}\n\n{note}"
 
