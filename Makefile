@@ -85,10 +85,11 @@ peers: $(STAMP)  ## the demo's lists ranked by others, too, and what longer ones
 	$(BIN)/python benchmarks/peers.py demo --out results/peers.json
 	$(BIN)/python benchmarks/growth.py demo --out results/growth.json
 
-readme: $(STAMP)  ## the tables of README and docs from results/
+readme: $(STAMP)  ## the tables and the picture of README and docs from results/
 	$(BIN)/python tools/readme_table.py README.md results
 	$(BIN)/python tools/readme_table.py docs/results.md results
 	$(BIN)/python tools/readme_table.py docs/own_lists.md results
+	$(BIN)/python tools/readme_picture.py results/demo.json results/demo.json docs/quality.png
 
 clean:  ## caches and builds; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info

@@ -3,7 +3,7 @@
 Contract: values and intervals are those of the first file (a report, or a summary of several
 seeds), milliseconds those of the second (a report whose run was timed), by the rows' names; nothing
 is measured, and the same files give the same picture.
-Run: `python tools/readme_picture.py results/beauty_ties.json results/beauty.json docs/quality.png`.
+Run: `python tools/readme_picture.py results/demo.json results/demo.json docs/quality.png`.
 """
 
 from __future__ import annotations

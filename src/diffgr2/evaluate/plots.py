@@ -233,14 +233,14 @@ def frontier(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float], x:
 
 
 RIVALS = ("evidence", "evidence_mlp", "tutor", "lambdamart")
+RIVAL_MARKS = "PshX"
 OURS = ("ar_direct", "block_direct", "ar", "cft_opd_rl", "verify")
 
 
 def quality_speed(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Quality against milliseconds per list, both with their spread: 95 % intervals upwards, least
     and most of the rounds sideways; dotted levels are rows that nobody timed, the floor first."""
-    figure, axes = new_figure(10.5, 4.6, 1, len(MAIN))
-    text: dict[str, Any] = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 8.5}
+    figure, axes = new_figure(10.5, 4.8, 1, len(MAIN))
     for ax, metric in zip(axes[0], MAIN, strict=True):
         for row in rows:
             name, value = row["name"], row["metrics"][metric]
@@ -253,18 +253,20 @@ def quality_speed(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 ax.text(0.01, value, name, transform=place, va="bottom", fontsize=8)
                 continue
             look = LOOKS[OURS.index(name) if ours else len(OURS)]
+            line = {"ls": "none"} | ({} if ours else {"marker": RIVAL_MARKS[RIVALS.index(name)]})
             x, ends = row["ms_per_list"], [row["low_ms"], row["high_ms"]]
             ax.plot([x, x], low_high, color=look["color"], lw=1.6, solid_capstyle="round")
             ax.plot(ends, [value, value], color=look["color"], lw=1.6, solid_capstyle="round")
             face = look["color"] if ours else "white"
-            ax.plot(x, value, ms=7, markerfacecolor=face, label=name, **look)
-            ax.annotate(name, (x, value), color=look["color"], **text)
+            ax.plot(x, value, ms=7, markerfacecolor=face, label=name, **look | line)
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
         ax.margins(x=0.22)
         ax.set_xlabel("milliseconds per list, one at a time, from the request on", fontsize=9)
         ax.set_ylabel(metric.upper())
     heading(axes[0, 0], f"Quality against time (n = {rows[0]['n']:,} lists; hollow: rivals)")
+    marks, names = axes[0, 0].get_legend_handles_labels()  # beside the marks names would overlap
+    figure.legend(marks, names, loc="outside lower center", ncols=len(names) or 1, frameon=False)
     return figure
 
 
