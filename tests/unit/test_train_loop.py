@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from diffgr2.errors import NonFiniteError
 from diffgr2.progress import Progress
 from diffgr2.train import dist, loop
-from diffgr2.train.lanes import Lanes
 from diffgr2.train.log import MetricsLog, without_wall
 from diffgr2.train.loop import fit, learning_rate
 from diffgr2.train.optimizer import Optimizer
+from diffgr2.train.parallel import Lanes
 from support import battery, toy
 
 

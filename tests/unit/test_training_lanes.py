@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffgr2.progress import Progress
-from diffgr2.train import lanes
+from diffgr2.train import parallel
 from diffgr2.train.loop import fit
 from support import tiny_stages, toy
 
@@ -19,7 +19,7 @@ from support import tiny_stages, toy
 def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two threads, and no model too small for lanes."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(lanes, "TINY", 0)
+    monkeypatch.setattr(parallel, "TINY", 0)
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
@@ -75,7 +75,7 @@ def test_a_lane_that_fails_ends_the_step_when_all_have_stopped(threads: None) ->
         seen.append(job)
         return weight.sum() * job, job
 
-    beside = lanes.Lanes(net)
+    beside = parallel.Lanes(net)
     with beside.at_work(), pytest.raises(ValueError, match="of job 0"):
         beside.backward(range(6), loss)
     assert seen == [1, 3, 5], "the other lane's jobs"
@@ -89,7 +89,7 @@ def test_a_lane_that_fails_ends_the_step_when_all_have_stopped(threads: None) ->
 
 def test_jobs_without_a_gradient_are_kept_all_the_same(threads: None) -> None:
     net = toy.ToyModel()
-    beside = lanes.Lanes(net)
+    beside = parallel.Lanes(net)
     with beside.at_work():
         assert beside.backward(range(3), lambda job: (torch.zeros(()), -job)) == [0, -1, -2]
     beside.close()
@@ -100,14 +100,14 @@ def test_who_has_lanes(monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
     net = toy.ToyModel()
     weights = sum(parameter.numel() for parameter in net.parameters())
     config = toy.config_of(rows=9, micro_rows=8)
-    assert (lanes.lanes_of(net), lanes.micro_rows(config, net)) == (2, 5)
-    monkeypatch.setattr(lanes, "SMALL", weights - 1)
-    assert (lanes.lanes_of(net), lanes.micro_rows(config, net)) == (1, 8)
-    monkeypatch.setattr(lanes, "SMALL", weights)
-    monkeypatch.setattr(lanes, "TINY", weights)
-    assert lanes.lanes_of(net) == 1
-    monkeypatch.setattr(lanes, "TINY", 0)
+    assert (parallel.lanes_of(net), parallel.micro_rows(config, net)) == (2, 5)
+    monkeypatch.setattr(parallel, "SMALL", weights - 1)
+    assert (parallel.lanes_of(net), parallel.micro_rows(config, net)) == (1, 8)
+    monkeypatch.setattr(parallel, "SMALL", weights)
+    monkeypatch.setattr(parallel, "TINY", weights)
+    assert parallel.lanes_of(net) == 1
+    monkeypatch.setattr(parallel, "TINY", 0)
     torch.set_num_threads(1)
-    assert lanes.lanes_of(net) == 1
+    assert parallel.lanes_of(net) == 1
     torch.set_num_threads(2)
-    assert lanes.lanes_of(net.to("meta")) == 1, "a device's threads are not ours to share"
+    assert parallel.lanes_of(net.to("meta")) == 1, "a device's threads are not ours to share"

@@ -38,8 +38,8 @@ from diffgr2.stages.distill import Outputs
 from diffgr2.stages.effort import chosen
 from diffgr2.stages.noisy import NoisyRow, noisy_batch, response_blocks
 from diffgr2.streams import generator
-from diffgr2.train.lanes import micro_rows
 from diffgr2.train.loop import Loss
+from diffgr2.train.parallel import micro_rows
 
 NOISY, CLEAN = 0, 1
 

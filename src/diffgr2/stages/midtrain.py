@@ -23,8 +23,8 @@ from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.effort import chosen
 from diffgr2.stages.known import known_part
 from diffgr2.streams import generator
-from diffgr2.train.lanes import micro_rows
 from diffgr2.train.loop import Loss
+from diffgr2.train.parallel import micro_rows
 from diffgr2.types import Histories
 
 TASKS = ("sequential", "caption", "persona", "general")

@@ -38,8 +38,8 @@ from diffgr2.stages.noisy import NoisyRow, Realised, noisy_batch, realised
 from diffgr2.stages.rollouts import DECODE_BATCH, rollout_settings, text_metrics
 from diffgr2.streams import generator
 from diffgr2.train.dist import rollout_model
-from diffgr2.train.lanes import micro_rows
 from diffgr2.train.loop import Loss
+from diffgr2.train.parallel import micro_rows
 from diffgr2.types import Trajectory
 
 

@@ -34,8 +34,8 @@ from diffgr2.stages.common import answer_to_learn, by_part, train_stage
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.effort import chosen
 from diffgr2.streams import generator
-from diffgr2.train.lanes import micro_rows
 from diffgr2.train.loop import Loss
+from diffgr2.train.parallel import micro_rows
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from diffgr2.config import TrainConfig
 from diffgr2.errors import NonFiniteError
 from diffgr2.progress import Progress
 from diffgr2.train import checkpoint, dist
-from diffgr2.train.lanes import Lanes
 from diffgr2.train.log import MetricsLog
 from diffgr2.train.optimizer import Optimizer
+from diffgr2.train.parallel import Lanes
 
 Number = float | Tensor
 
