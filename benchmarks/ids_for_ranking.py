@@ -94,8 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = f"python benchmarks/ids_for_ranking.py {recipe.name}"
     command += f" --set {' '.join(told)}" if told else ""
     if given.out is not None:
-        told = {"seed": recipe.seed, "split": "selection", "rows": rows}
-        write_json(given.out, meta_of(recipe, command) | told)
+        found = {"seed": recipe.seed, "split": "selection", "rows": rows}
+        write_json(given.out, meta_of(recipe, command) | found)
     return 0
 
 

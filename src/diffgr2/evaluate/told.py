@@ -185,7 +185,8 @@ class Reader:
         everywhere, the names' own pattern finds the same.
         """
         found = _compiled(shape(_WHOLE.format(".+"))).fullmatch(line)
-        if found is None or all(found[slot] in self._who for slot in slots if found[slot]):
+        said = found.groupdict() if found else {}
+        if all(said[slot] in self._who for slot in slots if said.get(slot)):
             return found
         return re.fullmatch(shape(self._any_name), line)
 
@@ -229,9 +230,7 @@ class Reader:
             wording = self._words.get(name)
             if not wording:
                 continue
-            slots = [slot for slot in ("first", "second") if f"{{{slot}}}" in wording]
-            shape = partial(_of_two, wording)
-            if found := self._with_names(shape, line, *slots):
+            if found := self._with_names(partial(_of_two, wording), line, "first", "second"):
                 self._decided(found, "first")
                 return True
         return False

@@ -196,20 +196,23 @@ class _Run:
         # A cast of a weight that is kept for later belongs to one lane's graph.
         half = {"enabled": self.config.precision == "bf16", "cache_enabled": self.lanes.n == 1}
 
-        def loss(index: int) -> tuple[Tensor, tuple[int, Loss]]:
+        def loss(index: int) -> tuple[Tensor, Loss]:
             with torch.autocast(device, torch.bfloat16, **half):
                 found = self.task.loss(self.model, micros[index % len(micros)])
             total = found.total * (here.size / count if index < len(micros) else 0.0)
-            return total, (index, Loss(found.total.detach(), found.metrics))
+            return total, Loss(found.total.detach(), found.metrics)
 
-        whole = here.size * math.ceil(len(micros) / here.size)
-        kept = self.lanes.backward(range(here.rank, whole, here.size), loss)
+        turns = range(here.rank, here.size * math.ceil(len(micros) / here.size), here.size)
+        kept = self.lanes.backward(turns, loss)
         # Converted only now: on a GPU each float() waits for the device.
         return [
-            [index, float(done.total), {k: [float(part) for part in m] for k, m in metrics.items()}]
-            for index, done in kept
+            [
+                index,
+                float(done.total),
+                {k: [float(s), float(n)] for k, (s, n) in done.metrics.items()},
+            ]
+            for index, done in zip(turns, kept, strict=True)
             if index < len(micros)
-            for metrics in [done.metrics]
         ]
 
     def _refuse(self, line: dict[str, Any], records: list[Any], culprit: str) -> NoReturn:
