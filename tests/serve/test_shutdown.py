@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,6 +13,8 @@ import pytest
 
 from diffgr2.rerank.reranker import Reranker
 from support.live import Process, ids
+
+Answer = Future[httpx.Response]
 
 
 def in_flight(client: httpx.Client) -> int:
@@ -22,12 +24,15 @@ def in_flight(client: httpx.Client) -> int:
     raise AssertionError("no such metric")
 
 
-def wait_for(client: httpx.Client, wanted: int) -> None:
-    for _ in range(3000):
-        if in_flight(client) >= wanted:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"never {wanted} in flight")
+def all_at_once(client: httpx.Client, pool: ThreadPoolExecutor, body: dict, n: int) -> list[Answer]:
+    """n requests that were seen in flight together; a quick server may need a few tries."""
+    for _ in range(100):
+        waiting = [pool.submit(client.post, "/rerank", json=body) for _ in range(n)]
+        while not all(future.done() for future in waiting):
+            if in_flight(client) >= n:
+                return waiting
+        assert all(future.result().status_code == 200 for future in waiting)
+    raise AssertionError(f"never {n} in flight")
 
 
 def drains(client: httpx.Client) -> bool:
@@ -42,7 +47,7 @@ def drain(bundle: Path, reranker: Reranker, n: int) -> None:
     """One server, n requests in flight, one SIGTERM."""
     body = {
         "history": ids(reranker, 0),
-        "documents": ids(reranker, *range(60, 84)),
+        "documents": ids(reranker, *range(60, 100)),
         "decode": {"decoder": "ar"},
     }
     # Deadlines far away: what is lost here is then lost by the server, not to a slow machine.
@@ -51,13 +56,12 @@ def drain(bundle: Path, reranker: Reranker, n: int) -> None:
         limits = httpx.Limits(max_connections=n + 4)
         with httpx.Client(base_url=server.url, timeout=300, limits=limits) as client:
             assert client.get("/health/ready").status_code == 200
-            waiting = [pool.submit(client.post, "/rerank", json=body) for _ in range(n)]
-            wait_for(client, n)
+            waiting = all_at_once(client, pool, body, n)
             server.process.send_signal(signal.SIGTERM)
             answers = [future.result() for future in waiting]
         assert [answer.status_code for answer in answers] == [200] * n
         orders = [[entry["index"] for entry in a.json()["results"]] for a in answers]
-        assert all(sorted(order) == list(range(24)) for order in orders)
+        assert all(sorted(order) == list(range(40)) for order in orders)
         assert all(order == orders[0] for order in orders)
         assert server.process.wait(timeout=60) == 0
         with pytest.raises(httpx.HTTPError):
@@ -98,8 +102,7 @@ def test_a_second_signal_ends_it_now(run_dir: Path, reranker: Reranker) -> None:
     with Process(run_dir / "bundle") as server, ThreadPoolExecutor(16) as pool:
         limits = httpx.Limits(max_connections=40)
         with httpx.Client(base_url=server.url, timeout=120, limits=limits) as client:
-            waiting = [pool.submit(client.post, "/rerank", json=body) for _ in range(16)]
-            wait_for(client, 16)
+            waiting = all_at_once(client, pool, body, 16)
             server.process.send_signal(signal.SIGTERM)
             while not drains(client):  # two signals that wait at once would be delivered as one
                 time.sleep(0.01)
