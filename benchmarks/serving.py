@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import machine
 import numpy as np
 
 from diffgr2.pipeline import source_commit
@@ -242,7 +243,7 @@ def main() -> None:
             urls.append(stack.enter_context(server(bundle, *options, source=source)))
         rows, *others = measured(urls, given.requests)
     report: dict[str, Any] = {
-        "command": f"python benchmarks/serving.py {given.bundle}",
+        "command": machine.command("serving", f"runs/{given.bundle.parent.name}/bundle"),
         "commit": source_commit(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
