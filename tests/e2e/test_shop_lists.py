@@ -25,7 +25,7 @@ from diffgr2.stages.report import make_report, write_trec
 from diffgr2.stages.standing import Standing
 from support import shop_lists
 
-GOALS = ["score_ar", "score_cft_opd_rl", "score_verify", "bundle", "speed", "probes"]
+GOALS = ["score_ar", "score_cft_opd_rl", "score_verify", "bundle", "speed", "pace", "probes"]
 
 
 def run(root: Path, goals: list[str], **changes: Any) -> Runner:
@@ -59,6 +59,7 @@ def test_the_shops_order_is_the_floor_of_every_table(shop: Runner) -> None:
     text = (shop.root / "report" / "report.md").read_text()
     assert "The lists are the shop's own (lists.parquet), split by list" in text
     assert "click 1, purchase 3" in text
+    assert "Milliseconds per list are those of one list at a time" in text
 
 
 def test_features_reach_the_evidence_and_say_what_they_are_worth(shop: Runner) -> None:

@@ -147,12 +147,12 @@ def notes(found: Standing, report: dict[str, Any]) -> str:
     if rival := report.get("rival"):
         lines.append(rival_told(rival))
     if pace := report.get("pace"):
-        counted = f" Counting its evidence takes {pace['evidence_ms']:.2f} ms more."
+        counted = pace.get("evidence_ms")  # none of the shop's own lists, whose fields came along
         lines.append(
             f"- Milliseconds per list are those of one list at a time on {pace['engine']}, from "
             "the request on: prompt, prefill, decoding, reading. The prompt's forward may be "
             "shared with the first of decoding: by itself it takes what `prefill by itself` says."
-            + (counted if "evidence_ms" in pace else "")
+            + (f" Counting its evidence takes {counted:.2f} ms more." if counted else "")
         )
     if report.get("speed"):
         title = "## Speed, decoders taking turns in one run"
