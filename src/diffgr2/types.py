@@ -103,7 +103,7 @@ class CandidateLists:
     end_L: np.ndarray  # int32
     target_L: np.ndarray  # int32
     items_LK: np.ndarray  # int32
-    scores_LK: np.ndarray  # float32
+    scores_LK: np.ndarray  # float32, NaN where the shop gave none
     gains: np.ndarray | None = None  # float32 (L, K), worth of a candidate's outcome; None: target
     person: np.ndarray | None = None  # int32 (L), whose list it is where that is not `user_L`
     moment: np.ndarray | None = None  # int64 (L), when it was shown, milliseconds; -1 unknown

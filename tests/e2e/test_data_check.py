@@ -52,6 +52,14 @@ def test_a_recipe_and_what_it_cannot_use(tmp_path: Path) -> None:
     assert "split by user:" in text
 
 
+def test_scores_that_some_candidates_lack(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text("list,item,place,score,bought\nr1,a,1,.5,1\nr1,b,2,,0\n")
+    assert "score: 50.0% known" in said("--lists", str(path))
+    path.write_text("list,item,place,score,bought\nr1,a,1,.5,1\nr1,b,2,.4,0\n")
+    assert "score: " not in said("--lists", str(path))
+
+
 def test_lists_alone(tmp_path: Path) -> None:
     path = tmp_path / "l.csv"
     path.write_text("list,user,item,bought,history\nr1,u,a,1,x|y\nr1,u,b,0,x|y\n")

@@ -137,6 +137,18 @@ def test_padding_has_no_evidence_and_moves_none() -> None:
     assert (index.buckets(short) != MISSING).all()
 
 
+def test_a_candidate_without_a_score_has_no_gap_and_moves_none() -> None:
+    histories, catalogue, vectors = shop()
+    index = EvidenceIndex.build(histories, catalogue, vectors, EVERY)
+    queries = prefixes(histories, np.arange(2), np.array([4, 4]))
+    items_LK = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)
+    nan = np.nan  # scores below 0: a missing one that counted as 0 would be the best
+    scores_LK = np.array([[-1, nan, -3, nan], [nan, nan, nan, nan]], np.float32)
+    gap_LK = index.features(queries, items_LK, scores_LK)[..., index.names.index("gap")]
+    np.testing.assert_array_equal(gap_LK, [[0, nan, 2, nan], [nan] * 4])
+    assert (index.buckets(gap_LK[..., None].repeat(len(ALL), 2))[1] == MISSING).all()
+
+
 def test_an_index_keeps_its_fields(tmp_path) -> None:
     histories, catalogue, vectors = shop("none", brands=False)
     index = EvidenceIndex.build(histories, catalogue, vectors, EVERY)

@@ -245,6 +245,15 @@ def test_every_split_has_its_lists_in_the_shops_order(shop: Any, split: str) -> 
     assert sorted(seen) == list(range(len(own)))
 
 
+def test_a_missing_score_stays_missing(tmp_path: Path) -> None:
+    head = "list,item,place,score,click,buy\n"
+    dataset, own = read(tmp_path, head + "r1,x,1,-2,1,0\nr1,y,2,,0,0\nr2,x,1,,1,0\nr2,y,2,,0,0\n")
+    lists, _, _ = own_split(own, np.zeros(2, np.int8), "train", 3)
+    nan = np.nan
+    np.testing.assert_array_equal(lists.scores_LK, [[-2, nan, 0], [nan, nan, 0]])
+    assert dataset.report["scores_known"] == 0.25
+
+
 def test_by_time_nothing_known_is_as_late_as_the_first_cut(shop: Any) -> None:
     dataset, own, values = shop
     told = config(values, split="time")

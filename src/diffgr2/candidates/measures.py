@@ -223,8 +223,9 @@ class Measured:
         return np.broadcast_to(rank_K, self.items_LK.shape)
 
     def gap(self) -> np.ndarray:
-        """Score below the list's best."""
-        there_LK = np.where(self.items_LK < 0, -np.inf, self.scores_LK)
+        """Score below the list's best; NaN where a candidate has none."""
+        known_LK = (self.items_LK >= 0) & ~np.isnan(self.scores_LK)
+        there_LK = np.where(known_LK, self.scores_LK, -np.inf)
         return there_LK.max(1, keepdims=True) - self.scores_LK
 
 

@@ -159,7 +159,7 @@ def own_split(
     def wide(values: np.ndarray, fill: Any) -> np.ndarray:
         return np.where(there_LK, values[at_LK], fill).astype(values.dtype)
 
-    scores_LK = wide(np.nan_to_num(own.score_N, nan=0.0), 0.0)
+    scores_LK = wide(own.score_N, 0.0)  # NaN stays: no score is not the score 0
     feature_LKG = own.feature_NG[at_LK]
     feature_LKG[~there_LK] = np.nan
     several = bool((own.person_L != own.user_L).any())

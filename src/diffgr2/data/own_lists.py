@@ -284,6 +284,7 @@ def _facts(
     lists = seen.kept
     length_L = np.array([len(one.items) for one in lists])
     won_L = np.array([max(one.gains) > 0 for one in lists])
+    scored = [not np.isnan(score) for one in lists for score in one.scores]
     timed = raw is not None and raw.timed
     return {
         "source": data.source,
@@ -309,6 +310,7 @@ def _facts(
         ),
         "moments": next((one.moment.kind for one in lists if one.moment), "none"),
         "inline_histories": sum(one.history is not None for one in lists),
+        "scores_known": round(float(np.mean(scored)), 6) if "score" in own.names else 0.0,
         "lists_without_history": sum(end == 0 for end in seen.ends),
         "list_users_unknown": seen.strangers,
         "interactions": len(events),

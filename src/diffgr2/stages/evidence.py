@@ -193,7 +193,7 @@ def tellable(
 ) -> list[Any] | None:
     """The counted fields that these lists can tell, of those that the recipe wants; None: all."""
     mute = set()
-    if not any(own.scores_LK.any() for own in lists.values()):
+    if not any(np.nan_to_num(own.scores_LK).any() for own in lists.values()):
         mute.add("gap")
     if not (known.lengths_U > 1).any():  # nobody bought two things: nothing goes together
         mute |= {*PAIRED}
