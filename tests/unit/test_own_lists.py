@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,36 @@ def test_kinds_of_features_are_found_out(tmp_path: Path) -> None:
     assert words == ["blue", "red"]
     np.testing.assert_array_equal(own.feature_NG[:4, 0], [1, 2.5, np.nan, 100])
     np.testing.assert_array_equal(own.feature_NG[:4, 4], [1, 0, np.nan, 1])
+
+
+def test_decimals_of_parquet_are_numbers_ids_and_words(tmp_path: Path) -> None:
+    columns = {
+        "list": ["1", "1"],
+        "item": ["7", "8"],
+        "place": ["1", "2"],
+        "score": ["0.25", None],
+        "bought": ["1", "0"],
+        "price": ["12.50", "3.00"],
+        "size": ["3.00", None],
+        "used": ["1", "0"],
+    }
+    table = pl.DataFrame(
+        {name: [c and Decimal(c) for c in cells] for name, cells in columns.items()},
+        schema=dict.fromkeys(columns, pl.Decimal(10, 2)),
+    )
+    table.write_parquet(tmp_path / "l.parquet")
+    features = {"price": {}, "size": {"kind": "category"}, "used": {}}
+    lists = {"file": str(tmp_path / "l.parquet"), "features": features}
+    made = validate({"name": "x", "lists": lists}, "x")
+    dataset, own = import_own(made.data, made.lists, 0)
+    assert dataset.report["list_lines_rejected"] == 0
+    assert own.names == ["1"]
+    assert sorted(dataset.catalogue.raw_ids) == ["7", "8"]
+    assert own.gain_N.tolist() == [1, 0]
+    assert [feature["kind"] for feature in own.features] == ["number", "category", "flag"]
+    assert own.features[1]["words"] == ["3"]
+    np.testing.assert_array_equal(own.feature_NG, [[12.5, 0, 1], [3, np.nan, 0]])
+    np.testing.assert_array_equal(own.score_N, np.array([0.25, np.nan], np.float32))
 
 
 def test_saving_keeps_everything(tmp_path: Path) -> None:

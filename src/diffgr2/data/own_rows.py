@@ -34,6 +34,7 @@ from diffgr2.data.own_values import (
     noted,
     outcome_of,
     place_of,
+    plain,
     real,
     resolved,
 )
@@ -194,7 +195,7 @@ class _Reader:
         self.merged = 0
 
     def _cell(self, record: Mapping[str, Any], word: str) -> Any:
-        return record.get(self.names[word]) if word in self.names else None
+        return plain(record.get(self.names[word])) if word in self.names else None
 
     def row(self, number: int, text: str, record: Mapping[str, Any]) -> None:
         """One candidate."""
@@ -244,7 +245,7 @@ class _Reader:
         found = (
             worth
             for outcome, worth in self.config.gains.items()
-            if outcome_of(record.get(outcome), outcome)
+            if outcome_of(plain(record.get(outcome)), outcome)
         )
         return max(found, default=0.0)
 

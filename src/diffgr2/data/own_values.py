@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +34,18 @@ NUMERIC_FROM = 0.9
 """Share of a column's values that must be numbers for the others to be mistakes."""
 
 Kind = Literal["number", "category", "flag"]
+
+
+def plain(value: Any) -> Any:
+    """A parquet DECIMAL as the number that it is, whole ones as such; all else as it came.
+
+    >>> plain(Decimal("12.50")), plain(Decimal("3.00")), plain("3.00")
+    (12.5, 3, '3.00')
+    """
+    if not isinstance(value, Decimal):
+        return value
+    whole = value.is_finite() and value == value.to_integral_value()
+    return int(value) if whole else float(value)
 
 
 def missing(value: Any) -> bool:
