@@ -6,7 +6,7 @@ of words, NaN where a value is missing. `fitted` makes fields of them on what ma
 category keeps the words that have a side, then the most frequent, the others share a bucket.
 `Own.values` gives raw columns, and `given` the values of a request, as `EvidenceIndex.features`
 reads them: a word as the number of its bucket, NaN for what is missing or was never met. Not here:
-buckets of numbers (`index`), which column of a file is which (`data`).
+what a single value means (`data.own_values`), buckets of numbers (`index`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,16 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
 from diffgr2.candidates.fields import Field, Good
+from diffgr2.data.lines import BadLine
+from diffgr2.data.own_values import (
+    LONGEST_WORD,
+    flag_of,
+    missing,
+    plain,
+    real,
+    word_in,
+    word_of,
+)
 from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.own import OwnFeature
 
@@ -115,9 +125,9 @@ def _field(
     told = partial(
         Field, name, f"{spoken(name)}, of the lists", False, column.kind, phrase=wanted.phrase
     )
-    liked = wanted.good if isinstance(wanted.good, list) else []
+    liked, disliked = _words(wanted.good), _words(wanted.bad)
     if column.kind != "category":
-        if liked or wanted.bad:
+        if liked or disliked:
             which = f"lists.features.{name}.{'good' if liked else 'bad'}"
             raise ConfigError(f"{which}: words are for a category, this is a {column.kind}")
         # Where all are equal, none is high or low.
@@ -127,15 +137,20 @@ def _field(
     number_N, count_N = np.unique(value_X.astype(np.int64), return_counts=True)
     ranked = sorted(zip((-count_N).tolist(), number_N.tolist(), strict=True))
     words = [column.words[number] for _, number in ranked]
-    words.sort(key=lambda word: word not in (*liked, *wanted.bad))  # those first: they are graded
-    for word in (*liked, *wanted.bad):
+    words.sort(key=lambda word: word not in (*liked, *disliked))  # those first: they are graded
+    for word in (*liked, *disliked):
         if word not in column.words:
             known = ", ".join(words[:SHOWN])
             which = f"lists.features.{name}.{'good' if word in liked else 'bad'}"
             raise ConfigError(f"{which}: {word[:80]!r} does not occur (most frequent: {known})")
     rest = len(words) > n_buckets
     kept = words[: n_buckets - 1] if rest else words
-    return told(words=tuple(kept), rest=rest, liked=tuple(liked), disliked=tuple(wanted.bad))
+    return told(words=tuple(kept), rest=rest, liked=tuple(liked), disliked=tuple(disliked))
+
+
+def _words(said: str | list[str]) -> list[str]:
+    """The words that a recipe names, as its files' column has them."""
+    return [word_in(word) for word in said] if isinstance(said, list) else []
 
 
 def spoken(name: str) -> str:
@@ -150,19 +165,6 @@ def spoken(name: str) -> str:
 # --------------------------------------------------------------------------------------- values
 
 
-def word_of(value: str | float | bool) -> str:
-    """A category's value as the word that it goes by: 3, 3.0 and "3" are one.
-
-    >>> word_of(3.0), word_of(" red "), word_of(True)
-    ('3', 'red', 'true')
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)
-    return " ".join(str(value).split())
-
-
 def bucket_of(field: Field, word: str) -> float:
     """The bucket of a category's word, NaN for one that nothing was learned about."""
     if word in field.words:
@@ -171,24 +173,34 @@ def bucket_of(field: Field, word: str) -> float:
 
 
 def given(field: Field, value: Any) -> float:
-    """One value of a request as `EvidenceIndex.features` reads it; ValueError says what it is not.
+    """One value of a request as `EvidenceIndex.features` reads it, the same as a file would hold
+    it; ValueError says what it is not.
 
-    None, and a float that is no number, are a missing value.
+    None, a float that is no number, and text that says nothing are a missing value.
     """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    value = plain(value.item() if isinstance(value, np.generic) else value)
+    if missing(value):
         return math.nan
+    try:
+        if field.kind == "category":
+            word = word_of(value, field.name)
+            return bucket_of(field, word) if word else math.nan
+        if field.kind == "flag":
+            return flag_of(value, field.name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf:
+            return float(max(-MOST, min(MOST, value)))
+        return real(value, field.name)
+    except BadLine:
+        raise ValueError(_wanted(field, value)) from None
+
+
+def _wanted(field: Field, value: Any) -> str:
+    """What a value should have been."""
     if field.kind == "category":
-        if not isinstance(value, str | int | float):
-            raise ValueError("expected text, the name of a category")
-        return bucket_of(field, word_of(value)) if word_of(value) else math.nan
+        long = isinstance(value, str) and len(value) > LONGEST_WORD
+        most = f" of at most {LONGEST_WORD} characters" if long else ""
+        return f"expected text, the name of a category{most}"
     if field.kind == "flag":
-        if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise ValueError("expected true or false")
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("expected a number")
-    if isinstance(value, float) and math.isinf(value):
-        raise ValueError("expected a finite number")
-    return float(max(-MOST, min(MOST, value)))
+        return "expected true or false"
+    infinite = isinstance(value, float) and math.isinf(value)
+    return f"expected a {'finite ' if infinite else ''}number"

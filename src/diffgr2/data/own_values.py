@@ -167,7 +167,13 @@ class Feature:
 
 
 def word_of(value: Any, name: str) -> str:
-    """A category's value as the word that it goes by: 3, 3.0 and "3" are one; "" is missing."""
+    """A category's value as the word that it goes by, in a file and in a request alike: 3, 3.0 and
+    "3" are one; "" is missing.
+
+    >>> [word_of(value, "badge") for value in (3.0, True, " Best&amp;Sold ", "n/a")]
+    ['3', 'true', 'Best&Sold', '']
+    """
+    value = plain(value)
     if missing(value):
         return ""
     if isinstance(value, bool):
@@ -180,6 +186,18 @@ def word_of(value: Any, name: str) -> str:
     if len(word) > LONGEST_WORD:
         raise BadLine(f"{name} is longer than {LONGEST_WORD} characters")
     return word
+
+
+def word_in(text: str) -> str:
+    """A word that a recipe names, as `word_of` has it; one that no column can hold as it came.
+
+    >>> word_in(" Best&amp;Sold ")
+    'Best&Sold'
+    """
+    try:
+        return word_of(text, "") or text
+    except BadLine:
+        return text
 
 
 def flag_of(value: Any, name: str) -> float:

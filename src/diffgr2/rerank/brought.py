@@ -3,8 +3,9 @@
 Contract: `brought(fields, named, features, strict)` reads one mapping per candidate, name -> value,
 out of `features` or of the candidates themselves (`{"id": …, "features": {…}}`), into the columns
 that `EvidenceIndex.features` reads. A name that is left out, or null, is a missing value; a name
-that is no evidence of this model is a warning (an error where the request is strict); a value that
-the field cannot hold is one ListProblem that names candidate and feature. `off_scale` says why
+that is no evidence of this model is a warning, and so is a value that its field cannot hold, which
+is taken as missing (where the request is strict, both are errors). What is no mapping of names and
+values is one ListProblem that names the candidates. `off_scale` says why
 given scores cannot be of the kind that the model learned about. Not here: what a value means
 (`candidates.own_fields`), buckets (`candidates.index`).
 """
@@ -21,6 +22,8 @@ import numpy as np
 from diffgr2.candidates.fields import Field, names_of
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.own_fields import given
+from diffgr2.data.lines import BadLine
+from diffgr2.data.own_values import word_of
 from diffgr2.errors import DataError
 from diffgr2.rerank.names import ListProblem
 
@@ -44,6 +47,13 @@ class Brought:
     def backed(self) -> frozenset[int]:
         """Candidates of which something is known by these values."""
         return frozenset(np.flatnonzero(~np.isnan(self.values_KG).all(1)).tolist())
+
+    def said(self, at: int, name: str) -> str | None:
+        """A candidate's value as a word, for groups; None where it has none."""
+        try:
+            return word_of((self.given[at] or {}).get(name), name) or None
+        except BadLine:
+            return None
 
 
 def off_scale(index: EvidenceIndex, scores_N: np.ndarray) -> str | None:
@@ -72,13 +82,18 @@ def brought(
     """See the module's docstring; `fields` are the model's own ones."""
     values_KG = np.full((len(named), len(fields)), np.nan, np.float32)
     place, strange = {field.name: g for g, field in enumerate(fields)}, Counter[str]()
-    problems: dict[int, str] = {}
+    bad, problems = list[tuple[str, str]](), dict[int, str]()
     each = _each(named, features)
     for k, values in enumerate(each):
         try:
-            strange.update(_read(values, fields, place, values_KG[k]))
+            unknown, wrong = _read(values, fields, place, values_KG[k])
         except ValueError as error:
             problems[k] = f"{KEY}{error}"
+            continue
+        strange.update(unknown)
+        bad += wrong
+        if strict and wrong:
+            problems[k] = wrong[0][1]
     if problems:
         raise ListProblem("candidates", problems)
     told = [_told(name, n, len(named), fields) for name, n in strange.most_common(TOLD)]
@@ -86,7 +101,17 @@ def brought(
         told.append(f"{KEY}: {len(strange) - TOLD} more unknown names, ignored")
     if strict and told:
         raise DataError(told[0].removesuffix(", ignored"))
-    return Brought(values_KG, tuple(told), tuple(each))
+    return Brought(values_KG, tuple(told + _missed(bad, len(named))), tuple(each))
+
+
+def _missed(bad: list[tuple[str, str]], k: int) -> list[str]:
+    """A line per feature with values that it cannot hold: the first of them, and how many."""
+    first, count = {}, Counter(name for name, _ in bad)
+    for name, why in bad:
+        first.setdefault(name, why)
+    more = [f"{KEY}: values of {len(first) - TOLD} more names, taken as missing"]
+    told = [f"{why}, in {count[name]} of {k}, taken as missing" for name, why in first.items()]
+    return told[:TOLD] + (more if len(first) > TOLD else [])
 
 
 def _each(named: Sequence[Any], features: Any) -> list[Any]:
@@ -106,15 +131,16 @@ def _each(named: Sequence[Any], features: Any) -> list[Any]:
 
 def _read(
     values: Any, fields: Sequence[Field], place: Mapping[str, int], row_G: np.ndarray
-) -> list[str]:
-    """One candidate's values into its row; the names that no field has."""
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """One candidate's values into its row; the names that no field has, and the names whose field
+    cannot hold the value, with what is wrong."""
+    strange, wrong = list[str](), list[tuple[str, str]]()
     if values is None:
-        return []
+        return strange, wrong
     if not isinstance(values, Mapping):
         raise ValueError(": expected an object of names and values")
     if len(values) > MOST:
         raise ValueError(f": {len(values)} given, at most {MOST}")
-    strange = []
     for name, value in values.items():
         if not isinstance(name, str):
             raise ValueError(f": expected names, got {_shown(name)}")
@@ -126,8 +152,8 @@ def _read(
         try:
             row_G[place[name]] = given(fields[place[name]], value)
         except ValueError as error:
-            raise ValueError(f".{name}: {error} (got {_shown(value)})") from None
-    return strange
+            wrong.append((name, f"{KEY}.{name}: {error} (got {_shown(value)})"))
+    return strange, wrong
 
 
 def _told(name: str, count: int, k: int, fields: Sequence[Field]) -> str:

@@ -143,7 +143,7 @@ class Reranker(World):
                 raise KeyError(", ".join(known))
             item = items[at]
             if key not in GROUPS:
-                return (own.given[at] or {}).get(key)
+                return own.said(at, key)
             if key == "category":
                 return self.kind(item) or None
             if item.stranger is not None:
