@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -353,3 +354,37 @@ def test_a_split_that_cannot_be_is_one_line(
         parts_of(own, config(values, **lists))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------ what is no feature
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"Click": {"column": "click"}}, "Click: column 'click' is an outcome"),
+        (["buy"], "buy: column 'buy' is an outcome"),
+        (["user"], "user: column 'user' is the lists' user (lists.columns.user)"),
+        ({"at": {"column": "place"}}, "at: column 'place' is the lists' place"),
+        ({"who": {"column": "item"}}, "who: column 'item' is the lists' item"),
+        ({"when": {"column": "moment"}}, "when: column 'moment' is the lists' moment"),
+    ],
+)
+def test_an_outcome_or_an_id_is_no_feature(
+    tmp_path: Path, kind: str, features: Any, message: str
+) -> None:
+    text = HEAD + "r1,u,100000020,x,1,1,0,2\nr1,u,100000020,b,2,0,0,3\n"
+    table, path = pl.read_csv(text.encode()), tmp_path / f"l.{kind}"
+    shop_lists.save(table, path)
+    lists = {"file": str(path), "gains": {"click": 1.0, "buy": 3.0}, "features": features}
+    made = validate({"name": "x", "lists": lists}, "x")
+    with pytest.raises(ConfigError, match=f"^lists.features.{re.escape(message)}") as caught:
+        import_own(made.data, made.lists, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_score_may_be_a_feature(tmp_path: Path) -> None:
+    head = "list,item,place,score,click,buy\n"
+    _, own = read(tmp_path, head + "r1,x,1,.7,1,0\nr1,y,2,.5,0,0\n", None, features=["score"])
+    np.testing.assert_array_equal(own.feature_NG, np.array([[0.7], [0.5]], np.float32))

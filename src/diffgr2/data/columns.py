@@ -43,7 +43,7 @@ from diffgr2.data.values import (
     milliseconds,
     whole_number,
 )
-from diffgr2.errors import DataError, first_line
+from diffgr2.errors import ConfigError, DataError, first_line
 
 ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
 ATOMIC = {  # our word -> what an atomic file may call it, and the type it must have
@@ -299,7 +299,7 @@ def _parquet(
         names = find(list(pl.read_parquet_schema(path)))
         needed = None if whole and "timestamp" not in names else list(dict.fromkeys(names.values()))
         table = pl.read_parquet(path, columns=needed)
-    except DataError:
+    except (ConfigError, DataError):
         raise
     except (Exception, pl.exceptions.PanicException) as error:
         # The reader of a foreign binary file can fail in any way; all of them mean the same here.

@@ -135,9 +135,25 @@ def finder(config: ListsConfig, file: str) -> Any:
             if (column := own.column or feature) not in known:
                 raise DataError(_lacking(file, f"features.{feature}", column, known))
             names[f"features.{feature}"] = column
+        _check_told_before(config, names)
         return names
 
     return find
+
+
+def _check_told_before(config: ListsConfig, names: Mapping[str, str]) -> None:
+    """No feature may be what came of a list, or what the list goes by."""
+    words = {names[word]: word for word in LIST_WORDS if word in names and word != "score"}
+    for feature, own in config.features.items():
+        column, key = own.column or feature, f"lists.features.{feature}"
+        if column in config.gains:
+            raise ConfigError(
+                f"{key}: column {column!r} is an outcome (lists.gains), which nobody knows when a "
+                "list is ranked"
+            )
+        if column in words:
+            told = f"the lists' {words[column]} (lists.columns.{words[column]})"
+            raise ConfigError(f"{key}: column {column!r} is {told} and no feature")
 
 
 def _lacking(file: str, key: str, column: str, known: Collection[str]) -> str:
