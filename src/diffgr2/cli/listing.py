@@ -53,8 +53,8 @@ def told(recipe: Recipe) -> Iterator[str]:
 def _file(recipe: Recipe, facts: dict[str, Any]) -> Iterator[str]:
     sizes = f"{facts['shortest_list']} to {facts['longest_list']}, median {facts['median_list']:g}"
     yield (
-        f"{facts['lists_file']}: {facts['list_lines_in']:,} rows, {facts['lists']:,} lists of "
-        f"{facts['list_users']:,} users, {facts['list_candidates']:,} candidates ({sizes})"
+        f"{facts['lists_file']}: {facts['list_lines_in']:,} rows, {facts['lists']:,} lists "
+        f"{_whose(facts)}, {facts['list_candidates']:,} candidates ({sizes})"
     )
     order = {"place": "place", "score": "falling score", "file": "the file's own order"}
     yield f"read as: {facts['list_columns']}; in the order of: {order[facts['list_order']]}"
@@ -66,6 +66,13 @@ def _file(recipe: Recipe, facts: dict[str, Any]) -> Iterator[str]:
         yield f"lists of one candidate: {facts['single_lists']:,}, nothing to rank, left out"
     if (longer := facts["longest_list"]) > (most := recipe.candidates.k_max):
         yield f"lists longer than candidates.k_max ({most}) are cut to it; the longest has {longer}"
+
+
+def _whose(facts: dict[str, Any]) -> str:
+    nobodys = facts["lists_without_user"]
+    if nobodys == facts["lists"]:
+        return "without a user"
+    return f"of {facts['list_users']:,} users" + (f" ({nobodys:,} without one)" if nobodys else "")
 
 
 def _outcomes(recipe: Recipe, own: OwnLists) -> Iterator[str]:

@@ -9,8 +9,8 @@ A list whose position lies behind its user's history is put aside. In the report
 
     list_lines_in == candidates + merged rows + rows of single lists + list_lines_rejected
 
-but for rows that say what came of a list outside it. Not here: how a row is read (`own_rows`), and
-which lists train (`candidates.own_split`).
+but for rows that say what came of a list outside it. Not here: how a row is read (`own_rows`),
+what can hardly be meant (`own_doubts`), and which lists train (`candidates.own_split`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import polars as pl
 from diffgr2.config import DataConfig
 from diffgr2.data.gather import RawData
 from diffgr2.data.lines import Intake
+from diffgr2.data.own_doubts import doubts
 from diffgr2.data.own_rows import RawList, RawLists, read_own
 from diffgr2.data.own_store import OwnLists
 from diffgr2.data.records import read_items, read_raw
@@ -77,7 +78,8 @@ def import_own(
     items = {item for one in seen.kept for item in one.items}
     items |= {one.outside[0] for one in seen.kept if one.outside}
     wanted = items | set(events["item"])
-    texts, told, warnings = {}, {}, doubts(own, seen, know_users=raw is not None)
+    given = (own, seen.kept, seen.strangers, lists)
+    texts, told, warnings = {}, {}, doubts(*given, know_users=raw is not None)
     if data.items:
         texts, told, read = read_items(data, wanted, quarantine)
         if lost := len(items - texts.keys()):
@@ -167,7 +169,7 @@ def histories_seen(
         known = tuple(past.items[:end]) if past else ()
         if one.history is not None and one.history != known:
             inline.setdefault(person, []).append(len(seen.kept))
-        seen.strangers += one.history is None and not past
+        seen.strangers += one.user is not None and one.history is None and not past
         seen.rows.append(person)
         seen.ends.append(end)
         seen.persons.append(person)
@@ -249,29 +251,6 @@ def numbered(own: RawLists, seen: Seen, raw_items: list[str], raw_users: list[st
     )
 
 
-def doubts(own: RawLists, seen: Seen, *, know_users: bool) -> list[str]:
-    """What can hardly be meant; `know_users`: there are interactions to know them from."""
-    lists, found = seen.kept, []
-    if not any(gain > 0 for one in lists for gain in one.gains):
-        found.append(f"no list of {own.file} has an outcome: lists.gains name its columns")
-    if know_users and seen.strangers > len(lists) / 2:
-        found.append(
-            f"{seen.strangers} of {len(lists)} lists are of users that the interactions do not "
-            "know: do both files name users alike?"
-        )
-    bought = sum(
-        one.moment is None and one.history is None and one.user is not None for one in lists
-    )
-    if bought:
-        found.append(
-            f"{bought} lists have neither a moment nor a history: all that their users bought "
-            "counts as known, which must not hold what came of the list (columns.moment)"
-        )
-    if own.order == "file":
-        found.append(f"{own.file} has no place and no score: its rows are taken in their order")
-    return found
-
-
 def _facts(
     own: RawLists,
     seen: Seen,
@@ -293,7 +272,8 @@ def _facts(
         "list_lines_rejected": intake.rejected,
         "first_lists_rejected": intake.first,
         "lists": len(lists),
-        "list_users": len({*seen.persons}),
+        "list_users": len({one.user for one in lists if one.user is not None}),
+        "lists_without_user": sum(one.user is None for one in lists),
         "list_candidates": int(length_L.sum()),
         "shortest_list": int(length_L.min()),
         "median_list": float(np.median(length_L)),
