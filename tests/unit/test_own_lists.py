@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -382,6 +383,33 @@ def test_an_outcome_or_an_id_is_no_feature(
     with pytest.raises(ConfigError, match=f"^lists.features.{re.escape(message)}") as caught:
         import_own(made.data, made.lists, 0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({"gains": {"clikc": 1.0}}, "lists.gains.clikc: no column 'clikc' (it has: click, "),
+        ({"features": ["prise"]}, "lists.features.prise: no column 'prise'"),
+        ({"columns": {"user": "custmer"}}, "lists.columns.user: no column 'custmer'"),
+        ({"columns": {"moment": "shownat"}}, "lists.columns.moment: no column 'shownat'"),
+    ],
+)
+def test_json_lines_know_a_mistyped_name(tmp_path: Path, lists: Any, message: str) -> None:
+    """They have no header, so that it shows only when all of them were read."""
+    rows = [
+        {"list": "r1", "item": "x", "place": 1, "click": 1},
+        {"list": "r1", "item": "y", "place": 2, "price": 3.5, "user": None},
+    ]
+    path = tmp_path / "l.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    values = {"file": str(path), "gains": {"click": 1.0}}
+    made = validate({"name": "x", "lists": {**values, **lists}}, "x")
+    with pytest.raises(DataError, match=f"^{re.escape(f'l.jsonl: {message}')}") as caught:
+        import_own(made.data, made.lists, 0)
+    assert "\n" not in str(caught.value)
+    made = validate({"name": "x", "lists": {**values, "features": ["price"]}}, "x")
+    _, own = import_own(made.data, made.lists, 0)
+    np.testing.assert_array_equal(own.feature_NG, [[np.nan], [3.5]])
 
 
 def test_the_score_may_be_a_feature(tmp_path: Path) -> None:

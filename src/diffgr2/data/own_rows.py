@@ -168,12 +168,13 @@ def read_own(path: Path, config: ListsConfig, intake: Intake) -> RawLists:
     names, records = open_table(
         path, kind_of_table(path), finder(config, intake.name), intake, assumed
     )
-    reader.names = names
+    reader.named(names)
     for number, text, record in records:
         try:
             reader.row(number, text, record)
         except BadLine as bad:
             intake.reject(number, bad, text or repr(record))
+    reader.check_columns(intake.name)
     features = reader.features(intake)
     kept, single = [], 0
     for one in reader.lists.values():
@@ -204,17 +205,32 @@ class _Reader:
 
     def __init__(self, config: ListsConfig) -> None:
         self.config, self.names = config, dict[str, str]()
+        self.unmet, self.known = set[str](), set[str]()  # columns that no row held yet, and all
         self.lists: dict[str, RawList] = {}
         self.places: dict[str, dict[str, int]] = {}  # list -> item -> where it stands in it
         self.raw: dict[str, list[Any]] = {name: [] for name in config.features}
         self.line: list[int] = []  # of each feature row
         self.merged = 0
 
+    def named(self, names: dict[str, str]) -> None:
+        """Which columns are read."""
+        self.names, self.unmet = names, {*names.values()}
+
+    def check_columns(self, file: str) -> None:
+        """JSON lines have no header: a column that no line held is a mistyped name."""
+        for key, column in self.names.items() if self.known else ():
+            if column in self.unmet:
+                told = key if "." in key else f"columns.{key}"
+                raise DataError(_lacking(file, told, column, self.known))
+
     def _cell(self, record: Mapping[str, Any], word: str) -> Any:
         return plain(record.get(self.names[word])) if word in self.names else None
 
     def row(self, number: int, text: str, record: Mapping[str, Any]) -> None:
         """One candidate."""
+        if not self.known or self.unmet:
+            self.known |= record.keys()
+            self.unmet -= record.keys()
         name = identifier(self._cell(record, "list"), self.names["list"], numbers=True)
         item = identifier(self._cell(record, "item"), self.names["item"], numbers=True)
         user, said = None, self._cell(record, "user")
