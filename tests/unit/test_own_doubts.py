@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from diffgr2.cli.listing import told
 from diffgr2.recipe import validate
 
@@ -54,3 +56,63 @@ def test_users_that_the_interactions_do_not_know(tmp_path: Path) -> None:
         "2 of 2 lists are of users that the interactions do not know: do both files name users "
         "alike?"
     ]
+
+
+# ------------------------------------------------------------------------------------ features
+
+
+def shop(column: Sequence[Any]) -> list[str]:
+    """Twenty lists of four, the first of each with an outcome, and this column beside."""
+    cells = list(column)
+    return [f"r{n // 4},i{n},{n % 4 + 1},{int(n % 4 == 0)},{cells[n]}" for n in range(80)]
+
+
+LATER = {
+    "an amount": [n + 1 if n % 4 == 0 else 0 for n in range(80)],
+    "missing elsewhere": [n + 1 if n % 4 == 0 else "" for n in range(80)],
+    "a flag": ["yes" if n % 4 == 0 else "no" for n in range(80)],
+    "a word": ["sold" if n % 4 == 0 else "" for n in range(80)],
+    "almost": [9 if n % 4 == 0 or n == 5 else 0 for n in range(80)],
+}
+
+
+@pytest.mark.parametrize("column", LATER.values(), ids=LATER)
+def test_a_feature_that_only_outcomes_have(tmp_path: Path, column: list[Any]) -> None:
+    said = check(tmp_path, "list,item,place,bought,spent", shop(column), None, features=["spent"])
+    (line,) = warned(said)
+    assert line.startswith("feature spent: 20 of the 2")
+    assert "is it known only afterwards?" in line
+
+
+USUAL = {
+    "a price": [n % 7 + 1 for n in range(80)],
+    "a flag": ["yes" if n % 3 == 0 else "no" for n in range(80)],
+    "a good sign": ["yes" if (n % 4 == 0 and n > 8) or n in (5, 6, 7) else "no" for n in range(80)],
+    "very few": [1 if n in (0, 4, 8) else 0 for n in range(80)],
+    "words": ["old" if n % 5 else "new" for n in range(80)],
+}
+
+
+@pytest.mark.parametrize("column", USUAL.values(), ids=USUAL)
+def test_a_feature_that_others_have_too_is_none_of_those(tmp_path: Path, column: list) -> None:
+    said = check(tmp_path, "list,item,place,bought,x", shop(column), None, features=["x"])
+    assert not warned(said)
+
+
+@pytest.mark.parametrize(
+    "form", ['"{},95"', "${}.50", "{}.50 EUR", '"{},00 €"', "EUR {}.20", '"1.{},00"', "{}%"]
+)
+def test_numbers_in_another_spelling_are_named(tmp_path: Path, form: str) -> None:
+    rows = shop([form.format(n % 30) for n in range(80)])
+    said = check(tmp_path, "list,item,place,bought,price", rows, None, features=["price"])
+    (line,) = warned(said)
+    assert line.startswith("feature price: 30 words such as ")
+    assert "look like numbers, but are read as a category" in line
+    kind = {"price": {"kind": "category"}}
+    assert not warned(check(tmp_path, "list,item,place,bought,price", rows, None, features=kind))
+
+
+@pytest.mark.parametrize("form", ["size {}", "A{}", "{}-pack", "2026-01-{}", "{} x 2"])
+def test_words_with_digits_are_words(tmp_path: Path, form: str) -> None:
+    rows = shop([form.format(n % 30) for n in range(80)])
+    assert not warned(check(tmp_path, "list,item,place,bought,x", rows, None, features=["x"]))

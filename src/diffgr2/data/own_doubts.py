@@ -7,10 +7,19 @@ and what is only worth knowing (the report).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from diffgr2.data.own_rows import RawList, RawLists
+from diffgr2.data.own_values import NUMERIC_FROM, Feature
 from diffgr2.own import ListsConfig
+
+FEWEST, NEARLY_ALL = 10, 0.95
+"""Candidates with a value, and the share of them with an outcome, from which on it is no chance."""
+FEW_WORDS = 5
+_NUMERAL = re.compile(r"(?:[A-Z]{3}|[^\w\s]{1,2})? ?[-+]?\d[\d.,' ]*(?:[A-Z]{3}|[^\w\s]{1,2})?")
 
 
 def doubts(
@@ -27,6 +36,8 @@ def doubts(
     if not any(gain > 0 for one in lists for gain in one.gains):
         found.append(f"no list of {own.file} has an outcome: lists.gains name its columns")
     found += _of_people(lists, strangers, know_users=know_users)
+    found += _of_later(own.features, lists)
+    found += _of_numerals(own.features, config)
     if own.order == "file":
         found.append(f"{own.file} has no place and no score: its rows are taken in their order")
     return found
@@ -48,4 +59,37 @@ def _of_people(lists: Sequence[RawList], strangers: int, *, know_users: bool) ->
             f"{bought} lists have neither a moment nor a history: all that their users bought "
             "counts as known, which must not hold what came of the list (columns.moment)"
         )
+    return found
+
+
+def _of_later(features: Sequence[Feature], lists: Sequence[RawList]) -> list[str]:
+    """Features that have a value (almost) only where something came of a candidate."""
+    row_N = np.array([row for one in lists for row in one.rows], dtype=np.int64)
+    won_N = np.array([gain > 0 for one in lists for gain in one.gains])
+    found = []
+    for feature in features if won_N.mean() < 0.5 else ():
+        value_N = feature.value_N[row_N]
+        said_N = ~np.isnan(value_N) & ((value_N != 0) | (feature.kind == "category"))
+        n, with_outcome = int(said_N.sum()), int((said_N & won_N).sum())
+        if n >= FEWEST and with_outcome >= NEARLY_ALL * n:
+            found.append(
+                f"feature {feature.name}: {with_outcome} of the {n} candidates that have it have "
+                "an outcome, too: is it known only afterwards? Then it must not be a feature"
+            )
+    return found
+
+
+def _of_numerals(features: Sequence[Feature], config: ListsConfig) -> list[str]:
+    """Categories whose words are numbers in another spelling."""
+    found = []
+    for feature in features:
+        if config.features[feature.name].kind is not None or len(feature.words) < FEW_WORDS:
+            continue
+        numerals = [word for word in feature.words if _NUMERAL.fullmatch(word)]
+        if len(numerals) >= NUMERIC_FROM * len(feature.words):
+            found.append(
+                f"feature {feature.name}: {len(feature.words)} words such as {numerals[0]!r} look "
+                "like numbers, but are read as a category: a number has a decimal point and no "
+                "sign beside it, as in 34.95"
+            )
     return found
