@@ -58,6 +58,19 @@ def test_users_that_the_interactions_do_not_know(tmp_path: Path) -> None:
     ]
 
 
+def test_places_that_count_from_0(tmp_path: Path) -> None:
+    head = "list,item,place,bought,shown"
+    rows = [f"r{n // 4},i{n},{n % 4 + 1},{int(n % 4 == 0)},{{}}" for n in range(80)]
+    said = check(tmp_path, head, [row.format(n % 4) for n, row in enumerate(rows)], None)
+    assert warned(said) == [
+        "l.csv: shown seems to count from 0, which is read as not shown: the first place is 1 "
+        "(columns.shown)"
+    ]
+    for shown in ([1, 2, 3, 4], [1, 2, 0, 0], [1, 2, "", ""]):
+        cells = [row.format(shown[n % 4]) for n, row in enumerate(rows)]
+        assert not warned(check(tmp_path, head, cells, None))
+
+
 # ------------------------------------------------------------------------------------ features
 
 

@@ -38,6 +38,12 @@ def doubts(
     found += _of_people(lists, strangers, know_users=know_users)
     found += _of_later(own.features, lists)
     found += _of_numerals(own.features, config)
+    # Where 0 stands for "not shown", lists have none of it, or several.
+    if sum(one.firsts == 1 for one in lists) > len(lists) / 2:
+        found.append(
+            f"{own.file}: {own.names['shown']} seems to count from 0, which is read as not shown: "
+            "the first place is 1 (columns.shown)"
+        )
     if own.order == "file":
         found.append(f"{own.file} has no place and no score: its rows are taken in their order")
     return found

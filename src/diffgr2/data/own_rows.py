@@ -61,6 +61,7 @@ class RawList:
     scores: list[float] = field(default_factory=list)
     gains: list[float] = field(default_factory=list)
     shown: list[int] = field(default_factory=list)  # from 1; 0: nobody saw it
+    firsts: int = 0  # candidates that are said to have been shown at place 0
     rows: list[int] = field(default_factory=list)  # where each candidate's features stand
     outside: tuple[str, float] | None = None  # item and gain of the best outcome out of the list
     lines: int = 0  # rows that it took
@@ -267,6 +268,7 @@ class _Reader:
         one.scores.append(score)
         one.gains.append(gain)
         one.shown.append(shown or 0)
+        one.firsts += shown == 0
         one.rows.append(len(self.line))
         self.line.append(number)
         for feature in self.raw:
