@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,6 +139,16 @@ def test_the_verb_says_what_it_made_and_a_recipe(traffic: Path, tmp_path: Path, 
     assert "set aside                  1 feedback: no impression of its request" in told
     assert f"lists:\n  file: {out}\n  gains: {{click: 1, cart: 1, wish: 1}}" in told
     assert "features: [price, new, colour]" in told
+    assert "  point_in_time: true" in told, "one of the lists has no user"
+    assert yaml.safe_load(told[told.index("lists:\n") :])["lists"]["point_in_time"] is True
+
+
+def test_where_users_are_known_they_are_left_out_by_name(tmp_path: Path, capsys) -> None:
+    write(tmp_path, IMPRESSIONS, [impression("a", ["x", "y"], [0, 1], user="u")])
+    write(tmp_path, FEEDBACK, [event("a", "x")])
+    out = tmp_path / "lists.jsonl"
+    assert cli.run(["data", "lists-from-log", str(tmp_path), "--out", str(out)]) == 0
+    assert "point_in_time" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

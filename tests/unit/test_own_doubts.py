@@ -58,6 +58,16 @@ def test_users_that_the_interactions_do_not_know(tmp_path: Path) -> None:
     ]
 
 
+def test_a_history_of_nobody_beside_interactions(tmp_path: Path) -> None:
+    head, rows = "list,item,place,bought,moment,history", [f"{row},100000030,a|b" for row in ROWS]
+    (line,) = warned(check(tmp_path, head, rows))
+    assert line.startswith("2 lists bring a history but no user: ")
+    assert "lists.point_in_time: true" in line
+    assert not warned(check(tmp_path, head, rows, point_in_time=True))
+    assert not warned(check(tmp_path, head, rows, None)), "no interactions, nothing later"
+    assert not warned(check(tmp_path, f"{head},user", [f"{row},u" for row in rows]))
+
+
 def test_places_that_count_from_0(tmp_path: Path) -> None:
     head = "list,item,place,bought,shown"
     rows = [f"r{n // 4},i{n},{n % 4 + 1},{int(n % 4 == 0)},{{}}" for n in range(80)]

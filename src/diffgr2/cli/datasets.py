@@ -147,6 +147,10 @@ def from_log_verb(
     worth = ", ".join(f"{event}: 1" for event in found)
     told = f"lists:\n  file: {out}\n  gains: {{{worth}}}  # what each is worth"
     typer.echo(f"in a recipe, beside data.items:\n{told}")
+    if made.nobodys:
+        typer.echo(
+            "  point_in_time: true  # not without data.interactions; they know no user's name"
+        )
     if made.features:
         names = ", ".join(made.features.values())
         typer.echo(f"  features: [{names}]  # or as your recipe has them: which end is good")

@@ -43,6 +43,7 @@ class Joined:
 
     lists: int = 0
     rows: int = 0
+    nobodys: int = 0  # lists without a user
     events: Counter[str] = field(default_factory=Counter)  # joined, by their names
     skipped: Counter[str] = field(default_factory=Counter)  # by reason
     features: dict[str, str] = field(default_factory=dict)  # feature -> its column
@@ -177,6 +178,7 @@ def _rows(
             }
             found += 1
         made.lists += found > 0
+        made.nobodys += found > 0 and not isinstance(entry.get("user"), str)
         made.rows += found
         lost = sum(len(one) for one in events.values())
         made.skipped["feedback: an item that was not in its list"] += lost

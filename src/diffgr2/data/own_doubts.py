@@ -36,6 +36,8 @@ def doubts(
     if not any(gain > 0 for one in lists for gain in one.gains):
         found.append(f"no list of {own.file} has an outcome: lists.gains name its columns")
     found += _of_people(lists, strangers, know_users=know_users)
+    if know_users and not config.point_in_time:
+        found += _of_nobodys(lists)
     found += _of_later(own.features, lists)
     found += _of_numerals(own.features, config)
     # Where 0 stands for "not shown", lists have none of it, or several.
@@ -66,6 +68,18 @@ def _of_people(lists: Sequence[RawList], strangers: int, *, know_users: bool) ->
             "counts as known, which must not hold what came of the list (columns.moment)"
         )
     return found
+
+
+def _of_nobodys(lists: Sequence[RawList]) -> list[str]:
+    """Lists whose shopper cannot be left out of what is counted of the interactions."""
+    nobodys = sum(one.user is None and one.history is not None for one in lists)
+    if not nobodys:
+        return []
+    return [
+        f"{nobodys} lists bring a history but no user: what their shoppers bought afterwards may "
+        "stand in the interactions and count in their evidence (lists.point_in_time: true counts "
+        "only what was bought before each list; or columns.user)"
+    ]
 
 
 def _of_later(features: Sequence[Feature], lists: Sequence[RawList]) -> list[str]:

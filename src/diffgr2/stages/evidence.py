@@ -219,7 +219,8 @@ def raw_values(
         return {s: untimed_values(index, dataset, own, values.get(s)) for s, own in lists.items()}
     histories = dataset.histories
     if not histories.timestamps_N.any():
-        raise DataError("lists.point_in_time: the interactions have no times")
+        told = "needs interactions with times (data.interactions); leave it out without them"
+        raise DataError(f"lists.point_in_time: {told}")
     moments = lists
     if recipe.lists.file is None:  # a list's moment is when its target was bought
         counts = histories.train_part()
