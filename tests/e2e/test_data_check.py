@@ -60,6 +60,17 @@ def test_scores_that_some_candidates_lack(tmp_path: Path) -> None:
     assert "score: " not in said("--lists", str(path))
 
 
+def test_an_outcome_without_a_place_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    rows = "list,item,place,bought\nr1,a,1,1\nr1,b,2,0\nr2,a,1,0\nr2,b,2,0\n"
+    path.write_text(f"{rows}r1,c,,1\nr1,d,,1\nr2,c,,1\n")
+    text = said("--lists", str(path))
+    assert "  3 rows with an outcome and no place: taken as outcomes outside their lists" in text
+    assert "  1 lists whose outcome was about an item outside them" in text
+    path.write_text(rows)
+    assert "no place:" not in said("--lists", str(path))
+
+
 def test_lists_alone(tmp_path: Path) -> None:
     path = tmp_path / "l.csv"
     path.write_text("list,user,item,bought,history\nr1,u,a,1,x|y\nr1,u,b,0,x|y\n")

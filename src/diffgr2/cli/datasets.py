@@ -148,9 +148,8 @@ def from_log_verb(
     told = f"lists:\n  file: {out}\n  gains: {{{worth}}}  # what each is worth"
     typer.echo(f"in a recipe, beside data.items:\n{told}")
     if made.nobodys:
-        typer.echo(
-            "  point_in_time: true  # not without data.interactions; they know no user's name"
-        )
+        why = "lists without users: no later purchase counts (needs data.interactions with times)"
+        typer.echo(f"  point_in_time: true  # {why}")
     if made.features:
         names = ", ".join(made.features.values())
         typer.echo(f"  features: [{names}]  # or as your recipe has them: which end is good")

@@ -42,7 +42,7 @@ def told(recipe: Recipe) -> Iterator[str]:
     aside = [json.loads(line) for line in lines]
     facts = dataset.report
     yield from _file(recipe, facts)
-    yield from _outcomes(recipe, own)
+    yield from _outcomes(recipe, own, facts)
     yield from _features(own)
     yield from _histories(facts)
     yield from _aside(aside)
@@ -75,7 +75,7 @@ def _whose(facts: dict[str, Any]) -> str:
     return f"of {facts['list_users']:,} users" + (f" ({nobodys:,} without one)" if nobodys else "")
 
 
-def _outcomes(recipe: Recipe, own: OwnLists) -> Iterator[str]:
+def _outcomes(recipe: Recipe, own: OwnLists, facts: dict[str, Any]) -> Iterator[str]:
     won_N = own.gain_N > 0
     share = _any(own, won_N).mean()
     worth = ", ".join(f"{name} (worth {gain:g})" for name, gain in recipe.lists.gains.items())
@@ -85,6 +85,8 @@ def _outcomes(recipe: Recipe, own: OwnLists) -> Iterator[str]:
     )
     for gain, count in sorted(Counter(own.gain_N[won_N].tolist()).items()):
         yield f"  worth {gain:g}: {count:,} candidates"
+    if rows := facts["outcome_rows_outside"]:
+        yield f"  {rows:,} rows with an outcome and no place: taken as outcomes outside their lists"
     inside_L = _any(own, won_N)
     if outside := int(((own.target_L >= 0) & ~inside_L).sum()):
         yield f"  {outside:,} lists whose outcome was about an item outside them"

@@ -9,8 +9,9 @@ A list whose position lies behind its user's history is put aside. In the report
 
     list_lines_in == candidates + merged rows + rows of single lists + list_lines_rejected
 
-but for rows that say what came of a list outside it. Not here: how a row is read (`own_rows`),
-what can hardly be meant (`own_doubts`), and which lists train (`candidates.own_split`).
+but for rows that say what came of a list outside it (outcome_rows_outside). Not here: how a row is
+read (`own_rows`), what can hardly be meant (`own_doubts`), and which lists train
+(`candidates.own_split`).
 """
 
 from __future__ import annotations
@@ -281,6 +282,7 @@ def _facts(
         "lists_with_outcome": int(won_L.sum()),
         "share_with_outcome": round(float(won_L.mean()), 6),
         "outcomes": int(sum(gain > 0 for one in lists for gain in one.gains)),
+        "outcome_rows_outside": sum(one.unplaced for one in lists),
         "outcomes_outside": sum(one.outside is not None for one in lists),
         "rows_merged": own.merged,
         "single_lists": own.single,

@@ -64,6 +64,7 @@ class RawList:
     firsts: int = 0  # candidates that are said to have been shown at place 0
     rows: list[int] = field(default_factory=list)  # where each candidate's features stand
     outside: tuple[str, float] | None = None  # item and gain of the best outcome out of the list
+    unplaced: int = 0  # rows of outcomes that stand out of the list
     lines: int = 0  # rows that it took
     problem: str = ""
 
@@ -251,6 +252,7 @@ class _Reader:
         for word, value in (("user", user), ("moment", moment), ("history", history)):
             one.agree(word, value)
         if "place" in self.names and place is None:
+            one.unplaced += 1
             if one.outside is None or gain > one.outside[1]:
                 one.outside = (item, gain)
             return
