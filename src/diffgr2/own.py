@@ -14,9 +14,10 @@ lists of its retriever. Not here: reading the file (`data.own_lists`), features 
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from diffgr2.choices import MOMENT, Counted
 
@@ -28,7 +29,18 @@ is the place at which it was shown (from 1), where that is another one."""
 K_MAX = 20
 """Longest list of one prompt, where a recipe does not say it."""
 
-Part = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+def _cut(value: object) -> object:
+    """A share below 1, or a moment as text; YAML reads an unquoted date as a date."""
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, str) or (isinstance(value, float) and 0.0 < value < 1.0):
+        return value
+    told = "expected a share between 0 and 1, or a moment such as 2026-09-01"
+    raise ValueError(f"{told} (got {str(value)[:80]!r})")
+
+
+Cut = Annotated[float | str, BeforeValidator(_cut)]
 Worth = Annotated[float, Field(gt=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -89,8 +101,8 @@ class ListsConfig(_Section):
     gains: dict[str, Worth] = {"bought": 1.0}  # outcome column -> worth
     features: dict[str, OwnFeature] = {}
     split: Literal["list", "time", "user"] = "list"  # user: each one's last list is a test list
-    validation: Part | str = 0.1  # share, or a moment (time)
-    test: Part | str = 0.2  # share, or a moment (time)
+    validation: Cut = 0.1  # share, or a moment (time)
+    test: Cut = 0.2  # share, or a moment (time)
     folds: Annotated[int, Field(ge=2, le=100)] | None = None  # split list: cross-validation, of …
     fold: Annotated[int, Field(ge=0)] = 0  # … which this fold is the test lists
     propensity: Literal["none", "position"] = "none"  # position: what came far down counts more

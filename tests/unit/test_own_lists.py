@@ -18,7 +18,7 @@ from diffgr2.data.own_lists import import_own
 from diffgr2.data.own_store import OwnLists, read_own_lists, write_own_lists
 from diffgr2.data.store import Dataset
 from diffgr2.errors import ConfigError, DataError
-from diffgr2.recipe import validate
+from diffgr2.recipe import load_recipe, validate
 from support import shop_lists
 
 HEAD = "list,user,moment,item,place,click,buy,price\n"
@@ -324,6 +324,25 @@ def test_nobodys_held_back_outcome_is_known(shop: Any, split: str) -> None:
         whole = dataset.histories.of(person)
         end = own.end_L[held].min() if len(held) else len(whole)
         assert known.of(person).tolist() == whole[:end].tolist()
+
+
+def test_a_cut_off_may_stand_without_quotes(tmp_path: Path) -> None:
+    """YAML then makes a date of it, in a file and behind --set."""
+    text = "lists: {split: time, validation: 2026-09-01, test: 2026-10-01 12:30:00}\n"
+    (tmp_path / "own.yaml").write_text(text)
+    lists = load_recipe(str(tmp_path / "own.yaml")).lists
+    assert (lists.validation, lists.test) == ("2026-09-01", "2026-10-01T12:30:00")
+    lists = load_recipe(str(tmp_path / "own.yaml"), ["lists.validation=2026-08-01"]).lists
+    assert lists.validation == "2026-08-01"
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.5, 0.0, -0.1, 2026, True, None, ["2026-09-01"]])
+def test_a_cut_off_that_is_none_is_one_clear_line(shop: Any, value: Any) -> None:
+    _, _, values = shop
+    told = f"(got {str(value)!r})"
+    message = "x: lists.validation: expected a share between 0 and 1, or a moment such as"
+    with pytest.raises(ConfigError, match=f"^{message} 2026-09-01 {re.escape(told)}$"):
+        config(values, validation=value)
 
 
 @pytest.mark.parametrize(
