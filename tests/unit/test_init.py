@@ -212,6 +212,61 @@ def test_lists_get_gains_features_and_places(
     assert len(text.splitlines()) <= 15
 
 
+def with_amounts(rows: Rows) -> Rows:
+    """What was bought or looked at also as amounts, under many names."""
+    for at, row in enumerate(rows):
+        came = row["click"] or row["purchase"]
+        row |= {"revenue": 19.99 * row["purchase"], "dwell_seconds": 31.5 * row["click"]}
+        row |= {"channel": ("web", "app")[at % 2] if came else "", "refund": -2.5 * row["click"]}
+        row |= {"sales": 40 * (at % 3 == 0), "ctr": at % 7 / 7}
+    return rows
+
+
+def test_what_is_known_only_afterwards_is_no_feature(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [write(tmp_path / "l.csv", with_amounts(shown()))]
+    files.append(write(tmp_path / "a.csv", bought("customer", "sku")))
+    code, said, err = init(capsys, *files, "-y", "--out", str(tmp_path / "r.yaml"))
+    assert (code, err) == (0, "")
+    lists = load_recipe(str(tmp_path / "r.yaml")).lists
+    assert lists.gains == {"click": 1.0, "purchase": 3.0, "revenue": 3.0, "dwell_seconds": 1.0}
+    assert list(lists.features) == ["ctr"]
+    line = {row.split()[0]: " ".join(row.split()[1:]) for row in said.splitlines() if row.strip()}
+    assert line["revenue"] == "outcome by its name; above 0 counts as one (0 to 19.99)"
+    for name, outcome in (("channel", "click"), ("refund", "click")):
+        assert line[name] == (
+            f"- filled only where {outcome} is: known only afterwards? if it was known before: "
+            f"--map lists.feature={name}"
+        )
+    told = "- known only afterwards? if it was known before: --map lists.feature=sales"
+    assert line["sales"] == told  # an item's past sales stand beside no outcome
+
+
+def test_an_amount_may_be_the_only_outcome_and_is_a_feature_where_one_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = with_amounts(shown())
+    for row in rows:
+        row |= {"purchase": 19.99 * row["purchase"], "returned": -row.pop("click")}
+    files = [write(tmp_path / "l.csv", rows), write(tmp_path / "a.csv", bought("customer", "sku"))]
+    said = ("--map", "lists.feature=sales", "-y", "--out", str(tmp_path / "r.yaml"))
+    assert init(capsys, *files, *said)[0] == 0
+    lists = load_recipe(str(tmp_path / "r.yaml")).lists
+    assert lists.gains == {"purchase": 3.0, "revenue": 3.0}
+    assert "sales" in lists.features
+
+
+def test_an_outcome_below_nothing_is_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row | {"purchase": -5.0 * row["purchase"] or 0} for row in shown()]
+    files = [write(tmp_path / "l.csv", rows), write(tmp_path / "a.csv", bought("customer", "sku"))]
+    code, said, _ = init(capsys, *files, "-y", "--out", str(tmp_path / "r.yaml"))
+    assert (code, load_recipe(str(tmp_path / "r.yaml")).lists.gains) == (0, {"click": 1.0})
+    assert "named like an outcome, but below 0 in places (-5 to 0): not read" in said
+
+
 def test_features_named_like_evidence_get_names_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,8 @@ import yaml
 
 from diffgr2.choices import Counted
 from diffgr2.config import DataConfig
-from diffgr2.data.guess import TEXTS, Use, direction, outcomes_of
+from diffgr2.data.guess import TEXTS, Use, direction
+from diffgr2.data.hindsight import outcomes_of
 from diffgr2.data.own_lists import import_own
 from diffgr2.data.records import import_dataset
 from diffgr2.errors import DataError

@@ -14,6 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
 
+from diffgr2.data.hindsight import (
+    flags_of,
+    outcomes_of,
+    parts_of,
+    told_by,
+    why_outcome,
+    why_unread,
+)
 from diffgr2.data.peek import Column, Peek
 from diffgr2.errors import DataError
 
@@ -37,12 +45,6 @@ NAMES = {  # our word -> what files call it, the commonest first
     "score": "score ranker_score relevance prediction pred model_score",
     "history": "history past previous basket_history",
 }
-OUTCOMES = {  # an outcome's name -> its worth, beside others
-    "click": 1.0, "clicked": 1.0, "clicks": 1.0, "tap": 1.0, "cart": 2.0, "add_to_cart": 2.0,
-    "atc": 2.0, "basket": 2.0, "wishlist": 2.0, "purchase": 3.0, "purchased": 3.0, "bought": 3.0,
-    "buy": 3.0, "order": 3.0, "ordered": 3.0, "conversion": 3.0, "converted": 3.0, "sale": 3.0,
-    "sold": 3.0, "label": 1.0, "target": 1.0, "relevance_label": 1.0,
-}  # fmt: skip
 LOW = {"price", "cost", "rank", "place", "position", "distance", "age", "delivery", "returns",
        "return", "shipping", "delay", "complaints"}  # fmt: skip
 NEITHER = {"margin", "profit", "weight", "size", "width", "height", "year", "month", "hour"}
@@ -89,12 +91,6 @@ class Use:
         self.open.pop(word, None)
 
 
-def parts_of(name: str) -> list[str]:
-    """A column's name as words: `CustomerID` and `customer_id` are customer, id."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
-    return [part for part in re.split(r"[^a-z0-9]+", spaced.lower()) if part]
-
-
 def named(name: str, word: str) -> int:
     """3 where a name is one of those for this word, 2 with an id behind, 1 as part, 0 not."""
     parts = parts_of(name)
@@ -129,26 +125,14 @@ def overlap(column: Column, other: Column) -> float:
 # ---------------------------------------------------------------------------------- which file
 
 
-def outcomes_of(peek: Peek) -> dict[str, float]:
-    """Columns that say what came of a candidate, and what each may be worth."""
-    found = {}
-    for name, column in peek.columns.items():
-        parts = parts_of(name)
-        whole = "_".join(part for part in parts if part not in ("is", "was", "has", "did", "flag"))
-        bits = column.kind == "flag" or {*column.counts} <= {"0", "1"}
-        counts = column.kind == "whole" and whole in OUTCOMES and min(column.numbers) >= 0
-        if (bits or (counts and column.distinct <= 20)) and whole in OUTCOMES:
-            found[name] = OUTCOMES[whole]
-    return found if len(found) > 1 else dict.fromkeys(found, 1.0)
-
-
 def role_of(peek: Peek) -> tuple[str, str]:
     """(role, why) of a file by itself; the role is "" where nothing speaks for one."""
     columns = peek.columns
     lists = any(named(n, "list") == 3 and is_id(c) and c.unique < 0.7 for n, c in columns.items())
     placed = any(named(n, w) >= 2 for n in columns for w in ("place", "score"))
-    if outcomes_of(peek) and (lists or placed):
-        what = ", ".join(outcomes_of(peek))
+    came = outcomes_of(peek) if lists or placed else {}
+    if came and (lists or flags_of(peek)):
+        what = ", ".join(came)
         return "lists", f"candidates with what came of them ({what})"
     users = [n for n, c in columns.items() if named(n, "user") and is_id(c) and c.unique < 0.9]
     keys = [n for n, c in columns.items() if is_id(c) and c.unique >= DEALS and c.filled == 1]
@@ -242,7 +226,9 @@ def words_of(role: str) -> tuple[str, ...]:
 def _words(use: Use, uses: Mapping[str, Use]) -> None:
     """The words of a role, each with the column that fits it best."""
     for name in outcomes_of(use.peek) if use.role == "lists" else ():
-        use.guesses.append(Guess("outcome", name, "0 or 1, by its name"))
+        if not any(guess.column == name for guess in use.guesses):
+            why = why_outcome(use.peek.columns[name])
+            use.guesses.append(Guess("outcome", name, why))
     for word in WORDS[use.role]:
         if use.column(word) or word in use.open:
             continue
@@ -347,16 +333,24 @@ def _priced(column: Column) -> bool:
 
 def _rest(use: Use) -> None:
     """What is left: features of lists, and columns that nobody reads."""
-    equals = {name for names in use.open.values() for name in names}
-    for name, column in use.peek.columns.items():
-        if any(g.column == name for g in use.guesses) or name in equals:
-            continue
-        use.guesses.append(_left(use, name, column))
+    taken = {name for names in use.open.values() for name in names}
+    taken |= {guess.column for guess in use.guesses}
+    rest = [_left(use, n, column) for n, column in use.peek.columns.items() if n not in taken]
+    features = [guess.column for guess in rest if guess.word == "feature"]
+    told = told_by(use.peek, use.columns("outcome"), features)
+    for guess in rest:
+        if guess.column in told:  # as evidence it would give the answer away
+            why = f"filled only where {told[guess.column]} is: known only afterwards? if it was "
+            why += f"known before: --map lists.feature={guess.column}"
+            guess = Guess("", guess.column, why)
+        use.guesses.append(guess)
 
 
 def _left(use: Use, name: str, column: Column) -> Guess:
     if use.role == "lists" and column.distinct > 1 and _same_in_lists(use, column, unless=False):
         return Guess("", name, f"the same for a whole list ({column.range[:60]})")
+    if use.role == "lists" and (why := why_unread(name, column)):
+        return Guess("", name, why)
     if use.role == "lists" and column.distinct > 1 and not is_time(column):
         ids = is_id(column) and column.kind == "text" and column.unique > 0.5
         if column.kind in ("whole", "number", "flag"):
