@@ -119,6 +119,30 @@ def test_the_same_item_twice_costs_no_list(live: Live, reranker: Reranker) -> No
     assert told.endswith("keeps its place (the same item as documents[0])")
 
 
+def test_what_rules_move_is_not_said_to_stay(live: Live, reranker: Reranker) -> None:
+    known = ids(reranker, 50, 51)
+    body = asked(reranker, documents=["gone-1", *known, known[1]], return_reasoning=True)
+    plain, moved = ranked(live, body), ranked(live, {**body, "pin": {known[0]: 1, known[1]: 4}})
+    assert [note.split("(")[0] for note in plain["meta"]["warnings"]] == [
+        "documents[0]: 'gone-1' keeps its place ", f"documents[3]: '{known[1]}' keeps its place ",
+    ]  # fmt: skip
+    assert "item gone-1: it stays where the shop's list had it." in plain["reasoning"]
+    assert "(#4) repeats an earlier entry: it stays where" in plain["reasoning"]
+    assert order(moved) == [1, 0, 3, 2]
+    assert [note.split("(")[0] for note in moved["meta"]["warnings"]] == [
+        "documents[0]: 'gone-1' is not judged ", f"documents[3]: '{known[1]}' is not judged ",
+    ]  # fmt: skip
+    assert "item gone-1: it is not judged, and the shop's rules moved it." in moved["reasoning"]
+    assert "(#4) repeats an earlier entry: it is not judged, and" in moved["reasoning"]
+    assert "stays" not in moved["reasoning"]
+
+
+def test_what_an_exclusion_takes_away_is_not_said_to_stay(live: Live, reranker: Reranker) -> None:
+    known = ids(reranker, 50, 51)
+    value = ranked(live, asked(reranker, documents=[*known, known[1]], exclude=[known[1]]))
+    assert (order(value), value["meta"]["warnings"]) == ([0], [])
+
+
 def test_strict_is_a_flag_of_the_request_and_of_the_server(live: Live, reranker: Reranker) -> None:
     body = asked(reranker, documents=[*ids(reranker, 50), LOST])
     refused = ranked(live, {**body, "strict": True}, 422)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from diffgr2.prompts.account import account, bold, history_line, strength_word
+from diffgr2.prompts.account import Moves, account, bold, history_line, moves_lines, strength_word
 from diffgr2.prompts.english import AGAINST, FOR
 from diffgr2.prompts.request import Request
 from diffgr2.prompts.said import Reading, mean_reading
@@ -131,6 +131,22 @@ def test_the_first_line_counts_what_was_bought(kinds, newest, line) -> None:
 def test_a_higher_level_never_has_weaker_words() -> None:
     grades = [strength_word(WORDS, x, STRENGTHS) for x in np.linspace(0, STRENGTHS - 1, 200)]
     assert list(dict.fromkeys(grades)) == WORDS["strengths"]
+
+
+@pytest.mark.parametrize(
+    ("moves", "line"),
+    [
+        (Moves(kept=[1]), "Nothing is known of B: it stays where the shop's list had it."),
+        (Moves(repeats=[1, 2]), "B and C repeat earlier entries: they stay where the shop's list "
+         "had them."),
+        (Moves(kept=[*range(4)]), "Nothing is known of A, B, C and 1 other: they stay where the "
+         "shop's list had them."),
+        (Moves(limited=[*range(5)], limits=[("brand", 1)]), "The shop wants at most 1 of one "
+         "brand, so A, B, C and 2 others moved back."),
+    ],
+)  # fmt: skip
+def test_of_many_that_were_moved_three_are_named(moves: Moves, line: str) -> None:
+    assert moves_lines(WORDS, moves, list("ABCDE")) == [line]
 
 
 def test_views_are_averaged_where_they_judged() -> None:

@@ -65,6 +65,15 @@ def test_who_is_not_judged_keeps_its_place() -> None:
     assert moved == {0: "pinned", 7: "kept"}
 
 
+def test_repeats_and_who_left_its_place_are_told_apart() -> None:
+    rules = read_rules({"pin": {"h": 2}})
+    kept = [NAMES.index(name) for name in "bcg"]
+    placing, _ = placing_of(rules, [{name} for name in NAMES], kept, brand_of, kept[1:])
+    moves = placing.moves(placing.arranged([7, 5, 4, 3, 0])[1])
+    assert (list(moves.kept), list(moves.repeats)) == ([1], [2, 6])
+    assert moves.off == {1, 2}
+
+
 def test_only_who_comes_later_than_ranked_is_said_to_be_limited() -> None:
     ranked = [NAMES.index(name) for name in "abcdefgh"]
     _, moved = placed({"max_per": {"brand": 2}}).arranged(ranked)

@@ -37,9 +37,12 @@ class Moves:
     kept: Sequence[int] = ()  # nothing is known of them
     limited: Sequence[int] = ()  # behind others of their group
     limits: Sequence[tuple[str, int]] = ()  # at most so many of a group
+    repeats: Sequence[int] = ()  # the same items as earlier ones of the list
+    off: frozenset[int] = frozenset()  # of `kept` and `repeats`: elsewhere than in the shop's list
 
     def __contains__(self, at: int) -> bool:
-        return any(at in some for some in (self.pinned, self.boosts, self.kept, self.limited))
+        each = (self.pinned, self.boosts, self.kept, self.limited, self.repeats)
+        return any(at in some for some in each)
 
 
 def telling_level(paths: Sequence[Sequence[str]]) -> int:
@@ -126,7 +129,7 @@ def history_line(
 
 
 def moves_lines(words: Mapping[str, Any], moves: Moves, name: Sequence[str]) -> list[str]:
-    """A sentence per pin and boost, and one each for those that were kept or moved back."""
+    """A sentence per pin and boost, and one each for those not judged and those moved back."""
     lines = [
         words["pinned"].format(name=name[at], place=place + 1)
         for at, place in sorted(moves.pinned.items(), key=lambda pair: pair[1])
@@ -134,14 +137,23 @@ def moves_lines(words: Mapping[str, Any], moves: Moves, name: Sequence[str]) -> 
     for at, by in moves.boosts.items():
         told = words["raised" if by > 0 else "lowered"]
         lines.append(told.format(name=name[at], by=f"{abs(by):g}"))
-    if moves.kept:
-        kept = words["kept_all" if len(moves.kept) > 1 else "kept"]
-        lines.append(kept.format(names=listed([name[at] for at in moves.kept])))
+    for word, those in (("kept", moves.kept), ("repeat", moves.repeats)):
+        for end in ("", "_off"):
+            names = [name[at] for at in those if (at in moves.off) == bool(end)]
+            many = "_all" if len(names) > 1 else ""
+            lines += [words[word + end + many].format(names=few(words, names))] if names else []
     if moves.limited:
         most = listed([words["limit"].format(most=most, by=by) for by, most in moves.limits])
-        names = listed([name[at] for at in moves.limited])
-        lines.append(words["limited"].format(most=most, names=names))
+        names = [name[at] for at in moves.limited]
+        lines.append(words["limited"].format(most=most, names=few(words, names)))
     return lines
+
+
+def few(words: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The first names of many, and how many more there are."""
+    more = len(names) - words["named"]
+    rest = [words["others" if more > 1 else "other"].format(n=more)] if more > 0 else []
+    return listed([*names[: words["named"]], *rest])
 
 
 def account(

@@ -89,11 +89,10 @@ class Reranker(World):
         if strangers > SEATS:
             raise DataError(f"{strangers} unknown items in one request, at most {SEATS}")
         lost = {at: item.lost for at, item in enumerate(items) if item.lost}
-        lost |= _repeated(items, strict=strict)
-        for at, why in sorted(lost.items()):
-            called = shown(name_of(named[at]))
-            warnings.append(f"candidates[{at}]: {called} keeps its place ({why})")
-        placing, vain = self._placing(rules, named, items, own, lost, ways)
+        repeats = _repeated(items, strict=strict)
+        lost |= repeats
+        placing, vain = self._placing(rules, named, items, own, lost, repeats, ways)
+        warnings += _unjudged(placing, lost, named)
         scores_N = self.scores_of(past, items, scores)
         if scores is not None and (odd := off_scale(self.seats.index, scores_N)) is not None:
             scores_N, vain = np.full_like(scores_N, np.nan), [*vain, odd]
@@ -127,11 +126,12 @@ class Reranker(World):
         items: Sequence[Item],
         own: Brought,
         lost: Collection[int],
+        repeats: Collection[int],
         ways: Ways,
     ) -> tuple[Placing, list[str]]:
         """The shop's rules for this list."""
         if not rules:
-            return Placing(len(items), frozenset(lost)), []
+            return Placing(len(items), frozenset(lost), repeats=frozenset(repeats)), []
         asked = read_rules(rules)
         if asked.boost and ways.read_out.answer == "written":
             raise DataError("boost: a written answer states no strengths to add to")
@@ -156,7 +156,7 @@ class Reranker(World):
             {name_of(entry)} | ({raw[item.number]} if item.number is not None else set())
             for entry, item in zip(named, items, strict=True)
         ]
-        return placing_of(asked, names_N, lost, group_of)
+        return placing_of(asked, names_N, lost, group_of, repeats)
 
     def rank(
         self,
@@ -245,6 +245,17 @@ def name_of(entry: Any) -> str:
     if not isinstance(entry, Mapping):
         return str(entry)
     return next((str(entry[key]) for key in KEYS if entry.get(key)), "")
+
+
+def _unjudged(placing: Placing, lost: Mapping[int, str], named: Sequence[Any]) -> list[str]:
+    """Who is not judged and why, and whether that keeps its place, once the rules are known."""
+    stays = {at for at, place in placing.kept_places().items() if place == at}
+    return [
+        f"candidates[{at}]: {shown(name_of(named[at]))} "
+        f"{'keeps its place' if at in stays else 'is not judged'} ({why})"
+        for at, why in sorted(lost.items())
+        if at not in placing.excluded  # gone, as was asked for
+    ]
 
 
 def _repeated(items: Sequence[Item], *, strict: bool) -> dict[int, str]:

@@ -135,11 +135,12 @@ class Placing:
     """The rules as positions of a list of n."""
 
     n: int
-    kept: frozenset[int] = frozenset()  # nothing is known of them
+    kept: frozenset[int] = frozenset()  # not judged: nothing is known of them, or they are repeats
     excluded: frozenset[int] = frozenset()
     pinned: Mapping[int, int] = field(default_factory=dict)  # position -> place from 0
     boosts: Mapping[int, float] = field(default_factory=dict)
     limits: tuple[Limit, ...] = ()
+    repeats: frozenset[int] = frozenset()  # those of `kept` that stand earlier in the list, too
 
     @property
     def judged(self) -> list[int]:
@@ -158,14 +159,22 @@ class Placing:
         places: list[int | None] = [None] * len(left)
         for at, place in self.pinned.items():
             places[place], moved[at] = at, "pinned"
+        for at, place in self.kept_places().items():
+            places[place], moved[at] = at, "kept"
+        waiting = iter(self._limited([at for at in ranked if at not in self.pinned], moved))
+        return [next(waiting) if at is None else at for at in places], moved
+
+    def kept_places(self) -> dict[int, int]:
+        """Where those stand that nobody judges: as the shop's list had them, but for the rules."""
+        left = [at for at in range(self.n) if at not in self.excluded]
+        free = sorted({*range(len(left))} - {*self.pinned.values()})
+        found: dict[int, int] = {}
         for at in sorted(self.kept - self.excluded - self.pinned.keys()):
             # Its own place, or the next one that no pin has taken (at the end: the last free one).
             own = left.index(at)
-            free = [place for place, taken in enumerate(places) if taken is None]
-            places[next((place for place in free if place >= own), free[-1])] = at
-            moved[at] = "kept"
-        waiting = iter(self._limited([at for at in ranked if at not in self.pinned], moved))
-        return [next(waiting) if at is None else at for at in places], moved
+            found[at] = next((place for place in free if place >= own), free[-1])
+            free.remove(found[at])
+        return found
 
     def moves(self, moved: Mapping[int, Moved]) -> Moves:
         """The same for whoever tells it; a pin says all that there is to say of an item."""
@@ -173,8 +182,11 @@ class Placing:
         told = self.boosts.keys() - self.pinned.keys() - self.excluded
         boosts = {at: by for at, by in self.boosts.items() if at in told}
         kept = sorted(at for at, why in moved.items() if why == "kept")
+        off = {at for at, place in self.kept_places().items() if place != at}
         limits = [(limit.by, limit.most) for limit in self.limits]
-        return Moves(self.pinned, boosts, kept, limited, limits)
+        repeats = [at for at in kept if at in self.repeats]
+        unknown = [at for at in kept if at not in self.repeats]
+        return Moves(self.pinned, boosts, unknown, limited, limits, repeats, frozenset(off))
 
     def _limited(self, ranked: list[int], moved: dict[int, Moved]) -> list[int]:
         """As ranked, but who comes when a group of theirs is full comes behind all others."""
@@ -205,6 +217,7 @@ def placing_of(
     names_N: Sequence[Collection[str]],
     kept: Collection[int],
     group_of: Callable[[str, int], Hashable],
+    repeats: Collection[int] = (),
 ) -> tuple[Placing, list[str]]:
     """The rules for a list whose candidates go by these names; and what they ask for in vain.
 
@@ -243,7 +256,8 @@ def placing_of(
         Limit(key, most, tuple(_group(group_of, key, at) for at in range(n)))
         for key, most in rules.max_per
     ]
-    return Placing(n, frozenset(kept), excluded, pinned, boosts, tuple(limits)), warnings
+    whom = frozenset(kept), excluded, pinned, boosts, tuple(limits), frozenset(repeats)
+    return Placing(n, *whom), warnings
 
 
 def _group(group_of: Callable[[str, int], Hashable], key: str, at: int) -> Hashable:
