@@ -131,6 +131,21 @@ def test_features_of_several_kinds_and_of_taken_names(tmp_path: Path) -> None:
     assert "history" not in table.columns
 
 
+def test_an_event_that_is_called_like_a_feature_leaves_it_alone(tmp_path: Path, capsys) -> None:
+    features = [{"price": 9.5, "event_price": 1.0}, {"price": 4.0, "event_price": 2.0}]
+    write(tmp_path, IMPRESSIONS, [impression("a", ["x", "y"], [0, 1], features=features)])
+    write(tmp_path, FEEDBACK, [event("a", "y", "price"), event("a", "x", "wish")])
+    out = tmp_path / "out.jsonl"
+    assert cli.run(["data", "lists-from-log", str(tmp_path), "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "price                      1 (column event_event_price: price is a feature)" in told
+    assert "gains: {event_event_price: 1, wish: 1}" in told
+    assert "features: [price, event_price]" in told
+    one, two = map(json.loads, out.read_text().splitlines())
+    assert (one["price"], one["event_price"], two["price"]) == (9.5, 1.0, 4.0)
+    assert (one["event_event_price"], two["event_event_price"], one["wish"]) == (0, 1, 1)
+
+
 def test_the_verb_says_what_it_made_and_a_recipe(traffic: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "new" / "lists.jsonl"
     assert cli.run(["data", "lists-from-log", str(traffic), "--out", str(out)]) == 0

@@ -7,9 +7,11 @@ the names that a recipe's `lists` reads by itself: `list`, `user`, `moment`, `hi
 `place` (in the order in which the list came: the floor), `score` (that came with it); `shown`, the
 place at which it was returned (null: it was not), from which position bias can be corrected
 (`candidates.propensity`); `click`, `cart`, `purchase` and every other event as 0 or 1, null where
-the item was not returned and nothing came; and the features, a column each. What cannot be joined
-is counted by its reason, nothing else is dropped. Both logs are streamed, twice; memory holds ids
-and events. The output appears whole or not at all. Not here: which lists train (`own_lists`).
+the item was not returned and nothing came; and the features, a column each. An event that is called
+like a feature has the column `event_…`: the feature is what a model knows by that name. What cannot
+be joined is counted by its reason, nothing else is dropped. Both logs are streamed, twice; memory
+holds ids and events. The output appears whole or not at all. Not here: which lists train
+(`own_lists`).
 """
 
 from __future__ import annotations
@@ -18,18 +20,15 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from diffgr2.artifacts import replacing
-from diffgr2.data.traffic import EVENT, FEEDBACK, IMPRESSIONS, TAKEN, entries_of
+from diffgr2.data.traffic import EVENT, EVENTS, FEEDBACK, IMPRESSIONS, TAKEN, entries_of
 from diffgr2.errors import DataError
-
-EVENTS = ("click", "cart", "purchase")
-"""Outcomes that have a column even where nobody did them."""
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 WORDS = ("list", "user", "moment", "history", "item", "place", "score", "shown")
@@ -47,6 +46,7 @@ class Joined:
     events: Counter[str] = field(default_factory=Counter)  # joined, by their names
     skipped: Counter[str] = field(default_factory=Counter)  # by reason
     features: dict[str, str] = field(default_factory=dict)  # feature -> its column
+    outcomes: dict[str, str] = field(default_factory=dict)  # event -> its column
 
 
 def lists_from_log(directory: Path, out: Path, *, history: bool = True) -> Joined:
@@ -60,18 +60,31 @@ def lists_from_log(directory: Path, out: Path, *, history: bool = True) -> Joine
     last, kinds = _surveyed(directory, made.skipped)
     if not last:
         raise DataError(f"{directory}: holds no impressions (see serve --log-dir)")
-    outcomes = [*EVENTS, *sorted(words - {*EVENTS})]
-    taken = {*WORDS, *outcomes}
-    made.features = {name: name if name not in taken else f"feature_{name}" for name in kinds}
+    made.outcomes = _outcomes(words, kinds)
+    outcomes = list(made.outcomes.values())
+    made.features = {n: f"feature_{n}" if n in (*WORDS, *EVENTS) else n for n in kinds}
     columns = [word for word in WORDS if history or word != "history"]
     types = {**dict.fromkeys(outcomes, "flag")}
     types |= {made.features[name]: kind for name, kind in kinds.items()}
-    rows = _rows(directory, last, came, outcomes, kinds, made)
+    rows = _rows(directory, last, came, kinds, made)
     _write(out, [*columns, *types], types, rows)
     left = sum(len(events) for items in came.values() for events in items.values())
     made.skipped["feedback: no impression of its request"] += left
     made.skipped = +made.skipped
     return made
+
+
+def _outcomes(words: set[str], features: Collection[str]) -> dict[str, str]:
+    """Each event's column; none but those that every list has takes a feature's name."""
+    found = dict.fromkeys(EVENTS, "") | dict.fromkeys(sorted(words), "")
+    taken = {*WORDS, *features, *found, *(f"feature_{name}" for name in features)}
+    for event in found:
+        column = event
+        while column not in EVENTS and column in taken - ({event} - {*features}):
+            column = f"event_{column}"
+        found[event] = column
+        taken.add(column)
+    return found
 
 
 def _events(directory: Path, skipped: Counter[str]) -> tuple[dict[str, Events], set[str]]:
@@ -143,7 +156,6 @@ def _rows(
     directory: Path,
     last: Mapping[str, int],
     came: dict[str, Events],
-    outcomes: list[str],
     kinds: Mapping[str, str],
     made: Joined,
 ) -> Iterator[dict[str, Any]]:
@@ -173,7 +185,10 @@ def _rows(
                 "place": at + 1,
                 "score": _as((entry.get("given") or nothing)[at], "number"),
                 "shown": shown.get(at),
-                **{e: int(e in happened) if at in shown or happened else None for e in outcomes},
+                **{
+                    column: int(event in happened) if at in shown or happened else None
+                    for event, column in made.outcomes.items()
+                },
                 **{made.features[name]: _as(features.get(name), kinds[name]) for name in kinds},
             }
             found += 1

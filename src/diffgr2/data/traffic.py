@@ -24,6 +24,8 @@ DIGITS = 8
 EVENT = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 """What an event may be called: it becomes a column of outcomes."""
 
+EVENTS = ("click", "cart", "purchase")
+"""Outcomes that have a column of lists even where nobody did them."""
 
 TAKEN = ("list", "user", "moment", "item", "place", "score", "history", "shown")
 """Columns of the lists that are made of the logs: no event is called so."""

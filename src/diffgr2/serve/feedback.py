@@ -4,8 +4,9 @@ Contract: `{"request_id", "item", "event", "time"?, "idempotency_key"?}`, or man
 `{"events": […]}`, are stored once each, however often they are sent: the answer comes when they
 stand in the log (202, or 200 where nothing was new). A body with anything wrong stores nothing and
 is one 422 that names the first; a log that cannot take more is 503 with `Retry-After`, and may be
-asked again. Feedback on a request that the log does not hold is taken too (another server may have
-it), and 404 where that is `strict`. Not here: the files (`ledger`), lists (`data.from_log`).
+asked again. No event is called like a feature of a model that is served: lists made of the log have
+a column for each. Feedback on a request that the log does not hold is taken too (another server may
+have it), and 404 where that is `strict`. Not here: the files (`ledger`), lists (`data.from_log`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import isfinite
@@ -22,7 +23,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from diffgr2.data.traffic import EVENT, TAKEN
+from diffgr2.candidates.fields import names_of
+from diffgr2.data.traffic import EVENT, EVENTS, TAKEN
 from diffgr2.serve.door import FEEDBACK_PATH
 from diffgr2.serve.ledger import UnknownRequestError
 from diffgr2.serve.limits import Limits
@@ -47,15 +49,15 @@ class Feedback:
     warnings: list[str]
 
 
-def read_feedback(body: dict[str, Any], limits: Limits) -> Feedback:
-    """See the module's docstring."""
+def read_feedback(body: dict[str, Any], limits: Limits, features: Collection[str] = ()) -> Feedback:
+    """See the module's docstring; `features` are those of the models."""
     strict, warnings = body.get("strict"), strange(body, "", TOP)
     if strict is not None and not isinstance(strict, bool):
         raise Problem(422, "strict: expected true or false", "strict")
     strict = limits.strict if strict is None else strict
     given = body.get("events")
     if given is None:
-        return Feedback([read_event(body, "", limits)], strict, warnings)
+        return Feedback([read_event(body, "", limits, features)], strict, warnings)
     if not isinstance(given, list) or not given:
         raise Problem(422, "events: expected a list of at least one", "events")
     if len(given) > limits.events:
@@ -63,12 +65,14 @@ def read_feedback(body: dict[str, Any], limits: Limits) -> Feedback:
     beside = next((key for key in FIELDS if body.get(key) is not None), None)
     if beside:
         raise Problem(422, f"{beside}: stands beside events", beside)
-    events = [read_event(one, f"events[{at}].", limits) for at, one in enumerate(given)]
+    events = [read_event(one, f"events[{at}].", limits, features) for at, one in enumerate(given)]
     names = dict.fromkeys(name for one in given for name in one)
     return Feedback(events, strict, [*warnings, *strange(names, "events[].", FIELDS)])
 
 
-def read_event(value: Any, where: str, limits: Limits) -> dict[str, Any]:
+def read_event(
+    value: Any, where: str, limits: Limits, features: Collection[str] = ()
+) -> dict[str, Any]:
     """One event as the log keeps it."""
     if not isinstance(value, Mapping):
         raise Problem(422, f"{where[:-1]}: expected an object", "events")
@@ -86,6 +90,8 @@ def read_event(value: Any, where: str, limits: Limits) -> dict[str, Any]:
     if found["event"] in TAKEN or not EVENT.fullmatch(found["event"]):
         told = "a column of lists" if found["event"] in TAKEN else "expected a word such as click"
         raise Problem(422, f"{where}event: {told}", "event")
+    if found["event"] in features and found["event"] not in EVENTS:
+        raise Problem(422, f"{where}event: a feature of the model is called so", "event")
     found["time"] = _time(value.get("time"), where)
     if value.get("idempotency_key") is not None:
         found["key"] = _text(value, "idempotency_key", where, KEY_MOST)
@@ -135,7 +141,7 @@ def add(app: FastAPI, state: State) -> None:
         if state.draining:
             raise Problem(503, "the server is shutting down", headers={"retry-after": "1"})
         async with read_body(request, state, deadline) as body:
-            given = await state.aside(deadline, _read, body, state.limits)
+            given = await state.aside(deadline, _read, body, state.limits, _features(state))
         caller = request.scope["state"]["caller"]
         for event in given.events:
             if caller.name:
@@ -154,8 +160,14 @@ def add(app: FastAPI, state: State) -> None:
     )(feedback if kept else nothing_kept)
 
 
-def _read(body: bytes, limits: Limits) -> Feedback:
-    return read_feedback(parse_body(body, limits), limits)
+def _read(body: bytes, limits: Limits, features: Collection[str]) -> Feedback:
+    return read_feedback(parse_body(body, limits), limits, features)
+
+
+def _features(state: State) -> set[str]:
+    """The names of the models' own features: feedback does not say which model it is about."""
+    every = state.served.values()
+    return {name for one in every for name in names_of(one.reranker.seats.index.own)}
 
 
 async def _stored(request: Request, state: State, given: Feedback, deadline: float) -> Response:

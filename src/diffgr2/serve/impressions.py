@@ -2,7 +2,9 @@
 
 Contract: `impression_of` gives one line as plain values: ids, numbers and the names of features, no
 text of documents or prompts, no words that somebody searched for. What is no id (an item told in
-words alone) stands as null, so that places still count. Not here: who writes it (`ledger`).
+words alone) stands as null, so that places still count. Scores that the ranking passed over as of
+another scale stand as null: lists are made of the log, and would learn from them. Not here: who
+writes it (`ledger`).
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from diffgr2.rerank.names import ID_LIKE, Item
 from diffgr2.rerank.result import RankResult
@@ -32,7 +36,7 @@ def impression_of(
         "user": ask.user,
         "history": [_id(item, None, raw) for item in query.history],
         "items": [_id(*pair, raw) for pair in zip(query.candidates, query.named, strict=True)],
-        "given": ask.scores,
+        "given": None if np.isnan(query.scores_N).all() else ask.scores,
         "order": list(result.order),
         "scores": [round(score, 6) for score in result.scores],
         "placed": list(result.placed) if any(result.placed) else None,

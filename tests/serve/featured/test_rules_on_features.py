@@ -49,6 +49,30 @@ def test_what_comes_with_an_unknown_id_is_enough_to_judge_it(live: Live, reranke
     assert "item new-2" in value["reasoning"]
 
 
+def test_no_event_is_called_like_a_feature(reranker: Reranker, tmp_path: Path) -> None:
+    event = {"request_id": "r", "item": "P1", "event": "price"}
+    with Live(reranker, log_to=LogTo(tmp_path / "log")) as server, server.client() as client:
+        refused = client.post("/v1/feedback", json=event)
+        many = client.post("/v1/feedback", json={"events": [{**event, "event": "click"}, event]})
+        assert client.post("/v1/feedback", json={**event, "event": "click"}).status_code == 202
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "event")
+    assert refused.json()["message"] == "event: a feature of the model is called so"
+    assert many.json()["message"] == "events[1].event: a feature of the model is called so"
+
+
+def test_scores_of_another_scale_are_not_logged_as_given(
+    reranker: Reranker, tmp_path: Path
+) -> None:
+    body = {"history": raw(reranker, 0), "documents": raw(reranker, *range(10, 16))}
+    with Live(reranker, log_to=LogTo(tmp_path / "log")) as server, server.client() as client:
+        for top in (1e30, 0.0):
+            scores = [top - at * top / 10 for at in range(6)]
+            assert client.post("/rerank", json={**body, "scores": scores}).status_code == 200
+    lists_from_log(tmp_path / "log", tmp_path / "lists.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "lists.jsonl").read_text().splitlines()]
+    assert [row["score"] for row in rows] == [None] * 6 + [0.0] * 6
+
+
 def test_features_come_back_out_of_the_log(reranker: Reranker, tmp_path: Path) -> None:
     entries = [{"id": raw(reranker, 10)[0], "features": FULL}, *raw(reranker, 11)]
     body = {"history": raw(reranker, 0), "documents": entries}
