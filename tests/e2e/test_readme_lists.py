@@ -116,7 +116,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_with_the_ten_lines_it_runs_to_a_bundle_and_a_verdict(run: Path) -> None:
     recipe = load_recipe(str(run.parent / "shop.yaml"))
     assert recipe.data.source == "table"
-    assert recipe.lists.features["ctr"].phrase == "clicked {grade} often"
+    assert recipe.lists.features["ctr"].phrase == "clicked {often}"
     told = read_json(run / "report" / "report.json")
     names = {row["name"] for row in told["rows"]}
     assert {"floor", "evidence", "lambdamart", "ar", "cft_opd_rl", "verify"} <= names
