@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diffgr2.candidates.fields import Field
+from diffgr2.prompts.english import AGAINST, FOR, Phrases, wording
 from diffgr2.recipe import RECIPES, load_recipe
 
 SHIPPED = sorted(RECIPES.glob("*.yaml"))
@@ -43,3 +45,23 @@ def test_every_key_carries_a_trailing_comment(path: Path) -> None:
     assert keys > 50
     assert lines[0].startswith("# "), "the first line says what the recipe is for"
     assert max(map(len, lines)) <= 100
+
+
+def test_places_in_other_lists_are_told_from_the_top() -> None:
+    """Place 0 is the first bucket: it counts for a candidate, and is near the top in words."""
+    features = load_recipe("games").lists.features
+    fields = [
+        Field(name, name, False, "number", "low", phrase=one.phrase)
+        for name, one in features.items()
+        if one.good == "low"
+    ]
+    assert len(fields) == 6
+    phrases = Phrases(wording("compact"), fields, 8)
+    grades = wording("compact")["scales"]["amount"]
+    for f, field in enumerate(fields):
+        said = [phrases.say(f, bucket) for bucket in range(8)]
+        start = " distance from the top of the "
+        assert [text.partition(start)[0] for text in said] == [f"with a {g}" for g in grades]
+        assert all("list" in text.partition(start)[2] for text in said), field.name
+        assert (phrases.side_FB[f, :3] == FOR).all()
+        assert (phrases.side_FB[f, -4:] == AGAINST).all()
