@@ -227,6 +227,41 @@ def test_the_verb_says_all_of_it(pair, tmp_path: Path, capsys) -> None:
     assert "`floor`, 20 shared lists" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "written", "start"),
+    [
+        ("d.svg", "d.svg", b"<?xml"),
+        ("d.pdf", "d.pdf", b"%PDF"),
+        ("d", "d.png", b"\x89PNG"),
+        ("d.txt", "", b""),
+        ("d.jpg", "", b""),
+    ],
+)
+def test_a_picture_is_of_the_kind_that_its_name_says(
+    pair, tmp_path: Path, capsys, name: str, written: str, start: bytes
+) -> None:
+    a, b = map(str, pair)
+    drawn = []
+    for _ in range(2):
+        code = run(["compare", a, b, "--plot", str(tmp_path / name), "--resamples", "200"])
+        out, err = capsys.readouterr()
+        assert (code, bool(out)) == ((0, True) if written else (2, False))
+        if not written:
+            told = f"--plot {tmp_path / name}: expected a name that ends in .png, .svg, .pdf"
+            assert err == f"error: {told}\n"  # before anything is counted
+            return
+        drawn.append((tmp_path / written).read_bytes())
+    assert drawn[0].startswith(start)
+    assert drawn[0] == drawn[1]
+
+
+def test_a_bundle_is_no_run(pair, capsys) -> None:
+    (pair[0] / "bundle").mkdir()
+    assert run(["compare", str(pair[0] / "bundle"), str(pair[1])]) == 3
+    told = f"no run's directory (do you mean {pair[0]}?)"
+    assert capsys.readouterr().err == f"error: {pair[0] / 'bundle'}: {told}\n"
+
+
 def test_reading_gives_what_was_written(pair) -> None:
     one = read_side(pair[0])
     assert one.rows == ["floor", "ar"]

@@ -91,6 +91,16 @@ def text_of(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", found["conclusion"]])
 
 
+def picture_of(plot: Path) -> Path:
+    """Where the picture goes: a PNG unless the name says another kind that can be drawn."""
+    from diffgr2.evaluate.plots import UNDATED
+
+    path = plot if plot.suffix else plot.with_name(f"{plot.name}.png")
+    if path.suffix not in UNDATED or path.is_dir():
+        raise ConfigError(f"--plot {plot}: expected a name that ends in {', '.join(UNDATED)}")
+    return path
+
+
 def compare(
     a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's directory, or its report's.")],
     b: Annotated[Path, typer.Argument(metavar="RUN_B", help="The other one.")],
@@ -104,7 +114,10 @@ def compare(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Also draw the differences (PNG).")
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", help="Also draw the differences: .png, .svg or .pdf."
+        ),
     ] = None,
     resamples: Annotated[
         int, typer.Option("--resamples", min=100, help="Of the bootstrap and the sign flips.")
@@ -119,15 +132,16 @@ def compare(
     from diffgr2.artifacts import json_text
     from diffgr2.evaluate import versus
 
+    picture = None if plot is None else picture_of(plot)
     sides = versus.read_side(a), versus.read_side(b)
     found = versus.compare(*sides, rows_to_compare(*sides, rows), resamples=resamples)
     found["recipes"] = recipes_of(*sides)
     found["conclusion"] = conclusion(found)
     typer.echo(json_text(found) if as_json else text_of(found), nl=not as_json)
-    if plot is not None:
+    if picture is not None:
         from diffgr2.evaluate.plots import paired_differences, save_figure
 
-        path = save_figure(paired_differences(found["rows"], versus.ASKED), plot)
+        path = save_figure(paired_differences(found["rows"], versus.ASKED), picture)
         typer.echo(str(path), err=as_json)
 
 

@@ -1,9 +1,9 @@
 """The report's figures: tables over rows, curves, and pictures of single things.
 
 Contract: pure functions from plain data, of which there is some, to a `Figure`; `save_figure`
-writes a PNG without dates, so the same data gives the same bytes. Colours are the Okabe–Ito set,
-and every series also has its own marker, so no figure needs colour to be read. No global pyplot
-state. Not here: which figures a report has (`stages.report`).
+writes a PNG, SVG or PDF without dates, so the same data gives the same bytes. Colours are the
+Okabe–Ito set, and every series also has its own marker, so no figure needs colour to be read. No
+global pyplot state. Not here: which figures a report has (`stages.report`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,6 +36,12 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 130,
 }
 CURVES = ("loss", "grad_norm", "reward", "kl", "entropy", "rank/valid_rate", "rank/r@1")
+UNDATED: dict[str, dict[str, Any]] = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}
+"""Kinds of pictures, each with what it would say of when or by what it was made."""
 TEXTS = 64  # more tokens than this are drawn without their texts
 
 
@@ -48,9 +54,10 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a PNG (no time stamp inside)."""
+    """Write it as its name says (no time stamp inside)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    with mpl.rc_context({"svg.hashsalt": "diffgr2"}):  # otherwise ids are drawn at random
+        figure.savefig(path, metadata=UNDATED[path.suffix])
     return path
 
 

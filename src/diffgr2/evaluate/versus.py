@@ -72,6 +72,9 @@ def read_side(given: Path) -> Side:
     if not given.is_dir():
         raise ArtifactError(f"{given}: no such directory")
     if not (folder / RANKS).is_file():
+        above = given.absolute().parent
+        if (above / "report" / RANKS).is_file():  # one of a run's stages, its bundle as a rule
+            raise ArtifactError(f"{given}: no run's directory (do you mean {given.parent}?)")
         raise ArtifactError(f"{given}: no report stands there (run: diffgr2 report {given})")
     report, arrays = read_json(folder / REPORT), load_arrays(folder / RANKS)
     if not _is_report(report):
