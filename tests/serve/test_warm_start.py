@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from diffgr2 import Reranker, cli
 from diffgr2.artifacts import read_json
+from diffgr2.choices import SHOWN
 from diffgr2.config import Recipe
 from diffgr2.data.store import read_dataset
 from diffgr2.errors import Diffgr2Error
@@ -125,6 +126,23 @@ def test_shapes_that_do_not_fit_are_one_line_before_anything_runs(
         warm.check(recipe, tmp_path / "run")
     line = f"start: {run_dir / 'bundle'} does not fit the recipe: {told}"
     assert str(caught.value) == line
+
+
+def test_evidence_that_the_recipe_does_not_ask_for_is_one_line_before_anything_runs(
+    run_dir: Path, own_dir: Path, tmp_path: Path
+) -> None:
+    fewer = [name for name in SHOWN if name not in ("last", "next")]
+    recipe = recipe_of(run_dir / "bundle", evidence__fields=fewer)
+    with pytest.raises(Diffgr2Error, match=r"evidence: last, next is known there, not here$"):
+        warm.check(recipe, tmp_path / "run")
+    features = {name: {} for name in ("price", "ctr", "badge", "in_stock")}
+    lists = {"lists__file": "lists.csv", "candidates__k_max": 6}
+    whole = recipe_of(own_dir / "bundle", lists__features=features, **lists)
+    assert warm.unfit(whole, own_dir / "bundle") == []
+    del features["price"]
+    part = recipe_of(own_dir / "bundle", lists__features=features, **lists)
+    told = "evidence: price is known there, not here (name price in lists.features)"
+    assert warm.unfit(part, own_dir / "bundle") == [told]
 
 
 def test_what_cannot_be_started_from_is_one_line(run_dir: Path, tmp_path: Path) -> None:

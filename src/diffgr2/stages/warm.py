@@ -14,13 +14,15 @@ which the recipe says.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffgr2.artifacts import MANIFEST, read_json
-from diffgr2.candidates.fields import COUNTED
+from diffgr2.candidates.fields import COUNTED, names_of
+from diffgr2.choices import MOMENT
 from diffgr2.config import Recipe
 from diffgr2.data.columnar import unpack
 from diffgr2.errors import ConfigError
@@ -83,8 +85,22 @@ def unfit(recipe: Recipe, start: Path) -> list[str]:
     if recipe.model.base is None:  # a base checkpoint says its sizes itself
         for word, name in SIZES.items():
             pairs[f"model.{word}"] = (config.get(name), getattr(recipe.model, word))
+    lacking = lacking_of(recipe, spec.fields)
+    known = f"evidence: {', '.join(lacking)} is known there, not here"
+    more = [f"{known}{_hint(lacking)}"] if lacking else []
     differ = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-    return [f"{key} is {has} there, {wants} here" for key, (has, wants) in differ.items()]
+    return [*(f"{key} is {has} there, {wants} here" for key, (has, wants) in differ.items()), *more]
+
+
+def lacking_of(recipe: Recipe, fields: Sequence[str]) -> list[str]:
+    """Which of these fields no data can bring, as the recipe does not ask for them.
+
+    What it asks for may still be missing in the data: that is known once evidence was counted.
+    """
+    wanted = {*recipe.evidence.fields} if recipe.evidence.fields else {*names_of(COUNTED)}
+    wanted |= {*MOMENT} if recipe.evidence.moment else set()
+    wanted |= {*recipe.lists.features} if recipe.lists.file else set()
+    return [name for name in fields if name not in wanted]
 
 
 def weights(start: str) -> Qwen3ForCausalLM:
@@ -131,16 +147,21 @@ def vocabulary(recipe: Recipe, fields: tuple[str, ...]) -> Vocabulary:
 
 def _other_evidence(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
     """What differs, and what usually brings it back."""
-    counted = {field.name for field in COUNTED}
     lacking = [name for name in theirs if name not in ours]
     strange = [name for name in ours if name not in theirs]
-    own = [name for name in lacking if name not in counted]
-    hints = [f"name {', '.join(own)} in lists.features"] if own else []
-    hints += ["`gap` wants scores with the lists"] if "gap" in lacking else []
     parts = []
     if lacking:
-        hint = f" ({'; '.join(hints)})" if hints else ""
-        parts.append(f"knows evidence that this data lacks: {', '.join(lacking)}{hint}")
+        told = f"knows evidence that this data lacks: {', '.join(lacking)}"
+        parts.append(f"{told}{_hint(lacking)}")
     if strange:
         parts.append(f"does not know the evidence {', '.join(strange)}")
     return "; it ".join(parts) or f"has its evidence in another order: {', '.join(theirs)}"
+
+
+def _hint(lacking: Sequence[str]) -> str:
+    """What usually brings evidence that is lacking."""
+    counted = {*names_of(COUNTED), *MOMENT}
+    own = [name for name in lacking if name not in counted]
+    hints = [f"name {', '.join(own)} in lists.features"] if own else []
+    hints += ["`gap` wants scores with the lists"] if "gap" in lacking else []
+    return f" ({'; '.join(hints)})" if hints else ""
