@@ -120,6 +120,9 @@ def test_a_changed_split_runs_what_depends_on_it_and_no_import(shop: Runner) -> 
 def test_counts_of_the_moment_say_what_they_change(tmp_path: Path) -> None:
     runner = run(tmp_path, ["evidence"], point_in_time=True, split="time")
     metrics = read_manifest(runner.root / "evidence")["metrics"]
+    assert isinstance(runner.progress.stream, io.StringIO)
+    told = f"evidence: {metrics['validation_buckets_moved']:.1%} of the values stand in another"
+    assert told in runner.progress.stream.getvalue()
     assert 0 < metrics["validation_buckets_moved"] < 1
     assert "validation_untimed_linear_ndcg@3" in metrics
     make_report(Standing.of(runner), "x")

@@ -317,7 +317,11 @@ def run(ctx: StageContext) -> dict[str, Any]:
             metrics |= {f"{split}_{kind}_{name}": v for name, v in values.items()}
 
     if found.untimed:
-        metrics |= difference(found, seen(found.untimed), first, config, ctx.seed)
+        change = difference(found, seen(found.untimed), first, config, ctx.seed)
+        moved = change["validation_buckets_moved"]
+        told = f"{moved:.1%} of the values stand in another bucket by lists.point_in_time"
+        ctx.progress.line(f"{ctx.name}: {told}")
+        metrics |= change
     metrics |= about | told_of(found.index.fields, config)
     splits = KNOWN if config.fit_on == "both" else (config.fit_on,)
     final = honest if splits == ("train",) else fitted(known, splits, config, ctx.seed)
