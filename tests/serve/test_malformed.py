@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from diffgr2.serve.limits import Limits
+from diffgr2.serve.schema import Problem, parse_request
 from support.live import Live, idle
 
 Case = tuple[str, bytes, dict[str, str], int]
@@ -342,6 +344,24 @@ def test_every_malformed_request_gets_its_exact_status(live: Live) -> None:
         assert not wrong
         assert client.post("/rerank", content=good, headers=JSON).status_code == 200
     assert idle(live.state)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"documents": [{"id": 22}]}, "documents.0.id: Input should be a valid string"),
+        ({"documents": ["a", {"id": "a", "brand": 5}]}, "documents.1.brand: Input should be a "
+         "valid string"),
+        ({"history": [{"id": "a", "categories": "Tea > Table"}]}, "history.0.categories: Input "
+         "should be a valid list"),
+        ({"documents": [5]}, "documents.0: Input should be a valid string"),
+        ({"decode": {"foo": 1}}, "decode.foo: unknown field"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_within_an_entry_is_named(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(Problem) as caught:
+        parse_request({**GOOD, **change}, Limits())
+    assert (caught.value.status, caught.value.message) == (422, told)
 
 
 @pytest.mark.parametrize(

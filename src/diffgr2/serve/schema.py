@@ -122,6 +122,7 @@ Decode: Any = create_model(
 
 
 Entry = str | Document
+Where = tuple[int | str, ...]
 
 
 class RerankRequest(Lenient):
@@ -289,7 +290,11 @@ def _ask(value: dict[str, Any], tei: bool, limits: Limits) -> Ask:
 
 def _problem_of(error: ValidationError) -> Problem:
     """The first thing that is wrong, by field."""
-    where, message, _ = first_problem(error)
+    where, message, kind = first_problem(error)
+    if kind == "string_type" and where[-1:] == ("str",):
+        where, message = _within(error, where, message)
+    if kind == "extra_forbidden" and where[:-1] == ("decode",):
+        return Problem(422, f"decode.{str(where[-1])[:80]}: unknown field", "decode")
     # Members of unions stand in the location by their type's name; people know fields and indices.
     parts = [
         str(part)
@@ -298,6 +303,15 @@ def _problem_of(error: ValidationError) -> Problem:
     ]
     named = ".".join(parts) or "body"
     return Problem(422, f"{named}: {message}", parts[0] if parts else None)
+
+
+def _within(error: ValidationError, where: Where, message: str) -> tuple[Where, str]:
+    """An entry that is no text is told by what is wrong with it as an object, where it is one."""
+    within = (*where[:-1], Document.__name__)
+    for other in error.errors(include_url=False, include_input=False, include_context=False):
+        if other["loc"][: len(within)] == within and len(other["loc"]) > len(within):
+            return other["loc"], other["msg"]
+    return where, message
 
 
 NAMES = {*Document.model_fields, *Decode.model_fields}
