@@ -49,6 +49,9 @@ def test_an_unknown_id_keeps_its_place_and_is_named(live: Live, reranker: Rerank
     assert found[2] == 2
     assert [entry.get("placed") for entry in value["results"]][2] == "kept"
     assert "strength" not in value["results"][2]
+    assert value["results"][2]["id"] == "nobody-1"
+    text = ranked(live, asked(reranker, documents=[*plain["documents"], "nobody-1"]))
+    assert text["results"][5]["id"] == "nobody-1"
     assert strictly_falling(value)
     (told,) = value["meta"]["warnings"]
     assert told == "documents[2]: 'nobody-1' keeps its place (no such id in the catalogue)"

@@ -7,7 +7,7 @@ document. Not here: reading bodies (`schema`), decoding (`ranking`).
 
 from diffgr2.errors import ConfigError, DataError
 from diffgr2.items.sids import sid_text
-from diffgr2.rerank.names import ListProblem
+from diffgr2.rerank.names import ID_LIKE, ListProblem
 from diffgr2.rerank.query import wished
 from diffgr2.rerank.readout import Ways
 from diffgr2.rerank.reranker import Reranker
@@ -64,13 +64,14 @@ def ways_of(reranker: Reranker, ask: Ask, limits: Limits) -> Ways:
 
 
 def facts_of(task: RankTask) -> list[dict[str, str]]:
-    """Id and semantic ID of each document that the catalogue knows."""
+    """Id and semantic ID of each document that the catalogue knows; of others what id they have."""
     world, facts = task.world, []
     for item, named in zip(task.query.candidates, task.query.named, strict=True):
         if item.number is not None:
             raw = world.catalogue.raw_ids[item.number]
             facts.append({"id": raw, "sid": sid_text(item.codes)})
         else:
-            given = named.get("id") if isinstance(named, dict) else None
+            alone = named if isinstance(named, str) and ID_LIKE.fullmatch(named) else None
+            given = named.get("id") if isinstance(named, dict) else alone
             facts.append({"id": given} if given else {})
     return facts
