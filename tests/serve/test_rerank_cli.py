@@ -40,6 +40,12 @@ def lines(reranker: Reranker) -> list[str]:
     return [line for pair in zip(good, [*bad, '{"user": 3}'], strict=True) for line in pair]
 
 
+def test_a_run_is_no_bundle_and_says_where_it_is(run_dir: Path, capsys) -> None:
+    assert call(capsys, "-m", run_dir, "--history", "a", "-c", "b") == (
+        *(3, ""), f"error: {run_dir}: a run's directory (its bundle: {run_dir / 'bundle'})\n",
+    )  # fmt: skip
+
+
 def test_one_request_by_options(run_dir: Path, reranker: Reranker, capsys) -> None:
     raw, titles = reranker.catalogue.raw_ids, reranker.catalogue.titles
     options = [o for item in raw[30:34] for o in ("-c", item)]

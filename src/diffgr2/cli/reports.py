@@ -41,7 +41,7 @@ def report(
 
     run = runs.open_report(recipe, directory, overrides)
     runs.set_threads(run.recipe)
-    found = Standing.of(run.runner())
+    found = Standing.of(run.runner(), run.named)
     made, paths = make_report(found, run.command)
     folder = run.root / "report"
     if trec:

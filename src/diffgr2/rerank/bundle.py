@@ -137,6 +137,8 @@ def check(directory: Path) -> State:
     """
     if not directory.is_dir():
         raise ArtifactError(f"{directory}: no such directory")
+    if not (directory / MANIFEST).exists() and (directory / "bundle" / MANIFEST).is_file():
+        raise ArtifactError(f"{directory}: a run's directory (its bundle: {directory / 'bundle'})")
     for path in directory.rglob("*"):
         if path.is_symlink():
             raise ArtifactError(f"{path}: a link has no place in a bundle")

@@ -44,14 +44,17 @@ class Standing:
     models: dict[str, Model] = field(default_factory=dict)  # opened so far
 
     @classmethod
-    def of(cls, runner: Runner) -> Standing:
-        """What stands of the runner's recipe; without candidate lists there is nothing to say."""
+    def of(cls, runner: Runner, named: str = "") -> Standing:
+        """What stands of the runner's recipe; without candidate lists there is nothing to say.
+
+        `named` is the recipe as the user calls it.
+        """
         states = runner.survey(list(runner.stages))
         stages = frozenset(name for name, state in states.items() if state == STANDS)
         if not {"data", "candidates"} <= stages:
             raise ArtifactError(
                 f"{runner.root}: no candidate lists stand for recipe {runner.recipe.name} "
-                f"(run: diffgr2 candidates {runner.recipe.name})"
+                f"(run: diffgr2 candidates {named or runner.recipe.name})"
             )
         return cls(runner.recipe, runner.root, stages)
 
