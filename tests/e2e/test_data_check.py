@@ -89,6 +89,10 @@ def test_lists_alone(tmp_path: Path) -> None:
         (("nothing",), "nothing: no such recipe"),
         (("--lists", "{l}", "--gain", "bought=much"), "--gain: 'much' is not a number"),
         (("--lists", "{l}", "--list-column", "place"), "--list-column place: expected word=column"),
+        (("{l}", "--column", "user=a", "user=b"), "--column user=b: user stands twice"),
+        (("{l}", "--column", "user=a", "item=a"), "--column item=a: a is the user already"),
+        (("--lists", "{l}", "--gain", "bought=1", "bought=2"), "--gain bought=2: bought stands"),
+        (("--lists", "{s}"), "s.csv: line 1: one column only, with ';' in its name; .csv is"),
         (("--lists", "{l}", "--features", "rank"), "features: rank: evidence of that name"),
         (("--lists", "{l}", "--features", "x"), "lists.features.x: no column 'x'"),
     ],
@@ -98,7 +102,9 @@ def test_wrong_arguments_are_one_line(
 ) -> None:
     path = tmp_path / "l.csv"
     path.write_text("list,user,item,bought\nr1,u,a,1\nr1,u,b,0\n")
-    code = run(["data", "check", *(text.format(l=path) for text in arguments)])
+    other = tmp_path / "s.csv"
+    other.write_text(path.read_text().replace(",", ";"))
+    code = run(["data", "check", *(text.format(l=path, s=other) for text in arguments)])
     told = capsys.readouterr().err
     assert code == 2
     assert told.startswith("error: ")

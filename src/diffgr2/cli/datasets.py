@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffgr2.cli.verbs import PANEL, Overrides, stage_verb, word_columns
+from diffgr2.cli.verbs import PANEL, Overrides, pairs, stage_verb
 from diffgr2.config import DataConfig, Recipe
 from diffgr2.errors import ConfigError, DataError
 from diffgr2.recipe import load_recipe, validate
@@ -112,8 +112,8 @@ def check(
     data: dict[str, Any] = {
         "items": str(items) if items else None,
         "k_core": k_core,
-        "columns": dict(word_columns("--column", columns)),
-        "item_columns": dict(word_columns("--item-column", item_columns)),
+        "columns": pairs("--column", columns, apart=True),
+        "item_columns": pairs("--item-column", item_columns),
     }
     if interactions:
         data["source"] = source or source_of(Path(interactions))
@@ -169,13 +169,11 @@ def _own(
         return {}
     own: dict[str, Any] = {
         "file": str(path),
-        "columns": dict(word_columns("--list-column", columns)),
+        "columns": pairs("--list-column", columns, apart=True),
     }
     own["features"] = [name for text in features or [] for name in text.split(",")]
     if gains:
-        own["gains"] = {
-            name: _worth(text) for name, text in dict(word_columns("--gain", gains)).items()
-        }
+        own["gains"] = {name: _worth(text) for name, text in pairs("--gain", gains).items()}
     return own
 
 

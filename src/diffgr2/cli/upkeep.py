@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from diffgr2.cli.verbs import word_columns
-from diffgr2.errors import ConfigError, DataError
+from diffgr2.cli.verbs import pairs
+from diffgr2.errors import DataError
 
 Interactions = Annotated[
     Path | None,
@@ -65,16 +65,6 @@ ItemColumns = Annotated[
     typer.Option("--item-column", metavar="WORD=COLUMN", help="Of the items: item=sku, title=…"),
 ]
 BadShare = Annotated[float, typer.Option(min=0.0, max=1.0, help="Malformed lines borne, per file.")]
-
-
-def pairs(option: str, texts: list[str] | None) -> dict[str, str]:
-    """`word=column` texts as a mapping; no word twice."""
-    found: dict[str, str] = {}
-    for word, column in word_columns(option, texts):
-        if word in found:
-            raise ConfigError(f"{option} {word}={column}: {word} stands twice")
-        found[word] = column
-    return found
 
 
 def _option(found: re.Match[str]) -> str:

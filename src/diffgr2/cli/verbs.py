@@ -42,6 +42,19 @@ def word_columns(option: str, texts: list[str] | None, more: str = "") -> list[t
     return found
 
 
+def pairs(option: str, texts: list[str] | None, *, apart: bool = False) -> dict[str, str]:
+    """`word=column` texts as a mapping; no word twice, and with `apart` no column for two words."""
+    found: dict[str, str] = {}
+    for word, column in word_columns(option, texts):
+        if word in found:
+            raise ConfigError(f"{option} {word}={column}: {word} stands twice")
+        if apart and column in found.values():
+            other = next(known for known, one in found.items() if one == column)
+            raise ConfigError(f"{option} {word}={column}: {column} is the {other} already")
+        found[word] = column
+    return found
+
+
 def flat(value: Any) -> str:
     """A metric for people."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -210,6 +210,12 @@ def separated(
     """The header of a csv or tsv file's lines, and its records."""
     delimiter = "," if kind == "csv" else "\t"
     header = read_header(lines, intake, lambda text: csv_fields([text], delimiter))
+    others = [sign for sign in ";|\t," if sign != delimiter and sign in header[0]]
+    if len(header) == 1 and others:
+        raise DataError(
+            f"{intake.name}: line 1: one column only, with {others[0]!r} in its name; "
+            f".{kind} is separated by {'commas' if kind == 'csv' else 'tabs'}"
+        )
     return header, cells(csv_records(lines, intake, delimiter), header, intake)
 
 

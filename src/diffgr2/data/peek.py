@@ -264,15 +264,7 @@ def _records(path: Path, kind: str, intake: Intake) -> Records:
         named = read_header(lines, intake, lambda text: text.split("\t"))
         header = [name.partition(":")[0] for name in named]
         return cells(((n, text, text.split("\t")) for n, text in lines), header, intake)
-    header, records = separated(lines, kind[1:], intake)
-    other = "\t" if kind == ".csv" else ","
-    signs = [sign for sign in (";", "|", other) if sign in header[0]] if len(header) == 1 else []
-    if signs:
-        raise DataError(
-            f"{path.name}: line 1: one column only, with {signs[0]!r} in its name; "
-            f"{kind} is separated by {'commas' if kind == '.csv' else 'tabs'}"
-        )
-    return records
+    return separated(lines, kind[1:], intake)[1]
 
 
 def _parquet(path: Path) -> tuple[list[Row], bool]:
