@@ -85,7 +85,7 @@ def told_by(peek: Peek, outcomes: Sequence[str], names: Sequence[str]) -> dict[s
     anything = [any(row) for row in zip(*won.values(), strict=True)]
     base = sum(anything) / max(len(anything), 1)
     found = {}
-    for name in names:
+    for name in names if won else ():
         told = [at for at, value in enumerate(_said(peek.columns[name].values)) if value]
         with_it = sum(anything[at] for at in told)
         if told and with_it >= ALMOST * len(told) and base**with_it < BY_CHANCE:
