@@ -52,8 +52,8 @@ class _Section(BaseModel):
 FEATURE_NAME = r"[^\W_][\w-]{0,39}"
 """A feature's name: it stands in tokens and, where no phrase is given, in sentences."""
 
-SLOTS = ("{grade}", "{often}")
-"""What a phrase says how much with: high and low, or often and rarely."""
+SLOTS = ("{grade}", "{often}", "{height}")
+"""What a phrase says how much with: low to high, rarely to often, or (of places) high to low."""
 
 _PHRASE = re.compile(r"(?:[^\W_]|[ '’%,/&+$€£-]){2,120}")
 

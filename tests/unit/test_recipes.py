@@ -57,11 +57,10 @@ def test_places_in_other_lists_are_told_from_the_top() -> None:
     ]
     assert len(fields) == 6
     phrases = Phrases(wording("compact"), fields, 8)
-    grades = wording("compact")["scales"]["amount"]
+    grades = wording("compact")["scales"]["standing"]
     for f, field in enumerate(fields):
         said = [phrases.say(f, bucket) for bucket in range(8)]
-        start = " distance from the top of the "
-        assert [text.partition(start)[0] for text in said] == [f"with a {g}" for g in grades]
-        assert all("list" in text.partition(start)[2] for text in said), field.name
+        assert [text.partition(" in the list ")[0] for text in said] == grades
+        assert all(text.partition(" in the list ")[2] for text in said), field.name
         assert (phrases.side_FB[f, :3] == FOR).all()
         assert (phrases.side_FB[f, -4:] == AGAINST).all()

@@ -20,6 +20,7 @@ import numpy as np
 from diffgr2.candidates.fields import Field, names_of
 from diffgr2.candidates.own_fields import spoken
 from diffgr2.errors import ConfigError
+from diffgr2.own import SLOTS
 from diffgr2.prompts.request import MISSING
 from diffgr2.recipe import parse_yaml
 
@@ -127,13 +128,18 @@ def _phrases(words: Mapping[str, Any], field: Field, n: int) -> list[str]:
     pattern = (field.phrase or own[field.kind]).replace("{name}", name)
     if field.kind == "flag":
         return [_filled(pattern, own["not"]), *[_filled(pattern, "")] * (n - 1)]
-    scale = words["scales"][own["scales"]["often" if "{often}" in pattern else "grade"]]
+    scale = words["scales"][own["scales"][_slot(pattern)[1:-1]]]
     return [_filled(pattern, scale[_step(scale, b, n)]) for b in range(n)]
 
 
 def _filled(pattern: str, word: str) -> str:
     """A phrase with a word for how much, single blanks between words."""
-    return " ".join(pattern.replace("{grade}", word).replace("{often}", word).split())
+    return " ".join(pattern.replace(_slot(pattern), word).split())
+
+
+def _slot(pattern: str) -> str:
+    """The one place in a phrase that says how much."""
+    return next(slot for slot in SLOTS if slot in pattern)
 
 
 def label_of(word: str, number: int) -> str:
