@@ -174,7 +174,13 @@ FILES: list[tuple[str, bytes | str, dict[str, Any], type[Diffgr2Error], str]] = 
     ("l.parquet", b"", {}, DataError, "not a readable parquet file"),
     ("l.jsonl", HEAD + GOOD, {}, DataError, "no line can be used; first: line 1: not va"),
     ("l.jsonl", "[1, 2]\n", {"max_bad_share": 0.5}, DataError, "first: line 1: not a JSON object"),
-    ("l.tsv", HEAD + GOOD, {}, DataError, "columns.list: no column 'list'"),
+    (
+        "l.tsv",
+        HEAD + GOOD,
+        {},
+        DataError,
+        "one column only, with ',' in its name; .tsv is separated by tabs",
+    ),
 ]
 
 
