@@ -141,13 +141,13 @@ def from_log_verb(
     typer.echo(f"{out}: {made.lists} lists, {made.rows} candidates")
     events = [*EVENTS, *sorted(made.events.keys() - {*EVENTS})]
     for event in events:
-        column = made.outcomes.get(event, event)
+        column = made.outcomes[event]
         named = "" if column == event else f" (column {column}: {event} is a feature)"
         typer.echo(f"  {event:26} {made.events[event]}{named}")
     for reason, count in sorted(made.skipped.items()):
         typer.echo(f"  set aside                  {count} {reason}")
     found = [event for event in events if made.events[event]] or [EVENTS[0]]
-    worth = ", ".join(f"{made.outcomes.get(event, event)}: 1" for event in found)
+    worth = ", ".join(f"{made.outcomes[event]}: 1" for event in found)
     told = f"lists:\n  file: {out}\n  gains: {{{worth}}}  # what each is worth"
     typer.echo(f"in a recipe, beside data.items:\n{told}")
     if made.nobodys:

@@ -58,7 +58,7 @@ def _file(recipe: Recipe, facts: dict[str, Any]) -> Iterator[str]:
     )
     order = {"place": "place", "score": "falling score", "file": "the file's own order"}
     yield f"read as: {facts['list_columns']}; in the order of: {order[facts['list_order']]}"
-    if " score=" in f" {facts['list_columns']}" and (share := facts["scores_known"]) < 1:
+    if (share := facts["scores_known"]) is not None and share < 1:
         yield f"score: {share:.1%} known, a candidate without one has no evidence `gap`"
     if facts["rows_merged"]:
         yield f"rows of an item that its list had already: {facts['rows_merged']:,}, merged"

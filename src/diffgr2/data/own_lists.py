@@ -292,7 +292,7 @@ def _facts(
         ),
         "moments": next((one.moment.kind for one in lists if one.moment), "none"),
         "inline_histories": sum(one.history is not None for one in lists),
-        "scores_known": round(float(np.mean(scored)), 6) if "score" in own.names else 0.0,
+        "scores_known": round(float(np.mean(scored)), 6) if "score" in own.names else None,
         "lists_without_history": sum(end == 0 for end in seen.ends),
         "list_users_unknown": seen.strangers,
         "interactions": len(events),
