@@ -133,6 +133,7 @@ class CftConfig(TrainConfig):
     causal_share: Share = 0.5  # share of rows with causal clean attention, if the contract has both
     random_origin: bool = False  # block boundaries drawn per row, not where decoding begins
     free: Share = 0.3  # share of rows as `rule: raw` meets them: nothing given, padding to the end
+    displaced: Share = 0.0  # share of those whose permutation shows one candidate out of its order
     loss_scale: Literal["uniform", "inverse_t"] = "uniform"
     sharpen: Amount = 0.0  # entropy term on correct predictions
 

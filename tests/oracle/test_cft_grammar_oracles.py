@@ -119,11 +119,15 @@ def test_strengths_are_taught_as_the_level_that_was_expected():
 
 
 def test_free_rows_are_what_the_plain_rule_meets():
-    """Nothing given, an end token behind the answer, padding to the block's end, all supervised."""
+    """Nothing given, all of the answer, an end token, padding to the block's end, all supervised."""
     task, vocab = task_of("causal", free=1.0), tiny_stages.vocabulary()
     task.outputs = tiny_stages.both()
-    for _, row, text in texts_of(task):
-        assert text.free
+    for n, row, text in texts_of(task):
+        # A prompt has one ending; what was asked for another one is no row without a grammar.
+        assert text.free == (task.outputs.answer(n) == "written")
+        if not text.free:
+            continue
+        assert text.tokens_R[: text.length].tolist() == task.outputs.response(n).tolist()
         assert not text.known_R.any()
         assert text.tokens_R[text.length - 1] == vocab.end_id
         assert (text.tokens_R[text.length :] == vocab.pad_id).all()
@@ -131,3 +135,40 @@ def test_free_rows_are_what_the_plain_rule_meets():
         end = len(row.prompt) + len(row.response_R) + row.shift
         assert end % tiny_stages.BLOCK == 0
         assert (row.masked_CR[0] ^ row.masked_CR[1]).all()
+
+
+def test_a_displaced_candidate_is_seen_by_all_and_no_target():
+    """The others keep their order and are supervised once per pair, as is all else."""
+    task, vocab = task_of("causal", free=1.0, displaced=1.0), tiny_stages.vocabulary()
+    task.outputs = tiny_stages.both()
+    moved = 0
+    for n, row, text in texts_of(task):
+        response = task.outputs.response(n)
+        if not text.free:
+            assert text.wrong is None
+            continue
+        moved += 1
+        at, marker = text.wrong, response.tolist().index(vocab.control["<answer>"])
+        assert at is not None
+        assert marker < at < len(response) - 1
+        shown, order = text.tokens_R[: text.length], response[marker + 1 : -1].tolist()
+        order.remove(shown[at])
+        assert np.delete(shown, at)[marker + 1 : -1].tolist() == order
+        assert shown[: marker + 1].tolist() == response[: marker + 1].tolist()
+        assert shown[at] != response[at]
+        assert not row.masked_CR[:, at].any()
+        assert (np.delete(row.masked_CR[0] ^ row.masked_CR[1], at)).all()
+        assert np.flatnonzero(text.weights(np.array([0.5, 3.0])) == 0).tolist() == [at]
+    assert moved
+
+
+def test_no_loss_comes_from_where_the_displaced_candidate_stands():
+    task = task_of("causal", free=1.0, displaced=1.0)
+    task.outputs = tiny_stages.both()
+    n = next(n for n in range(len(task.outputs)) if task.outputs.answer(n) == "written")
+    micro = task._micro(1, [(0, n)])
+    row, _, text = task.row(n, generator(task.seed, task.name, 1, 0))
+    assert text.wrong is not None
+    place = int(row.clean_places(np.array([text.wrong]))[0])
+    silent_N = micro.weight_N == 0
+    assert micro.index_N[silent_N].tolist() == [place]

@@ -3,7 +3,7 @@
 Contract: `noise_mask` draws one noise level per block, masks each token of the block with that
 probability, masks at least one token per block, and masks a share of the blocks entirely (a
 decoder's first step). `complement` is the other half of a complementary pair, so that every token
-is supervised exactly once. Pure functions of a generator. Not here: which tokens a block holds
+is supervised exactly once. `displaced` corrupts a permutation instead. Pure functions of a generator. Not here: which tokens a block holds
 (`model.masks`), and losses.
 """
 
@@ -31,6 +31,20 @@ def noise_mask(
 def complement(masked_R: np.ndarray, level_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The other half of the pair: masked where the first is not, at level 1 − t."""
     return ~masked_R, np.maximum(1.0 - level_R, T_MIN)
+
+
+def displaced(order_K: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """(A permutation of two or more with one entry moved elsewhere, where that stands now).
+
+    The others keep their order: what parallel commits need to know when one of them was wrong.
+
+    >>> displaced(np.array([7, 8]), np.random.default_rng(0))[0].tolist()
+    [8, 7]
+    """
+    taken = int(rng.integers(len(order_K)))
+    put = int(rng.integers(len(order_K) - 1))
+    put += put >= taken
+    return np.insert(np.delete(order_K, taken), put, order_K[taken]), put
 
 
 def replay_state(step_R: np.ndarray, step: int) -> np.ndarray:

@@ -5,7 +5,9 @@ trained at masked positions only, the clean half keeps its AR head by an AR loss
 attended causally (block-causal rows would see the answer). A row is what a decoder under the
 grammar meets: the canvas ends with the response, and what the grammar gives stands in clear; a
 share of rows (`free`) is what the plain rule meets: everything masked at times, padding to the
-block's end. Clean attention and noise are drawn per row, block boundaries too if asked; with a
+block's end, and always the answer in full, for nothing but the prompt says what is asked. In a share
+of those (`displaced`) one candidate of the permutation stands in clear where it does not belong: that
+is no target, and the others go on without it, as they must beside a wrong early commit. Clean attention and noise are drawn per row, block boundaries too if asked; with a
 complementary pair every token is supervised once per draw. Several draws share one clean half,
 which is most of a row's cost. Not here: the outputs themselves (`distill`), the layout (`noisy`,
 `model.masks`).
@@ -27,7 +29,7 @@ from diffgr2.model.contract import BlockContract, contract_of
 from diffgr2.model.layout import block_bounds, response_shift
 from diffgr2.model.load import device, open_model
 from diffgr2.objectives.likelihood import entropy_of
-from diffgr2.objectives.noise import complement, noise_mask
+from diffgr2.objectives.noise import complement, displaced, noise_mask
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.compact import ANSWER, REASONING
 from diffgr2.prompts.vocab import Vocabulary
@@ -60,6 +62,7 @@ class Taught:
     known_R: np.ndarray  # given by the grammar: never masked
     levels_R: np.ndarray  # expected levels of strengths, NaN elsewhere
     free: bool
+    wrong: int | None = None  # where a candidate stands that does not belong there: no target
     padding: int = 0
 
     @property
@@ -76,6 +79,13 @@ class Taught:
             levels_R=np.pad(self.levels_R, (0, n), constant_values=np.nan),
             padding=n,
         )
+
+    def weights(self, by_kind: np.ndarray) -> np.ndarray:
+        """Weight [R] of each token as a target."""
+        weight_R = by_kind[self.kinds_R]
+        if self.wrong is not None:
+            weight_R[self.wrong] = 0.0
+        return weight_R
 
     def targets(self, vocab: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(token, other token, the other's share) [R]: a strength lies between two levels."""
@@ -113,11 +123,11 @@ class CftTask:
     def text(self, n: int, rng: np.random.Generator) -> Taught:
         """Output n as this row teaches it."""
         corpus, outputs, vocab = self.corpus, self.outputs, self.corpus.vocab
-        tokens, free = outputs.response(n), bool(rng.random() < self.config.free)
-        answer = outputs.answer(n)
+        tokens, answer = outputs.response(n), outputs.answer(n)
+        free = bool(rng.random() < self.config.free) and answer == corpus.answers[-1]
         reasoning, start = not outputs.direct_N[n], corpus.template.answer_start(tokens.tolist())
         both = answer == "written" and "said" in corpus.template.answers and reasoning
-        if both and rng.random() < 0.5:
+        if both and not free and rng.random() < 0.5:
             # Decoding of a said answer ends with the last strength: half of the canvases do, too.
             answer, tokens = "said", tokens[:start]
         request = outputs.request(corpus, n)
@@ -131,7 +141,23 @@ class CftTask:
             known_T = given_T[: len(tokens)] != UNKNOWN
         levels_T = np.full(len(tokens), np.nan)
         levels_T[: len(outputs.levels(n))] = outputs.levels(n)[: len(tokens)]
-        return Taught(tokens, corpus.template.kinds(tokens.tolist()), known_T, levels_T, free)
+        wrong = None
+        if free and answer == "written" and rng.random() < self.config.displaced:
+            tokens, wrong = self._displaced(tokens, start + 1, request.k, rng)
+            known_T[[] if wrong is None else wrong] = True
+        return Taught(
+            tokens, corpus.template.kinds(tokens.tolist()), known_T, levels_T, free, wrong
+        )
+
+    @staticmethod
+    def _displaced(
+        tokens: np.ndarray, first: int, k: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, int | None]:
+        """The response with a candidate out of its order, where each has one token; and where."""
+        if k < 2 or first + k + 1 != len(tokens):
+            return tokens, None
+        order_K, put = displaced(tokens[first:-1], rng)
+        return np.concatenate([tokens[:first], order_K, tokens[-1:]]), first + put
 
     def row(self, n: int, rng: np.random.Generator) -> tuple[NoisyRow, np.ndarray, Taught]:
         """(row, level [C, R], text) of output n."""
@@ -168,7 +194,7 @@ class CftTask:
             row, level_CR, text = self.row(n, generator(self.seed, self.name, step, place))
             rows.append(row)
             low_R, other_R, share_R = text.targets(self.corpus.vocab)
-            weight_R = weights[text.kinds_R]
+            weight_R = text.weights(weights)
             copy_N, at_N = np.nonzero(row.masked_CR)
             level = level_CR[copy_N, at_N] if config.loss_scale == "inverse_t" else 1.0
             halves = [(NOISY, at_N, row.noisy_places(copy_N, at_N), weight_R[at_N] / level)]
