@@ -119,7 +119,7 @@ def test_strengths_are_taught_as_the_level_that_was_expected():
 
 
 def test_free_rows_are_what_the_plain_rule_meets():
-    """Nothing given, all of the answer, an end token, padding to the block's end, all supervised."""
+    """Nothing given, the whole answer, its end, padding to the block's end, all supervised."""
     task, vocab = task_of("causal", free=1.0), tiny_stages.vocabulary()
     task.outputs = tiny_stages.both()
     for n, row, text in texts_of(task):

@@ -3,8 +3,8 @@
 Contract: `noise_mask` draws one noise level per block, masks each token of the block with that
 probability, masks at least one token per block, and masks a share of the blocks entirely (a
 decoder's first step). `complement` is the other half of a complementary pair, so that every token
-is supervised exactly once. `displaced` corrupts a permutation instead. Pure functions of a generator. Not here: which tokens a block holds
-(`model.masks`), and losses.
+is supervised exactly once. `displaced` corrupts a permutation instead. Pure functions of a
+generator. Not here: which tokens a block holds (`model.masks`), and losses.
 """
 
 import numpy as np

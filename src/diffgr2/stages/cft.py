@@ -5,9 +5,10 @@ trained at masked positions only, the clean half keeps its AR head by an AR loss
 attended causally (block-causal rows would see the answer). A row is what a decoder under the
 grammar meets: the canvas ends with the response, and what the grammar gives stands in clear; a
 share of rows (`free`) is what the plain rule meets: everything masked at times, padding to the
-block's end, and always the answer in full, for nothing but the prompt says what is asked. In a share
-of those (`displaced`) one candidate of the permutation stands in clear where it does not belong: that
-is no target, and the others go on without it, as they must beside a wrong early commit. Clean attention and noise are drawn per row, block boundaries too if asked; with a
+block's end, and always the answer in full, for nothing but the prompt says what is asked. In a
+share of those (`displaced`) one candidate of the permutation stands in clear where it does not
+belong: that is no target, and the others go on without it, as they must beside a wrong early
+commit. Clean attention and noise are drawn per row, block boundaries too if asked; with a
 complementary pair every token is supervised once per draw. Several draws share one clean half,
 which is most of a row's cost. Not here: the outputs themselves (`distill`), the layout (`noisy`,
 `model.masks`).
