@@ -169,7 +169,7 @@ def test_the_asked_share_of_blocks_is_fully_masked(share):
 
 def test_weights_are_decoupled_and_inverse_t_divides_by_the_level():
     base = {"reasoning_weight": 0.25, "answer_weight": 2.0, "ar_weight": 0.5}
-    task = task_of("causal", **base)
+    task = task_of("causal", displaced=0.0, **base)
     _, micro = rows_and_micro(task, 1, list(range(4)))
     for half, scale in ((NOISY, 1.0), (CLEAN, 0.5)):
         for kind, weight in ((0, 0.25), (1, 2.0)):

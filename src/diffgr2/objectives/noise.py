@@ -36,14 +36,16 @@ def complement(masked_R: np.ndarray, level_R: np.ndarray) -> tuple[np.ndarray, n
 def displaced(order_K: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """(A permutation of two or more with one entry moved elsewhere, where that stands now).
 
-    The others keep their order: what parallel commits need to know when one of them was wrong.
+    Mostly to a place nearby, where a model puts it by mistake; the others keep their order.
 
     >>> displaced(np.array([7, 8]), np.random.default_rng(0))[0].tolist()
     [8, 7]
     """
-    taken = int(rng.integers(len(order_K)))
-    put = int(rng.integers(len(order_K) - 1))
-    put += put >= taken
+    last, taken = len(order_K) - 1, int(rng.integers(len(order_K)))
+    far = int(rng.geometric(0.5)) * int(rng.choice([-1, 1]))
+    put = min(max(taken + far, 0), last)
+    if put == taken:  # at an end of the list: it moves the other way
+        put = min(max(taken - far, 0), last)
     return np.insert(np.delete(order_K, taken), put, order_K[taken]), put
 
 

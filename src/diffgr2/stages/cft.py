@@ -45,6 +45,7 @@ from diffgr2.train.loop import Loss
 from diffgr2.train.parallel import micro_rows
 
 NOISY, CLEAN = 0, 1
+NOWHERE = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Taught:
     kinds_R: np.ndarray
     known_R: np.ndarray  # given by the grammar: never masked
     levels_R: np.ndarray  # expected levels of strengths, NaN elsewhere
+    order_K: np.ndarray  # where a free row's permutation stands, a token each
     free: bool
     wrong: int | None = None  # where a candidate stands that does not belong there: no target
     padding: int = 0
@@ -87,6 +89,22 @@ class Taught:
         if self.wrong is not None:
             weight_R[self.wrong] = 0.0
         return weight_R
+
+    def hesitant(
+        self, masked_CR: np.ndarray, most: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(place, who stands next to it, share [C, N]) of the permutation's targets that waver.
+
+        They do to the share of the strengths that a copy does not show yet: an order is not sure
+        before what it follows from.
+        """
+        at_N = self.order_K[self.order_K != (-1 if self.wrong is None else self.wrong)]
+        said_R = np.isfinite(self.levels_R)
+        if len(at_N) < 2 or not said_R.any():
+            return NOWHERE, NOWHERE, np.empty((len(masked_CR), 0))
+        next_N = self.tokens_R[np.append(at_N[1:], at_N[-2])]
+        hidden_C = masked_CR[:, said_R].mean(1)
+        return at_N, next_N, np.repeat(most * hidden_C[:, None], len(at_N), axis=1)
 
     def targets(self, vocab: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(token, other token, the other's share) [R]: a strength lies between two levels."""
@@ -142,23 +160,15 @@ class CftTask:
             known_T = given_T[: len(tokens)] != UNKNOWN
         levels_T = np.full(len(tokens), np.nan)
         levels_T[: len(outputs.levels(n))] = outputs.levels(n)[: len(tokens)]
-        wrong = None
-        if free and answer == "written" and rng.random() < self.config.displaced:
-            tokens, wrong = self._displaced(tokens, start + 1, request.k, rng)
-            known_T[[] if wrong is None else wrong] = True
-        return Taught(
-            tokens, corpus.template.kinds(tokens.tolist()), known_T, levels_T, free, wrong
-        )
-
-    @staticmethod
-    def _displaced(
-        tokens: np.ndarray, first: int, k: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, int | None]:
-        """The response with a candidate out of its order, where each has one token; and where."""
-        if k < 2 or first + k + 1 != len(tokens):
-            return tokens, None
-        order_K, put = displaced(tokens[first:-1], rng)
-        return np.concatenate([tokens[:first], order_K, tokens[-1:]]), first + put
+        order_K, wrong = NOWHERE, None
+        if free and answer == "written" and start + request.k + 2 == len(tokens):
+            order_K = start + 1 + np.arange(request.k)
+            if request.k > 1 and rng.random() < self.config.displaced:
+                tokens[order_K], put = displaced(tokens[order_K], rng)
+                wrong = int(order_K[put])
+                known_T[wrong] = True
+        kinds_T = corpus.template.kinds(tokens.tolist())
+        return Taught(tokens, kinds_T, known_T, levels_T, order_K, free, wrong)
 
     def row(self, n: int, rng: np.random.Generator) -> tuple[NoisyRow, np.ndarray, Taught]:
         """(row, level [C, R], text) of output n."""
@@ -175,8 +185,12 @@ class CftTask:
             text = text.padded(block_bounds(length - 1, size, shift)[1] - length, vocab.pad_id)
         block_R = response_blocks(len(prompt), len(text.tokens_R), size, shift)
         drawn: list[tuple[np.ndarray, np.ndarray]] = []
+        settled = len(text.order_K) > 0 and rng.random() < config.settled
         for _ in range(config.draws):
-            drawn.append(noise_mask(block_R, config.fully_masked, rng))
+            masked_R, level_R = noise_mask(block_R, config.fully_masked, rng)
+            if settled:  # what comes first stands already; the pair's other half shows the reverse
+                masked_R[: text.order_K[0]] = False
+            drawn.append((masked_R, level_R))
             if config.complementary:
                 drawn.append(complement(*drawn[-1]))
         masked_CR, level_CR = (np.stack(part) for part in zip(*drawn, strict=True))
@@ -198,14 +212,21 @@ class CftTask:
             weight_R = text.weights(weights)
             copy_N, at_N = np.nonzero(row.masked_CR)
             level = level_CR[copy_N, at_N] if config.loss_scale == "inverse_t" else 1.0
-            halves = [(NOISY, at_N, row.noisy_places(copy_N, at_N), weight_R[at_N] / level)]
+            other_CR = np.tile(other_R, (len(row.masked_CR), 1))
+            share_CR = np.tile(share_R, (len(row.masked_CR), 1))
+            wavers_M, next_M, part_CM = text.hesitant(row.masked_CR, config.hesitate)
+            other_CR[:, wavers_M], share_CR[:, wavers_M] = next_M, part_CM
+            mixed = (other_CR[copy_N, at_N], share_CR[copy_N, at_N])
+            halves = [(NOISY, at_N, row.noisy_places(copy_N, at_N), weight_R[at_N] / level, *mixed)]
             if row.clean_causal and config.ar_weight:
                 at_N = np.arange(text.length)
                 weight_N = config.ar_weight * weight_R[at_N]
-                halves.append((CLEAN, at_N, row.clean_places(at_N), weight_N))
+                halves.append(
+                    (CLEAN, at_N, row.clean_places(at_N), weight_N, other_R[at_N], share_R[at_N])
+                )
             supervised += [
-                (b, place_N, low_R[at], w_N, text.kinds_R[at], other_R[at], share_R[at], half)
-                for half, at, place_N, w_N in halves
+                (b, place_N, low_R[at], w_N, text.kinds_R[at], other_N, share_N, half)
+                for half, at, place_N, w_N, other_N, share_N in halves
             ]
         batch = noisy_batch(rows, self.corpus.vocab.pad_id)
         row_N, place_N, target_N, weight_N, kind_N, other_N, share_N, half_N = columns(supervised)
