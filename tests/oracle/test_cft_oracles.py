@@ -178,7 +178,7 @@ def test_weights_are_decoupled_and_inverse_t_divides_by_the_level():
             assert micro.weight_N[part_N].tolist() == pytest.approx(
                 [scale * weight] * int(part_N.sum())
             )
-    scaled = task_of("causal", **base, loss_scale="inverse_t")
+    scaled = task_of("causal", displaced=0.0, **base, loss_scale="inverse_t")
     _, other = rows_and_micro(scaled, 1, list(range(4)))
     assert torch.equal(other.index_N, micro.index_N)
     ratio_N = other.weight_N / micro.weight_N
