@@ -158,6 +158,16 @@ def test_the_family_of_holm_is_all_that_is_asked() -> None:
     assert other["p_holm"] > one["p_holm"] > one["p"]
 
 
+def test_a_row_of_one_run_is_compared_with_another_row_of_the_other() -> None:
+    a, b = side([0] * 2 + [1] * 8), side([0] * 5 + [1] * 5, "b")
+    test = metric_of(compare(a, b, ["floor=ar"], resamples=200))
+    assert (test["a"], test["b"], test["n"]) == (0.0, 0.5, 10)
+    test = metric_of(compare(a, b, ["ar=floor"], resamples=200))
+    assert (test["a"], test["b"]) == (0.2, 0.0)
+    with pytest.raises(ConfigError, match=r"--row ar=cft: not in b \(both have: floor, ar\)"):
+        compare(a, b, ["ar=cft"], resamples=200)
+
+
 def test_signs_flipped_by_hand() -> None:
     """All of five one way: 2 of 32 draws are as large. Nothing differs: every draw is."""
     diff_UC = np.array([[1.0, 0.0, 1.0]] * 5 + [[0.0, 0.0, -5.0]])

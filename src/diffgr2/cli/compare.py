@@ -108,8 +108,8 @@ def compare(
         list[str] | None,
         typer.Option(
             "--row",
-            help="A row of the results; repeat for more, all for every one that both have. "
-            "Without: the row that the runs are judged by.",
+            help="A row of the results; repeat for more, all for every one that both have; "
+            "evidence=ar: one of A against another of B. Without: the row that both are judged by.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,

@@ -155,13 +155,23 @@ def _places(key_L: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return order[np.searchsorted(key_L, wanted, sorter=order)]
 
 
+def names_in(row: str) -> tuple[str, str]:
+    """What a row is called in A and in B: `evidence=ar` is A's scorecard against B's teacher.
+
+    >>> names_in("ar"), names_in("evidence=ar")
+    (('ar', 'ar'), ('evidence', 'ar'))
+    """
+    a_row, _, b_row = row.partition("=")
+    return a_row, b_row or a_row
+
+
 def populations(a: Side, b: Side, row: str, shared: Shared) -> dict[str, np.ndarray]:
     """The shared lists (places in `Shared`) that a row is compared on."""
-    sides = ((a, shared.a_S), (b, shared.b_S))
+    sides = zip((a, b), (shared.a_S, shared.b_S), names_in(row), strict=True)
     hit_S = np.ones(len(shared.a_S), dtype=bool)
     decoded_S, complete = hit_S.copy(), True
-    for side, at_S in sides:
-        own_S, done_S = side.arrays["hit"][at_S] != MISS, side.decoded(row)[at_S]
+    for side, at_S, name in sides:
+        own_S, done_S = side.arrays["hit"][at_S] != MISS, side.decoded(name)[at_S]
         hit_S, decoded_S = hit_S & own_S, decoded_S & done_S
         complete &= bool(done_S[own_S].all())
     found = {"same": np.flatnonzero(shared.alike_S & hit_S & decoded_S)}
@@ -183,13 +193,16 @@ def compare(
         told = "share no list (the same user, moment and outcome)"
         raise ConfigError(f"{a.where} and {b.where} {told}: nothing to compare")
     for row in rows:
-        if row not in common:
-            lacks = " and ".join(side.where for side in (a, b) if row not in side.rows)
+        named = list(zip((a, b), names_in(row), strict=True))
+        lacks = " and ".join(side.where for side, name in named if name not in side.rows)
+        if lacks:
             raise ConfigError(f"--row {row}: not in {lacks} (both have: {', '.join(common)})")
     entries = []
     for row in rows:
         for name, places in populations(a, b, row, shared).items():
-            pair = [s.values(row, at[places]) for s, at in ((a, shared.a_S), (b, shared.b_S))]
+            at = (shared.a_S[places], shared.b_S[places])
+            (a_row, b_row) = names_in(row)
+            pair = [a.values(a_row, at[0]), b.values(b_row, at[1])]
             entries.append({"row": row, "population": name, "n": len(places)})
             key = (seed, "versus", name)
             entries[-1]["metrics"] = _differences(pair[0], pair[1], resamples, *key)
