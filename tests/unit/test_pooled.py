@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from diffgr2.artifacts import read_json, save_arrays, write_json
 from diffgr2.cli import run as command
-from diffgr2.cli.pooling import mixtures, rival_of, summary_of, text_of
+from diffgr2.cli.pooling import mixtures, rival_of, summary_of, text_of, with_beside
 from diffgr2.errors import ConfigError
-from diffgr2.evaluate.pooled import pooled, pooled_table
+from diffgr2.evaluate.pooled import beside, pooled, pooled_table
 from diffgr2.evaluate.significance import wilson
 from diffgr2.evaluate.versus import RANKS, RECIPE, REPORT, Side
 
@@ -206,3 +206,22 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
     assert command(["seeds", runs[0]]) == 2
     assert "at least two runs" in capsys.readouterr().err
+
+
+def test_a_row_of_other_runs_stands_beside_on_the_same_lists() -> None:
+    """Paired by request: the other runs hold the lists in another order."""
+    own = [side([0, 1, 0, MISS], seed) for seed in (0, 1)]
+    turned = {"list": np.arange(4)[::-1].copy()}
+    others = [side([MISS, 0, 0, 0], seed, arrays=turned) for seed in (2, 3)]
+    both = [beside(one, other, "ar") for one, other in zip(own, others, strict=True)]
+    found = row(pooled(both, resamples=200), "ar")
+    assert found["over_beside"]["r@1"] == pytest.approx(-1 / 3, abs=1e-6)
+    assert row(pooled(both, resamples=200), "ar_beside")["metrics"]["r@1"]["mean"] == 1.0
+    with pytest.raises(ConfigError, match="r2: its lists are not those of r0"):
+        beside(own[0], side([0, 1, 0], 2), "ar")
+    with pytest.raises(ConfigError, match="r2: its candidates are not those of r0"):
+        beside(own[0], side([0] * 4, 2, arrays={"candidates": np.ones(4, np.int64)}), "ar")
+    with pytest.raises(ConfigError, match="r2: no row cft"):
+        beside(own[0], side([0] * 4, 2), "cft")
+    with pytest.raises(ConfigError, match="expected ROW@RUN,RUN,… with 2 runs"):
+        with_beside(own, "ar@one")

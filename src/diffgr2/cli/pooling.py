@@ -82,12 +82,27 @@ def rival_of(sides: Sequence[Side]) -> str | None:
     return rivals[0]["rows"][best]
 
 
-def summary_of(sides: Sequence[Side], *, mixed: bool, resamples: int) -> dict[str, Any]:
+def with_beside(sides: Sequence[Side], given: str) -> list[Side]:
+    """`ROW@RUN,RUN,…`: that row of as many other runs, each on the lists of one of these."""
+    from diffgr2.evaluate.pooled import beside
+    from diffgr2.evaluate.versus import read_side
+
+    row, _, runs = given.partition("@")
+    paths = [Path(run) for run in runs.split(",") if run]
+    if not row or len(paths) != len(sides):
+        raise ConfigError(f"--beside {given}: expected ROW@RUN,RUN,… with {len(sides)} runs")
+    return [beside(s, read_side(path), row) for s, path in zip(sides, paths, strict=True)]
+
+
+def summary_of(
+    sides: Sequence[Side], *, mixed: bool, resamples: int, beside: str | None = None
+) -> dict[str, Any]:
     """What `--save` writes."""
     from diffgr2.evaluate.pooled import pooled
 
     check(sides)
     found = mixtures(sides)
+    sides = with_beside(sides, beside) if beside else sides
     if found and not mixed:
         raise ConfigError(f"seeds: {found[0]} (--mixed pools them all the same, and says so)")
     rival, first = rival_of(sides), sides[0].report
@@ -136,6 +151,14 @@ def seeds(
     resamples: Annotated[
         int, typer.Option("--resamples", min=100, help="Of the bootstrap over people.")
     ] = 10_000,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            "--beside",
+            metavar="ROW@RUN,RUN,…",
+            help="Also a row of other runs on the same lists, and every row against it.",
+        ),
+    ] = None,
 ) -> None:
     """Pool runs of one recipe under several seeds (of training, of ties, or both).
 
@@ -147,7 +170,8 @@ def seeds(
 
     if len(runs) < 2:
         raise ConfigError("seeds: at least two runs are needed")
-    summary = summary_of([read_side(run) for run in runs], mixed=mixed, resamples=resamples)
+    sides = [read_side(run) for run in runs]
+    summary = summary_of(sides, mixed=mixed, resamples=resamples, beside=beside)
     typer.echo(text_of(summary))
     if save is not None:
         write_json(save, summary)

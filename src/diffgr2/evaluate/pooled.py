@@ -3,14 +3,14 @@
 Contract: a value is the mean over the runs of each run's own mean. A person's lists in several runs
 are not independent, so people are what is resampled (a bootstrap of clusters) and whose signs are
 flipped: a user of a file is one person in all runs, a shopper of a simulated shop one in each, for
-every seed is another shop. Rows are those that every run holds; `hit` are lists that hold their
-target and that every row decoded. Comparisons are those of a single report (`claims`). Besides
-means stand deviations over the runs (`sd`), which say what training and ties add. Not here: whether
-the runs may be pooled (`cli.pooling`).
+every seed is another shop. A row of other runs on the same lists may stand `beside`. Rows are those
+that every run holds; `hit` are lists that hold their target and that every row decoded. Comparisons
+are those of a single report (`claims`). Besides means stand deviations over the runs (`sd`), which
+say what training and ties add. Not here: whether the runs may be pooled (`cli.pooling`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from diffgr2.artifacts import digest
+from diffgr2.errors import ConfigError
 from diffgr2.evaluate.claims import add_adjusted, add_reasoning, add_steps
 from diffgr2.evaluate.metrics import MAIN, METRICS
 from diffgr2.evaluate.results import rounded
@@ -38,6 +39,7 @@ RATIOS = {
 }
 """What outputs are worth: sums over lists of one array of the reports, over another's or over how
 many lists there are."""
+BESIDE = "beside"
 SHARES = ("raw_valid", "coherent", "evidence_true")
 
 
@@ -181,6 +183,25 @@ def person_keys(side: Side) -> np.ndarray:
     return side.arrays["person"]
 
 
+def beside(side: Side, other: Side, row: str) -> Side:
+    """The side with another run's row on the same lists, named `<row>_beside`."""
+    own_N, other_N = side.arrays["list"], other.arrays["list"]
+    order_N = np.argsort(other_N, kind="stable")
+    if len(own_N) != len(other_N) or not np.array_equal(np.sort(own_N), other_N[order_N]):
+        raise ConfigError(f"{other.where}: its lists are not those of {side.where}")
+    at_N = order_N[np.searchsorted(other_N, own_N, sorter=order_N)]
+    if not np.array_equal(side.arrays["candidates"], other.arrays["candidates"][at_N]):
+        raise ConfigError(f"{other.where}: its candidates are not those of {side.where}")
+    if row not in other.rows:
+        raise ConfigError(f"{other.where}: no row {row} (it has: {', '.join(other.rows)})")
+    taken = {
+        f"{kind}.{row}_{BESIDE}": other.arrays[f"{kind}.{row}"][at_N]
+        for kind in ("rank", "value")
+        if f"{kind}.{row}" in other.arrays
+    }
+    return replace(side, arrays={**side.arrays, **taken})
+
+
 def pools(sides: Sequence[Side], resamples: int, seed: int) -> list[Pool]:
     """hit and all, then the parts of hit that every run tells apart."""
     common = [row for row in sides[0].rows if all(row in side.rows for side in sides)]
@@ -237,7 +258,9 @@ def _entry(pool: Pool, row: str, rival: str | None, runs: int) -> dict[str, Any]
     entry: dict[str, Any] = {"name": row, "population": pool.name, "n": pool.n, "seeds": runs}
     entry["metrics"] = {m: spread(each_RM[:, at].tolist()) for at, m in enumerate(METRICS)}
     entry["ci"] = {m: list(interval(boot_BM[:, at])) for at, m in enumerate(METRICS)}
-    for word, other in (("floor", "floor"), ("ar", "ar"), ("rival", rival or "")):
+    strange = next((name for name in pool.rows if name.endswith(f"_{BESIDE}")), "")
+    others = {"floor": "floor", "ar": "ar", "rival": rival or "", BESIDE: strange}
+    for word, other in others.items():
         if pool.holds(other) and other != row:
             found = pool.differences(other, row)
             entry[f"vs_{word}"] = {metric: d["ci"] for metric, d in found.items()}
@@ -263,6 +286,10 @@ def pooled_table(rows: Sequence[dict[str, Any]]) -> str:
         columns += [(f"{metric.upper()} against AR, 95 %", against("ar", metric))]
     if any("vs_rival" in row for row in kept):
         columns += [("R@1 against the rival, 95 %", against("rival"))]
+    if any(f"vs_{BESIDE}" in row for row in kept):
+        for metric in MAIN:
+            head = f"{metric.upper()} against the one beside, 95 %"
+            columns += [(head, against(BESIDE, metric))]
     columns += [("raw valid", at("raw_valid.mean", 3)), ("95 %", interval_at("ci.raw_valid"))]
     columns += [("coherent", at("coherent.mean", 3)), ("95 %", interval_at("ci.coherent"))]
     columns += [("TPF", at("tpf.mean", 1)), ("95 %", interval_at("ci.tpf", 1))]
