@@ -23,7 +23,7 @@ from own_table import lists_table
 from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error
 from diffgr2.evaluate.metrics import MAIN
-from diffgr2.evaluate.pooled import parts_by_seed, pooled_table
+from diffgr2.evaluate.pooled import BESIDE, parts_by_seed, pooled_table
 from diffgr2.evaluate.tables import (
     against,
     at,
@@ -113,9 +113,39 @@ def days_table(report: dict[str, Any]) -> str:
     return f"{parts_table(report)}\n\n{about(report)}"
 
 
-def several_seeds(summary: dict[str, Any]) -> str:
-    """The table of `diffgr2 seeds`."""
-    return f"{pooled_table(summary['rows'])}\n\n{pooled_note(summary)}"
+def several_seeds(summary: dict[str, Any], *, every: bool) -> str:
+    """The table of `diffgr2 seeds`, or what a reader needs first of it."""
+    if every:
+        return f"{pooled_table(summary['rows'])}\n\n{pooled_note(summary)}"
+    hit = rows_of(summary, "hit")
+    columns: list[Any] = [("row", named)]
+    columns += [(metric.upper(), spread_of(f"metrics.{metric}")) for metric in MAIN]
+    others = {"floor": "over the floor", "ar": "against AR", "rival": "against the rival"}
+    others["beside"] = f"against `{beside_of(hit)}`"
+    for other, words in others.items():
+        if any(f"vs_{other}" in row for row in hit):
+            columns.append((f"R@1 {words}, 95 %", against(other)))
+    columns += [("raw valid, 95 %", pooled_sure("raw_valid")), ("TPF, 95 %", pooled_sure("tpf", 1))]
+    columns.append(("forwards", at("forwards.mean", 1)))
+    shown = [row for row in hit if row["name"] in (*MAIN_ROWS, beside_of(hit))]
+    return f"{markdown_table(shown, columns)}\n\n{pooled_note(summary)}"
+
+
+def beside_of(rows: list[dict[str, Any]]) -> str:
+    """The row that other runs lent, "" if none did."""
+    return next((row["name"] for row in rows if row["name"].endswith(f"_{BESIDE}")), "")
+
+
+def spread_of(path: str) -> Callable[[dict[str, Any]], str]:
+    """Mean and standard deviation over the runs."""
+    mean, sd = at(f"{path}.mean", 4), at(f"{path}.sd", 4)
+    return lambda row: f"{mean(row)} ± {sd(row)}"
+
+
+def pooled_sure(key: str, digits: int = 3) -> Callable[[dict[str, Any]], str]:
+    """`sure` over several runs."""
+    value, ends = at(f"{key}.mean", digits), interval_at(f"ci.{key}", digits)
+    return lambda row: value(row) if key not in row else f"{value(row)} {ends(row)}"
 
 
 def pooled_note(summary: dict[str, Any]) -> str:
@@ -124,6 +154,9 @@ def pooled_note(summary: dict[str, Any]) -> str:
     seeds = ", ".join(map(str, summary["seeds"]))
     mixed = "".join(f" Mixed: {why}." for why in summary.get("mixed", []))
     sure = ", intervals over people" if any("ci" in row for row in summary["rows"]) else ""
+    lent = "; ".join(f"`{command}`" for command in summary.get("beside", []))
+    if lent:
+        commands += f"; `{beside_of(summary['rows'])}` by {lent}"
     return (
         f"{summary['data']}, tie order {summary['tie_order']}, seeds {seeds}: hit users, mean ± "
         f"standard deviation over the runs{sure}.{mixed} Made by {commands}."
@@ -315,7 +348,7 @@ def table_of(kind: str, report: dict[str, Any]) -> str:
     if "limit" in report:
         return peers_table(report) if kind == "rows" else short_peers_table(report)
     if "seeds" in report:
-        return several_seeds(report)
+        return several_seeds(report, every=kind == "rows")
     return results_table(report, every=kind == "rows")
 
 

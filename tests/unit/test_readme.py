@@ -21,7 +21,7 @@ def shows_a_table(path: Path) -> bool:
 
 
 def test_recipes_and_peers_have_a_place_in_the_readme() -> None:
-    assert marks("README.md") == [("results", name) for name in ("demo", "beauty", "peers")]
+    assert marks("README.md") == [("results", name) for name in ("demo", "beauty_ties", "peers")]
 
 
 def test_every_committed_result_with_a_table_is_shown() -> None:

@@ -82,8 +82,9 @@ def rival_of(sides: Sequence[Side]) -> str | None:
     return rivals[0]["rows"][best]
 
 
-def with_beside(sides: Sequence[Side], given: str) -> list[Side]:
-    """`ROW@RUN,RUN,…`: that row of as many other runs, each on the lists of one of these."""
+def with_beside(sides: Sequence[Side], given: str) -> tuple[list[Side], list[str]]:
+    """`ROW@RUN,RUN,…`: that row of as many other runs, each on the lists of one of these; and by
+    which commands they were made."""
     from diffgr2.evaluate.pooled import beside
     from diffgr2.evaluate.versus import read_side
 
@@ -91,7 +92,9 @@ def with_beside(sides: Sequence[Side], given: str) -> list[Side]:
     paths = [Path(run) for run in runs.split(",") if run]
     if not row or len(paths) != len(sides):
         raise ConfigError(f"--beside {given}: expected ROW@RUN,RUN,… with {len(sides)} runs")
-    return [beside(s, read_side(path), row) for s, path in zip(sides, paths, strict=True)]
+    others = [read_side(path) for path in paths]
+    joined = [beside(own, other, row) for own, other in zip(sides, others, strict=True)]
+    return joined, [str(other.report.get("command", "")) for other in others]
 
 
 def summary_of(
@@ -102,7 +105,7 @@ def summary_of(
 
     check(sides)
     found = mixtures(sides)
-    sides = with_beside(sides, beside) if beside else sides
+    sides, lent = with_beside(sides, beside) if beside else (sides, [])
     if found and not mixed:
         raise ConfigError(f"seeds: {found[0]} (--mixed pools them all the same, and says so)")
     rival, first = rival_of(sides), sides[0].report
@@ -113,6 +116,8 @@ def summary_of(
         summary[f"{key}s"] = [side.report.get(key, "") for side in sides]
     if rival:
         summary["rival"] = rival
+    if lent:
+        summary["beside"] = lent
     if found:
         summary["mixed"] = found
     return {**summary, "rows": rows}
