@@ -133,9 +133,9 @@ class CftConfig(TrainConfig):
     causal_share: Share = 0.5  # share of rows with causal clean attention, if the contract has both
     random_origin: bool = False  # block boundaries drawn per row, not where decoding begins
     free: Share = 0.3  # share of rows as `rule: raw` meets them: nothing given, padding to the end
-    displaced: Share = 0.5  # share of those whose permutation shows one candidate out of its order
-    settled: Share = 0.5  # share of those whose reasoning stands while the permutation is masked
-    hesitate: Share = 0.5  # of their permutation's targets, as far as strengths are masked
+    displaced: Share = 0.0  # share of those whose permutation shows one candidate out of its order
+    settled: Share = 0.0  # share of those whose reasoning stands while the permutation is masked
+    hesitate: Share = 0.0  # of their permutation's targets, as far as strengths are masked
     loss_scale: Literal["uniform", "inverse_t"] = "uniform"
     sharpen: Amount = 0.0  # entropy term on correct predictions
 
