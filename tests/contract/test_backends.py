@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3ForCausalLM
 
 from diffgr2.errors import CheckpointError, DecodeError
 from diffgr2.model.backend import NO_TOKEN, Backend, Session, Span
 from diffgr2.model.backends import backend_of, open_backend, write_graphs
-from diffgr2.model.forward import LeanQwen3
-from diffgr2.model.load import save
+from diffgr2.model.forward import LeanModel
+from diffgr2.model.load import Backbone, save
 from diffgr2.model.ort import OrtBackend
 from diffgr2.model.static import StaticSession
 from support.tiny_qwen import VOCAB, tiny
@@ -31,6 +30,7 @@ CLOSE = {"atol": 2e-5, "rtol": 0}
 class Row:
     """What the reference knows of a row: its tokens, and how far each of them sees."""
 
+    model: Backbone
     ids: list[int] = field(default_factory=list)
     hi: list[int] = field(default_factory=list)
 
@@ -45,14 +45,14 @@ class Row:
         self.ids[span.start :], self.hi[span.start :] = span.ids, span.hi
         mask_TT = torch.arange(len(self.ids)) < torch.tensor(self.hi)[:, None]
         with torch.no_grad():
-            logits_TV = REFERENCE(
+            logits_TV = self.model(
                 torch.tensor([self.ids]), attention_mask=mask_TT[None, None]
             ).logits[0]
         logits_TV[:, MASK] = -torch.inf
         return torch.log_softmax(logits_TV, -1)[span.start + span.logits_from :].numpy()
 
 
-REFERENCE: Qwen3ForCausalLM = tiny(1)
+REFERENCE = tiny(1)
 
 
 def causal(ids: list[int], start: int, asked: int = 0) -> Span:
@@ -66,14 +66,16 @@ def canvas(ids: list[int], start: int, clean: int) -> Span:
 
 
 class BackendPromises:
-    """The promises; a subclass gives `backend`."""
+    """The promises; a subclass gives `backend`, and another `reference` for another family."""
 
-    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+    reference: Backbone = REFERENCE
+
+    def backend(self, module: Backbone) -> Backend:
         raise NotImplementedError
 
     @pytest.fixture(scope="class")
     def model(self) -> Backend:
-        return self.backend(REFERENCE)
+        return self.backend(self.reference)
 
     def check(self, session: Session, rows: list[Row], spans: list[Span]) -> None:
         views = session.forward(spans)
@@ -85,7 +87,7 @@ class BackendPromises:
     def joined(self, session: Session, rng: np.random.Generator, lengths: list[int]) -> list[Row]:
         prompts = [causal(rng.integers(0, VOCAB, n).tolist(), 0) for n in lengths]
         session.add(prompts, SLOTS)
-        return [Row(list(p.ids), list(p.hi)) for p in prompts]
+        return [Row(self.reference, list(p.ids), list(p.hi)) for p in prompts]
 
     @pytest.mark.parametrize("lengths", [[9], [1], [5, 5, 5], [3, 11, 7, 1]])
     @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -110,7 +112,7 @@ class BackendPromises:
     def test_prompts_may_ride_with_the_first_forward(self, model) -> None:
         rng, session = np.random.default_rng(3), model.session(MASK)
         session.add([Span([], 0, [], 0)] * 2, SLOTS)
-        rows = [Row(), Row()]
+        rows = [Row(self.reference), Row(self.reference)]
         spans = [canvas(rng.integers(0, VOCAB, n).tolist(), 0, n - 3) for n in (12, 7)]
         self.check(session, rows, spans)
 
@@ -126,7 +128,7 @@ class BackendPromises:
         session.keep([0, 2])
         rows = [rows[0], rows[2]]
         session.add([causal([3, 4, 5], 0)], SLOTS + 20)  # more room than the others have
-        rows.append(Row([3, 4, 5], [1, 2, 3]))
+        rows.append(Row(self.reference, [3, 4, 5], [1, 2, 3]))
         self.check(session, rows, [causal([7, 8], len(row.ids), 1) for row in rows])
         session.keep([2])
         self.check(session, rows[2:], [causal([9], len(rows[2].ids))])
@@ -173,11 +175,11 @@ class BackendPromises:
 
 
 class TestTorch(BackendPromises):
-    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+    def backend(self, module: Backbone) -> Backend:
         return backend_of(module, "torch")
 
 
-class _Static(LeanQwen3):
+class _Static(LeanModel):
     """Accelerators' session, on the CPU: the same shapes and memory, nothing recorded."""
 
     def session(self, mask_id: int) -> Session:
@@ -185,11 +187,11 @@ class _Static(LeanQwen3):
 
 
 class TestStatic(BackendPromises):
-    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+    def backend(self, module: Backbone) -> Backend:
         return _Static(module)
 
     def test_memory_is_used_again_and_clean(self) -> None:
-        model = _Static(REFERENCE)
+        model = _Static(self.reference)
         for seed in range(3):
             session, rng = model.session(MASK), np.random.default_rng(seed)
             rows = self.joined(session, rng, [4, 7])
@@ -203,7 +205,7 @@ class TestStatic(BackendPromises):
         self.check(session, self.joined(session, rng, [5]), [causal([1], 5)])
 
     def test_two_sessions_never_share_memory(self) -> None:
-        model, rng = _Static(REFERENCE), np.random.default_rng(0)
+        model, rng = _Static(self.reference), np.random.default_rng(0)
         sessions = [model.session(MASK) for _ in range(2)]
         rows = [self.joined(session, rng, [3, 6]) for session in sessions]
         for session, own in zip(sessions, rows, strict=True):
@@ -222,8 +224,8 @@ class TestStaticAsItIs(TestStatic):
 class TestGraphs(BackendPromises):
     """The same with CUDA graphs."""
 
-    def backend(self, module: Qwen3ForCausalLM) -> Backend:
-        return LeanQwen3(copy.deepcopy(module).to("cuda"))
+    def backend(self, module: Backbone) -> Backend:
+        return LeanModel(copy.deepcopy(module).to("cuda"))
 
     def test_what_comes_often_is_replayed(self, model) -> None:
         rng, session = np.random.default_rng(0), model.session(MASK)
@@ -235,7 +237,7 @@ class TestGraphs(BackendPromises):
 
 
 class TestOnnx(BackendPromises):
-    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+    def backend(self, module: Backbone) -> Backend:
         return backend_of(module, "onnx")
 
 
@@ -248,7 +250,7 @@ class TestOnnxRowByRow(TestOnnx):
 
 
 class TestOnnxWithTwoThreads(TestOnnx):
-    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+    def backend(self, module: Backbone) -> Backend:
         before = torch.get_num_threads()
         torch.set_num_threads(2)
         try:
@@ -264,7 +266,7 @@ class TestOnnxFromADirectory(TestOnnx):
     def _folder(self, tmp_path_factory) -> None:
         type(self).folder = tmp_path_factory.mktemp("models")
 
-    def backend(self, module: Qwen3ForCausalLM) -> Backend:
+    def backend(self, module: Backbone) -> Backend:
         directory = self.folder / str(len(list(self.folder.iterdir())))
         directory.mkdir()
         save(module, directory)
@@ -293,6 +295,30 @@ class TestOnnxFromADirectory(TestOnnx):
         session.add([causal([1, 2, 3], 0)] * 2, SLOTS)
         views = session.forward([causal([4], 3)] * 2)
         return views[0].rows(np.array([0]))
+
+
+class TestTorchOfLlama(TestTorch):
+    reference = tiny(1, family="Llama", rope="llama3")
+
+
+class TestTorchOfQwen2(TestTorch):
+    reference = tiny(1, family="Qwen2", tied=False)
+
+
+class TestStaticOfLlama(TestStatic):
+    reference = tiny(1, family="Llama", tied=False, kv_heads=4)
+
+
+class TestStaticOfQwen2(TestStatic):
+    reference = tiny(1, family="Qwen2", rope="yarn")
+
+
+class TestOnnxOfLlama(TestOnnxFromADirectory):
+    reference = tiny(1, family="Llama", rope="linear", kv_heads=1)
+
+
+class TestOnnxOfQwen2(TestOnnxFromADirectory):
+    reference = tiny(1, family="Qwen2", tied=False, rope="llama3")
 
 
 def test_equal_prompts_are_computed_once(monkeypatch) -> None:

@@ -23,7 +23,7 @@ from diffgr2.decode.settings import DecodeSettings
 from diffgr2.errors import DecodeError
 from diffgr2.model.backend import Backend
 from diffgr2.model.backends import backend_of
-from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.forward import LeanModel
 from diffgr2.model.session import TorchSession
 from diffgr2.model.slow import SlowModel
 from diffgr2.types import Trajectory
@@ -44,7 +44,7 @@ def prompts(seed: int = 0) -> list[list[int]]:
 class Spoilt:
     """A model whose forwards give one value that no distribution has."""
 
-    def __init__(self, model: LeanQwen3, value: float) -> None:
+    def __init__(self, model: LeanModel, value: float) -> None:
         self._model, self._value = model, value
 
     def __getattr__(self, name: str):
@@ -272,7 +272,7 @@ class Decoder:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     @pytest.mark.parametrize("temperature", [0.0, 0.8])
     def test_broken_logits_are_a_named_error(self, module, value, temperature: float) -> None:
-        spoilt = Spoilt(LeanQwen3(module), value)
+        spoilt = Spoilt(LeanModel(module), value)
         with pytest.raises(DecodeError, match="logits"):
             self.run(spoilt, temperature=temperature)  # type: ignore[arg-type]
 

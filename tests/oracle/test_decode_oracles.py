@@ -12,7 +12,7 @@ import torch
 from diffgr2.decode.batch import decode
 from diffgr2.decode.reference import ar, block, verify
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
-from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.forward import LeanModel
 from diffgr2.model.slow import SlowModel
 from diffgr2.streams import generator
 from support.grammars import END, GRAMMARS, MASK, accepts, text
@@ -51,7 +51,7 @@ def ruled(**changes) -> DecodeSettings:
 
 def run(module, given, chosen, grammar=None, batch=64):
     requests = [DecodeRequest(p, grammar, ("oracle", i)) for i, p in enumerate(given)]
-    return decode(LeanQwen3(module), requests, chosen, batch=batch)
+    return decode(LeanModel(module), requests, chosen, batch=batch)
 
 
 def assert_same(fast, slow) -> None:

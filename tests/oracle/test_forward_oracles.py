@@ -16,7 +16,7 @@ from diffgr2.decode.settings import DecodeRequest
 from diffgr2.decode.spelling import UNKNOWN
 from diffgr2.errors import CheckpointError
 from diffgr2.model.backend import View
-from diffgr2.model.forward import KVCache, LeanQwen3
+from diffgr2.model.forward import KVCache, LeanModel
 from diffgr2.model.layout import response_shift
 from diffgr2.model.load import build
 from diffgr2.model.masks import row_mask, row_positions
@@ -28,7 +28,7 @@ def causal_mask(length: int) -> torch.Tensor:
     return torch.ones(length, length, dtype=torch.bool).tril()
 
 
-def whole(lean: LeanQwen3, ids_BT: torch.Tensor) -> torch.Tensor:
+def whole(lean: LeanModel, ids_BT: torch.Tensor) -> torch.Tensor:
     """Logits of one causal forward of the lean model."""
     rows, length = ids_BT.shape
     cache = KVCache.empty(lean, rows, length)
@@ -43,7 +43,7 @@ def test_lean_forward_equals_the_stock_model(kv_heads, tied):
     ids_BT = torch.from_numpy(np.random.default_rng(0).integers(0, VOCAB, (3, 40)))
     with torch.no_grad():
         expected_BTV = module(ids_BT, attention_mask=causal_mask(40)[None, None]).logits
-    torch.testing.assert_close(whole(LeanQwen3(module), ids_BT), expected_BTV, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole(LeanModel(module), ids_BT), expected_BTV, atol=1e-5, rtol=0)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_one_causal_forward_is_the_stock_models_to_the_bit(length):
     ids_1T = torch.from_numpy(np.random.default_rng(1).integers(0, 1900, (1, length)))
     with torch.no_grad():
         expected_1TV = module(ids_1T, attention_mask=causal_mask(length)[None, None]).logits
-    assert torch.equal(whole(LeanQwen3(module), ids_1T), expected_1TV)
+    assert torch.equal(whole(LeanModel(module), ids_1T), expected_1TV)
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_a_model_that_the_lean_forward_would_get_wrong_is_refused(field, value):
     module = tiny(17)
     setattr(module.config, field, value)
     with pytest.raises(CheckpointError, match="no plain Qwen3"):
-        LeanQwen3(module)
+        LeanModel(module)
 
 
 def test_cached_steps_equal_one_forward():
     module = tiny(13)
-    lean = LeanQwen3(module)
+    lean = LeanModel(module)
     ids_1T = torch.from_numpy(np.random.default_rng(2).integers(0, VOCAB, (1, 30)))
     expected_1TV = whole(lean, ids_1T)
     cache = KVCache.empty(lean, 1, 30)
@@ -92,9 +92,9 @@ def test_cached_steps_equal_one_forward():
 def test_bf16_decodes_with_every_decoder_and_stays_close_to_fp32():
     module = tiny(14)
     ids_1T = torch.from_numpy(np.random.default_rng(3).integers(0, VOCAB, (1, 20)))
-    exact_1TV = whole(LeanQwen3(module), ids_1T)
+    exact_1TV = whole(LeanModel(module), ids_1T)
     module = module.to(torch.bfloat16)
-    lean = LeanQwen3(module)
+    lean = LeanModel(module)
     rough_1TV = whole(lean, ids_1T)
     assert rough_1TV.dtype == torch.bfloat16
     assert (rough_1TV.float() - exact_1TV).abs().mean() < 0.1 * exact_1TV.abs().mean()
@@ -138,7 +138,7 @@ def test_training_layout_gives_the_distributions_that_decoding_saw(
     clean_kv, alignment, origin, grammar
 ):
     module = tiny(15)
-    lean = LeanQwen3(module)
+    lean = LeanModel(module)
     chosen = ruled(decoder="block", clean_kv=clean_kv, alignment=alignment, origin=origin)
     for prompt in prompts(15, (1, 7, 8, 13)):
         row = denoising_states(lean, prompt, chosen, grammar)
@@ -173,7 +173,7 @@ def test_training_layout_gives_the_distributions_that_decoding_saw(
 def test_verified_samples_follow_the_ar_distribution():
     """Chi-square of three sampled tokens: both decoders against the exact probabilities."""
     module = tiny(16)
-    lean = LeanQwen3(module)
+    lean = LeanModel(module)
     prompt, temperature, count = [9, 10, 11], 0.7, 3000
     expected = exact_distribution(lean, prompt, temperature, 3)
     for decoder, canvas in (("ar", 1), ("verify", 4)):

@@ -20,7 +20,7 @@ from diffgr2.decode.grammar import Free, Grammar
 from diffgr2.decode.settings import DecodeRequest
 from diffgr2.errors import DecodeError
 from diffgr2.model.contract import BlockContract
-from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.forward import LeanModel
 from diffgr2.objectives.likelihood import allowed_logp, logits_at
 from diffgr2.stages.batches import epoch_order
 from diffgr2.stages.noisy import realised, response_blocks
@@ -63,7 +63,7 @@ def rollouts(
 ) -> list[Rollout]:
     given = prompts(21, lengths)
     requests = [DecodeRequest(p, grammar, ("replay", i)) for i, p in enumerate(given)]
-    done = decode(LeanQwen3(module), requests, chosen)
+    done = decode(LeanModel(module), requests, chosen)
     return [rollout(p, grammar, t) for p, t in zip(given, done, strict=True)]
 
 
@@ -211,7 +211,7 @@ def test_replay_and_opd_use_the_states_that_the_decoder_was_in(clean_kv, alignme
     )
     grammar = RULED[name]
     for prompt in prompts(23, (1, 7, 8, 9)):
-        row = denoising_states(LeanQwen3(module), prompt, chosen, grammar)
+        row = denoising_states(LeanModel(module), prompt, chosen, grammar)
         trajectory = row.result()
         seen: dict[int, list[list[bool]]] = {}
         for start, canvas, _ in row.states:

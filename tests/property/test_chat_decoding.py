@@ -10,19 +10,19 @@ import torch
 from diffgr2.config import Decoder, ModelConfig
 from diffgr2.decode.batch import decode
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
-from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.forward import LeanModel
 from diffgr2.model.load import build
 from support.templates import draw_request, follow, template
 
 
 @cache
-def noise() -> LeanQwen3:
+def noise() -> LeanModel:
     """A model that wants anything anywhere."""
     size = template("gr2", "qwen").vocab.spec.size
     model = build(ModelConfig(dim=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=64), size, 0)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(20)
-    return LeanQwen3(model)
+    return LeanModel(model)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

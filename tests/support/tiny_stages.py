@@ -34,7 +34,7 @@ from diffgr2.config import (
 from diffgr2.decode.batch import decode
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
 from diffgr2.model.contract import BlockContract
-from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.forward import LeanModel
 from diffgr2.progress import Progress
 from diffgr2.stages.cft import CftTask
 from diffgr2.stages.corpus import KNOWN
@@ -241,8 +241,8 @@ def preference_task(
     return PreferenceTask(task.roller, contract or contract_of(), reference), config
 
 
-def lean(net: Any) -> LeanQwen3:
-    return LeanQwen3(net.eval())
+def lean(net: Any) -> LeanModel:
+    return LeanModel(net.eval())
 
 
 def asked_of(task: OpdTask, n: int, *key: str | int) -> DecodeRequest:

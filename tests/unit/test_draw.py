@@ -13,7 +13,7 @@ from diffgr2.decode.choice import among
 from diffgr2.decode.verify import speculative
 from diffgr2.errors import DecodeError
 from diffgr2.model.backend import NO_TOKEN, Span
-from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.forward import LeanModel
 from diffgr2.model.sampling import entropy, inverse_transform, log_normalised
 from diffgr2.model.session import TorchSession, TorchView
 from support.tiny_qwen import VOCAB, tiny
@@ -25,7 +25,7 @@ BOTH = np.array([0, 1])
 class Fixed:
     """A model whose forward gives these logits."""
 
-    def __init__(self, model: LeanQwen3, logits_V: torch.Tensor) -> None:
+    def __init__(self, model: LeanModel, logits_V: torch.Tensor) -> None:
         self._model, self._logits_V = model, logits_V
 
     def __getattr__(self, name: str):
@@ -36,7 +36,7 @@ class Fixed:
 
 
 def view_of(logits_V: torch.Tensor):
-    session = TorchSession(Fixed(LeanQwen3(tiny(1)), logits_V), MASK)  # type: ignore[arg-type]
+    session = TorchSession(Fixed(LeanModel(tiny(1)), logits_V), MASK)  # type: ignore[arg-type]
     session.add([Span([], 0, [], 0)], 4)
     return session.forward([Span([3, 4], 0, [1, 2], 0)])[0]
 

@@ -9,7 +9,7 @@ import torch
 from diffgr2.config import ModelConfig
 from diffgr2.decode.batch import DecodeRequest, decode
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.model.forward import KVCache, LeanQwen3
+from diffgr2.model.forward import KVCache, LeanModel
 from diffgr2.model.load import build
 from diffgr2.recipe import load_recipe
 
@@ -18,9 +18,9 @@ VOCAB, MASK, PROMPT = 131, 130, 11
 
 
 @pytest.fixture(scope="module")
-def lean() -> LeanQwen3:
+def lean() -> LeanModel:
     config = ModelConfig(dim=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=128)
-    return LeanQwen3(build(config, VOCAB, 0))
+    return LeanModel(build(config, VOCAB, 0))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_the_gpu_recipe_has_50_to_100_million_parameters() -> None:
     assert 50e6 <= sum(p.numel() for p in model.parameters()) <= 100e6
 
 
-def logits_of(lean: LeanQwen3, prompt_BP: torch.Tensor) -> torch.Tensor:
+def logits_of(lean: LeanModel, prompt_BP: torch.Tensor) -> torch.Tensor:
     ids_BT = torch.cat([prompt_BP, prompt_BP.flip(1)], 1)
     rows, length = ids_BT.shape
     position_BT = torch.arange(length).expand(rows, -1)
@@ -45,7 +45,7 @@ def logits_of(lean: LeanQwen3, prompt_BP: torch.Tensor) -> torch.Tensor:
     return lean(ids_BT, position_BT, KVCache.empty(lean, rows, length), 0, mask_BTC, length)
 
 
-def tokens_of(lean: LeanQwen3, prompt_BP: torch.Tensor, decoder: str) -> list[list[int]]:
+def tokens_of(lean: LeanModel, prompt_BP: torch.Tensor, decoder: str) -> list[list[int]]:
     settings = DecodeSettings(
         decoder=decoder,
         mask_id=MASK,

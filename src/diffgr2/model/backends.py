@@ -21,7 +21,8 @@ import numpy as np
 
 from diffgr2.errors import CheckpointError, ConfigError
 from diffgr2.model.backend import Backend
-from diffgr2.model.contract import check_plain, read_config
+from diffgr2.model.contract import read_config
+from diffgr2.model.family import rope_of, sizes_of
 
 Name = Literal["onnx", "onnx-int8", "torch"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -71,7 +72,7 @@ def open_backend(directory: Path, name: str = "auto") -> Backend:
     from diffgr2.model.weights import read, rounded
 
     config, int8, graphs = read_config(directory), name == "onnx-int8", {}
-    check_plain(config, str(directory))
+    sizes_of(config, str(directory))  # what is no plain model is told before its weights are read
     weights = rounded(read(directory)) if int8 else read(directory)
     for single in (False, True):
         path = directory / GRAPHS[int8, single]
@@ -89,14 +90,14 @@ def open_backend(directory: Path, name: str = "auto") -> Backend:
 
 
 def _torch_backend(directory: Path) -> Backend:
-    from diffgr2.model.forward import LeanQwen3
+    from diffgr2.model.forward import LeanModel
     from diffgr2.model.load import open_model
 
     module = open_model(directory)
     for parameter in module.parameters():
         # Weights come mapped from their file: who writes to it would write into this model.
         parameter.data = parameter.data.clone()
-    model = LeanQwen3(module)
+    model = LeanModel(module)
     for parameter in module.parameters():
         parameter.data = parameter.data.new_empty(0)  # the module lingers, what it held not
     if not model.finite:
@@ -105,14 +106,14 @@ def _torch_backend(directory: Path) -> Backend:
 
 
 def backend_of(module: Any, name: str = "auto") -> Backend:
-    """A Qwen3ForCausalLM as it is now; a change of its weights does not reach the backend.
+    """A stock model as it is now; a change of its weights does not reach the backend.
 
     In fp32, whatever the process was told: training replays what a backend wrote.
     """
-    from diffgr2.model.forward import LeanQwen3
+    from diffgr2.model.forward import LeanModel
 
     if chosen(name) == "torch" or module.device.type != "cpu":
-        return LeanQwen3(module)
+        return LeanModel(module)
     from diffgr2.model.graph import within
     from diffgr2.model.ort import OrtBackend
 
@@ -167,46 +168,38 @@ def default_threads() -> int:
 def _facts(config: Mapping[str, Any]) -> Any:
     from diffgr2.model.ort import Facts
 
-    layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
-    groups, size = int(config["num_key_value_heads"]), int(config["head_dim"])
-    vocab = int(config["vocab_size"])
-    wide = 2 * (int(config["num_attention_heads"]) + groups) * size
-    each = hidden * (wide + 3 * int(config["intermediate_size"]))
-    positions = int(config["max_position_embeddings"])
-    return Facts(layers, groups, size, vocab, positions, vocab * hidden + layers * each)
+    own = sizes_of(config)
+    shape = (own.layers, own.kv_heads, own.head_dim, own.vocab, own.positions)
+    return Facts(*shape, own.weights)
 
 
 def _graph(config: Mapping[str, Any], weight: Any, *, single: bool, int8: bool = False) -> bytes:
-    from diffgr2.model.graph import Shape, graph
+    from diffgr2.model.graph import graph
 
-    made = graph(Shape.of(config), _tables(config), weight, single=single, int8=int8)
+    made = graph(sizes_of(config), _tables(config), weight, single=single, int8=int8)
     return made.SerializeToString()
 
 
 def _tables(config: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines [positions, head_dim / 2] of the rotary embedding."""
-    parameters = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 1e4)}
-    size, scale = int(config["head_dim"]), 1.0
-    if parameters.get("rope_type", "default") == "default":
+    own, parameters = sizes_of(config), rope_of(config)
+    size, scale = own.head_dim, 1.0
+    if parameters["rope_type"] == "default":
         place = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
         frequency = np.float32(1.0) / np.float32(parameters["rope_theta"]) ** place
     else:
         frequency, scale = _scaled_frequencies(config)
-    position = np.arange(int(config["max_position_embeddings"]), dtype=np.float32)
+    position = np.arange(own.positions, dtype=np.float32)
     angle = position[:, None] * frequency
     return np.cos(angle) * np.float32(scale), np.sin(angle) * np.float32(scale)
 
 
 def _scaled_frequencies(config: Mapping[str, Any]) -> tuple[np.ndarray, float]:
     """What transformers makes of a scaled rotary embedding."""
-    import torch
-    from transformers import Qwen3Config
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from diffgr2.model.load import rotary
 
-    own = Qwen3Config(**config)
-    kind = config["rope_parameters"]["rope_type"]
-    frequency, scale = ROPE_INIT_FUNCTIONS[kind](own, torch.device("cpu"))
-    return frequency.float().numpy(), float(scale)
+    table = rotary(config)
+    return table.inv_freq.float().numpy(), float(table.attention_scaling)
 
 
 def described() -> str:

@@ -1,7 +1,7 @@
-"""A lean Qwen3 forward over a preallocated KV cache: the torch backend's, and GPUs' way.
+"""A lean forward over a preallocated KV cache: the torch backend's, and GPUs' way.
 
-Contract: `LeanQwen3(module)` reads the weights of a stock `Qwen3ForCausalLM` (nothing is trained
-here) and computes the same logits as the module: to 1e-5 in fp32, and bit-identically on CPU for
+Contract: `LeanModel(module)` reads the weights of a stock model of any family of `family` (Qwen3's
+norms of queries and keys, Qwen2's biases are there or not; nothing is trained here) and computes the same logits as the module: to 1e-5 in fp32, and bit-identically on CPU for
 one causal forward of a few tokens at the default dimensions, which tests assert. The caller gives
 token ids, positions, cache slots and a mask of which slots each token sees, so one function serves
 prefill, AR steps, block denoising and verification. Not here: who sees whom (`layout`, `decode`),
@@ -25,15 +25,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffgr2.model.backend import Session
-from diffgr2.model.contract import check_plain
+from diffgr2.model.family import sizes_of
 
 
 @dataclass(frozen=True)
 class _Layer:
     attention_norm: Tensor
     qkv: Tensor
-    query_norm: Tensor
-    key_norm: Tensor
+    qkv_bias: Tensor | None
+    query_norm: Tensor | None
+    key_norm: Tensor | None
     out: Tensor
     ffn_norm: Tensor
     gate_up: Tensor
@@ -47,7 +48,7 @@ class KVCache:
         self.keys, self.values = keys, values  # by layer
 
     @staticmethod
-    def empty(model: LeanQwen3, rows: int, slots: int) -> KVCache:
+    def empty(model: LeanModel, rows: int, slots: int) -> KVCache:
         shape = (rows, model.kv_heads, slots, model.head_dim)
         make = {"dtype": model.dtype, "device": model.device}
         keys = [torch.zeros(shape, **make) for _ in model.layers]
@@ -82,21 +83,16 @@ class KVCache:
         self.values = [torch.cat(pair) for pair in zip(self.values, other.values, strict=True)]
 
 
-class LeanQwen3:
+class LeanModel:
     """See the module's docstring."""
 
     name = "torch"
     lanes = 1  # its kernels share all threads already
 
-    def __init__(self, module: Any) -> None:  # a Qwen3ForCausalLM
-        config = module.config
-        check_plain(config.to_dict())
-        self.heads = int(config.num_attention_heads)
-        self.kv_heads = int(config.num_key_value_heads)
-        self.head_dim = int(config.head_dim)
-        self.eps = float(config.rms_norm_eps)
-        self.vocab_size = int(config.vocab_size)
-        self.max_positions = int(config.max_position_embeddings)
+    def __init__(self, module: Any) -> None:  # a stock model of a family
+        sizes = sizes_of(module.config.to_dict())
+        self.heads, self.kv_heads, self.head_dim = sizes.heads, sizes.kv_heads, sizes.head_dim
+        self.eps, self.vocab_size, self.max_positions = sizes.eps, sizes.vocab, sizes.positions
         inner = module.model
         self.embedding = inner.embed_tokens.weight.detach()
         self.norm = inner.norm.weight.detach()
@@ -111,12 +107,14 @@ class LeanQwen3:
     @staticmethod
     def _layer(layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        qkv = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+        biased, normed = parts[0].bias is not None, hasattr(attention, "q_norm")
         return _Layer(
             attention_norm=layer.input_layernorm.weight.detach(),
-            qkv=torch.cat(qkv).detach(),
-            query_norm=attention.q_norm.weight.detach(),
-            key_norm=attention.k_norm.weight.detach(),
+            qkv=torch.cat([part.weight for part in parts]).detach(),
+            qkv_bias=torch.cat([part.bias for part in parts]).detach() if biased else None,
+            query_norm=attention.q_norm.weight.detach() if normed else None,
+            key_norm=attention.k_norm.weight.detach() if normed else None,
             out=attention.o_proj.weight.detach(),
             ffn_norm=layer.post_attention_layernorm.weight.detach(),
             gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach(),
@@ -148,10 +146,10 @@ class LeanQwen3:
     def finite(self) -> bool:
         """Whether all weights, and the tables of positions, are numbers."""
         matrices = [w for y in self.layers for w in (y.qkv, y.out, y.gate_up, y.down)]
-        norms = [n for y in self.layers for n in (y.attention_norm, y.query_norm, y.key_norm)]
-        every = [self.embedding, self.norm, self.head, *matrices, *norms]
-        every += [self._cos, self._sin]
-        every += [layer.ffn_norm for layer in self.layers]
+        norms = [n for y in self.layers for n in (y.attention_norm, y.ffn_norm)]
+        some = [n for y in self.layers for n in (y.query_norm, y.key_norm, y.qkv_bias)]
+        every = [self.embedding, self.norm, self.head, *matrices, *norms, self._cos, self._sin]
+        every += [tensor for tensor in some if tensor is not None]
         return all(bool(torch.isfinite(tensor).all()) for tensor in every)
 
     @torch.inference_mode()
@@ -209,10 +207,12 @@ class LeanQwen3:
         width = (x_BTD.shape[-1],)
         for number, layer in enumerate(self.layers):
             h_BTD = F.rms_norm(x_BTD, width, layer.attention_norm, self.eps)
-            qkv = F.linear(h_BTD, layer.qkv).view(rows, length, heads + 2 * groups, size)
-            qkv = qkv.transpose(1, 2)
-            q = F.rms_norm(qkv[:, :heads], (size,), layer.query_norm, self.eps)
-            k = F.rms_norm(qkv[:, heads : heads + groups], (size,), layer.key_norm, self.eps)
+            qkv = F.linear(h_BTD, layer.qkv, layer.qkv_bias)
+            qkv = qkv.view(rows, length, heads + 2 * groups, size).transpose(1, 2)
+            q, k = qkv[:, :heads], qkv[:, heads : heads + groups]
+            if layer.query_norm is not None and layer.key_norm is not None:
+                q = F.rms_norm(q, (size,), layer.query_norm, self.eps)
+                k = F.rms_norm(k, (size,), layer.key_norm, self.eps)
             q = q * cos_BTE + q.roll(size // 2, -1) * sin_BTE
             k = k * cos_BTE + k.roll(size // 2, -1) * sin_BTE
             keys, values = cache.keys[number], cache.values[number]

@@ -1,7 +1,7 @@
 """The forward as an ONNX graph: what a CPU runtime compiles, of standard operators only.
 
-Contract: `graph(shape, tables, weight, single=…)` is a stock Qwen3 forward of T new tokens of B
-rows behind S slots of a cache, in opset 23. Inputs: `ids`, `position`, an additive `bias`
+Contract: `graph(sizes, tables, weight, single=…)` is a stock forward (of any family of `family`) of
+T new tokens of B rows behind S slots of a cache, in opset 23. Inputs: `ids`, `position`, an additive `bias`
 [B, 1, T, S + T], `first` (from this new token on distributions are asked for), `ban` (added to the
 logits) and per layer `past_key`, `past_value`. Outputs: log-probabilities, and per layer the new
 keys and values [B, T, W]; who keeps them is the caller's matter, so no cache is copied to leave the
@@ -18,7 +18,6 @@ beforehand, per output (`weights.rounded`). Not here: running it (`ort`), who se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from diffgr2.errors import CheckpointError
-from diffgr2.model.contract import check_plain
+from diffgr2.model.family import Sizes
 from diffgr2.model.weights import EMBEDDING, INT8, SCALE, placed
 
 OPSET, IR_VERSION = 23, 11
@@ -35,33 +34,6 @@ END = np.iinfo(np.int64).max
 
 Weight = Callable[[str], TensorProto]
 """A checkpoint's tensor by its name."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a Qwen3 model."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    eps: float
-    tied: bool
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape:
-        """From config.json's values."""
-        check_plain(config)
-        return cls(
-            layers=int(config["num_hidden_layers"]),
-            heads=int(config["num_attention_heads"]),
-            kv_heads=int(config["num_key_value_heads"]),
-            head_dim=int(config["head_dim"]),
-            vocab=int(config["vocab_size"]),
-            eps=float(config["rms_norm_eps"]),
-            tied=bool(config.get("tie_word_embeddings")),
-        )
 
 
 class _Builder:
@@ -121,7 +93,7 @@ class _Builder:
 
 
 def graph(
-    shape: Shape,
+    sizes: Sizes,
     tables: tuple[np.ndarray, np.ndarray],
     weight: Weight,
     *,
@@ -133,24 +105,24 @@ def graph(
     for name, table in zip(("cos", "sin"), tables, strict=True):
         make.constant(name, table.astype(np.float32))
     make.constant("flat", np.array([0, 0, -1]))
-    make.constant("query_heads", np.array([0, 0, shape.heads, shape.head_dim]))
-    make.constant("key_heads", np.array([0, 0, shape.kv_heads, shape.head_dim]))
-    groups, repeats = shape.kv_heads, shape.heads // shape.kv_heads
-    make.constant("by_group", np.array([0, 0, groups, repeats, shape.head_dim]))
-    make.constant("joined", np.array([0, 0, -1, shape.head_dim]))
-    make.constant("parted", np.array([0, 0, repeats, -1, shape.head_dim]))
+    make.constant("query_heads", np.array([0, 0, sizes.heads, sizes.head_dim]))
+    make.constant("key_heads", np.array([0, 0, sizes.kv_heads, sizes.head_dim]))
+    groups, repeats = sizes.kv_heads, sizes.heads // sizes.kv_heads
+    make.constant("by_group", np.array([0, 0, groups, repeats, sizes.head_dim]))
+    make.constant("joined", np.array([0, 0, -1, sizes.head_dim]))
+    make.constant("parted", np.array([0, 0, repeats, -1, sizes.head_dim]))
     make.constant("repeats", np.array([1, 1, repeats, 1]))
-    make.constant("scale", np.float32(shape.head_dim**-0.5))
+    make.constant("scale", np.float32(sizes.head_dim**-0.5))
     for name, value in (("start", 0), ("end", END), ("time", 1), ("queries", 2), ("slots", 3)):
         make.constant(name, np.array([value], dtype=np.int64))
     x = make("Gather", make.weight(EMBEDDING), "ids")
-    for number in range(shape.layers):
-        x = _layer(make, shape, number, x, single=single)
-    x = make("RMSNormalization", x, make.weight("model.norm.weight"), epsilon=shape.eps, axis=-1)
-    head = EMBEDDING if shape.tied else "lm_head.weight"
+    for number in range(sizes.layers):
+        x = _layer(make, sizes, number, x, single=single)
+    x = make("RMSNormalization", x, make.weight("model.norm.weight"), epsilon=sizes.eps, axis=-1)
+    head = EMBEDDING if sizes.tied else "lm_head.weight"
     logits = make("Add", make.product(x, head), "ban")
     make("LogSoftmax", logits, name="logp", axis=-1)
-    inputs, outputs = _ports(shape, single=single)
+    inputs, outputs = _ports(sizes, single=single)
     body = helper.make_graph(
         make.nodes, "forward", inputs, outputs, initializer=list(make.constants.values())
     )
@@ -158,64 +130,70 @@ def graph(
     return helper.make_model(body, opset_imports=opset, ir_version=IR_VERSION)
 
 
-def _ports(shape: Shape, *, single: bool) -> tuple[list[Any], list[Any]]:
+def _ports(sizes: Sizes, *, single: bool) -> tuple[list[Any], list[Any]]:
     """Inputs and outputs."""
 
     def port(name: str, kind: int, *sizes: str | int) -> Any:
         return helper.make_tensor_value_info(name, kind, list(sizes))
 
-    groups, size = shape.kv_heads, shape.head_dim
+    groups, size = sizes.kv_heads, sizes.head_dim
     width, real, whole = groups * size, TensorProto.FLOAT, TensorProto.INT64
     inputs = [
         port("ids", whole, "B", "T"),
         port("position", whole, "B", "T"),
         port("bias", real, "B", 1, "T", "A"),
         port("first", whole, 1),
-        port("ban", real, shape.vocab),
+        port("ban", real, sizes.vocab),
     ]
     past = {"key": ("B", groups, size, "S"), "value": ("B", groups, "S", size)}
     if single:
         past = dict.fromkeys(past, ("B", "S", width))
     else:
         inputs.append(port("past", whole, 1))  # S, as a number
-    outputs = [port("logp", real, "B", "R", shape.vocab)]
-    for number in range(shape.layers):
+    outputs = [port("logp", real, "B", "R", sizes.vocab)]
+    for number in range(sizes.layers):
         for kind, sizes in past.items():
             inputs.append(port(f"past_{kind}_{number}", real, *sizes))
             outputs.append(port(f"new_{kind}_{number}", real, "B", "T", width))
     return inputs, outputs
 
 
-def _layer(make: _Builder, shape: Shape, number: int, x: str, *, single: bool) -> str:
+def _layer(make: _Builder, sizes: Sizes, number: int, x: str, *, single: bool) -> str:
     """One decoder layer; the last computes what is asked for."""
     name = f"model.layers.{number}."
 
     def normed(value: str, which: str) -> str:
         scale = make.weight(f"{name}{which}.weight")
-        return make("RMSNormalization", value, scale, epsilon=shape.eps, axis=-1)
+        return make("RMSNormalization", value, scale, epsilon=sizes.eps, axis=-1)
 
     hidden = normed(x, "input_layernorm")
     asking, position, bias = hidden, "position", "bias"
-    if number == shape.layers - 1:
+    if number == sizes.layers - 1:
         asking, x, position = (
             make("Slice", v, "first", "end", "time") for v in (hidden, x, position)
         )
         bias = make("Slice", bias, "first", "end", "queries")
 
-    def projected(value: str, which: str, place: str, out: str | None = None) -> str:
-        heads = "query_heads" if which == "q" else "key_heads"
+    def projected(value: str, which: str) -> str:
         value = make.product(value, f"{name}self_attn.{which}_proj.weight")
-        value = normed(make("Reshape", value, heads), f"self_attn.{which}_norm")
-        count = shape.heads if which == "q" else shape.kv_heads
-        flat = make("Reshape", value, "flat")
-        return make("RotaryEmbedding", flat, "cos", "sin", place, name=out, num_heads=count)
+        if not sizes.family.biases:
+            return value
+        return make("Add", value, make.weight(f"{name}self_attn.{which}_proj.bias"))
 
-    query = projected(asking, "q", position)
-    new = [projected(hidden, "k", "position", f"new_key_{number}")]
-    value = make.product(hidden, f"{name}self_attn.v_proj.weight")
-    new.append(make("Identity", value, name=f"new_value_{number}"))
+    def turned(value: str, which: str, place: str, out: str | None = None) -> str:
+        value = projected(value, which)
+        if sizes.family.norms:
+            heads = "query_heads" if which == "q" else "key_heads"
+            value = normed(make("Reshape", value, heads), f"self_attn.{which}_norm")
+            value = make("Reshape", value, "flat")
+        count = sizes.heads if which == "q" else sizes.kv_heads
+        return make("RotaryEmbedding", value, "cos", "sin", place, name=out, num_heads=count)
+
+    query = turned(asking, "q", position)
+    new = [turned(hidden, "k", "position", f"new_key_{number}")]
+    new.append(make("Identity", projected(hidden, "v"), name=f"new_value_{number}"))
     attention = _of_a_row if single else _of_a_batch
-    mixed = attention(make, shape, number, query, new, bias)
+    mixed = attention(make, sizes, number, query, new, bias)
     x = make("Add", x, make.product(mixed, f"{name}self_attn.o_proj.weight"))
     hidden = normed(x, "post_attention_layernorm")
     gate = make.product(hidden, f"{name}mlp.gate_proj.weight")
@@ -225,19 +203,19 @@ def _layer(make: _Builder, shape: Shape, number: int, x: str, *, single: bool) -
 
 
 def _of_a_row(
-    make: _Builder, shape: Shape, number: int, query: str, new: list[str], bias: str
+    make: _Builder, sizes: Sizes, number: int, query: str, new: list[str], bias: str
 ) -> str:
     """Grouped-query attention over all slots; what is not seen has a bias of −inf."""
     keys, values = (
         make("Concat", f"past_{kind}_{number}", fresh, axis=1)
         for kind, fresh in zip(("key", "value"), new, strict=True)
     )
-    heads: dict[str, Any] = {"q_num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
+    heads: dict[str, Any] = {"q_num_heads": sizes.heads, "kv_num_heads": sizes.kv_heads}
     return make("Attention", query, keys, values, bias, **heads)
 
 
 def _of_a_batch(
-    make: _Builder, shape: Shape, number: int, query: str, new: list[str], bias: str
+    make: _Builder, sizes: Sizes, number: int, query: str, new: list[str], bias: str
 ) -> str:
     """The same: scores of the cache and of the new tokens apart, under one softmax."""
     by_group = make("Transpose", make("Reshape", query, "by_group"), perm=[0, 2, 3, 1, 4])

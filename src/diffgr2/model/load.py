@@ -1,31 +1,46 @@
-"""Building, loading and saving the backbone: a stock `Qwen3ForCausalLM`, never a copy of it.
+"""Building, loading and saving the backbone: a stock model of its family, never a copy of it.
 
-Contract: `build` makes a model from a recipe's dimensions (deterministic in the seed) or from a
-Qwen3-family checkpoint directory, with embeddings for the whole vocabulary; `save`/`load` use
-safetensors only and no remote code. Everything raises a CheckpointError naming directory and
-reason. Not here: the block-diffusion contract (`contract`) and training state (`train.checkpoint`).
+Contract: `build` makes a Qwen3 from a recipe's dimensions (deterministic in the seed) or takes a
+checkpoint directory of any family of `family`, with embeddings for the whole vocabulary, old rows
+bit for bit; `save`/`load` use safetensors only and no remote code. Everything raises a
+CheckpointError naming directory and reason. Not here: the block-diffusion contract (`contract`) and
+training state (`train.checkpoint`).
 """
 
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
-from transformers.utils.logging import disable_progress_bar
+from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from diffgr2.artifacts import write_json
 from diffgr2.config import ModelConfig
 from diffgr2.errors import CheckpointError, first_line
-from diffgr2.model.contract import FAMILY, read_config
+from diffgr2.model.contract import read_config
+from diffgr2.model.family import family_of, rope_of, sizes_of
 from diffgr2.streams import key_of
+
+Backbone = Qwen3ForCausalLM | Qwen2ForCausalLM | LlamaForCausalLM
+"""A stock model of one of the families."""
 
 MAX_POSITIONS = 4096
 
+FOREIGN = ("architectures", "auto_map", "model_type", "rope_scaling", "rope_theta", "torch_dtype")
+"""Keys of a config.json that name other people's code, or say again what we say in one spelling."""
+
+OF_OLD = "rotary_emb.inv_freq"
+"""A table that old checkpoints hold beside their weights."""
+
 disable_progress_bar()  # weights load in a blink; the bars only break up our own lines
+set_verbosity_error()  # what is wrong with a checkpoint we say ourselves, in one line
 
 
-def build(config: ModelConfig, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
+def build(config: ModelConfig, vocab_size: int, seed: int) -> Backbone:
     """A model with at least `vocab_size` embedding rows."""
     rows = -(-vocab_size // config.pad_vocab_to) * config.pad_vocab_to
     with torch.random.fork_rng(devices=[]):
@@ -54,17 +69,45 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
         )
 
 
-def load(directory: Path) -> Qwen3ForCausalLM:
-    """A Qwen3-family checkpoint; weights must be safetensors."""
+def stock_config(values: Mapping[str, Any], source: str = "") -> Any:
+    """The family's own configuration object for a config.json."""
+    sizes = sizes_of(values, source)
+    kept = {key: value for key, value in values.items() if key not in FOREIGN}
+    kept |= {"num_key_value_heads": sizes.kv_heads, "head_dim": sizes.head_dim}
+    kept |= {"tie_word_embeddings": sizes.tied, "rope_parameters": rope_of(values, source)}
+    try:
+        return getattr(transformers, f"{sizes.family.stock}Config")(**kept)
+    except Exception as error:
+        where = f"{source}: " if source else ""
+        raise CheckpointError(f"{where}config.json: {first_line(error)}") from None
+
+
+def empty(config: Any) -> Backbone:
+    """A model of a stock configuration, its weights to be filled in."""
+    name = family_of({"model_type": config.model_type}).stock
+    return getattr(transformers, f"{name}ForCausalLM")(config)
+
+
+def rotary(values: Mapping[str, Any]) -> Any:
+    """The family's own rotary embedding: `inv_freq` and `attention_scaling`."""
+    config = stock_config(values)
+    stock = family_of(values).stock
+    name = stock.lower()
+    module = import_module(f"transformers.models.{name}.modeling_{name}")
+    return getattr(module, f"{stock}RotaryEmbedding")(config)
+
+
+def load(directory: Path) -> Backbone:
+    """A checkpoint of a family; weights must be safetensors."""
     values = read_config(directory)
-    kind = values.get("model_type")
-    if kind not in FAMILY:
-        raise CheckpointError(f"{directory}: model_type {kind!r} is not of the Qwen3 family")
+    config = stock_config(values, str(directory))
     if not list(directory.glob("*.safetensors")):
         raise CheckpointError(f"{directory}: holds no safetensors weights")
+    stock = getattr(transformers, f"{family_of(values).stock}ForCausalLM")
     try:
-        model, info = Qwen3ForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        model, info = stock.from_pretrained(
             directory,
+            config=config,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
@@ -77,6 +120,11 @@ def load(directory: Path) -> Qwen3ForCausalLM:
     if info["missing_keys"] or info["mismatched_keys"]:
         name = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))[0]
         raise CheckpointError(f"{directory}: tensor {name} is missing or has another shape")
+    known = (OF_OLD, *(("lm_head.weight",) if model.config.tie_word_embeddings else ()))
+    strange = sorted(name for name in info["unexpected_keys"] if not name.endswith(known))
+    if strange:
+        told = f"tensor {strange[0]} is unknown to a {values['model_type']} model"
+        raise CheckpointError(f"{directory}: {told}")
     return model
 
 
@@ -85,23 +133,25 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def to_device(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
+def to_device(model: Backbone) -> Backbone:
     nn.Module.to(model, device())  # in place; transformers' own `to` is typed for other uses
     return model
 
 
-def open_model(directory: Path) -> Qwen3ForCausalLM:
+def open_model(directory: Path) -> Backbone:
     """A model directory's model on the device."""
     return to_device(load(directory))
 
 
-def save(model: Qwen3ForCausalLM, directory: Path, extra: dict[str, Any] | None = None) -> None:
+def save(model: Backbone, directory: Path, extra: dict[str, Any] | None = None) -> None:
     """Write weights and config; `extra` sections join config.json.
 
-    `rope_theta` is repeated at top level: engines that read it there would fall back to a default.
+    `rope_theta` and `head_dim` stand at top level: engines that read them there would fall back to
+    a default.
     """
     model.save_pretrained(directory, safe_serialization=True)
     values = read_config(directory)
-    parameters = values.get("rope_parameters") or {}
-    values["rope_theta"] = parameters.get("rope_theta", 10_000.0)
+    values["rope_theta"] = rope_of(values)["rope_theta"]
+    values["head_dim"] = sizes_of(values).head_dim
     write_json(directory / "config.json", values | (extra or {}))
+

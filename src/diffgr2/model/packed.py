@@ -1,4 +1,4 @@
-"""A stock Qwen3's hidden states without padding: how training runs on CPUs.
+"""A stock model's hidden states without padding: how training runs on CPUs.
 
 Contract: `hidden_at` computes what the module's own trunk computes, to rounding, with the module's
 own parameters and gradients; `able` says for which modules. Rows are joined end to end, so padding
@@ -20,15 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from diffgr2.model.family import FAMILIES
+
 
 def able(model: Any) -> bool:
-    """Whether this is a plain Qwen3 whose weights lie whole on a CPU."""
+    """Whether this is a plain model of a family, whose weights lie whole on a CPU."""
     config: Any = getattr(model, "config", None)
-    plain = (
-        getattr(config, "model_type", None) == "qwen3"
-        and not config.attention_bias
-        and not config.use_sliding_window
-        and config.hidden_act == "silu"
+    plain = getattr(config, "model_type", None) in FAMILIES and not (
+        getattr(config, "attention_bias", False)
+        or getattr(config, "mlp_bias", False)
+        or getattr(config, "use_sliding_window", False)
+        or config.hidden_act != "silu"
     )
     # All of them: while a sharded model is at work, the weights of its root alone are whole.
     return plain and all(
@@ -49,7 +51,7 @@ class _Rows:
 
 
 def hidden_at(
-    model: Any,  # a Qwen3ForCausalLM
+    model: Any,  # a stock model of a family
     ids_BT: Tensor,
     index_M: Tensor,
     length_B: Tensor,
@@ -112,21 +114,27 @@ def _norm(x: Tensor, module: Any) -> Tensor:
     return F.rms_norm(x.float(), x.shape[-1:], module.weight, module.variance_epsilon)
 
 
+def _heads(h_ND: Tensor, attention: Any, which: str) -> Tensor:
+    """Queries, keys or values by head, with the bias and the norm that the family has."""
+    matrix = getattr(attention, f"{which}_proj")
+    made = F.linear(h_ND, matrix.weight, matrix.bias).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{which}_norm", None)
+    return made if norm is None else _norm(made, norm)
+
+
 def _layer(
     layer: Any, x_ND: Tensor, rotary: tuple[Tensor, Tensor], rows: _Rows, *, last: bool
 ) -> Tensor:
     """One decoder layer; the last one answers for the chosen places only [M, D]."""
     attention, mlp, (cos, sin) = layer.self_attn, layer.mlp, rotary
-    size, h_ND = attention.head_dim, _norm(x_ND, layer.input_layernorm)
-    k_NGE = F.linear(h_ND, attention.k_proj.weight).unflatten(-1, (-1, size))
-    v_NGE = F.linear(h_ND, attention.v_proj.weight).unflatten(-1, (-1, size))
-    k_NGE = _turned(_norm(k_NGE, attention.k_norm), cos, sin)
+    h_ND = _norm(x_ND, layer.input_layernorm)
+    k_NGE = _turned(_heads(h_ND, attention, "k"), cos, sin)
+    v_NGE = _heads(h_ND, attention, "v")
     if last:
         x_ND, h_ND, cos, sin = (
             part.index_select(0, rows.chosen_M) for part in (x_ND, h_ND, cos, sin)
         )
-    q_NHE = F.linear(h_ND, attention.q_proj.weight).unflatten(-1, (-1, size))
-    q_NHE = _turned(_norm(q_NHE, attention.q_norm), cos, sin)
+    q_NHE = _turned(_heads(h_ND, attention, "q"), cos, sin)
     mixed_ND = _attend(q_NHE, k_NGE, v_NGE.float(), rows, last=last).flatten(1)
     x_ND = x_ND + F.linear(mixed_ND, attention.o_proj.weight)
     h_ND = _norm(x_ND, layer.post_attention_layernorm)

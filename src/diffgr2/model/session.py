@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffgr2.errors import DecodeError
 from diffgr2.model.backend import BROKEN, NO_TOKEN, NOTHING_BANNED, Chosen, Span, View, check_room
-from diffgr2.model.forward import KVCache, LeanQwen3
+from diffgr2.model.forward import KVCache, LeanModel
 from diffgr2.model.view import NumpyView, drawn
 
 FEW = 2**25
@@ -66,7 +66,7 @@ class TorchView:
 class TorchSession:
     """See `backend.Session`."""
 
-    def __init__(self, model: LeanQwen3, mask_id: int) -> None:
+    def __init__(self, model: LeanModel, mask_id: int) -> None:
         self.model, self.mask_id = model, mask_id
         self._cache: KVCache | None = None
 
@@ -120,7 +120,7 @@ def views(logp_BTV: Tensor, spans: Sequence[Span], at: Sequence[tuple[int, int]]
 
 
 def inputs(
-    spans: Sequence[Span], cache: KVCache, model: LeanQwen3
+    spans: Sequence[Span], cache: KVCache, model: LeanModel
 ) -> tuple[Tensor, Tensor, KVCache, int | Tensor, Tensor | None, int]:
     """Arguments of one forward; a single row takes no padding (the latency path)."""
     device = model.device

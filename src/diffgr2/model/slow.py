@@ -1,18 +1,19 @@
 """The stock model as the decoders' reference asks it: one whole document per forward, no cache.
 
 Contract: `SlowModel.logp(ids, sees)` are the log-probabilities of every position of a document in
-which token t sees the positions below `sees[t]`, by `Qwen3ForCausalLM` under an explicit boolean
+which token t sees the positions below `sees[t]`, by the stock model under an explicit boolean
 mask; the mask token is never predicted. Not here: decoding (`decode.reference`), and speed.
 """
 
 import torch
-from transformers import Qwen3ForCausalLM
+
+from diffgr2.model.load import Backbone
 
 
 class SlowModel:
     """See the module's docstring."""
 
-    def __init__(self, module: Qwen3ForCausalLM, mask_id: int) -> None:
+    def __init__(self, module: Backbone, mask_id: int) -> None:
         self.module, self.mask_id = module, mask_id
 
     @torch.no_grad()

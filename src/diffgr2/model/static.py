@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffgr2.errors import DecodeError
 from diffgr2.model.backend import BROKEN, Span, View, check_room
-from diffgr2.model.forward import KVCache, LeanQwen3
+from diffgr2.model.forward import KVCache, LeanModel
 from diffgr2.model.session import inputs, views, without
 
 SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -66,7 +66,7 @@ class _Shape:
 class Slab(KVCache):
     """A cache that stays where it is, and the forwards over it."""
 
-    def __init__(self, model: LeanQwen3, rows: int, slots: int) -> None:
+    def __init__(self, model: LeanModel, rows: int, slots: int) -> None:
         empty = KVCache.empty(model, rows, slots)
         super().__init__(empty.keys, empty.values)
         self.shapes: dict[tuple[int, ...], _Shape] = {}
@@ -91,7 +91,7 @@ class Slab(KVCache):
                 array[target, :, : old.shape[2]] = old[source]
 
 
-def borrowed(model: LeanQwen3, rows: int, slots: int) -> Slab:
+def borrowed(model: LeanModel, rows: int, slots: int) -> Slab:
     """The model's smallest spare slab that has the room, or a new one."""
     fit = [slab for slab in model.spare if slab.rows >= rows and slab.slots >= slots]
     if not fit:
@@ -105,7 +105,7 @@ def borrowed(model: LeanQwen3, rows: int, slots: int) -> Slab:
 class StaticSession:
     """See `backend.Session`."""
 
-    def __init__(self, model: LeanQwen3, mask_id: int) -> None:
+    def __init__(self, model: LeanModel, mask_id: int) -> None:
         self.model, self.mask_id = model, mask_id
         self._slab: Slab | None = None
         self._place: list[int] = []  # of each row, where it lies

@@ -22,6 +22,7 @@ from diffgr2.data.columnar import HISTORIES, ITEMS, USERS
 from diffgr2.errors import ArtifactError, CheckpointError, first_line
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import BlockContract, read_config
+from diffgr2.model.family import Family, check_plain
 from diffgr2.prompts.template import Template
 from diffgr2.prompts.vocab import Vocabulary, own_tokens
 from diffgr2.rerank.bundle import CALIBRATION, PARTS, read_strict
@@ -89,7 +90,7 @@ def check_config(directory: Path) -> None:
     if sizes["num_hidden_layers"] > len(found):
         raise CheckpointError(f"{path}: num_hidden_layers: more than the weights have")
     tied = config.get("tie_word_embeddings") is True
-    wanted = shapes_of(sizes, tied=tied)
+    wanted = shapes_of(sizes, check_plain(config, str(path)), tied=tied)
     for name, shape in wanted.items():
         if name not in found:
             raise CheckpointError(f"{directory}: tensor {name} is missing")
@@ -142,8 +143,8 @@ def _check_shards(path: Path, names: set[str]) -> None:
         raise CheckpointError(f"{path}: weight_map: names what is not in the bundle")
 
 
-def shapes_of(sizes: dict[str, Any], *, tied: bool) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a Qwen3 model of these sizes."""
+def shapes_of(sizes: dict[str, Any], family: Family, *, tied: bool) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a family's model of these sizes."""
     width, inner, head = sizes["hidden_size"], sizes["intermediate_size"], sizes["head_dim"]
     queries, keys = sizes["num_attention_heads"] * head, sizes["num_key_value_heads"] * head
     layer = {
@@ -153,18 +154,22 @@ def shapes_of(sizes: dict[str, Any], *, tied: bool) -> dict[str, tuple[int, ...]
         "self_attn.k_proj": (keys, width),
         "self_attn.v_proj": (keys, width),
         "self_attn.o_proj": (width, queries),
-        "self_attn.q_norm": (head,),
-        "self_attn.k_norm": (head,),
         "mlp.gate_proj": (inner, width),
         "mlp.up_proj": (inner, width),
         "mlp.down_proj": (width, inner),
     }
+    wide = {"q": queries, "k": keys, "v": keys}
+    layer = {f"{name}.weight": size for name, size in layer.items()}
+    if family.norms:
+        layer |= {f"self_attn.{which}_norm.weight": (head,) for which in "qk"}
+    if family.biases:
+        layer |= {f"self_attn.{which}_proj.bias": (size,) for which, size in wide.items()}
     embedding = (sizes["vocab_size"], width)
     wanted = {"model.embed_tokens.weight": embedding, "model.norm.weight": (width,)}
     if not tied:
         wanted["lm_head.weight"] = embedding
     for number in range(sizes["num_hidden_layers"]):
-        wanted |= {f"model.layers.{number}.{name}.weight": size for name, size in layer.items()}
+        wanted |= {f"model.layers.{number}.{name}": size for name, size in layer.items()}
     return wanted
 
 

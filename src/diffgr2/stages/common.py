@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from transformers import Qwen3ForCausalLM
 
 from diffgr2.config import Answering, TrainConfig
-from diffgr2.model.contract import SECTION, VOCABULARY_FILES, read_config
-from diffgr2.model.load import save
+from diffgr2.model.contract import CHAT_TEMPLATE, SECTION, VOCABULARY_FILES, read_config
+from diffgr2.model.load import Backbone, empty, save
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.corpus import Corpus
 from diffgr2.train import dist
@@ -25,23 +24,23 @@ from diffgr2.train.log import without_wall
 from diffgr2.train.loop import Task, fit
 
 
-def write_model(model: Qwen3ForCausalLM, source: Path, out: Path) -> None:
+def write_model(model: Backbone, source: Path, out: Path) -> None:
     """Write weights, config (with the block-diffusion section of `source`) and vocabulary files."""
     values = read_config(source) if (source / "config.json").exists() else {}
     save(model, out, {SECTION: values[SECTION]} if SECTION in values else {})
-    for name in VOCABULARY_FILES:
+    for name in (*VOCABULARY_FILES, CHAT_TEMPLATE):
         if (source / name).exists():
             shutil.copyfile(source / name, out / name)
 
 
 def train_stage(
-    ctx: StageContext, task: Task, model: Qwen3ForCausalLM, config: TrainConfig, source: Path
+    ctx: StageContext, task: Task, model: Backbone, config: TrainConfig, source: Path
 ) -> dict[str, Any]:
     """Fit and write; returns the means of the last steps' metrics."""
     lines = fit(task, model, config, ctx.work, ctx.seed, ctx.progress)
     if dist.is_sharded(model):
         whole = dist.full_tensors(model)
-        model = Qwen3ForCausalLM(model.config)
+        model = empty(model.config)
         model.load_state_dict(whole, strict=False)
     if dist.world().first:
         write_model(model, source, ctx.out)

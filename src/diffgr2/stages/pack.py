@@ -19,14 +19,15 @@ from diffgr2.data import columnar
 from diffgr2.data.store import read_dataset
 from diffgr2.evaluate.tables import at, markdown_table
 from diffgr2.model.backends import write_graphs
-from diffgr2.model.contract import VOCABULARY_FILES, contract_of
+from diffgr2.model.contract import CHAT_TEMPLATE, VOCABULARY_FILES, contract_of
 from diffgr2.pipeline import StageContext
 from diffgr2.rerank.bundle import CALIBRATION, FORMAT, NOTE, PARTS, SECTIONS, VERDICT
 from diffgr2.stages.judge import PACKED, data_of, verdict_of
 from diffgr2.stages.rows import read_row
 
 CARD = Path(__file__).with_name("model_card.md")
-MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", *VOCABULARY_FILES)
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+MODEL_FILES = ("config.json", *WEIGHTS, *VOCABULARY_FILES, CHAT_TEMPLATE)
 
 
 def card(

@@ -36,8 +36,7 @@ from diffgr2.rerank.bundle import opened, read_note
 from diffgr2.types import Catalogue
 
 if TYPE_CHECKING:
-    from transformers import Qwen3ForCausalLM
-
+    from diffgr2.model.load import Backbone
 SIZES = {
     "dim": "hidden_size",
     "layers": "num_hidden_layers",
@@ -103,7 +102,7 @@ def lacking_of(recipe: Recipe, fields: Sequence[str]) -> list[str]:
     return [name for name in fields if name not in wanted]
 
 
-def weights(start: str) -> Qwen3ForCausalLM:
+def weights(start: str) -> Backbone:
     """The bundle's model as an AR one, which it is besides: `convert` makes the new one diffuse."""
     from diffgr2.model.load import load
 
