@@ -58,7 +58,11 @@ def tiny(
         module = getattr(transformers, f"{family}ForCausalLM")(config).eval()
         if family == "Qwen2":  # stock models begin with biases of zero
             for layer in module.model.layers:
-                for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                for part in (
+                    layer.self_attn.q_proj,
+                    layer.self_attn.k_proj,
+                    layer.self_attn.v_proj,
+                ):
                     torch.nn.init.normal_(part.bias, std=0.5)
     if marker:  # marker and choices get longer output vectors, hence more extreme logits
         with torch.no_grad():

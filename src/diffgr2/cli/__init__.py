@@ -15,7 +15,18 @@ import typer
 from typer.core import TyperGroup
 
 from diffgr2 import __version__
-from diffgr2.cli import about, compare, datasets, init, pooling, reports, rerank, upkeep, verbs
+from diffgr2.cli import (
+    about,
+    bases,
+    compare,
+    datasets,
+    init,
+    pooling,
+    reports,
+    rerank,
+    upkeep,
+    verbs,
+)
 from diffgr2.errors import Diffgr2Error, missing_extra
 from diffgr2.stages.plan import STAGES
 
@@ -77,7 +88,7 @@ def _root(
     """Runs stand in `runs/<recipe name>`; what stands already is not run again."""
 
 
-for module in (init, datasets, verbs, reports, pooling, compare, about, rerank, upkeep):
+for module in (init, datasets, bases, verbs, reports, pooling, compare, about, rerank, upkeep):
     module.register(app)
 
 

@@ -154,4 +154,3 @@ def save(model: Backbone, directory: Path, extra: dict[str, Any] | None = None) 
     values["rope_theta"] = rope_of(values)["rope_theta"]
     values["head_dim"] = sizes_of(values).head_dim
     write_json(directory / "config.json", values | (extra or {}))
-
