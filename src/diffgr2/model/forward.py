@@ -1,11 +1,11 @@
 """A lean forward over a preallocated KV cache: the torch backend's, and GPUs' way.
 
 Contract: `LeanModel(module)` reads the weights of a stock model of any family of `family` (Qwen3's
-norms of queries and keys, Qwen2's biases are there or not; nothing is trained here) and computes the same logits as the module: to 1e-5 in fp32, and bit-identically on CPU for
-one causal forward of a few tokens at the default dimensions, which tests assert. The caller gives
-token ids, positions, cache slots and a mask of which slots each token sees, so one function serves
-prefill, AR steps, block denoising and verification. Not here: who sees whom (`layout`, `decode`),
-sampling, training.
+norms of queries and keys, Qwen2's biases are there or not; nothing is trained here) and computes
+the same logits as the module: to 1e-5 in fp32, and bit-identically on CPU for one causal forward of
+a few tokens at the default dimensions, which tests assert. The caller gives token ids, positions,
+cache slots and a mask of which slots each token sees, so one function serves prefill, AR steps,
+block denoising and verification. Not here: who sees whom (`layout`, `decode`), sampling, training.
 
 Why not the module itself: on small models most of its time per token is Python (five times more
 than this at batch 1), which would flatter every decoder that calls it less often.

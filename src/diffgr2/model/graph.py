@@ -1,10 +1,10 @@
 """The forward as an ONNX graph: what a CPU runtime compiles, of standard operators only.
 
-Contract: `graph(sizes, tables, weight, single=…)` is a stock forward (of any family of `family`) of
-T new tokens of B rows behind S slots of a cache, in opset 23. Inputs: `ids`, `position`, an additive `bias`
-[B, 1, T, S + T], `first` (from this new token on distributions are asked for), `ban` (added to the
-logits) and per layer `past_key`, `past_value`. Outputs: log-probabilities, and per layer the new
-keys and values [B, T, W]; who keeps them is the caller's matter, so no cache is copied to leave the
+Contract: `graph(sizes, tables, weight, single=…)` is a stock forward, of any family of `family`, of
+T new tokens of B rows behind S slots of a cache, in opset 23. Inputs: `ids`, `position`, an
+additive `bias` [B, 1, T, S + T], `first` (from this new token on distributions are asked for),
+`ban` (added to the logits) and per layer `past_key`, `past_value`. Outputs: log-probabilities, and
+per layer the new keys and values [B, T, W]; who keeps them is the caller's matter, so no cache is copied to leave the
 graph. Of the last layer only the asked-for tokens are computed. Two layouts of the cache under one
 arithmetic: of a single row [1, S, W], token by token, of which any first slots are one piece of
 memory and one operator does the rest; of a batch keys [B, G, E, S] and values [B, G, S, E], as
