@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from tokenizers import AddedToken
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer
 
 from diffgr2.config import ConvertConfig
 from diffgr2.errors import CheckpointError
@@ -26,13 +27,19 @@ ROWS = 320
 
 
 def foreign(
-    directory: Path, *, tied: bool, dtype: torch.dtype = torch.float32, mask: bool = False
+    directory: Path,
+    *,
+    tied: bool,
+    dtype: torch.dtype = torch.float32,
+    mask: bool = False,
+    rows: int = ROWS,
+    family: str = "Qwen3",
 ) -> Path:
-    """A Qwen3-family directory as other tools leave it: no vocabulary.json, a tokenizer.json."""
+    """A directory as other tools leave it: no vocabulary.json, a tokenizer.json."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        config = Qwen3Config(
-            vocab_size=ROWS,
+        config = getattr(transformers, f"{family}Config")(
+            vocab_size=rows,
             hidden_size=16,
             num_hidden_layers=2,
             num_attention_heads=2,
@@ -42,7 +49,8 @@ def foreign(
             tie_word_embeddings=tied,
             rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         )
-        Qwen3ForCausalLM(config).to(dtype).save_pretrained(directory)
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+        model.to(dtype).save_pretrained(directory)
     tokenizer = train_bpe(["soap and shampoo " * 3, "soap dish"], 256)
     fill = WORDS - tokenizer.get_vocab_size()
     tokenizer.add_tokens([f"word{n}" for n in range(fill)])
@@ -51,6 +59,11 @@ def foreign(
         tokenizer.add_tokens([f"more{n}" for n in range(4)])
         tokenizer.add_special_tokens([AddedToken(MASK, special=True)])
     tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "chat_template.jinja").write_text("{{ messages[0].content }}<end>")
+    special = {"bos_token": "word1", "eos_token": "word0"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    (directory / "special_tokens_map.json").write_text(json.dumps(special))
     return directory
 
 
@@ -64,6 +77,17 @@ def assert_same_bits(one: Path, two: Path) -> None:
     for name, tensor in before.items():
         assert tensor.dtype == after[name].dtype
         assert torch.equal(tensor.view(torch.uint8), after[name].view(torch.uint8)), name
+
+
+def assert_tokenizer_kept(source: Path, twin: Path, mask_id: int) -> None:
+    """The twin's tokenizer is the source's with a mask; template and special tokens stand."""
+    before, after = (AutoTokenizer.from_pretrained(where) for where in (source, twin))
+    text = "soap and shampoo word7 dish"
+    assert before(text).input_ids == after(text).input_ids
+    assert after.chat_template == before.chat_template == "{{ messages[0].content }}<end>"
+    assert (after.bos_token, after.eos_token) == ("word1", "word0")
+    assert (after.mask_token, after.mask_token_id) == (MASK, mask_id)
+    assert before.get_vocab() == {k: v for k, v in after.get_vocab().items() if k != MASK}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -84,9 +108,7 @@ def test_a_foreign_directory_converts_bit_for_bit(tied, dtype, tmp_path):
     assert values["rope_theta"] == 1_000_000.0
     before = read_config(source)
     assert {k: v for k, v in values.items() if k in before} == before
-    assert (tmp_path / "twin" / "tokenizer.json").read_bytes() == (
-        source / "tokenizer.json"
-    ).read_bytes()
+    assert_tokenizer_kept(source, tmp_path / "twin", WORDS)
     assert load(tmp_path / "twin").config.tie_word_embeddings is tied
     one, two = load(source).state_dict(), load(tmp_path / "twin").state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -126,10 +148,36 @@ def test_a_teacher_of_our_own_converts_bit_for_bit_and_converts_again(tmp_path):
     }
 
 
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_vocabulary_without_a_free_row_grows_and_keeps_its_rows(tied, dtype, shards, tmp_path):
+    source = foreign(tmp_path / "foreign", tied=tied, dtype=dtype, rows=WORDS, family="Llama")
+    if shards:
+        model = load(source).to(dtype)
+        (source / "model.safetensors").unlink()
+        model.save_pretrained(source, max_shard_size="8KB")
+        assert len(list(source.glob("*.safetensors"))) > 1
+    contract = convert(source, tmp_path / "twin", ConvertConfig())
+    assert contract.mask_token_id == WORDS
+    before, after = tensors(source), tensors(tmp_path / "twin")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(after[name][: len(tensor)], tensor), name
+        assert after[name].dtype == tensor.dtype
+    twin = load(tmp_path / "twin")
+    assert twin.config.vocab_size == len(after["model.embed_tokens.weight"]) > WORDS
+    assert twin.config.tie_word_embeddings is tied
+    new = after["model.embed_tokens.weight"][WORDS:].float()
+    mean = before["model.embed_tokens.weight"].float().mean(0)
+    torch.testing.assert_close(new, mean.expand_as(new), atol=1e-3, rtol=1e-2)
+    assert_tokenizer_kept(source, tmp_path / "twin", WORDS)
+
+
 def broken(directory: Path, how: str) -> None:
     config = json.loads((directory / "config.json").read_text())
     if how == "another family":
-        config["model_type"] = "llama"
+        config["model_type"] = "mistral"
     elif how == "missing tensor":
         for path in directory.glob("*.safetensors"):
             path.unlink()
@@ -137,11 +185,12 @@ def broken(directory: Path, how: str) -> None:
         config["hidden_size"] = 24
     elif how == "no tokenizer":
         (directory / "tokenizer.json").unlink()
-    elif how == "full":
+    elif how == "gaps":
         file = directory / "tokenizer.json"
         tokenizer = json.loads(file.read_text())
         vocab = tokenizer["model"]["vocab"]
-        vocab |= {f"x{n}": n for n in range(WORDS, ROWS)}
+        tokenizer["added_tokens"] = []
+        vocab |= {"x": len(vocab) + 1}
         file.write_text(json.dumps(tokenizer))
     elif how == "mask outside":
         (directory / "vocabulary.json").write_text(json.dumps({"mask_id": ROWS}))
@@ -151,11 +200,11 @@ def broken(directory: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("another family", "model_type 'llama' is not of the Qwen3 family"),
+        ("another family", "model_type 'mistral' is not of the Qwen3 or Llama family"),
         ("missing tensor", "holds no safetensors weights"),
         ("other shape", "is missing or has another shape|cannot be loaded"),
         ("no tokenizer", "tokenizer.json: file is missing, so the mask id is unknown"),
-        ("full", rf"no free embedding row for the mask token \({ROWS} rows\)"),
+        ("gaps", "its ids have gaps, so no mask token can be added"),
         ("mask outside", f"mask_token_id {ROWS} is outside the vocabulary of {ROWS}"),
     ],
 )
@@ -198,5 +247,6 @@ def test_a_contract_at_odds_is_an_error_that_names_the_key(section: Any, words: 
 
 def test_a_contract_survives_saving_and_loading(tmp_path):
     section = {**GOOD, "alignment": "shifted", "clean_attention": "causal", "origin": "response"}
+    section["format"] = "diffgr2"
     save(tiny_stages.fresh(), tmp_path, {SECTION: section})
     assert read_contract(read_config(tmp_path), 400, "x").model_dump() == section

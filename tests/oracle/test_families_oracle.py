@@ -1,4 +1,4 @@
-"""Every family and rotary embedding, against transformers: all forwards, from files and from modules."""
+"""Every family and rotary embedding against transformers, by all forwards."""
 
 from __future__ import annotations
 

@@ -58,12 +58,9 @@ def tiny(
         module = getattr(transformers, f"{family}ForCausalLM")(config).eval()
         if family == "Qwen2":  # stock models begin with biases of zero
             for layer in module.model.layers:
-                for part in (
-                    layer.self_attn.q_proj,
-                    layer.self_attn.k_proj,
-                    layer.self_attn.v_proj,
-                ):
-                    torch.nn.init.normal_(part.bias, std=0.5)
+                for name in "qkv":
+                    bias = getattr(layer.self_attn, f"{name}_proj").bias
+                    torch.nn.init.normal_(bias, std=0.5)
     if marker:  # marker and choices get longer output vectors, hence more extreme logits
         with torch.no_grad():
             module.lm_head.weight[1:8] *= marker

@@ -19,6 +19,7 @@ from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.pipeline import STANDS, Runner
 from diffgr2.progress import Progress
 from diffgr2.recipe import load_recipe, validate
+from diffgr2.stages.diffusing import diffusing
 from diffgr2.stages.plan import GOALS, stages_of
 
 RUNS = Path("runs")
@@ -141,7 +142,8 @@ def goals_of(goal: str, recipe: Recipe) -> list[str]:
     """The stages of `--goal`: a goal's name, as far as the recipe has it, or a stage's."""
     stages = stages_of(recipe)
     if goal in GOALS:
-        return [name for name in GOALS[goal] if name in stages]
+        more = ["score_cft"] if diffusing(recipe) and goal == "story" else []
+        return [name for name in GOALS[goal] if name in stages] + more
     if goal.replace("-", "_") in stages:
         return [goal.replace("-", "_")]
     raise ConfigError(f"--goal {goal}: expected {', '.join(GOALS)} or a stage")

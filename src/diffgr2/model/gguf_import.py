@@ -231,8 +231,30 @@ PROMPTS = (
 ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "</s>")
 
 
+def unpacked(path: Path, out: Path) -> None:
+    """The same file with every tensor in fp32: what llama.cpp multiplies without rounding."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(str(out), str(reader.fields["general.architecture"].contents()))
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture" or not field.types:
+            continue
+        inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), field.types[0], inner)
+    for tensor in reader.tensors:
+        values = np.array(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        writer.add_tensor(tensor.name, values.reshape([int(n) for n in reversed(tensor.shape)]))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def compared(path: Path, out: Path, tokens: int = 16) -> list[tuple[str, str, str]]:
-    """(prompt, our greedy text, llama.cpp's on the same file)."""
+    """(prompt, our greedy text, llama.cpp's on the same weights in fp32)."""
+    from tempfile import TemporaryDirectory
+
     from tokenizers import Tokenizer
 
     from diffgr2.model.llama_cpp import greedy, written
@@ -242,4 +264,7 @@ def compared(path: Path, out: Path, tokens: int = 16) -> list[tuple[str, str, st
     # llama.cpp never writes an end of generation when it is told to ignore it.
     ends = [n for name, n in added_tokens(out).items() if name in ENDS]
     ours = [tokenizer.decode(ids) for ids in greedy(out, prompts, tokens, ends)]
-    return list(zip(PROMPTS, ours, written(path, prompts, tokens), strict=True))
+    with TemporaryDirectory() as scratch:
+        unpacked(path, Path(scratch) / "fp32.gguf")
+        theirs = written(Path(scratch) / "fp32.gguf", prompts, tokens)
+    return list(zip(PROMPTS, ours, theirs, strict=True))

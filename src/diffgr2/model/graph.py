@@ -4,13 +4,13 @@ Contract: `graph(sizes, tables, weight, single=…)` is a stock forward, of any 
 T new tokens of B rows behind S slots of a cache, in opset 23. Inputs: `ids`, `position`, an
 additive `bias` [B, 1, T, S + T], `first` (from this new token on distributions are asked for),
 `ban` (added to the logits) and per layer `past_key`, `past_value`. Outputs: log-probabilities, and
-per layer the new keys and values [B, T, W]; who keeps them is the caller's matter, so no cache is copied to leave the
-graph. Of the last layer only the asked-for tokens are computed. Two layouts of the cache under one
-arithmetic: of a single row [1, S, W], token by token, of which any first slots are one piece of
-memory and one operator does the rest; of a batch keys [B, G, E, S] and values [B, G, S, E], as
-products want them, so that what is cached is read and never moved (twice as fast at 64 rows).
-Weights stay in [out, in] as checkpoints hold them (the runtime turns them once, at load), so a
-graph file may point into `model.safetensors` (`beside`) instead of holding them (`within`). With
+per layer the new keys and values [B, T, W]; who keeps them is the caller's matter, so no cache is
+copied to leave the graph. Of the last layer only the asked-for tokens are computed. Two layouts of
+the cache under one arithmetic: of a single row [1, S, W], token by token, of which any first slots
+are one piece of memory and one operator does the rest; of a batch keys [B, G, E, S] and values [B,
+G, S, E], as products want them, so that what is cached is read and never moved (twice as fast at 64
+rows). Weights stay in [out, in] as checkpoints hold them (the runtime turns them once, at load), so
+a graph file may point into `model.safetensors` (`beside`) instead of holding them (`within`). With
 `int8` products are of whole numbers: what enters is rounded as it comes, per tensor, the matrices
 beforehand, per output (`weights.rounded`). Not here: running it (`ort`), who sees whom (`decode`).
 """

@@ -14,6 +14,7 @@ from typing import Any
 
 from diffgr2.config import Recipe
 from diffgr2.pipeline import Stage
+from diffgr2.stages.diffusing import ABSENT, diffusing
 from diffgr2.stages.rows import ROWS, RowSpec, read_row, rows_of_recipe
 
 CORPUS = ("vocabulary", "data", "items", "candidates", "evidence")
@@ -158,6 +159,25 @@ OWN_SUMMARIES = {
 """What these then do, for the lines of a run."""
 
 
+DIFFUSING = {
+    "convert": _stage(
+        "convert",
+        "vocabulary",
+        "model",
+        "the base, which diffuses already, with this run's vocabulary",
+        "diffusing:begin",
+        files=_late("diffusing:files"),
+    ),
+    "distill": _stage(
+        "distill",
+        "corpus traces",
+        "distill prompt candidates",
+        "the traces' responses, for conversion fine-tuning",
+        "diffusing:texts",
+    ),
+}
+"""Stages of a recipe whose base is a block-diffusion checkpoint: it starts at CFT."""
+
 TUTORED = ("rival", "traces", "sft", "pace", "bundle", "bundle_ar")
 """What reads the tutor, in recipes that have one beside the evidence's own scorers."""
 
@@ -181,11 +201,17 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     absent = {*MEASURED} - rows.keys()
     if recipe.lists.file or recipe.lists.point_in_time:  # evidence is counted as it says
         absent.add("timely")
-    tutored = recipe.traces.tutor != "scorer"
+    tutored, diffuses = recipe.traces.tutor != "scorer", diffusing(recipe)
     if not tutored:
         absent.add("tutor")
+    if diffuses:
+        absent |= {*ABSENT} | {
+            f"score_{r.name}" for r in rows_of_recipe(recipe) if r.model in ABSENT
+        }
     found = {name: rows.get(name, stage) for name, stage in STAGES.items() if name not in absent}
-    for name in ("bundle", "bundle_ar"):  # judged by the row that answers as it will
+    if diffuses:
+        found |= DIFFUSING
+    for name in {"bundle", "bundle_ar"} & found.keys():  # judged by the row that answers as it will
         read = (
             f"score_{read_row(recipe, needed.removeprefix('score_'))}"
             if needed.startswith("score_")
@@ -194,6 +220,6 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         )
         found[name] = replace(found[name], inputs=tuple(read))
     if tutored:
-        for name in TUTORED:
+        for name in (name for name in TUTORED if name in found):
             found[name] = replace(found[name], inputs=(*found[name].inputs, "tutor"))
     return {name: with_lists(stage, recipe) for name, stage in found.items()}

@@ -2,9 +2,9 @@
 
 Contract: writes the tokenizer files and vocabulary.json that every model directory carries on, with
 the base's chat template and special tokens where there is a base; a run that starts from a bundle
-(`warm`) carries on that one's. The mask of a block-diffusion base keeps its id. The mask id comes first, then semantic
-IDs and control tokens. Training comes next, so it says how long the rest of the run will take. Not
-here: embeddings.
+(`warm`) carries on that one's. The mask of a block-diffusion base keeps its id. The mask id comes
+first, then semantic IDs and control tokens. Training comes next, so it says how long the rest of
+the run will take. Not here: embeddings.
 """
 
 import json
