@@ -190,7 +190,7 @@ def broken(directory: Path, how: str) -> None:
         tokenizer = json.loads(file.read_text())
         vocab = tokenizer["model"]["vocab"]
         tokenizer["added_tokens"] = []
-        vocab |= {"x": len(vocab) + 1}
+        vocab |= {"xx": len(vocab) + 1}
         file.write_text(json.dumps(tokenizer))
     elif how == "mask outside":
         (directory / "vocabulary.json").write_text(json.dumps({"mask_id": ROWS}))
