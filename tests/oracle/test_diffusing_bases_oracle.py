@@ -1,4 +1,4 @@
-"""Other projects' block-diffusion checkpoints: their contract, and decoding against their own rule."""
+"""Other projects' block-diffusion checkpoints: contracts, and decoding by their own rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GGUF file becomes the directory whose weights it was made of; the real file writes llama.cpp's."""
+"""A GGUF file becomes the directory whose weights it was made of; a real one writes as before."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 Contract: `written` is what llama.cpp (the package xllamacpp) writes behind prompts of token ids,
 `greedy` what the lean forward of a directory writes behind the same, each so many tokens and no end
-token obeyed. Where a file's weights are in few bits llama.cpp rounds what enters a product, too, and
-texts part where two tokens are nearly as likely: hand it the weights in fp32. Not here: reading the
-file (`gguf_import`), speed.
+token obeyed. Where a file's weights are in few bits llama.cpp rounds what enters a product, too,
+and texts part where two tokens are nearly as likely: hand it the weights in fp32. Not here: reading
+the file (`gguf_import`), speed.
 """
 
 from collections.abc import Sequence
