@@ -35,7 +35,7 @@ FLOORS = (
     "candidates decode",
     "prompts",
     "traces train evaluate rerank",
-    "stages",
+    "stages export",
     "serve integrations cli",
 )
 """Rooms, the lowest first; a room imports its own floor and those below it."""

@@ -20,6 +20,7 @@ from diffgr2.cli import (
     bases,
     compare,
     datasets,
+    export,
     init,
     pooling,
     reports,
@@ -88,7 +89,19 @@ def _root(
     """Runs stand in `runs/<recipe name>`; what stands already is not run again."""
 
 
-for module in (init, datasets, bases, verbs, reports, pooling, compare, about, rerank, upkeep):
+for module in (
+    init,
+    datasets,
+    bases,
+    verbs,
+    reports,
+    pooling,
+    compare,
+    about,
+    rerank,
+    upkeep,
+    export,
+):
     module.register(app)
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints that other engines serve: one module per format, `writing` is the way in."""
