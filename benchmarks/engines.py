@@ -19,6 +19,7 @@ from contest import Contest, Texts
 from machine import Work
 from safetensors.numpy import load_file
 
+from diffgr2.export import llama_cpp
 from diffgr2.model.contract import read_config
 from diffgr2.model.load import open_model
 from diffgr2.prompts.request import Request
@@ -141,57 +142,11 @@ class OnnxRuntime(Plain):
             self.binding.bind_ortvalue_input(name, self.bound[name])
 
 
-TENSORS = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-"""Our names of a layer's tensors, and llama.cpp's."""
-
-
 def write_gguf(directory: Path, path: Path) -> None:
-    """A checkpoint's weights in fp32; token n is spelled `<n>`, so that text can be read back."""
-    import gguf
-
+    """A checkpoint's file for llama.cpp; token n is spelled `<n>`, so that text can be read back."""
     config, tensors = read_config(directory), load_file(directory / "model.safetensors")
-    writer = gguf.GGUFWriter(str(path), "qwen3")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_rope_freq_base((config.get("rope_parameters") or config)["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list([f"<{n}>" for n in range(config["vocab_size"])])
-    writer.add_token_types([gguf.TokenType.NORMAL] * config["vocab_size"])
-    writer.add_token_merges(["a b"])  # it wants some; text is never tokenized
-    writer.add_eos_token_id(0)
-    writer.add_add_bos_token(False)
-    writer.add_tensor("token_embd.weight", tensors["model.embed_tokens.weight"])
-    writer.add_tensor("output_norm.weight", tensors["model.norm.weight"])
-    if "lm_head.weight" in tensors:
-        writer.add_tensor("output.weight", tensors["lm_head.weight"])
-    for n in range(config["num_hidden_layers"]):
-        for ours, theirs in TENSORS.items():
-            tensor = tensors[f"model.layers.{n}.{ours}.weight"]
-            writer.add_tensor(f"blk.{n}.{theirs}.weight", tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    theta = float((config.get("rope_parameters") or config)["rope_theta"])
+    llama_cpp.write_gguf(config, tensors, theta, llama_cpp.numbered(config["vocab_size"]), path)
 
 
 class LlamaCpp(Plain):

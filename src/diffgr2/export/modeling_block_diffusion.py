@@ -104,10 +104,10 @@ class BlockDiffusionForCausalLM(Qwen3ForCausalLM):
         while at < limit and not finished:
             end = layout.end(start)
             first = start - shifted  # the token before a shifted block predicts its first
-            cache.crop(first)
+            _keep(cache, first)
             sees = [layout.sees(p) for p in range(first, start)] + [end] * (end - start)
             logits_QV = self._feed(ids, first, end, sees, cache)[: end - start]
-            cache.crop(start)
+            _keep(cache, start)
             self._commit(logits_QV, ids[start:end], steps[start:end], tau, forwards)
             forwards, before = forwards + 1, at
             while at < min(limit, end) and steps[at] >= 0 and not finished:
@@ -163,6 +163,13 @@ class BlockDiffusionForCausalLM(Qwen3ForCausalLM):
         commit_Q &= steps_Q < 0
         ids_Q[commit_Q] = token_Q[commit_Q].to(ids_Q.dtype)
         steps_Q[commit_Q] = step
+
+
+def _keep(cache: DynamicCache, length: int) -> None:
+    """Forget what stands behind `length`; a negative number is what every version understands."""
+    more = cache.get_seq_length() - length
+    if more > 0:
+        cache.crop(-more)
 
 
 class SDARForCausalLM(BlockDiffusionForCausalLM):
