@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from support.tiny_qwen import tiny
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from diffgr2.artifacts import finish
 from diffgr2.cli import run
 from diffgr2.decode import reference
 from diffgr2.errors import ConfigError, Diffgr2Error
@@ -31,6 +33,8 @@ from diffgr2.export import sdar
 from diffgr2.export.llama_cpp import neighbours, numbered, write_gguf
 from diffgr2.export.widened import padded
 from diffgr2.export.writing import export
+from diffgr2.model.contract import BlockContract
+from diffgr2.model.load import save
 
 
 def reloaded(directory: Path) -> Any:
@@ -68,9 +72,6 @@ def test_hf_ends_with_the_end_token(tmp_path) -> None:
     module = model_directory(tmp_path / "m")
     with torch.no_grad():
         module.lm_head.weight[END] *= 3  # tied: it is likelier, and still not certain
-    model_directory(tmp_path / "m")
-    from diffgr2.model.load import save
-
     save(module, tmp_path / "m", {"block_diffusion": BLOCK})
     export(tmp_path / "m", tmp_path / "out", "hf")
     model, ended = reloaded(tmp_path / "out"), 0
@@ -215,7 +216,8 @@ def test_gguf_holds_weights_tokens_and_the_end(tmp_path) -> None:
     reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
     tensors = {one.name: one.data for one in reader.tensors}
     assert len(tensors) == len(list(module.named_parameters()))  # tied: no head of its own
-    assert (tensors["blk.1.attn_q.weight"] == module.model.layers[1].self_attn.q_proj.weight.detach().numpy()).all()  # noqa: E501
+    query = module.model.layers[1].self_attn.q_proj.weight.detach().numpy()
+    assert (tensors["blk.1.attn_q.weight"] == query).all()
     fields = reader.fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     assert (tokens[0], tokens[END], len(tokens)) == ("a", "<|im_end|>", VOCAB)
@@ -272,9 +274,7 @@ def test_blocks_from_the_response_are_exported_for_aligned_prompts(tmp_path) -> 
         sdar.refuse(_contract(origin="response"), aligned=False)
 
 
-def _contract(**given: Any) -> Any:
-    from diffgr2.model.contract import BlockContract
-
+def _contract(**given: Any) -> BlockContract:
     return BlockContract(**BLOCK | given)
 
 
@@ -316,8 +316,6 @@ def test_half_directories_are_refused_with_one_line(tmp_path, half, capsys) -> N
 
 
 def test_a_changed_file_of_a_sealed_stage_is_refused(tmp_path) -> None:
-    from diffgr2.artifacts import finish
-
     model_directory(tmp_path / "m")
     finish(tmp_path / "m", {"stage": "cft"})
     export(tmp_path / "m", tmp_path / "one", "hf")
@@ -353,21 +351,29 @@ def test_llama_cpp_writes_the_same_tokens_for_both_families(tmp_path) -> None:
     pytest.importorskip("xllamacpp")
     from support.llama_cpp import greedy
 
-    module = model_directory(tmp_path / "m", 7)
+    asked, module = prompts(100), model_directory(tmp_path / "m", 7)
     export(tmp_path / "m", tmp_path / "out", "gguf")
+    expected = [reference.ar(slow(module), p, settings(decoder="ar")).tokens for p in asked]
+    expected = [text[:-1] if text[-1] == END else text for text in expected]
+    assert greedy(tmp_path / "out" / "model.gguf", asked, 14, END) == expected
     llama = LlamaForCausalLM(
         LlamaConfig(
-            **{key: getattr(module.config, key) for key in ("vocab_size", "hidden_size")},
-            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            intermediate_size=48, max_position_embeddings=256, initializer_range=0.25,
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            max_position_embeddings=256,
+            initializer_range=0.25,
         )
     ).eval()
     tensors = {name: tensor.numpy() for name, tensor in llama.state_dict().items()}
+    spelled = replace(numbered(VOCAB), end_id=END)
     path = tmp_path / "llama.gguf"
-    write_gguf(llama.config.to_dict(), tensors, 10_000.0, numbered(VOCAB), path)
-    asked = prompts(100)
-    written = greedy(path, asked, 14)
-    for prompt, tokens in zip(asked, written, strict=True):
-        own = llama.generate(torch.tensor([prompt]), max_new_tokens=14, do_sample=False,
-                             eos_token_id=None)[0, len(prompt) :]
-        assert tokens == own.tolist()
+    write_gguf(llama.config.to_dict(), tensors, 10_000.0, spelled, path)
+    for prompt, tokens in zip(asked, greedy(path, asked, 14, END), strict=True):
+        own = llama.generate(
+            torch.tensor([prompt]), max_new_tokens=14, do_sample=False, eos_token_id=END
+        )[0, len(prompt) :].tolist()
+        assert tokens == (own[:-1] if own[-1] == END else own)

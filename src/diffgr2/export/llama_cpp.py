@@ -95,7 +95,9 @@ def words(given: Given) -> Words:
         tokens[at], kinds[at] = token, int(kind.NORMAL)
     for one in given.tokenizer.get("added_tokens", []):
         tokens[one["id"]] = one["content"]
-        kinds[one["id"]] = int(kind.CONTROL if one["special"] else kind.USER_DEFINED)
+        # Control tokens are not shown in a text, and a ranking is a text of ours.
+        hidden = one["content"].startswith("<|")
+        kinds[one["id"]] = int(kind.CONTROL if hidden else kind.USER_DEFINED)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     pad = given.special.get("pad_token")
     return Words(tokens, kinds, merges, splits(given.tokenizer), given.end_id, pad)

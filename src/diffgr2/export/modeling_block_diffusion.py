@@ -30,6 +30,11 @@ class SDARConfig(BlockDiffusionConfig):
 
     model_type = "sdar"
 
+    @property
+    def rope_theta(self) -> float:
+        """Engines ask for it here and take 10,000 where there is none, which v5 makes of it."""
+        return float(self.rope_parameters["rope_theta"])
+
 
 @dataclass
 class BlockOutput:
