@@ -143,7 +143,7 @@ class OnnxRuntime(Plain):
 
 
 def write_gguf(directory: Path, path: Path) -> None:
-    """A checkpoint's file for llama.cpp; token n is spelled `<n>`, so that text can be read back."""
+    """A checkpoint for llama.cpp; token n is spelled `<n>`, so that text can be read back."""
     config, tensors = read_config(directory), load_file(directory / "model.safetensors")
     theta = float((config.get("rope_parameters") or config)["rope_theta"])
     llama_cpp.write_gguf(config, tensors, theta, llama_cpp.numbered(config["vocab_size"]), path)

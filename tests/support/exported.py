@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.tiny_qwen import VOCAB, tiny
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen3ForCausalLM
 
@@ -14,6 +13,7 @@ from diffgr2.artifacts import write_json
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.load import save
 from diffgr2.model.slow import SlowModel
+from support.tiny_qwen import VOCAB, tiny
 
 PAD, END, MASK = VOCAB - 3, VOCAB - 2, VOCAB - 1
 BLOCK = {

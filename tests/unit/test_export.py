@@ -10,18 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.exported import (
-    BLOCK,
-    END,
-    MASK,
-    VOCAB,
-    model_directory,
-    prompts,
-    settings,
-    slow,
-    write_tokenizer,
-)
-from support.tiny_qwen import tiny
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -35,6 +23,18 @@ from diffgr2.export.widened import padded
 from diffgr2.export.writing import export
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.load import save
+from support.exported import (
+    BLOCK,
+    END,
+    MASK,
+    VOCAB,
+    model_directory,
+    prompts,
+    settings,
+    slow,
+    write_tokenizer,
+)
+from support.tiny_qwen import tiny
 
 
 def reloaded(directory: Path) -> Any:
@@ -102,7 +102,7 @@ def test_a_streamer_hears_the_prompt_and_then_every_token_once(tmp_path) -> None
     found = reloaded(tmp_path / "out").block_generate(torch.tensor([prompt]), 14, streamer=heard)
     assert heard.over
     assert heard.parts[0] == prompt
-    assert sum(heard.parts[1:], []) == found.tokens
+    assert [token for part in heard.parts[1:] for token in part] == found.tokens
     assert len(heard.parts) > 2
 
 
