@@ -17,8 +17,10 @@ def greedy(path: Path, prompts: list[list[int]], tokens: int, end_id: int = -1) 
     given.n_parallel = LANES
     given.n_ctx = LANES * (max(map(len, prompts)) + tokens + 1)
     given.n_batch = 2048
-    # By default keys and values are rounded to 16 bits, which turns near ties.
+    # By default keys, values and attention are rounded to 16 bits, which turns near ties.
     given.cache_type_k = given.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    kinds = xllamacpp.llama_flash_attn_type
+    given.flash_attn_type = kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
     given.cache_prompt, given.cache_ram_mib = False, 0
     given.warmup, given.verbosity = False, -1
     server = xllamacpp.Server(given)
