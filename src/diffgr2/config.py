@@ -192,7 +192,7 @@ class EvidenceConfig(Section):
 class PromptConfig(Section):
     """Template and tokenizer (prompt.*)."""
 
-    template: Literal["compact", "gr2"] = "compact"
+    template: Literal["compact", "gr2", "brief"] = "compact"
     history: Positive = 8  # most recent items shown
     text_vocab: Annotated[int, Field(ge=256, le=65_536)] = 512  # BPE size when trained here
     cites: Annotated[int, Field(ge=1, le=8)] = 3  # pieces of evidence cited per candidate, at most

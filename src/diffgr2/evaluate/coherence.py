@@ -65,6 +65,8 @@ class Writes(Protocol):
 
     def citations(self, tokens: list[int], request: Request) -> tuple[int, int]: ...
 
+    def cited(self, token: int, request: Request, at: int) -> tuple[int, int] | None: ...
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -220,10 +222,12 @@ def _response(template: Writes, shown: Shown) -> Iterator[str]:
     vocab, at = template.vocab, None
     for token in template.thought(tokens) if tokens else ():
         at = vocab.index_of(token) if vocab.index_of(token) is not None else at
-        evidence, level = vocab.evidence_of(token), vocab.strength_of(token)
-        if at is not None and evidence is not None:
+        if at is None:
+            continue
+        evidence, level = template.cited(token, shown.request, at), vocab.strength_of(token)
+        if evidence is not None:
             cited[at, evidence[0]].append(evidence[1])
-        elif at is not None and level is not None:
+        elif level is not None:
             strengths[at].add(level)
     side_FB = template.phrases.side_FB
     for (_, number), buckets in cited.items():

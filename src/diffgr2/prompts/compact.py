@@ -26,7 +26,7 @@ from diffgr2.config import Answering, PromptConfig
 from diffgr2.decode.grammar import NO_PLACES, NOTHING, Grammar, Group, Places
 from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.english import NEITHER, Phrases, wording
-from diffgr2.prompts.request import MISSING, NONE, Request, Trace
+from diffgr2.prompts.request import MISSING, NONE, Request, TextOf, Trace
 from diffgr2.prompts.said import Reading
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.types import Answer
@@ -50,7 +50,7 @@ class Written:
 
 
 class Compact:
-    shows_text = False
+    item_text: TextOf | None = None
     answers: tuple[Answering, ...] = ("said", "written")
 
     def __init__(
@@ -65,8 +65,8 @@ class Compact:
         self.phrases = Phrases(self.words, self.fields, spec.buckets)
         # Fields of which bucket 0 means that there is no such evidence.
         self._none_F = np.array([field.counted and field.zero_is_none for field in self.fields])
-        self._levels = [vocab.strength_id(level) for level in range(spec.strengths)]
-        self._indices = vocab.index_id(0) + np.arange(spec.k)
+        self._levels = vocab.strength_ids.tolist()
+        self._indices = vocab.index_ids
 
     def prompt(self, request: Request, *, reasoning: bool = True) -> list[int]:
         """Token ids of the prompt."""
@@ -126,6 +126,14 @@ class Compact:
         """Which fields [K, F] may be cited of each candidate; without a history, the list's own."""
         citable_KF = self.phrases.sides(request.buckets_KF) != NEITHER
         return citable_KF if len(request.history_HL) else citable_KF & self.phrases.alone_F
+
+    def untold(self, request: Request) -> np.ndarray:
+        """Which fields [K, F] the prompt says nothing of, so that no trace can cite them."""
+        return request.buckets_KF == MISSING
+
+    def cited(self, token: int, request: Request, at: int) -> tuple[int, int] | None:
+        """(field, bucket) of a token that cites evidence of candidate `at`, else None."""
+        return self.vocab.evidence_of(token)
 
     def grammar(
         self, request: Request, *, reasoning: bool = True, answer: Answering = "said"
@@ -214,11 +222,11 @@ class Compact:
         thought = self.thought(tokens)
         for t, token in enumerate(thought):
             position = self.vocab.index_of(token)
-            cited, level = self.vocab.evidence_of(token), self.vocab.strength_of(token)
+            level = self.vocab.strength_of(token)
             if position is not None:
                 at = position
             elif at < request.k and np.isnan(levels_K[at]):
-                if cited is not None:
+                if (cited := self.cited(token, request, at)) is not None:
                     cites[at].append(cited[0])
                 elif level is not None:
                     known = level_T is not None and np.isfinite(level_T[t])

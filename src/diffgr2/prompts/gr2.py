@@ -32,7 +32,7 @@ from diffgr2.prompts.answers import OUT_OF_SET, make_answer
 from diffgr2.prompts.chat import Chat, Piece, Sid, UserText, one_line, pieces_of, places_of, sids_of
 from diffgr2.prompts.compact import ANSWER, REASONING, Written
 from diffgr2.prompts.english import wording
-from diffgr2.prompts.request import Request, Trace
+from diffgr2.prompts.request import MISSING, Request, TextOf, Trace, item_text
 from diffgr2.prompts.said import Reading
 from diffgr2.prompts.vocab import BEGIN, END, FINISH, Vocabulary
 from diffgr2.types import Answer
@@ -81,7 +81,7 @@ def recommendations(text: str) -> list[str]:
 
 
 class Gr2:
-    shows_text = True
+    item_text: TextOf | None = staticmethod(item_text)
     answers: tuple[Answering, ...] = ("written",)
 
     def __init__(
@@ -247,6 +247,14 @@ class Gr2:
         sets += [[token] for token in (*self._close, self.vocab.end_id)]
         group = Group(starts[:, None] + np.arange(1, width - 1), entries_KE[:, 1:-1])
         return Places(row_of_places(sets), (group,))
+
+    def cited(self, token: int, request: Request, at: int) -> tuple[int, int] | None:
+        """No token of free text is a piece of evidence by itself."""
+        return None
+
+    def untold(self, request: Request) -> np.ndarray:
+        """Which fields [K, F] are not known."""
+        return request.buckets_KF == MISSING
 
     def kinds(self, tokens: list[int]) -> np.ndarray:
         """REASONING or ANSWER of each token of a response."""

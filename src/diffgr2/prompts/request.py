@@ -2,11 +2,12 @@
 
 Contract: a `Request` holds everything a prompt may show (codes, evidence, texts) for one user and K
 candidates in the order they are shown; a `Trace` says what the teacher decided and which evidence
-moved it. Building them from artifacts is vectorised here. Not here: token ids (`compact`, `gr2`).
+moved it. Building them from artifacts is vectorised here. Not here: token ids (the templates).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ from diffgr2.types import CandidateLists, Catalogue
 
 if TYPE_CHECKING:
     from diffgr2.data.store import Dataset
+
+TextOf = Callable[[Catalogue, int], str]
+"""How a template has an item told."""
 
 NONE = -1
 """Fills `cites_KC` behind the last field that counts."""
@@ -75,6 +79,19 @@ def item_text(catalogue: Catalogue, item: int) -> str:
     return f"{title} ({'; '.join(extras)})" if extras else title
 
 
+def item_title(catalogue: Catalogue, item: int) -> str:
+    """Brand and title alone, the brand once."""
+    title = catalogue.titles[item] or f"item {catalogue.raw_ids[item]}"
+    brand = catalogue.brands[item]
+    return title if _letters(brand) in _letters(title) else f"{brand} {title}"
+
+
+def _letters(text: str) -> str:
+    """A text as brands are compared: "Bath & Body Works" is "BATH and Body-Works"."""
+    words = "".join(c if c.isalnum() else " " for c in text.casefold()).split()
+    return "".join(word for word in words if word != "and")
+
+
 def item_kind(catalogue: Catalogue, item: int) -> str:
     """The kind of goods an explanation names: wide enough that several purchases share it."""
     return " > ".join(catalogue.categories[item][:2])
@@ -88,18 +105,18 @@ def request_at(
     buckets_KF: np.ndarray,
     shown: int,
     *,
-    texts: bool,
+    texts: TextOf | None,
 ) -> Request:
     """The request of one list as long as it is, with at most `shown` history items."""
     catalogue, k = dataset.catalogue, int(lists.length_L[row])
     history_H = dataset.histories.of(int(lists.user_L[row]), int(lists.end_L[row]))[-shown:]
     items_K = lists.items_LK[row, :k]
     request = Request(codes_IL[history_H], codes_IL[items_K], buckets_KF[:k])
-    if not texts:
+    if texts is None:
         return request
     return replace(
         request,
-        history_texts=tuple(item_text(catalogue, int(i)) for i in history_H),
-        texts=tuple(item_text(catalogue, int(i)) for i in items_K),
+        history_texts=tuple(texts(catalogue, int(i)) for i in history_H),
+        texts=tuple(texts(catalogue, int(i)) for i in items_K),
         history_kinds=tuple(item_kind(catalogue, int(i)) for i in history_H),
     )

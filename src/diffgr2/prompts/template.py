@@ -9,6 +9,8 @@ Contract: a `Template` turns a request into token ids and token ids back into wh
     parse(tokens, request)                  the written permutation alone
     citations(tokens, request)              (right, all) pieces of evidence that it cites
     kinds(tokens)                           REASONING or ANSWER of each token
+    item_text                               how an item is told in the prompt; None: not at all
+    untold(request)                         the evidence that the prompt says nothing of
     answers, max_response(k)                read-outs it has; its grammar's longest text
 
 `words` and `phrases` are what `account` renders a reading with; `gr2`, whose reasoning is the
@@ -21,12 +23,13 @@ from collections.abc import Sequence
 from diffgr2.candidates.fields import Field
 from diffgr2.config import Answering, PromptConfig
 from diffgr2.decode.settings import Frame
+from diffgr2.prompts.brief import Brief
 from diffgr2.prompts.compact import Compact
 from diffgr2.prompts.gr2 import Gr2
 from diffgr2.prompts.vocab import Vocabulary
 
 Template = Compact | Gr2
-TEMPLATES: dict[str, type[Template]] = {"compact": Compact, "gr2": Gr2}
+TEMPLATES: dict[str, type[Template]] = {"compact": Compact, "gr2": Gr2, "brief": Brief}
 
 SPARE = 32
 """Output tokens beyond the longest proper answer: a raw one that is overlong shows as such."""

@@ -2,16 +2,18 @@
 
 Contract: the mask id is reserved first, before any token of ours (151669 on a Qwen3 tokenizer);
 then come semantic IDs, candidate indices, evidence, strengths and control tokens, each
-kind a contiguous range. `text_ids` encodes user text with a tokenizer that has no added tokens at
-all, so a reserved token spelled in an item title is plain text, never a control token. Not here:
-prompts (`compact`, `gr2`) and embeddings (`model.load`).
+kind a contiguous range. A plain vocabulary (`spec.words`) adds the mask alone: candidates, evidence
+and strengths are words that the tokenizer has. `text_ids` encodes user text with a tokenizer that
+has no added tokens at all, so a reserved token spelled in an item title is plain text, never a
+control token. Not here: prompts (the templates), which words those are (`plain_words`), and
+embeddings (`model.load`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -35,6 +37,9 @@ CONTROL = (
 )
 
 
+SPOKEN = ("<none>", "<answer>")
+"""Control tokens that a plain vocabulary has words for."""
+
 KINDS = ("sid", "index", "evidence", "missing", "strength", "control")
 """Our tokens, in the order of their ids."""
 
@@ -51,7 +56,26 @@ class VocabularySpec:
     strengths: int
     mask_id: int
     size: int  # all ids are below this
-    bases: dict[str, int]  # kind -> first id
+    bases: dict[str, int]  # kind -> first id; empty where `words` are what stands for them
+    words: dict[str, list[int]] = field(default_factory=dict)  # kind -> ids of words, or nothing
+
+    @property
+    def sound(self) -> bool:
+        """Bases of every kind, or words: as many as there should be, all different."""
+        if not isinstance(self.bases, dict) or not isinstance(self.words, dict):
+            return False
+        if not self.words:
+            return self.bases.keys() == {*KINDS}
+        counts = {"index": self.k, "evidence": len(self.fields), "strength": self.strengths}
+        counts["control"] = len(SPOKEN)
+        if self.bases or self.words.keys() != counts.keys():
+            return False
+        if any(not isinstance(self.words[kind], list) for kind in counts):
+            return False
+        ids = [token for kind in counts for token in self.words[kind]]
+        fitting = all(type(t) is int and 0 <= t < self.size and t != self.mask_id for t in ids)
+        counted = all(len(self.words[kind]) == count for kind, count in counts.items())
+        return fitting and counted and len(set(ids)) == len(ids)
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
@@ -82,16 +106,20 @@ def own_tokens(
     }
 
 
+def without_added(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer without any added token: what user text is encoded with."""
+    plain = json.loads(tokenizer.to_str()) | {"added_tokens": [], "post_processor": None}
+    return Tokenizer.from_str(json.dumps(plain))
+
+
 class Vocabulary:
     """A tokenizer plus the ids of everything that is not text."""
 
     def __init__(self, tokenizer: Tokenizer, spec: VocabularySpec) -> None:
         self.tokenizer, self.spec = tokenizer, spec
-        # Without any added token: what user text is encoded with.
-        plain = json.loads(tokenizer.to_str()) | {"added_tokens": [], "post_processor": None}
-        self._text = Tokenizer.from_str(json.dumps(plain))
-        self.control: dict[str, int] = {}
-        for name in (*CHAT, *CONTROL, MASK):
+        self._text = without_added(tokenizer)
+        self.control = dict(zip(SPOKEN, spec.words.get("control", ()), strict=False))
+        for name in (*CHAT, *(() if spec.words else CONTROL), MASK):
             token = tokenizer.token_to_id(name)
             if token is None:
                 raise ArtifactError(f"tokenizer lacks reserved token {name}")
@@ -109,8 +137,12 @@ class Vocabulary:
         fields: tuple[str, ...],
         buckets: int,
         strengths: int,
+        words: dict[str, list[int]] | None = None,
     ) -> Vocabulary:
-        """Add the mask first, then our tokens, to a text tokenizer (trained here or Qwen's)."""
+        """Add the mask first, then our tokens, to a text tokenizer (trained here or Qwen's).
+
+        With `words` (`plain_words`) of that tokenizer the mask is all, and what its chat lacks.
+        """
         for name in (*CHAT, MASK):  # the chat's are present on Qwen, added on ours
             if tokenizer.token_to_id(name) is None:
                 tokenizer.add_special_tokens([AddedToken(name, special=True)])
@@ -122,12 +154,13 @@ class Vocabulary:
             if tokenizer.token_to_id(names[-1]) != bases[kind] + len(names) - 1:
                 raise ArtifactError(f"tokenizer already knows some of the {kind} tokens")
 
-        for kind, names in own_tokens(levels, codes, k, fields, buckets, strengths).items():
+        own = {} if words else own_tokens(levels, codes, k, fields, buckets, strengths)
+        for kind, names in own.items():
             add(kind, names)
         mask_id, size = tokenizer.token_to_id(MASK), tokenizer.get_vocab_size()
         assert mask_id is not None
-        spec = VocabularySpec(levels, codes, k, fields, buckets, strengths, mask_id, size, bases)
-        return cls(tokenizer, spec)
+        counts = (levels, codes, k, fields, buckets, strengths)
+        return cls(tokenizer, VocabularySpec(*counts, mask_id, size, bases, words or {}))
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json, the files other tools read, and vocabulary.json."""
@@ -151,7 +184,7 @@ class Vocabulary:
             spec = VocabularySpec(**{**values, "fields": tuple(values["fields"])})
         except Exception as error:
             raise ArtifactError(f"{directory}: not a vocabulary ({error})") from None
-        if not isinstance(spec.bases, dict) or spec.bases.keys() != {*KINDS}:
+        if not spec.sound:
             raise ArtifactError(f"{directory}: a vocabulary of another version (make it anew)")
         return cls(tokenizer, spec)
 
@@ -164,11 +197,27 @@ class Vocabulary:
         level_L = np.arange(codes_NL.shape[-1]) * self.spec.codes
         return self.spec.bases["sid"] + level_L + codes_NL.astype(np.int64)
 
+    @cached_property
+    def index_ids(self) -> np.ndarray:
+        """Of each place in a list the token that names its candidate."""
+        return self._of("index", self.spec.k)
+
+    @cached_property
+    def strength_ids(self) -> np.ndarray:
+        """Of each level of strength its token."""
+        return self._of("strength", self.spec.strengths)
+
+    def _of(self, kind: str, count: int) -> np.ndarray:
+        words = self.spec.words
+        return np.array(words[kind]) if words else self.spec.bases[kind] + np.arange(count)
+
     def index_id(self, position: int) -> int:
-        return self.spec.bases["index"] + position
+        return int(self.index_ids[position])
 
     def evidence_ids(self, buckets_KF: np.ndarray) -> np.ndarray:
-        """Ids of evidence tokens, same shape."""
+        """Ids of evidence tokens, same shape; words are of fields alone, whatever the bucket."""
+        if self.spec.words:
+            return np.broadcast_to(np.array(self.spec.words["evidence"]), buckets_KF.shape)
         field_F = np.arange(buckets_KF.shape[-1]) * self.spec.buckets
         return self.spec.bases["evidence"] + field_F + buckets_KF.astype(np.int64)
 
@@ -178,22 +227,36 @@ class Vocabulary:
         return self.spec.bases["missing"] + np.arange(len(self.spec.fields))
 
     def strength_id(self, level: int) -> int:
-        return self.spec.bases["strength"] + level
+        return int(self.strength_ids[level])
 
     def _offset(self, token: int, kind: str, count: int) -> int | None:
         """A token's number among the `count` of its kind; None if it is of another kind."""
+        if self.spec.words:
+            return self._numbers[kind].get(token) if kind in self._numbers else None
         offset = token - self.spec.bases[kind]
         return offset if 0 <= offset < count else None
+
+    @cached_property
+    def _numbers(self) -> dict[str, dict[int, int]]:
+        """Of each kind of words the number of each."""
+        words = self.spec.words
+        return {kind: {token: n for n, token in enumerate(ids)} for kind, ids in words.items()}
 
     def index_of(self, token: int) -> int | None:
         """Candidate position of an index token, else None."""
         return self._offset(token, "index", self.spec.k)
 
     def evidence_of(self, token: int) -> tuple[int, int] | None:
-        """(field, bucket) of an evidence token, else None."""
+        """(field, bucket) of an evidence token, else None: a word says no bucket (`field_of`)."""
         spec = self.spec
+        if spec.words:
+            return None
         offset = self._offset(token, "evidence", len(spec.fields) * spec.buckets)
         return None if offset is None else divmod(offset, spec.buckets)
+
+    def field_of(self, token: int) -> int | None:
+        """The field that a word names, else None."""
+        return self._numbers["evidence"].get(token) if self.spec.words else None
 
     def strength_of(self, token: int) -> int | None:
         """Level of a strength token, else None."""

@@ -86,7 +86,7 @@ def _pieces(
     vocab, side_F = template.vocab, template.phrases.sides(request.buckets_KF[at])
     found = []
     for token, chance in sorted(pairs, key=lambda pair: -pair[1]):
-        cited = vocab.evidence_of(token)
+        cited = template.cited(token, request, at)
         if cited is not None:
             field, bucket = cited
             side = SIDES.get(int(side_F[field]), "")

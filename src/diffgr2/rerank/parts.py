@@ -199,7 +199,10 @@ def check_vocabulary(directory: Path, vocab: Vocabulary) -> None:
         raise ArtifactError(f"{path}: expected whole numbers above 0")
     if vocab.mask_id != spec.mask_id or vocab.tokenizer.get_vocab_size() != spec.size:
         raise ArtifactError(f"{path}: of another tokenizer")
-    wanted = own_tokens(spec.levels, spec.codes, spec.k, spec.fields, spec.buckets, spec.strengths)
+    if not spec.sound:
+        raise ArtifactError(f"{path}: words: not those of this vocabulary")
+    counts = (spec.levels, spec.codes, spec.k, spec.fields, spec.buckets, spec.strengths)
+    wanted = {} if spec.words else own_tokens(*counts)
     for kind, names in wanted.items():
         base = spec.bases.get(kind) if isinstance(spec.bases, dict) else None
         if type(base) is not int or not 0 <= base <= spec.size - len(names):

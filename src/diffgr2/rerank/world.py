@@ -28,7 +28,7 @@ from diffgr2.items.quantize import Encoder
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import contract_of
 from diffgr2.prompts.account import kinds_of
-from diffgr2.prompts.request import MISSING, Request, item_kind, item_text
+from diffgr2.prompts.request import MISSING, Request, item_kind
 from diffgr2.prompts.template import frame_of, make_template, trained_answers
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.rerank.bundle import read_note
@@ -247,14 +247,14 @@ class World:
         past = one.history[-self.recipe.prompt.history :]
         if not recent or any(item.stranger is not None for item in (*recent, *one.candidates)):
             buckets_KF[unknown(recent, one.candidates, self.seats.index.names)] = MISSING
-        texts = self.template.shows_text
-        described = [self._described(item) for item in past] if texts else []
+        text_of = self.template.item_text
+        described = [self._described(item) for item in past] if text_of else []
         return Request(
             np.array([item.codes for item in past], np.int32).reshape(-1, self.sids.levels),
             np.array([item.codes for item in one.candidates], np.int32),
             buckets_KF,
-            tuple(item_text(*each) for each in described),
-            tuple(item_text(*self._described(i)) for i in one.candidates) if texts else (),
+            tuple(text_of(*each) for each in described) if text_of else (),
+            tuple(text_of(*self._described(i)) for i in one.candidates) if text_of else (),
             tuple(item_kind(*each) for each in described),
         )
 

@@ -115,17 +115,19 @@ class Strengths(Tensors):
     @classmethod
     def of(cls, micro: WeightedMicro, list_N: Tensor, vocab: Vocabulary) -> Strengths:
         """Those whose target is a level; `list_N` says whose response a prediction is part of."""
-        first, most = vocab.strength_id(0), vocab.spec.strengths - 1
-        at_M = ((micro.target_N >= first) & (micro.target_N <= first + most)).nonzero()[:, 0]
-        own_M, other_M = micro.target_N[at_M], micro.other_N[at_M]
-        level_M = (own_M - first) + micro.share_N[at_M] * (other_M - own_M)
+        strength_S = torch.from_numpy(vocab.strength_ids)
+        is_NS = micro.target_N[:, None] == strength_S
+        at_M = is_NS.any(1).nonzero()[:, 0]
+        own_M = is_NS[at_M].int().argmax(1)
+        other_M = (micro.other_N[at_M][:, None] == strength_S).int().argmax(1)
+        level_M = own_M + micro.share_N[at_M] * (other_M - own_M)
         list_M = torch.unique(list_N[at_M], return_inverse=True)[1]
         return cls(at_M, level_M, list_M, micro.weight_N[at_M])
 
     def kl(self, logits_NV: Tensor, vocab: Vocabulary, step: float) -> tuple[Tensor, Tensor]:
         """(KL [Q] of each list, see `objectives.soft`; its weight, that of its strengths [Q])."""
-        first = vocab.strength_id(0)
-        logits_MS = logits_NV[self.at_M, first : first + vocab.spec.strengths]
+        strength_S = torch.from_numpy(vocab.strength_ids).to(logits_NV.device)
+        logits_MS = logits_NV[self.at_M][:, strength_S]
         kl_Q = listwise_kl(expected_levels(logits_MS), self.level_M, self.list_M, step)
         return kl_Q, kl_Q.new_zeros(len(kl_Q)).index_add_(0, self.list_M, self.weight_M)
 

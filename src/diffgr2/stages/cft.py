@@ -114,7 +114,7 @@ class Taught:
         most = vocab.spec.strengths - 1
         level = np.clip(self.levels_R[at], 0, most)
         base = np.minimum(np.floor(level).astype(np.int64), max(most - 1, 0))
-        low_R[at], other_R[at] = vocab.strength_id(0) + base, vocab.strength_id(0) + base + 1
+        low_R[at], other_R[at] = vocab.strength_ids[base], vocab.strength_ids[base + 1]
         share_R[at] = level - base
         return low_R, other_R, share_R
 

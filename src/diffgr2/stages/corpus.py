@@ -96,7 +96,7 @@ class Corpus:
 
     def request(self, split: str, row: int, places: np.ndarray | None = None) -> Request:
         """The request of a list's first k columns, or of these columns in this order."""
-        lists, texts = self.lists[split], self.template.shows_text
+        lists, texts = self.lists[split], self.template.item_text
         given = (self.dataset, self.sids.codes_IL, self.buckets[split][row])
         request = request_at(lists, row, *given, self.recipe.prompt.history, texts=texts)
         return request.taken(np.arange(min(self.k, request.k)) if places is None else places)
@@ -147,7 +147,8 @@ class Corpus:
         if hidden_KF.any():
             lower_K = level_K - self.lost(split, row, shown.places, hidden_KF)
             level_K = np.clip(lower_K, 0, self.recipe.prompt.strengths - 1)
-        return replace(trace, level_K=level_K, cites_KC=seen(trace.cites_KC, hidden_KF)[:, :cites])
+        untold_KF = self.template.untold(shown.request)
+        return replace(trace, level_K=level_K, cites_KC=seen(trace.cites_KC, untold_KF)[:, :cites])
 
     def lost(self, split: str, row: int, places: np.ndarray, hidden_KF: np.ndarray) -> np.ndarray:
         """Levels that hidden evidence is worth: to a scorecard, what its weights say; trees, which

@@ -90,6 +90,8 @@ def work_of(recipe: Recipe, size: Size) -> dict[str, float]:
     weights = model.layers * model.dim * wide
     mean_k = (recipe.candidates.k + recipe.candidates.k_max / 2) / 2 + 0.5
     row = shown + mean_k * (recipe.items.levels + size.fields + 6)  # tokens of a training row
+    if recipe.prompt.template == "brief":
+        row = 45 + 8 * recipe.prompt.history + mean_k * (17 + size.fields)
     lists, words = size.training_lists(recipe), recipe.items.levels * recipe.items.codes
     one = 6e-9 * weights * row  # of a row, forwards and back
     decoded = 67 * LIST_S * mean_k / 10.5 + one / 3  # of a list, written by `ar`

@@ -15,7 +15,9 @@ from torch import nn
 from diffgr2.config import MidtrainConfig
 from diffgr2.model.load import build, device, to_device
 from diffgr2.pipeline import StageContext
-from diffgr2.prompts.request import item_text
+from diffgr2.prompts.brief import words_of
+from diffgr2.prompts.english import wording
+from diffgr2.prompts.request import item_text, item_title
 from diffgr2.stages import warm
 from diffgr2.stages.batches import Text, WeightedMicro, chunks, imitation
 from diffgr2.stages.common import by_part, train_stage
@@ -28,6 +30,9 @@ from diffgr2.train.parallel import micro_rows
 from diffgr2.types import Histories
 
 TASKS = ("sequential", "caption", "persona", "general")
+LEADS = dict(
+    zip(TASKS, ("<task_next>", "<task_caption>", "<task_persona>", "<task_text>"), strict=True)
+)
 OF_HISTORIES = ("sequential", "persona")
 LONGEST_TEXT = 64  # tokens of a caption
 
@@ -52,19 +57,16 @@ class MidtrainTask:
 
     def _words(self, rng: np.random.Generator, task: str) -> tuple[list[int], list[int]]:
         """(prompt, response)."""
-        vocab, ids = self.corpus.vocab, self.corpus.vocab.control
-        catalogue, codes_IL = self.corpus.dataset.catalogue, self.corpus.sids.codes_IL
+        vocab, catalogue = self.corpus.vocab, self.corpus.dataset.catalogue
         if task in ("caption", "general"):
             item = int(rng.integers(len(catalogue)))
             words = [*vocab.text_ids(item_text(catalogue, item))[:LONGEST_TEXT], vocab.end_id]
-            if task == "general":
-                return [ids["<task_text>"]], words
-            return [ids["<task_caption>"], *vocab.sid_ids(codes_IL[item]).tolist()], words
+            return [*self._lead(task), *(self._items([item]) if task == "caption" else ())], words
         history = self.known.of(int(self.able[rng.integers(len(self.able))]))
         history = history[-self.corpus.recipe.prompt.history - 1 :]
-        sids = vocab.sid_ids(codes_IL[history]).ravel().tolist()
+        shown = self._items(history.tolist())
         if task == "sequential":
-            return [ids["<task_next>"]], [*sids, vocab.end_id]
+            return self._lead(task), [*shown, vocab.end_id]
         likes = Counter(
             word
             for item in history
@@ -72,7 +74,23 @@ class MidtrainTask:
             if word
         )
         words = vocab.text_ids("likes " + ", ".join(word for word, _ in likes.most_common(3)))
-        return [ids["<task_persona>"], *sids], [*words[:LONGEST_TEXT], vocab.end_id]
+        return [*self._lead(task), *shown], [*words[:LONGEST_TEXT], vocab.end_id]
+
+    def _lead(self, task: str) -> list[int]:
+        """What says which task it is: a token, or words where the vocabulary has no such token."""
+        vocab = self.corpus.vocab
+        if vocab.spec.words:
+            return vocab.text_ids(wording("brief")["tasks"][task])
+        return [vocab.control[LEADS[task]]]
+
+    def _items(self, items: list[int]) -> list[int]:
+        """Items as the template shows them: semantic IDs, or short titles."""
+        vocab, catalogue = self.corpus.vocab, self.corpus.dataset.catalogue
+        if not vocab.spec.words:
+            return vocab.sid_ids(self.corpus.sids.codes_IL[items]).ravel().tolist()
+        room, end = wording("brief")["history_tokens"], vocab.text_ids(";")
+        titles = (" " + " ".join(words_of(item_title(catalogue, item))) for item in items)
+        return [token for title in titles for token in (*vocab.text_ids(title)[:room], *end)]
 
     def micros(self, step: int, model: nn.Module) -> list[WeightedMicro]:
         config, ones, pad_id = self.config, [1.0] * len(TASKS), self.corpus.vocab.pad_id

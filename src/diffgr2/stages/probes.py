@@ -29,6 +29,7 @@ from diffgr2.evaluate.metrics import MAIN, METRICS, values_of
 from diffgr2.evaluate.outputs import stacked
 from diffgr2.evaluate.significance import bootstrap_means, interval
 from diffgr2.pipeline import StageContext
+from diffgr2.prompts.english import NEITHER
 from diffgr2.prompts.request import Request, request_at
 from diffgr2.prompts.said import Reading, mean_reading, order_by_level
 from diffgr2.rerank.readout import dealt
@@ -123,7 +124,7 @@ def long_lists(bench: Bench, lengths: Sequence[int], most_lists: int) -> LongLis
     features_LKF = index.features(queries, *given)
     buckets_LKF = index.buckets(features_LKF)
     score_LK = LinearScorer.load(inputs["evidence"] / "linear.safetensors").score(buckets_LKF)
-    shown, texts = corpus.recipe.prompt.history, corpus.template.shows_text
+    shown, texts = corpus.recipe.prompt.history, corpus.template.item_text
     codes_IL = corpus.sids.codes_IL
     requests = {
         int(row): request_at(own, at, corpus.dataset, codes_IL, buckets_LKF[at], shown, texts=texts)
@@ -227,10 +228,12 @@ def probe_faithfulness(
     bench: Bench, requests: Sequence[Request], readings: Sequence[Reading]
 ) -> dict[str, Any]:
     """Cited fields and others taken away, one at a time."""
-    phrases, removals = bench.corpus.template.phrases, list[Removal]()
+    template, removals = bench.corpus.template, list[Removal]()
     for number, (request, reading) in enumerate(zip(requests, readings, strict=True)):
         rng = generator(bench.ctx.seed, "probes", "faithfulness", number)
-        removals += choose(number, reading, phrases.sides(request.buckets_KF), MOST, rng)
+        side_KF = template.phrases.sides(request.buckets_KF)
+        side_KF[template.untold(request)] = NEITHER  # taking it away would change nothing
+        removals += choose(number, reading, side_KF, MOST, rng)
     changed = [
         replace(requests[r.list], buckets_KF=r.without(requests[r.list].buckets_KF))
         for r in removals

@@ -15,7 +15,7 @@ from diffgr2.config import Answering, Recipe
 
 How = Literal["ar", "ar_raw", "recommended", "raw", "verify"]
 RAW: tuple[How, ...] = ("ar_raw", "raw")
-SAYING = ("compact",)
+SAYING = ("compact", "brief")
 """Templates that state strengths; the others have a written answer alone."""
 
 

@@ -9,6 +9,8 @@ the run will take. Not here: embeddings.
 
 import json
 import shutil
+from collections.abc import Iterable
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,17 @@ from diffgr2.errors import CheckpointError, first_line
 from diffgr2.model.contract import CHAT_TEMPLATE, MASK, contract_of
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.chat import Chat
+from diffgr2.prompts.plain_words import own_lines, plain_words, spelled
 from diffgr2.prompts.request import item_text
 from diffgr2.prompts.vocab import Vocabulary, train_bpe
 from diffgr2.stages import warm
 from diffgr2.stages.effort import BEFORE, Size, speed, told, work_of
 from diffgr2.types import Catalogue
 
+OFTEN = 2  # how many times as often as there are items a tokenizer trained here meets such a word
 
-def text_tokenizer(recipe: Recipe, texts: list[str]) -> Tokenizer:
+
+def text_tokenizer(recipe: Recipe, texts: Iterable[str]) -> Tokenizer:
     """The base checkpoint's own tokenizer, or one trained on the catalogue's texts."""
     if recipe.model.base is None:
         return train_bpe(texts, recipe.prompt.text_vocab)
@@ -94,14 +99,25 @@ def made(recipe: Recipe, catalogue: Catalogue, fields: tuple[Field, ...]) -> Voc
     if recipe.prompt.template == "gr2":
         # Every response spells the template's own words: they are worth tokens of their own.
         texts += Chat(fields, recipe.evidence.buckets).own_words() * max(1, len(texts) // 100)
+    k, strengths, words = recipe.candidates.k_max, recipe.prompt.strengths, None
+    if recipe.prompt.template == "brief":
+        # Each of its words has to become one token, whatever the titles say more often.
+        often = repeat(spelled(k, fields, strengths), OFTEN * len(texts))
+        tokenizer = text_tokenizer(
+            recipe, chain(texts, own_lines() * (1 + len(texts) // 10), often)
+        )
+        words = plain_words(tokenizer, k, fields, strengths)
+    else:
+        tokenizer = text_tokenizer(recipe, texts)
     return Vocabulary.extend(
-        text_tokenizer(recipe, texts),
+        tokenizer,
         levels=recipe.items.levels,
         codes=recipe.items.codes,
-        k=recipe.candidates.k_max,
+        k=k,
         fields=names_of(fields),
         buckets=recipe.evidence.buckets,
-        strengths=recipe.prompt.strengths,
+        strengths=strengths,
+        words=words,
     )
 
 
