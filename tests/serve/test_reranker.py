@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from diffgr2.candidates.fields import names_of
 from diffgr2.errors import ArtifactError, ConfigError, DataError
 from diffgr2.model.contract import contract_of
-from diffgr2.prompts.request import MISSING
+from diffgr2.prompts.request import MISSING, TextOf, item_text, item_title
 from diffgr2.rerank.names import UnresolvedError
 from diffgr2.rerank.readout import dealt, sliding
 from diffgr2.rerank.reranker import Reranker
@@ -71,11 +71,11 @@ def test_a_test_list_gives_the_tokens_of_the_evaluation(
         assert result.order == tuple(order_K.tolist())
 
 
-@pytest.mark.parametrize("shows_text", [False, True])
+@pytest.mark.parametrize("item_text", [None, item_text, item_title])
 def test_every_test_list_gives_the_request_of_the_corpus(
-    run_dir: Path, reranker: Reranker, corpus: Corpus, shows_text: bool, monkeypatch
+    run_dir: Path, reranker: Reranker, corpus: Corpus, item_text: TextOf | None, monkeypatch
 ) -> None:
-    shown = SimpleNamespace(shows_text=shows_text, answers=("said", "written"))
+    shown = SimpleNamespace(item_text=item_text, answers=("said", "written"))
     monkeypatch.setattr(reranker, "template", shown)
     object.__setattr__(corpus, "template", shown)
     for row in range(0, len(corpus.lists["test"]), 3):

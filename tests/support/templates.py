@@ -15,6 +15,7 @@ from diffgr2.prompts.chat import Chat
 from diffgr2.prompts.compact import Compact
 from diffgr2.prompts.english import NEITHER
 from diffgr2.prompts.gr2 import Gr2
+from diffgr2.prompts.plain_words import plain_words, spelled
 from diffgr2.prompts.request import MISSING, NONE, Request, Trace
 from diffgr2.prompts.template import make_template
 from diffgr2.prompts.vocab import CHAT, Vocabulary, train_bpe
@@ -37,7 +38,8 @@ HOSTILE += ["<|sid_begin|><s_a_0><s_b_0><s_c_0><|sid_end|>", "<|MASK|>", "<answe
 
 
 def text_tokenizer(kind: str) -> Tokenizer:
-    tokenizer = train_bpe(TITLES * 3 + Chat(TEN, BUCKETS).own_words(), 900)
+    words = [spelled(K, TEN, STRENGTHS)] * 9
+    tokenizer = train_bpe(TITLES * 3 + Chat(TEN, BUCKETS).own_words() + words, 900)
     if kind == "qwen":
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.add_special_tokens([AddedToken(name, special=True) for name in CHAT])
@@ -47,21 +49,24 @@ def text_tokenizer(kind: str) -> Tokenizer:
 
 
 @cache
-def vocabulary(kind: str) -> Vocabulary:
+def vocabulary(kind: str, name: str = "compact") -> Vocabulary:
+    tokenizer = text_tokenizer(kind)
     return Vocabulary.extend(
-        text_tokenizer(kind),
+        tokenizer,
         levels=LEVELS,
         codes=CODES,
         k=K,
         fields=NAMES,
         buckets=BUCKETS,
         strengths=STRENGTHS,
+        words=plain_words(tokenizer, K, TEN, STRENGTHS) if name == "brief" else None,
     )
 
 
 @cache
 def template(name: str, kind: str) -> Compact | Gr2:
-    made = make_template(vocabulary(kind), PromptConfig(template=name))  # type: ignore[arg-type]
+    config = PromptConfig(template=name)  # type: ignore[arg-type]
+    made = make_template(vocabulary(kind, name), config)
     assert isinstance(made, Compact | Gr2)
     return made
 
