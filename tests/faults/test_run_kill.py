@@ -31,6 +31,12 @@ SHORT = [
     *("distill.lists=24", "distill.keep=all", "opd.checkpoint_every=1", "evaluate.max_users=6"),
     *("evaluate.lengths=[16]", "evaluate.thresholds=[0.5]", "evaluate.frontier_lists=4"),
 ]
+TEXT = [
+    *("data.shop.n_items=300", "items.min_unique=0.5", "threads=1", "midtrain.steps=4"),
+    *("rl.steps=2", "direct_rl.steps=1", "opd.steps=2", "block_rl.steps=1", "cft_rl.steps=1"),
+]
+"""What of the recipe text_small is shorter still."""
+
 TIMED = {"speed", "pace", "probes"}
 EVERYTHING = set(STAGES) - TIMED - {"bundle_ar", "tutor"}  # what the recipe micro has
 ROWS_ONLY = EVERYTHING - {"calibrate", "bundle", "rival", "timely"}
@@ -64,12 +70,14 @@ def ask(
     root: Path,
     at: int = 0,
     after: float | None = None,
+    recipe: str = "micro",
 ) -> dict[str, Any]:
     """One run; `after` seconds it is killed from outside if it still runs."""
     assert process.stdin is not None
     assert process.stdout is not None
-    changes = [part for text in SHORT for part in ("--set", text)]
-    arguments = [verb, "micro", "--runs", str(root), *changes]
+    wanted = [*SHORT, *(TEXT if recipe == "text_small" else ())]
+    changes = [part for text in wanted for part in ("--set", text)]
+    arguments = [verb, recipe, "--runs", str(root), *changes]
     request = {"arguments": arguments, "root": str(root), "at": at}
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
@@ -87,20 +95,21 @@ def hashes(root: Path, stages: set[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("verb", "stages", "kills", "seed"),
+    ("recipe", "verb", "stages", "kills", "seed"),
     [
-        pytest.param("score", ROWS_ONLY, 6, 1, id="six"),
-        pytest.param("run", EVERYTHING, 20, 2, id="twenty", marks=pytest.mark.slow),
+        pytest.param("micro", "score", ROWS_ONLY, 6, 1, id="six"),
+        pytest.param("micro", "run", EVERYTHING, 20, 2, id="twenty", marks=pytest.mark.slow),
+        pytest.param("text_small", "run", EVERYTHING, 10, 3, id="text", marks=pytest.mark.slow),
     ],
 )
 def test_killed_runs_end_as_an_undisturbed_one(
-    tmp_path: Path, verb: str, stages: set[str], kills: int, seed: int
+    tmp_path: Path, recipe: str, verb: str, stages: set[str], kills: int, seed: int
 ) -> None:
     rng = random.Random(seed)
     log = tmp_path / "log.txt"
     with server(log) as process:
         start = time.monotonic()
-        whole = ask(process, verb, tmp_path / "whole")
+        whole = ask(process, verb, tmp_path / "whole", recipe=recipe)
         seconds = time.monotonic() - start
         assert whole["status"] == 0, log.read_text()[-3000:]
         assert whole["count"] > 500, "the audit hook saw the run's files"
@@ -108,15 +117,16 @@ def test_killed_runs_end_as_an_undisturbed_one(
         died = 0
         for n in range(kills):
             if n % 3 == 2:
-                answer = ask(process, verb, root, after=rng.uniform(0, 2 * seconds / kills))
+                how: Any = {"after": rng.uniform(0, 2 * seconds / kills)}
             else:
-                answer = ask(process, verb, root, at=rng.randrange(1, whole["count"] // kills))
+                how = {"at": rng.randrange(1, whole["count"] // kills)}
+            answer = ask(process, verb, root, recipe=recipe, **how)
             assert answer["status"] in (0, -SIGKILL), log.read_text()[-3000:]
             died += answer["status"] == -SIGKILL
             for name in stages:  # whatever stands is whole
                 if (root / name / "manifest.json").exists():
                     read_manifest(root / name, verify=True)
         assert died >= kills // 2
-        assert ask(process, verb, root)["status"] == 0, log.read_text()[-3000:]
+        assert ask(process, verb, root, recipe=recipe)["status"] == 0, log.read_text()[-3000:]
     assert hashes(root, stages) == hashes(tmp_path / "whole", stages)
     assert not list(root.glob(".*.partial"))
