@@ -40,6 +40,9 @@ from diffgr2.prompts.vocab import END, Vocabulary
 EDGES = " ,.:()[]{}\"'“”‘’-–—|/*"
 """What a word of a title loses at both ends."""
 
+FILLERS = frozenset("a an and by for from in of on or the to with".split())
+"""Words that tell no title apart."""
+
 FEW = 3
 """Titles below which nothing counts as shared."""
 
@@ -48,13 +51,14 @@ def words_of(title: str) -> list[str]:
     """A title's words without what would end its place, or says nothing.
 
     >>> words_of("ROSE Soap; (Pack of 2) -\\n 5 oz.")
-    ['Rose', 'Soap', 'Pack', 'of', '2', '5', 'oz']
+    ['Rose', 'Soap', 'Pack', '2', '5', 'oz']
     """
     line = one_line(unicodedata.normalize("NFC", title)).replace(";", ",")
     kept = [word.strip(EDGES) for word in line.split()]
     # Each word once: titles repeat themselves and their brand.
     kept = list({word.casefold(): word for word in reversed(kept)}.values())[::-1]
     kept = [word for word in kept if any(map(str.isalnum, word))]
+    kept = [word for word in kept if word.casefold() not in FILLERS] or kept
     return [word.capitalize() if len(word) > 3 and word.isupper() else word for word in kept]
 
 
