@@ -40,7 +40,9 @@ from diffgr2.prompts.vocab import END, Vocabulary
 EDGES = " ,.:()[]{}\"'“”‘’-–—|/*"
 """What a word of a title loses at both ends."""
 
-FILLERS = frozenset("a an and by for from in of on or the to with".split())
+FILLERS = frozenset(
+    {"a", "an", "and", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"}
+)
 """Words that tell no title apart."""
 
 FEW = 3
