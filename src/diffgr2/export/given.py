@@ -125,6 +125,6 @@ def opened(directory: Path) -> Given:
     elif (directory / MANIFEST).exists():
         read_manifest(directory, verify=True)
     config, contract = read_config(directory), contract_of(directory)
-    read(directory)  # refuses what is no finite number
     load(directory)  # refuses what is no whole model
+    read(directory)  # refuses what is no finite number
     return Given(directory, config, contract, recipe)
