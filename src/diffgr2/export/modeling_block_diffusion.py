@@ -33,7 +33,8 @@ class SDARConfig(BlockDiffusionConfig):
     @property
     def rope_theta(self) -> float:
         """Engines ask for it here and take 10,000 where there is none, which v5 makes of it."""
-        return float(self.rope_parameters["rope_theta"])
+        parameters: Any = self.rope_parameters
+        return float(parameters["rope_theta"])
 
 
 @dataclass
