@@ -234,9 +234,9 @@ class TracesConfig(Section):
 
 
 class ModelConfig(Section):
-    """The backbone: a Qwen3-family checkpoint directory or dimensions (model.*)."""
+    """The backbone: a checkpoint directory (docs/bases.md) or dimensions (model.*)."""
 
-    base: str | None = None  # directory of a Qwen3-family checkpoint
+    base: str | None = None  # directory of a Qwen3-, Qwen2- or Llama-family checkpoint
     dim: Positive = 128
     layers: Positive = 4
     heads: Positive = 4

@@ -66,6 +66,8 @@ def missing_extra(error: ImportError) -> MissingExtraError | None:
     package = (error.name or "").partition(".")[0]
     if package == "lightgbm":
         return MissingExtraError(f"{package} is missing: pip install 'diffgr2[lambdamart]'")
+    if package == "gguf":
+        return MissingExtraError(f"{package} is missing: pip install 'diffgr2[gguf]'")
     if package not in TRAINING:
         return None
     return MissingExtraError(f"{package} is missing: pip install 'diffgr2[train]'")

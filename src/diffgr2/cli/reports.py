@@ -68,7 +68,9 @@ def report(
 
 
 def convert_dir(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A Qwen3-family directory.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A Qwen3-, Qwen2- or Llama-family directory.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New directory.")],
     block_size: Annotated[int, typer.Option("--block-size", min=1)] = 32,
     alignment: Annotated[str, typer.Option("--alignment", help="same_position or shifted.")] = (

@@ -4,7 +4,7 @@ Contract: the weight files are copied byte for byte, whatever their number type;
 gains the block-diffusion section and the mask token an id. A foreign directory of any family
 converts the same way, its chat template and tokens kept, with the mask that its tokenizer has, or
 one that is added to it and takes the first free row of the embeddings; where none is free they grow
-(`rows`), old rows bit for bit. Not here: training (`stages.cft`).
+(`grown`), old rows bit for bit. Not here: training (`stages.cft`).
 """
 
 import shutil
@@ -27,8 +27,8 @@ from diffgr2.model.contract import (
     read_contract,
 )
 from diffgr2.model.family import rope_of
+from diffgr2.model.grown import grow
 from diffgr2.model.load import load
-from diffgr2.model.rows import grow
 
 BESIDE = (
     *VOCABULARY_FILES,

@@ -152,8 +152,8 @@ def _ports(sizes: Sizes, *, single: bool) -> tuple[list[Any], list[Any]]:
         inputs.append(port("past", whole, 1))  # S, as a number
     outputs = [port("logp", real, "B", "R", sizes.vocab)]
     for number in range(sizes.layers):
-        for kind, sizes in past.items():
-            inputs.append(port(f"past_{kind}_{number}", real, *sizes))
+        for kind, dims in past.items():
+            inputs.append(port(f"past_{kind}_{number}", real, *dims))
             outputs.append(port(f"new_{kind}_{number}", real, "B", "T", width))
     return inputs, outputs
 

@@ -8,6 +8,7 @@ the file (`gguf_import`), speed.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,8 @@ def installed() -> bool:
 
 def written(path: Path, prompts: Sequence[Sequence[int]], tokens: int) -> list[str]:
     """What llama.cpp writes."""
-    import xllamacpp
-
-    given: Any = xllamacpp.CommonParams()
+    engine: Any = import_module("xllamacpp")
+    given = engine.CommonParams()
     given.model.path = str(path)
     given.cpuparams.n_threads = given.cpuparams_batch.n_threads = torch.get_num_threads()
     given.n_parallel = 1
@@ -36,7 +36,7 @@ def written(path: Path, prompts: Sequence[Sequence[int]], tokens: int) -> list[s
     given.cache_prompt, given.cache_ram_mib = False, 0
     given.warmup, given.verbosity = False, -1
     try:
-        server = xllamacpp.Server(given)
+        server = engine.Server(given)
     except Exception:
         raise CheckpointError(f"{path}: llama.cpp cannot open it") from None
     greedy = {"temperature": 0, "samplers": ["top_k"], "top_k": 1, "ignore_eos": True}

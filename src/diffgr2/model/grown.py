@@ -18,7 +18,7 @@ from diffgr2.artifacts import read_json, write_json
 GROWN = ("model.embed_tokens.weight", "lm_head.weight")
 
 
-def grown(old_VD: torch.Tensor, rows: int) -> torch.Tensor:
+def with_rows(old_VD: torch.Tensor, rows: int) -> torch.Tensor:
     """More rows; the new ones are the mean of the old."""
     mean_D = old_VD.float().mean(0).to(old_VD.dtype)
     return torch.cat([old_VD, mean_D.expand(rows - len(old_VD), -1)])
@@ -36,7 +36,7 @@ def grow(source: Path, out: Path, rows: int) -> None:
             tensors = {name: file.get_tensor(name) for name in names}
         for name in {*names} & {*GROWN}:
             before = tensors[name]
-            tensors[name] = grown(before, rows)
+            tensors[name] = with_rows(before, rows)
             more += (tensors[name].numel() - before.numel()) * before.element_size()
         save_file(tensors, out / path.name, metadata)
     for path in source.glob("*.safetensors.index.json"):
