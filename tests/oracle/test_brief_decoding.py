@@ -14,7 +14,7 @@ from diffgr2.config import Answering, Decoder, ModelConfig
 from diffgr2.decode import reference
 from diffgr2.decode.batch import decode
 from diffgr2.decode.settings import DecodeRequest, DecodeSettings
-from diffgr2.model.forward import LeanQwen3
+from diffgr2.model.forward import LeanModel
 from diffgr2.model.load import build
 from diffgr2.model.slow import SlowModel
 from diffgr2.prompts.request import Request
@@ -61,7 +61,7 @@ def test_greedy_equals_the_reference(decoder, reasoning: bool, answer: Answering
     chosen = settings(decoder)
     requests = [draw_request(k, k) for k in (1, 2, 5)]
     given = [asked(request, reasoning, answer) for request in requests]
-    found = decode(LeanQwen3(module()), given, chosen)
+    found = decode(LeanModel(module()), given, chosen)
     for request, one, out in zip(requests, given, found, strict=True):
         slow = SlowModel(module(), MADE.vocab.mask_id)
         wanted = SLOW[decoder](slow, one.prompt, chosen, one.grammar)
@@ -81,7 +81,7 @@ def test_greedy_equals_the_reference(decoder, reasoning: bool, answer: Answering
 def test_a_batch_gives_what_single_decoding_gives(decoder, temperature: float) -> None:
     given = [asked(draw_request(k, k), True, "written") for k in (1, 2, 6, 11)]
     chosen = settings(decoder, temperature=temperature)
-    model = LeanQwen3(module())
+    model = LeanModel(module())
     alone, together = (decode(model, given, chosen, batch=size) for size in (1, 4))
     for one, two in zip(alone, together, strict=True):
         assert one.tokens_T.tolist() == two.tokens_T.tolist()
@@ -93,6 +93,6 @@ def test_names_and_marks_cost_no_forward() -> None:
     """One strength per candidate is what is left to decide where nothing may be cited."""
     request = draw_request(3, 6)
     request = replace(request, buckets_KF=np.full_like(request.buckets_KF, 255))
-    [out] = decode(LeanQwen3(module()), [asked(request, True, "said")], settings("ar"))
+    [out] = decode(LeanModel(module()), [asked(request, True, "said")], settings("ar"))
     assert out.nfe == 6
     assert len(out.tokens_T) == 6 * (2 + MADE.config.cites)
