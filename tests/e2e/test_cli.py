@@ -19,6 +19,8 @@ from diffgr2.recipe import RECIPES
 from diffgr2.stages.plan import STAGES
 from diffgr2.stages.rows import ROWS
 
+SHIPPED = "beauty, beauty_gpu, demo, games, micro, paper, text_gpu, text_small, text_smol"
+
 
 def say(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a command line."""
@@ -38,7 +40,7 @@ ERRORS = [
     (
         ["run", "nope"],
         2,
-        "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, games, micro)",
+        f"error: nope: no such recipe (shipped: {SHIPPED})",
     ),
     (["sft", "nope.yaml"], 2, "error: nope.yaml: no such recipe file"),
     (["run", "micro", "--set", "sft"], 2, "error: --set sft: expected key.key=value"),
@@ -77,13 +79,13 @@ ERRORS = [
     (
         ["data", "nope"],
         2,
-        "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, games, micro)",
+        f"error: nope: no such recipe (shipped: {SHIPPED})",
     ),
     (["data", "check", "gone.csv"], 2, "error: gone.csv: no such file"),
     (
         ["recipes", "nope"],
         2,
-        "error: nope: no such recipe (shipped: beauty, beauty_gpu, demo, games, micro)",
+        f"error: nope: no such recipe (shipped: {SHIPPED})",
     ),
     (["convert-dir", "gone", "out"], 3, "error: gone/config.json: file is missing"),
     (["convert-dir", "gone", "."], 2, "error: .: stands already (give a new or empty directory)"),

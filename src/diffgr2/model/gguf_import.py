@@ -257,7 +257,7 @@ def compared(path: Path, out: Path, tokens: int = 16) -> list[tuple[str, str, st
 
     from tokenizers import Tokenizer
 
-    from diffgr2.model.llama_cpp import greedy, written
+    from diffgr2.model.greedy_texts import greedy, written
 
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     prompts = [tokenizer.encode(text).ids for text in PROMPTS]

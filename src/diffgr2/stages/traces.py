@@ -24,7 +24,7 @@ from diffgr2.items.sids import SemanticIds
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.chat import Chat
 from diffgr2.prompts.english import Phrases, wording
-from diffgr2.prompts.request import NONE, request_at
+from diffgr2.prompts.request import NONE, item_text, request_at
 from diffgr2.stages.corpus import KNOWN
 from diffgr2.streams import permutation
 from diffgr2.traces.decide import Scale, Traces, counting, decide
@@ -168,7 +168,7 @@ def ask(
     mode, config, prompts = recipe.traces.mode, recipe.traces.llm, []
     for split, row in chosen(ctx, lists, able):
         own, buckets_KF = lists[split], buckets[split][row, :k]
-        request = request_at(own, row, dataset, codes_IL, buckets_KF, shown, texts=True)
+        request = request_at(own, row, dataset, codes_IL, buckets_KF, shown, texts=item_text)
         target = None if mode == "plain" else int(own.hit_L[row])
         told = target if mode == "targeted" else None
         messages = chat.messages(request, target=told, knowledge=config.knowledge_priming)
