@@ -47,7 +47,7 @@ def import_base(
 
 
 def _file(source: Path, out: Path, *, compare: bool) -> None:
-    from diffgr2.model import gguf_import, llama_cpp
+    from diffgr2.model import gguf_import, greedy_texts
     from diffgr2.model.load import load
 
     try:
@@ -59,7 +59,7 @@ def _file(source: Path, out: Path, *, compare: bool) -> None:
     typer.echo(f"{out}: {_told(out)}")
     if not compare:
         return
-    if not llama_cpp.installed():
+    if not greedy_texts.installed():
         typer.echo("not compared with llama.cpp: the package xllamacpp is not installed")
         return
     found = gguf_import.compared(source, out)

@@ -118,7 +118,8 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer, spec: VocabularySpec) -> None:
         self.tokenizer, self.spec = tokenizer, spec
         self._text = without_added(tokenizer)
-        self.control = dict(zip(SPOKEN, spec.words.get("control", ()), strict=False))
+        self.control: dict[str, int] = {}
+        self.control |= zip(SPOKEN, spec.words.get("control", ()), strict=False)
         for name in (*CHAT, *(() if spec.words else CONTROL), MASK):
             token = tokenizer.token_to_id(name)
             if token is None:

@@ -30,9 +30,12 @@ from diffgr2.train.parallel import micro_rows
 from diffgr2.types import Histories
 
 TASKS = ("sequential", "caption", "persona", "general")
-LEADS = dict(
-    zip(TASKS, ("<task_next>", "<task_caption>", "<task_persona>", "<task_text>"), strict=True)
-)
+LEADS = {
+    "sequential": "<task_next>",
+    "caption": "<task_caption>",
+    "persona": "<task_persona>",
+    "general": "<task_text>",
+}
 OF_HISTORIES = ("sequential", "persona")
 LONGEST_TEXT = 64  # tokens of a caption
 
