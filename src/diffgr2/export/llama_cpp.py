@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,9 @@ class Words:
 def gguf_module() -> Any:
     """The package, or one line."""
     try:
-        import gguf
+        return import_module("gguf")
     except ModuleNotFoundError:
         raise MissingExtraError("gguf is missing: pip install 'diffgr2[gguf]'") from None
-    return gguf
 
 
 def numbered(rows: int) -> Words:

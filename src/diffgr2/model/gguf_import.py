@@ -12,6 +12,7 @@ writing such files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ LLAMA3_FACTORS = (8.0, 32.0)
 
 def read(path: Path) -> tuple[dict[str, Any], list[Any]]:
     """A file's fields as plain values, and its tensors as they lie."""
-    import gguf
+    gguf = import_module("gguf")
 
     try:
         reader = gguf.GGUFReader(path)
@@ -169,7 +170,7 @@ def weights_of(
     tensors: Sequence[Any], config: dict[str, Any], source: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """(weights in fp32 by transformers' names, the table of frequencies if there is one)."""
-    from gguf import dequantize
+    dequantize = import_module("gguf").dequantize
 
     found, table = {}, None
     for tensor in tensors:
@@ -233,7 +234,7 @@ ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "</s>")
 
 def unpacked(path: Path, out: Path) -> None:
     """The same file with every tensor in fp32: what llama.cpp multiplies without rounding."""
-    import gguf
+    gguf = import_module("gguf")
 
     reader = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(str(out), str(reader.fields["general.architecture"].contents()))
