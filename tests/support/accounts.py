@@ -68,7 +68,7 @@ class Case:
         values = {
             "order": self.order(),
             "text": self.text() if text is None else text,
-            "tokens": self.tokens(),
+            "tokens": changes["tokens"] if "tokens" in changes else self.tokens(),
             "reading": self.reading,
             **changes,
         }
