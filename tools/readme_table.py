@@ -71,9 +71,9 @@ def named(row: dict[str, Any]) -> str:
     return f"`{row['name']}`"
 
 
-def sure(key: str, digits: int = 3) -> Callable[[dict[str, Any]], str]:
-    """A share or a ratio with its interval."""
-    value, ends = at(key, digits), interval_at(f"ci.{key}", digits)
+def sure(key: str, digits: int = 3, of: str = "") -> Callable[[dict[str, Any]], str]:
+    """A share or a ratio (over several runs `of` their mean) with its interval."""
+    value, ends = at(f"{key}{of}", digits), interval_at(f"ci.{key}", digits)
     return lambda row: value(row) if key not in row else f"{value(row)} {ends(row)}"
 
 
@@ -121,11 +121,12 @@ def several_seeds(summary: dict[str, Any], *, every: bool) -> str:
     columns: list[Any] = [("row", named)]
     columns += [(metric.upper(), spread_of(f"metrics.{metric}")) for metric in MAIN]
     others = {"floor": "over the floor", "ar": "against AR", "rival": "against the rival"}
-    others["beside"] = f"against `{beside_of(hit)}`"
+    others[BESIDE] = f"against `{beside_of(hit)}`"
     for other, words in others.items():
         if any(f"vs_{other}" in row for row in hit):
             columns.append((f"R@1 {words}, 95 %", against(other)))
-    columns += [("raw valid, 95 %", pooled_sure("raw_valid")), ("TPF, 95 %", pooled_sure("tpf", 1))]
+    columns.append(("raw valid, 95 %", sure("raw_valid", of=".mean")))
+    columns.append(("TPF, 95 %", sure("tpf", 1, of=".mean")))
     columns.append(("forwards", at("forwards.mean", 1)))
     shown = [row for row in hit if row["name"] in (*MAIN_ROWS, beside_of(hit))]
     return f"{markdown_table(shown, columns)}\n\n{pooled_note(summary)}"
@@ -140,12 +141,6 @@ def spread_of(path: str) -> Callable[[dict[str, Any]], str]:
     """Mean and standard deviation over the runs."""
     mean, sd = at(f"{path}.mean", 4), at(f"{path}.sd", 4)
     return lambda row: f"{mean(row)} ± {sd(row)}"
-
-
-def pooled_sure(key: str, digits: int = 3) -> Callable[[dict[str, Any]], str]:
-    """`sure` over several runs."""
-    value, ends = at(f"{key}.mean", digits), interval_at(f"ci.{key}", digits)
-    return lambda row: value(row) if key not in row else f"{value(row)} {ends(row)}"
 
 
 def pooled_note(summary: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from diffgr2.evaluate.metrics import MAIN, METRICS
 from diffgr2.evaluate.results import rounded
 from diffgr2.evaluate.significance import bootstrap_means, interval, wilson
 from diffgr2.evaluate.tables import against, at, interval_at, markdown_table, spread
-from diffgr2.evaluate.versus import Side
+from diffgr2.evaluate.versus import Side, places_of
 from diffgr2.types import MISS
 
 PARTS = {"same_day": 1, "other_days": 0}
@@ -186,10 +186,9 @@ def person_keys(side: Side) -> np.ndarray:
 def beside(side: Side, other: Side, row: str) -> Side:
     """The side with another run's row on the same lists, named `<row>_beside`."""
     own_N, other_N = side.arrays["list"], other.arrays["list"]
-    order_N = np.argsort(other_N, kind="stable")
-    if len(own_N) != len(other_N) or not np.array_equal(np.sort(own_N), other_N[order_N]):
+    if not np.array_equal(np.sort(own_N), np.sort(other_N)):
         raise ConfigError(f"{other.where}: its lists are not those of {side.where}")
-    at_N = order_N[np.searchsorted(other_N, own_N, sorter=order_N)]
+    at_N = places_of(other_N, own_N)
     if not np.array_equal(side.arrays["candidates"], other.arrays["candidates"][at_N]):
         raise ConfigError(f"{other.where}: its candidates are not those of {side.where}")
     if row not in other.rows:

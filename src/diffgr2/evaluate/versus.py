@@ -136,7 +136,7 @@ class Shared:
             kept.append(key_N[count_N == 1])
             twice += int((count_N > 1).sum())
         both = np.intersect1d(*kept, assume_unique=True)
-        a_S, b_S = (_places(side.arrays["list"], both) for side in (a, b))
+        a_S, b_S = (places_of(side.arrays["list"], both) for side in (a, b))
         alike_S = a.arrays["candidates"][a_S] == b.arrays["candidates"][b_S]
         return Shared(a_S, b_S, alike_S, twice)
 
@@ -150,7 +150,7 @@ class Shared:
         }
 
 
-def _places(key_L: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def places_of(key_L: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     order = np.argsort(key_L, kind="stable")
     return order[np.searchsorted(key_L, wanted, sorter=order)]
 
@@ -200,9 +200,8 @@ def compare(
     entries = []
     for row in rows:
         for name, places in populations(a, b, row, shared).items():
-            at = (shared.a_S[places], shared.b_S[places])
-            (a_row, b_row) = names_in(row)
-            pair = [a.values(a_row, at[0]), b.values(b_row, at[1])]
+            a_row, b_row = names_in(row)
+            pair = (a.values(a_row, shared.a_S[places]), b.values(b_row, shared.b_S[places]))
             entries.append({"row": row, "population": name, "n": len(places)})
             key = (seed, "versus", name)
             entries[-1]["metrics"] = _differences(pair[0], pair[1], resamples, *key)

@@ -11,31 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffgr2.errors import ConfigError, MissingExtraError
+from diffgr2.errors import ConfigError
 from diffgr2.export.given import Given
+from diffgr2.model.gguf_import import LAYER, gguf_module
 
 FILE = "model.gguf"
 
-LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+TENSORS = {ours: theirs for theirs, ours in LAYER.items()}
 """Our names of a layer's tensors, and llama.cpp's."""
 
-NORMED = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+PLAIN = {
+    ours: theirs for ours, theirs in TENSORS.items() if not theirs.endswith(("_q_norm", "_k_norm"))
+}
 
 
 @dataclass(frozen=True)
@@ -48,9 +40,9 @@ class Family:
 
 
 FAMILIES = {
-    "qwen3": Family("qwen3", LAYER | NORMED, interleaved=False),
-    "sdar": Family("qwen3", LAYER | NORMED, interleaved=False),
-    "llama": Family("llama", LAYER, interleaved=True),
+    "qwen3": Family("qwen3", TENSORS, interleaved=False),
+    "sdar": Family("qwen3", TENSORS, interleaved=False),
+    "llama": Family("llama", PLAIN, interleaved=True),
 }
 
 
@@ -64,14 +56,6 @@ class Words:
     splits: str  # llama.cpp's name for how text is cut before merges
     end_id: int
     pad_id: int | None = None
-
-
-def gguf_module() -> Any:
-    """The package, or one line."""
-    try:
-        return import_module("gguf")
-    except ModuleNotFoundError:
-        raise MissingExtraError("gguf is missing: pip install 'diffgr2[gguf]'") from None
 
 
 def numbered(rows: int) -> Words:

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from diffgr2.artifacts import write_json
-from diffgr2.errors import CheckpointError, first_line
+from diffgr2.errors import CheckpointError, MissingExtraError, first_line
 from diffgr2.model import gguf_words
 from diffgr2.model.contract import added_tokens
 
@@ -57,9 +57,17 @@ LLAMA3 = {
 LLAMA3_FACTORS = (8.0, 32.0)
 
 
+def gguf_module() -> Any:
+    """The package, or one line."""
+    try:
+        return import_module("gguf")
+    except ModuleNotFoundError:
+        raise MissingExtraError("gguf is missing: pip install 'diffgr2[gguf]'") from None
+
+
 def read(path: Path) -> tuple[dict[str, Any], list[Any]]:
     """A file's fields as plain values, and its tensors as they lie."""
-    gguf = import_module("gguf")
+    gguf = gguf_module()
 
     try:
         reader = gguf.GGUFReader(path)
@@ -170,7 +178,7 @@ def weights_of(
     tensors: Sequence[Any], config: dict[str, Any], source: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """(weights in fp32 by transformers' names, the table of frequencies if there is one)."""
-    dequantize = import_module("gguf").dequantize
+    dequantize = gguf_module().dequantize
 
     found, table = {}, None
     for tensor in tensors:
@@ -234,7 +242,7 @@ ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "</s>")
 
 def unpacked(path: Path, out: Path) -> None:
     """The same file with every tensor in fp32: what llama.cpp multiplies without rounding."""
-    gguf = import_module("gguf")
+    gguf = gguf_module()
 
     reader = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(str(out), str(reader.fields["general.architecture"].contents()))
