@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from diffgr2.choices import DECODERS as DECODERS
 from diffgr2.choices import SHOWN, Answering, Counted, Decoder, Rule
+from diffgr2.learning import AdapterConfig as AdapterConfig
 from diffgr2.learning import BlockRlConfig as BlockRlConfig
 from diffgr2.learning import CftConfig as CftConfig
 from diffgr2.learning import ConvertConfig as ConvertConfig

@@ -7,7 +7,7 @@ here: how many that are (`stages.effort`), the other sections (`config`).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -17,8 +17,23 @@ from diffgr2.section import Amount, Count, Positive, Rate, Section, Share
 Steps = Annotated[Count | None, BeforeValidator(lambda value: None if value == "auto" else value)]
 
 
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+
+class AdapterConfig(Section):
+    """A low-rank adapter: W x + alpha / rank * B A x (convert.adapter.*, sft.lora.*, …)."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16  # rows of A
+    alpha: Rate = 32.0  # scale, over the rank
+    targets: list[Target] = Field(default_factory=lambda: [*TARGETS], min_length=1)  # matrices
+
+
 class TrainConfig(Section):
     """What the one training loop needs; every training stage extends it."""
+
+    SILENT: ClassVar[tuple[str, ...]] = ("lora",)
 
     steps: Steps = None  # null = chosen from the data; 0 = the stage passes its input through
     rows: Positive = 16  # rows per optimizer step, over all processes
@@ -33,6 +48,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast
     checkpoint_every: Positive = 200  # steps
     keep: Positive = 2  # checkpoints kept
+    lora: AdapterConfig | None = None  # trains only such an adapter, merged when the stage ends
 
     @property
     def fixed(self) -> int:
@@ -100,10 +116,14 @@ class RlConfig(TrainConfig, ShowConfig):
 class ConvertConfig(Section):
     """AR to block diffusion: same tensors, new contract (convert.*)."""
 
+    SILENT: ClassVar[tuple[str, ...]] = ("adapter",)
+
     block_size: Positive = 64
     alignment: Literal["same_position", "shifted"] = "same_position"
     clean_attention: Literal["either", "causal", "block_causal"] = "either"
     origin: Literal["document", "response"] = "response"
+    adapter: AdapterConfig | None = None  # diffusion lives in it, active at masks only; null = in
+    # all weights
 
 
 class DistillConfig(ShowConfig):

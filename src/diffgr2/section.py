@@ -4,9 +4,9 @@ Contract: the base class and the bounded numbers that sections are written in. N
 sections (`config`, `learning`, `own`).
 """
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -19,3 +19,11 @@ class Section(BaseModel):
     """Base of all sections: strict types, no unknown keys, no mutation."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    SILENT: ClassVar[tuple[str, ...]] = ()
+    """Keys that leave no trace while they are null: what was made without them still stands."""
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = dump(self)
+        return {key: v for key, v in values.items() if v is not None or key not in self.SILENT}

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffgr2.artifacts import MANIFEST, read_json, read_manifest
 from diffgr2.config import Recipe
 from diffgr2.errors import CheckpointError, ConfigError
+from diffgr2.model.adapter import UNMERGED, adapter_of, arrays_of
 from diffgr2.model.contract import VOCABULARY_FILES, BlockContract, contract_of, read_config
 from diffgr2.model.load import load
 from diffgr2.model.weights import placed, read
@@ -103,11 +104,19 @@ class Given:
             raise ConfigError(
                 f"--format {name}: {self.directory} is autoregressive (use qwen3 or gguf)"
             )
+        if self.contract.adapter is not None:
+            raise ConfigError(
+                f"--format {name}: it diffuses by an adapter, and {UNMERGED} (qwen3 and gguf hold "
+                "the AR teacher's weights as they are)"
+            )
         return self.contract
 
     def autoregressive(self, name: str) -> None:
         """Refuse weights that never learned to be read causally."""
-        if self.contract is not None and self.contract.clean_attention == "block_causal":
+        contract = self.contract
+        if contract is None or contract.adapter is not None:  # the teacher's own weights
+            return
+        if contract.clean_attention == "block_causal":
             raise ConfigError(
                 f"--format {name}: trained with convert.clean_attention block_causal alone, so "
                 "there is no autoregressive decoder in it (either or causal keep one)"
@@ -127,4 +136,7 @@ def opened(directory: Path) -> Given:
     config, contract = read_config(directory), contract_of(directory)
     load(directory)  # refuses what is no whole model
     read(directory)  # refuses what is no finite number
+    adapter = adapter_of(directory)
+    if adapter is not None:
+        arrays_of(directory, adapter)
     return Given(directory, config, contract, recipe)

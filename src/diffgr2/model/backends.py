@@ -20,6 +20,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from diffgr2.errors import CheckpointError, ConfigError
+from diffgr2.model.adapter import Adapter, adapter_of, arrays_of
 from diffgr2.model.backend import Backend
 from diffgr2.model.contract import read_config
 from diffgr2.model.family import rope_of, sizes_of
@@ -73,7 +74,10 @@ def open_backend(directory: Path, name: str = "auto") -> Backend:
 
     config, int8, graphs = read_config(directory), name == "onnx-int8", {}
     sizes_of(config, str(directory))  # what is no plain model is told before its weights are read
+    adapter = adapter_of(directory)
     weights = rounded(read(directory)) if int8 else read(directory)
+    if adapter is not None:
+        weights |= arrays_of(directory, adapter)
     for single in (False, True):
         path = directory / GRAPHS[int8, single]
         if path.is_file():
@@ -84,7 +88,7 @@ def open_backend(directory: Path, name: str = "auto") -> Backend:
             return graphs[single]
         from diffgr2.model.graph import beside
 
-        return _graph(config, beside(directory), single=single, int8=int8)
+        return _graph(config, beside(directory), adapter, single=single, int8=int8)
 
     return OrtBackend(_facts(config), source, default_threads(), weights, name)
 
@@ -114,14 +118,18 @@ def backend_of(module: Any, name: str = "auto") -> Backend:
 
     if chosen(name) == "torch" or module.device.type != "cpu":
         return LeanModel(module)
+    from diffgr2.model.gated import adapter_in, plain_state
     from diffgr2.model.graph import within
     from diffgr2.model.ort import OrtBackend
 
     config: dict[str, Any] = module.config.to_dict()
-    arrays = {n: t.detach().float().numpy().copy() for n, t in module.state_dict().items()}
+    arrays = {n: t.float().numpy().copy() for n, t in plain_state(module).items()}
+    adapter = adapter_in(module)
+    if adapter is not None and adapter.mask_id is None:
+        adapter = None  # it is in the arrays
 
     def source(single: bool) -> bytes:
-        return _graph(config, within(arrays), single=single)
+        return _graph(config, within(arrays), adapter, single=single)
 
     return OrtBackend(_facts(config), source, default_threads())
 
@@ -130,9 +138,9 @@ def write_graphs(directory: Path) -> None:
     """Put the graphs into a model directory, so that it opens without the package `onnx`."""
     from diffgr2.model.graph import beside
 
-    config, weight = read_config(directory), beside(directory)
+    config, weight, adapter = read_config(directory), beside(directory), adapter_of(directory)
     for (int8, single), file in GRAPHS.items():
-        made = _graph(config, weight, single=single, int8=int8)
+        made = _graph(config, weight, adapter, single=single, int8=int8)
         (directory / file).write_bytes(made)
 
 
@@ -173,11 +181,18 @@ def _facts(config: Mapping[str, Any]) -> Any:
     return Facts(*shape, own.weights)
 
 
-def _graph(config: Mapping[str, Any], weight: Any, *, single: bool, int8: bool = False) -> bytes:
+def _graph(
+    config: Mapping[str, Any],
+    weight: Any,
+    adapter: Adapter | None,
+    *,
+    single: bool,
+    int8: bool = False,
+) -> bytes:
     from diffgr2.model.graph import graph
 
-    made = graph(sizes_of(config), _tables(config), weight, single=single, int8=int8)
-    return made.SerializeToString()
+    how: dict[str, Any] = {"single": single, "int8": int8, "adapter": adapter}
+    return graph(sizes_of(config), _tables(config), weight, **how).SerializeToString()
 
 
 def _tables(config: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,17 +1,25 @@
 """The block-diffusion section of a checkpoint's config.json, and its check at load.
 
 Contract: a converted checkpoint records `{block_size, mask_token_id, alignment, clean_attention,
-origin, format}`; `read_contract` returns it validated, and a section that is missing, incomplete or
-at odds with the weights is a CheckpointError, never a warning. `contract_of` asks a model
-directory, also one of another project's format (`FORMATS`), whose config says less. Not here: what
-the fields do (`layout`, `decode`, `stages.cft`), weights (`load`), families (`family`).
+origin, format}` and whether it diffuses by an adapter; `read_contract` returns it validated, and a
+section that is missing, incomplete or at odds with the weights is a CheckpointError, never a
+warning. `contract_of` asks a model directory, also one of another project's format (`FORMATS`),
+whose config says less. Not here: what the fields do (`layout`, `decode`, `stages.cft`), weights
+(`load`), families (`family`), adapters (`adapter`).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, CheckpointError
@@ -62,6 +70,11 @@ class BlockContract(BaseModel):
     clean_attention: Literal["either", "causal", "block_causal"] = "either"
     origin: Literal["document", "response"] = "document"
     format: Literal["diffgr2", "sdar", "fast_dllm_v2"] = "diffgr2"  # whose checkpoint it was
+    adapter: Literal["masks"] | None = None  # it diffuses by the folder `adapter`, at masks only
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value is not None}
 
     def decoding(self, clean_kv: str = "causal") -> dict[str, Any]:
         """The decode settings that training fixed; `clean_kv` is a choice if it drew both."""

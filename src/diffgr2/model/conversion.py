@@ -1,7 +1,8 @@
 """Conversion: an AR checkpoint becomes a block-diffusion checkpoint (paper §3.2).
 
 Contract: the weight files are copied byte for byte, whatever their number type; only config.json
-gains the block-diffusion section and the mask token an id. A foreign directory of any family
+gains the block-diffusion section and the mask token an id. With an adapter the folder of one is
+written too, which adds nothing yet (`adapter`). A foreign directory of any family
 converts the same way, its chat template and tokens kept, with the mask that its tokenizer has, or
 one that is added to it and takes the first free row of the embeddings; where none is free they grow
 (`grown`), old rows bit for bit. Not here: training (`stages.cft`).
@@ -16,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 from diffgr2.artifacts import read_json, write_json
 from diffgr2.config import ConvertConfig
 from diffgr2.errors import CheckpointError, first_line
+from diffgr2.model.adapter import Adapter, write_adapter
 from diffgr2.model.contract import (
     CHAT_TEMPLATE,
     MASK,
@@ -26,7 +28,7 @@ from diffgr2.model.contract import (
     read_config,
     read_contract,
 )
-from diffgr2.model.family import rope_of
+from diffgr2.model.family import rope_of, sizes_of
 from diffgr2.model.grown import grow
 from diffgr2.model.load import load
 
@@ -88,16 +90,21 @@ def _named(source: Path, out: Path, number: int, *, declared: bool) -> None:
     write_json(out / source.name, values)
 
 
-def convert(source: Path, out: Path, config: ConvertConfig) -> BlockContract:
-    """Write the block-diffusion twin of an AR model directory."""
+def convert(source: Path, out: Path, config: ConvertConfig, seed: int = 0) -> BlockContract:
+    """Write the block-diffusion twin of an AR model directory; the seed is an adapter's."""
     rows = load(source).config.vocab_size  # refuses what is no whole checkpoint of a family
     known = mask_id_of(source)
+    section = config.model_dump(exclude={"adapter"})
+    section |= {"adapter": "masks"} if config.adapter is not None else {}
     if known is not None:  # what is at odds is told before anything is written
-        section = {**config.model_dump(), "mask_token_id": known}
-        read_contract({SECTION: section}, rows, str(source))
+        read_contract({SECTION: {**section, "mask_token_id": known}}, rows, str(source))
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return _written(source, out, config.model_dump(), rows, known)
+        contract = _written(source, out, section, rows, known)
+        if config.adapter is not None:
+            adapter = Adapter.of(config.adapter, contract.mask_token_id)
+            write_adapter(out, adapter, adapter.initial(sizes_of(read_config(out)), seed))
+        return contract
     except BaseException:
         if not any(out.iterdir()):
             out.rmdir()

@@ -1,11 +1,13 @@
 """A lean forward over a preallocated KV cache: the torch backend's, and GPUs' way.
 
 Contract: `LeanModel(module)` reads the weights of a stock model of any family of `family` (Qwen3's
-norms of queries and keys, Qwen2's biases are there or not; nothing is trained here) and computes
-the same logits as the module: to 1e-5 in fp32, and bit-identically on CPU for one causal forward of
-a few tokens at the default dimensions, which tests assert. The caller gives token ids, positions,
-cache slots and a mask of which slots each token sees, so one function serves prefill, AR steps,
-block denoising and verification. Not here: who sees whom (`layout`, `decode`), sampling, training.
+norms of queries and keys, Qwen2's biases are there or not; nothing is trained here), with the
+adapter that was attached to it, and computes the same logits as the module: to 1e-5 in fp32, and
+bit-identically on CPU for one causal forward of a few tokens at the default dimensions, which tests
+assert. Where no mask stands, a gated adapter leaves the arithmetic as the base's. The caller gives
+token ids, positions, cache slots and a mask of which slots each token sees, so one function serves
+prefill, AR steps, block denoising and verification. Not here: who sees whom (`layout`, `decode`),
+sampling, training.
 
 Why not the module itself: on small models most of its time per token is Python (five times more
 than this at batch 1), which would flatter every decoder that calls it less often.
@@ -26,19 +28,63 @@ from torch import Tensor
 
 from diffgr2.model.backend import Session
 from diffgr2.model.family import sizes_of
+from diffgr2.model.gated import adapter_in, factors, folded
+
+
+@dataclass(frozen=True)
+class _Product:
+    """One matrix or several beside each other, and what a gated adapter adds where it is active."""
+
+    weight: Tensor
+    bias: Tensor | None
+    more: tuple[Tensor, Tensor] | None
+
+    @staticmethod
+    def of(*parts: Any) -> _Product:
+        weights = [folded(part) for part in parts]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        biased = parts[0].bias is not None
+        bias = torch.cat([part.bias for part in parts]).detach() if biased else None
+        pairs = [factors(part) for part in parts]
+        if not any(pairs):
+            return _Product(weight, bias, None)
+        nothing = weight.new_empty(0, weight.shape[1])
+        low = torch.cat([nothing if pair is None else pair[0] for pair in pairs])
+        high = [
+            weight.new_empty(part.out_features, 0) if pair is None else pair[1]
+            for part, pair in zip(parts, pairs, strict=True)
+        ]
+        return _Product(weight, bias, (low, torch.block_diag(*high)))
+
+    def __call__(self, x_BTD: Tensor, gate: Tensor | None) -> Tensor:
+        """`gate`: the flat places of masked tokens; on accelerators a 0 or 1 for each token."""
+        made = F.linear(x_BTD, self.weight, self.bias)
+        if gate is None or self.more is None:
+            return made
+        low, high = self.more
+        if gate.is_floating_point():
+            return made + F.linear(F.linear(x_BTD * gate, low), high)
+        more = F.linear(F.linear(x_BTD.flatten(0, 1)[gate], low), high)
+        made.view(-1, made.shape[-1]).index_add_(0, gate, more)
+        return made
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [
+            tensor for tensor in (self.weight, self.bias, *(self.more or ())) if tensor is not None
+        ]
 
 
 @dataclass(frozen=True)
 class _Layer:
     attention_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: _Product
     query_norm: Tensor | None
     key_norm: Tensor | None
-    out: Tensor
+    out: _Product
     ffn_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: _Product
+    down: _Product
 
 
 class KVCache:
@@ -99,6 +145,8 @@ class LeanModel:
         self.head = module.lm_head.weight.detach()
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self.folded = self.device.type == "cuda"  # see _attend
+        adapter = adapter_in(module)
+        self.gate_id = None if adapter is None else adapter.mask_id  # where an adapter is active
         self.layers = [self._layer(layer) for layer in inner.layers]
         self._cos, self._sin = self._rotary(inner, self.max_positions)
         self.positions = torch.arange(self.max_positions, device=self.device)
@@ -107,18 +155,16 @@ class LeanModel:
     @staticmethod
     def _layer(layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-        biased, normed = parts[0].bias is not None, hasattr(attention, "q_norm")
+        normed = hasattr(attention, "q_norm")
         return _Layer(
             attention_norm=layer.input_layernorm.weight.detach(),
-            qkv=torch.cat([part.weight for part in parts]).detach(),
-            qkv_bias=torch.cat([part.bias for part in parts]).detach() if biased else None,
+            qkv=_Product.of(attention.q_proj, attention.k_proj, attention.v_proj),
             query_norm=attention.q_norm.weight.detach() if normed else None,
             key_norm=attention.k_norm.weight.detach() if normed else None,
-            out=attention.o_proj.weight.detach(),
+            out=_Product.of(attention.o_proj),
             ffn_norm=layer.post_attention_layernorm.weight.detach(),
-            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach(),
-            down=mlp.down_proj.weight.detach(),
+            gate_up=_Product.of(mlp.gate_proj, mlp.up_proj),
+            down=_Product.of(mlp.down_proj),
         )
 
     def _rotary(self, inner: Any, length: int) -> tuple[Tensor, Tensor]:
@@ -145,9 +191,10 @@ class LeanModel:
     @property
     def finite(self) -> bool:
         """Whether all weights, and the tables of positions, are numbers."""
-        matrices = [w for y in self.layers for w in (y.qkv, y.out, y.gate_up, y.down)]
+        products = [p for y in self.layers for p in (y.qkv, y.out, y.gate_up, y.down)]
+        matrices = [tensor for product in products for tensor in product.tensors]
         norms = [n for y in self.layers for n in (y.attention_norm, y.ffn_norm)]
-        some = [n for y in self.layers for n in (y.query_norm, y.key_norm, y.qkv_bias)]
+        some = [n for y in self.layers for n in (y.query_norm, y.key_norm)]
         every = [self.embedding, self.norm, self.head, *matrices, *norms, self._cos, self._sin]
         every += [tensor for tensor in some if tensor is not None]
         return all(bool(torch.isfinite(tensor).all()) for tensor in every)
@@ -163,14 +210,16 @@ class LeanModel:
         seen: int,
         *,
         logits_from: int = 0,
+        masked: bool | None = None,
     ) -> Tensor:
         """Logits [B, T - logits_from, V] of new tokens; their keys and values enter the cache.
 
         `slot`: first slot of the new tokens if all rows agree (contiguous), else [B, T] slots.
         `seen`: slots 0 … seen-1 take part in attention; `mask_BTC` says which of them each token
-        sees (None = all of them).
+        sees (None = all of them). `masked`: whether the mask token is among them (None = look).
         """
-        hidden_BTD = self._hidden(ids_BT, position_BT, cache, slot, mask_BTC, seen)
+        gate = self._gate(ids_BT, masked)
+        hidden_BTD = self._hidden(ids_BT, position_BT, cache, slot, mask_BTC, seen, gate)
         return F.linear(hidden_BTD[:, logits_from:], self.head)
 
     @torch.inference_mode()
@@ -184,7 +233,19 @@ class LeanModel:
         seen: int,
     ) -> None:
         """The same without logits: prompts enter the cache."""
-        self._hidden(ids_BT, position_BT, cache, slot, mask_BTC, seen)
+        gate = self._gate(ids_BT, None)
+        self._hidden(ids_BT, position_BT, cache, slot, mask_BTC, seen, gate)
+
+    def _gate(self, ids_BT: Tensor, masked: bool | None) -> Tensor | None:
+        """Where an adapter is active, as a product takes it; None: nowhere."""
+        if self.gate_id is None or masked is False:
+            return None
+        masked_BT = ids_BT == self.gate_id
+        if masked is None and not bool(masked_BT.any()):
+            return None
+        if self.folded:  # of one shape whatever is masked
+            return masked_BT[..., None].to(self.dtype)
+        return torch.nonzero(masked_BT.flatten())[:, 0]
 
     def _hidden(
         self,
@@ -194,6 +255,7 @@ class LeanModel:
         slot: int | Tensor,
         mask_BTC: Tensor | None,
         seen: int,
+        gate: Tensor | None,
     ) -> Tensor:
         rows, length = ids_BT.shape
         heads, groups, size = self.heads, self.kv_heads, self.head_dim
@@ -207,7 +269,7 @@ class LeanModel:
         width = (x_BTD.shape[-1],)
         for number, layer in enumerate(self.layers):
             h_BTD = F.rms_norm(x_BTD, width, layer.attention_norm, self.eps)
-            qkv = F.linear(h_BTD, layer.qkv, layer.qkv_bias)
+            qkv = layer.qkv(h_BTD, gate)
             qkv = qkv.view(rows, length, heads + 2 * groups, size).transpose(1, 2)
             q, k = qkv[:, :heads], qkv[:, heads : heads + groups]
             if layer.query_norm is not None and layer.key_norm is not None:
@@ -224,10 +286,10 @@ class LeanModel:
                 values[row, :, slot] = qkv[:, heads + groups :].transpose(1, 2)
             mixed = self._attend(q, keys[:, :, :seen], values[:, :, :seen], mask)
             mixed_BTD = mixed.transpose(1, 2).reshape(rows, length, heads * size)
-            x_BTD = x_BTD + F.linear(mixed_BTD, layer.out)
+            x_BTD = x_BTD + layer.out(mixed_BTD, gate)
             h_BTD = F.rms_norm(x_BTD, width, layer.ffn_norm, self.eps)
-            gate, up = F.linear(h_BTD, layer.gate_up).chunk(2, -1)
-            x_BTD = x_BTD + F.linear(F.silu(gate) * up, layer.down)
+            act, up = layer.gate_up(h_BTD, gate).chunk(2, -1)
+            x_BTD = x_BTD + layer.down(F.silu(act) * up, gate)
         return F.rms_norm(x_BTD, width, self.norm, self.eps)
 
     def _bias(self, mask: Tensor) -> Tensor:

@@ -12,12 +12,15 @@ G, S, E], as products want them, so that what is cached is read and never moved 
 rows). Weights stay in [out, in] as checkpoints hold them (the runtime turns them once, at load), so
 a graph file may point into `model.safetensors` (`beside`) instead of holding them (`within`). With
 `int8` products are of whole numbers: what enters is rounded as it comes, per tensor, the matrices
-beforehand, per output (`weights.rounded`). Not here: running it (`ort`), who sees whom (`decode`).
+beforehand, per output (`weights.rounded`). A gated adapter is part of the graph, in floats: its
+input is zero but at mask tokens, so that elsewhere it adds exactly nothing. Not here: running it
+(`ort`), who sees whom (`decode`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from diffgr2.errors import CheckpointError
+from diffgr2.model.adapter import FOLDER, PREFIX, Adapter
 from diffgr2.model.family import Sizes
 from diffgr2.model.weights import EMBEDDING, INT8, SCALE, placed
 
@@ -39,16 +43,21 @@ Weight = Callable[[str], TensorProto]
 class _Builder:
     """Nodes and constants under way; every value has a name of its own."""
 
-    def __init__(self, weight: Weight, *, int8: bool) -> None:
+    def __init__(self, weight: Weight, adapter: Adapter | None, *, int8: bool) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
-        self._weight, self._int8 = weight, int8
+        self._weight, self._adapter, self._int8 = weight, adapter, int8
+        self._gated: dict[tuple[str, str], str] = {}
         self._rounded: dict[str, list[str]] = {}
 
     def __call__(self, op: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
         out = name or f"{op}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [out], **attributes))
         return out
+
+    @property
+    def gated(self) -> bool:
+        return self._adapter is not None
 
     def rounded(self, x: str) -> list[str]:
         """x in eight bits, its scale and its zero point."""
@@ -71,10 +80,22 @@ class _Builder:
             return name
         return self("Cast", name, to=TensorProto.FLOAT)
 
-    def product(self, x: str, name: str) -> str:
-        """x @ weight.T"""
+    def product(self, x: str, name: str, gate: str | None = None) -> str:
+        """x @ weight.T, and what a gated adapter adds to it where x is a masked token's."""
+        made, adapter, stem = self._product(x, name), self._adapter, name.removesuffix(".weight")
+        if gate is None or adapter is None or stem.rpartition(".")[2] not in adapter.targets:
+            return made
+        if (x, gate) not in self._gated:  # 0 where it adds nothing, so that it adds exactly 0
+            self._gated[x, gate] = self("Mul", x, gate)
+        low = self._plain(self._gated[x, gate], f"{stem}.lora_A.weight")
+        return self("Add", made, self._plain(self("Mul", low, "strength"), f"{stem}.lora_B.weight"))
+
+    def _plain(self, x: str, name: str) -> str:
+        return self("MatMul", x, self("Transpose", self.weight(name), perm=[1, 0]))
+
+    def _product(self, x: str, name: str) -> str:
         if not self._int8:
-            return self("MatMul", x, self("Transpose", self.weight(name), perm=[1, 0]))
+            return self._plain(x, name)
         height, width = self._weight(name).dims
         kinds = ((INT8, TensorProto.INT8, (width, height)), (SCALE, TensorProto.FLOAT, (height,)))
         turned, scale = (self._given(name + end, kind, dims) for end, kind, dims in kinds)
@@ -99,9 +120,10 @@ def graph(
     *,
     single: bool,
     int8: bool = False,
+    adapter: Adapter | None = None,
 ) -> onnx.ModelProto:
     """See the module's docstring; `tables` are the cosines and sines [positions, head_dim / 2]."""
-    make = _Builder(weight, int8=int8)
+    make = _Builder(weight, adapter, int8=int8)
     for name, table in zip(("cos", "sin"), tables, strict=True):
         make.constant(name, table.astype(np.float32))
     make.constant("flat", np.array([0, 0, -1]))
@@ -115,6 +137,11 @@ def graph(
     make.constant("scale", np.float32(sizes.head_dim**-0.5))
     for name, value in (("start", 0), ("end", END), ("time", 1), ("queries", 2), ("slots", 3)):
         make.constant(name, np.array([value], dtype=np.int64))
+    if adapter is not None:
+        make.constant("strength", np.float32(adapter.scale))
+        masked = make("Equal", "ids", make.constant("mask", np.array([adapter.mask_id])))
+        gate = make("Cast", masked, to=TensorProto.FLOAT)
+        make("Unsqueeze", gate, make.constant("last", np.array([-1])), name="gate")
     x = make("Gather", make.weight(EMBEDDING), "ids")
     for number in range(sizes.layers):
         x = _layer(make, sizes, number, x, single=single)
@@ -167,15 +194,17 @@ def _layer(make: _Builder, sizes: Sizes, number: int, x: str, *, single: bool) -
         return make("RMSNormalization", value, scale, epsilon=sizes.eps, axis=-1)
 
     hidden = normed(x, "input_layernorm")
-    asking, position, bias = hidden, "position", "bias"
+    asking, position, bias, gate = hidden, "position", "bias", "gate"
     if number == sizes.layers - 1:
         asking, x, position = (
             make("Slice", v, "first", "end", "time") for v in (hidden, x, position)
         )
         bias = make("Slice", bias, "first", "end", "queries")
+        gate = make("Slice", gate, "first", "end", "time") if make.gated else gate
 
     def projected(value: str, which: str) -> str:
-        value = make.product(value, f"{name}self_attn.{which}_proj.weight")
+        where = gate if which == "q" else "gate"
+        value = make.product(value, f"{name}self_attn.{which}_proj.weight", where)
         if not sizes.family.biases:
             return value
         return make("Add", value, make.weight(f"{name}self_attn.{which}_proj.bias"))
@@ -194,12 +223,12 @@ def _layer(make: _Builder, sizes: Sizes, number: int, x: str, *, single: bool) -
     new.append(make("Identity", projected(hidden, "v"), name=f"new_value_{number}"))
     attention = _of_a_row if single else _of_a_batch
     mixed = attention(make, sizes, number, query, new, bias)
-    x = make("Add", x, make.product(mixed, f"{name}self_attn.o_proj.weight"))
+    x = make("Add", x, make.product(mixed, f"{name}self_attn.o_proj.weight", gate))
     hidden = normed(x, "post_attention_layernorm")
-    gate = make.product(hidden, f"{name}mlp.gate_proj.weight")
-    gate = make("Mul", gate, make("Sigmoid", gate))
-    inner = make("Mul", gate, make.product(hidden, f"{name}mlp.up_proj.weight"))
-    return make("Add", x, make.product(inner, f"{name}mlp.down_proj.weight"))
+    act = make.product(hidden, f"{name}mlp.gate_proj.weight", gate)
+    act = make("Mul", act, make("Sigmoid", act))
+    inner = make("Mul", act, make.product(hidden, f"{name}mlp.up_proj.weight", gate))
+    return make("Add", x, make.product(inner, f"{name}mlp.down_proj.weight", gate))
 
 
 def _of_a_row(
@@ -261,6 +290,10 @@ KINDS = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorPro
 def beside(directory: Path) -> Weight:
     """Weights that are given beside the graph; it says where in the directory's files they are."""
     places = placed(directory)
+    if (directory / FOLDER).is_dir():
+        found = placed(directory / FOLDER)
+        inside = {n: replace(place, file=f"{FOLDER}/{place.file}") for n, place in found.items()}
+        places |= {name.removeprefix(PREFIX): place for name, place in inside.items()}
 
     def weight(name: str) -> TensorProto:
         if name not in places:

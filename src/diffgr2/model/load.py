@@ -2,9 +2,10 @@
 
 Contract: `build` makes a Qwen3 from a recipe's dimensions (deterministic in the seed) or takes a
 checkpoint directory of any family of `family`, with embeddings for the whole vocabulary, old rows
-bit for bit; `save`/`load` use safetensors only and no remote code. Everything raises a
-CheckpointError naming directory and reason. Not here: the block-diffusion contract (`contract`) and
-training state (`train.checkpoint`).
+bit for bit; `save`/`load` use safetensors only and no remote code, and know no adapters, which
+`open_model` adds. Everything raises a CheckpointError naming directory and reason. Not here: the
+block-diffusion contract (`contract`), adapters (`adapter`, `gated`), training state
+(`train.checkpoint`).
 """
 
 from collections.abc import Mapping
@@ -21,8 +22,10 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from diffgr2.artifacts import write_json
 from diffgr2.config import ModelConfig
 from diffgr2.errors import CheckpointError, first_line
+from diffgr2.model.adapter import adapter_of, arrays_of
 from diffgr2.model.contract import read_config
 from diffgr2.model.family import family_of, rope_of, sizes_of
+from diffgr2.model.gated import attach
 from diffgr2.streams import key_of
 
 Backbone = Qwen3ForCausalLM | Qwen2ForCausalLM | LlamaForCausalLM
@@ -139,8 +142,11 @@ def to_device(model: Backbone) -> Backbone:
 
 
 def open_model(directory: Path) -> Backbone:
-    """A model directory's model on the device."""
-    return to_device(load(directory))
+    """A model directory's model on the device, with its adapter if its diffusion lives in one."""
+    adapter, model = adapter_of(directory), load(directory)
+    if adapter is not None:
+        attach(model, adapter, arrays_of(directory, adapter))
+    return to_device(model)
 
 
 def save(model: Backbone, directory: Path, extra: dict[str, Any] | None = None) -> None:

@@ -1,17 +1,17 @@
 """A stock model's hidden states without padding: how training runs on CPUs.
 
 Contract: `hidden_at` computes what the module's own trunk computes, to rounding, with the module's
-own parameters and gradients; `able` says for which modules. Rows are joined end to end, so padding
-costs nothing; only attention works row by row, in fp32 under autocast too, which is faster here.
-The last layer works at the chosen places alone: nobody reads the others. Not here: caches
-(`forward`), sharded modules and accelerators, where one padded batch is the faster way.
+own parameters and gradients, adapters included; `able` says for which modules. Rows are joined end
+to end, so padding costs nothing; only attention works row by row, in fp32 under autocast too, which
+is faster here. The last layer works at the chosen places alone: nobody reads the others. Not here:
+caches (`forward`), sharded modules and accelerators, where one padded batch is the faster way.
 
 Letters: B rows, T tokens of a padded row, N tokens of all rows, M chosen places, D hidden, H heads,
 G key-value heads, E head size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from diffgr2.model.family import FAMILIES
+from diffgr2.model.gated import adapter_in, product
 
 
 def able(model: Any) -> bool:
@@ -48,6 +49,7 @@ class _Rows:
     chosen_M: Tensor  # among the N tokens, by row
     masks: list[Tensor | None]  # [t, t] to add to the scores; None = causal
     chosen_masks: list[Tensor]  # of the chosen places alone
+    gated: tuple[Tensor | None, Tensor | None]  # where a gated adapter is active: tokens, places
 
 
 def hidden_at(
@@ -65,8 +67,11 @@ def hidden_at(
         position_BT = torch.arange(ids_BT.shape[1]).expand_as(ids_BT)
     order_M = torch.argsort(index_M // ids_BT.shape[1], stable=True)
     rows = _rows(index_M[order_M], length_B.tolist(), ids_BT.shape, attends_B1TT)
-    inner = model.model
-    x_ND = F.embedding(ids_BT[there_BT], inner.embed_tokens.weight)
+    inner, adapter, ids_N = model.model, adapter_in(model), ids_BT[there_BT]
+    if adapter is not None and adapter.mask_id is not None:
+        both = (ids_N, ids_N[rows.chosen_M])
+        rows = replace(rows, gated=tuple(_masked(ids, adapter.mask_id) for ids in both))
+    x_ND = F.embedding(ids_N, inner.embed_tokens.weight)
     rotary = _rotary(inner, x_ND, position_BT[there_BT])
     for layer in inner.layers[:-1]:
         x_ND = _layer(layer, x_ND, rotary, rows, last=False)
@@ -89,7 +94,13 @@ def _rows(
         else:
             masks[b] = whole = _bias(attends_B1TT[b, 0, :n, :n])
             chosen_masks.append(whole[places])
-    return _Rows(lengths, counts, start_B[row_M] + place_M, masks, chosen_masks)
+    return _Rows(lengths, counts, start_B[row_M] + place_M, masks, chosen_masks, (None, None))
+
+
+def _masked(ids: Tensor, mask_id: int) -> Tensor | None:
+    """Where the mask token stands, None if nowhere."""
+    at = torch.nonzero(ids == mask_id)[:, 0]
+    return at if len(at) else None
 
 
 def _bias(attends: Tensor) -> Tensor:
@@ -114,10 +125,10 @@ def _norm(x: Tensor, module: Any) -> Tensor:
     return F.rms_norm(x.float(), x.shape[-1:], module.weight, module.variance_epsilon)
 
 
-def _heads(h_ND: Tensor, attention: Any, which: str) -> Tensor:
+def _heads(h_ND: Tensor, attention: Any, which: str, gated: Tensor | None) -> Tensor:
     """Queries, keys or values by head, with the bias and the norm that the family has."""
-    matrix = getattr(attention, f"{which}_proj")
-    made = F.linear(h_ND, matrix.weight, matrix.bias).unflatten(-1, (-1, attention.head_dim))
+    made = product(getattr(attention, f"{which}_proj"), h_ND, gated)
+    made = made.unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{which}_norm", None)
     return made if norm is None else _norm(made, norm)
 
@@ -126,20 +137,21 @@ def _layer(
     layer: Any, x_ND: Tensor, rotary: tuple[Tensor, Tensor], rows: _Rows, *, last: bool
 ) -> Tensor:
     """One decoder layer; the last one answers for the chosen places only [M, D]."""
-    attention, mlp, (cos, sin) = layer.self_attn, layer.mlp, rotary
+    attention, mlp, (cos, sin), (gated, _) = layer.self_attn, layer.mlp, rotary, rows.gated
     h_ND = _norm(x_ND, layer.input_layernorm)
-    k_NGE = _turned(_heads(h_ND, attention, "k"), cos, sin)
-    v_NGE = _heads(h_ND, attention, "v")
+    k_NGE = _turned(_heads(h_ND, attention, "k", gated), cos, sin)
+    v_NGE = _heads(h_ND, attention, "v", gated)
     if last:
         x_ND, h_ND, cos, sin = (
             part.index_select(0, rows.chosen_M) for part in (x_ND, h_ND, cos, sin)
         )
-    q_NHE = _turned(_heads(h_ND, attention, "q"), cos, sin)
+        gated = rows.gated[1]
+    q_NHE = _turned(_heads(h_ND, attention, "q", gated), cos, sin)
     mixed_ND = _attend(q_NHE, k_NGE, v_NGE.float(), rows, last=last).flatten(1)
-    x_ND = x_ND + F.linear(mixed_ND, attention.o_proj.weight)
+    x_ND = x_ND + product(attention.o_proj, mixed_ND, gated)
     h_ND = _norm(x_ND, layer.post_attention_layernorm)
-    gate, up = F.linear(h_ND, mlp.gate_proj.weight), F.linear(h_ND, mlp.up_proj.weight)
-    return x_ND + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
+    gate, up = product(mlp.gate_proj, h_ND, gated), product(mlp.up_proj, h_ND, gated)
+    return x_ND + product(mlp.down_proj, F.silu(gate) * up, gated)
 
 
 def _attend(q_NHE: Tensor, k_NGE: Tensor, v_NGE: Tensor, rows: _Rows, *, last: bool) -> Tensor:

@@ -168,7 +168,8 @@ class StaticSession:
 
     def _run(self, slab: Slab, numbers: np.ndarray, seen: int, first: int) -> Tensor:
         """Log-probabilities from `first` on; a recorded shape's last until its next forward."""
-        key = (self.mask_id, *numbers.shape[1:], seen, first)
+        masked = self.model.gate_id is not None and bool((numbers[IDS] == self.model.gate_id).any())
+        key = (self.mask_id, *numbers.shape[1:], seen, first, masked)
         given = torch.from_numpy(numbers)
         if key not in slab.shapes:
             slab.shapes[key] = _Shape(torch.empty_like(given, device=self.model.device))
@@ -176,21 +177,22 @@ class StaticSession:
         shape.numbers.copy_(given)
         shape.came += 1
         if shape.graph is None and (shape.came < OFTEN or self.model.device.type != "cuda"):
-            return self._answer(slab, shape.numbers, seen, first)
+            return self._answer(slab, shape.numbers, seen, first, masked)
         if shape.graph is None:
             torch.cuda.synchronize()
             shape.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(shape.graph, pool=self.model.memory):
-                shape.logp_BTV = self._answer(slab, shape.numbers, seen, first)
+                shape.logp_BTV = self._answer(slab, shape.numbers, seen, first, masked)
         shape.graph.replay()
         assert shape.logp_BTV is not None
         return shape.logp_BTV
 
-    def _answer(self, slab: Slab, numbers: Tensor, seen: int, first: int) -> Tensor:
+    def _answer(self, slab: Slab, numbers: Tensor, seen: int, first: int, masked: bool) -> Tensor:
         rows = numbers.shape[1]
         mask_BTC = self.model.positions[:seen] < numbers[HI][..., None]
         given = (numbers[SLOT], slab.part(0, rows), numbers[SLOT], mask_BTC, seen)
-        return without(self.model(numbers[IDS], *given, logits_from=first), self.mask_id)
+        how = {"logits_from": first, "masked": masked}
+        return without(self.model(numbers[IDS], *given, **how), self.mask_id)
 
     def keep(self, rows: Sequence[int]) -> None:
         self._place = [self._place[row] for row in rows]

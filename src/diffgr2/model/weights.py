@@ -66,6 +66,8 @@ def read(directory: Path) -> dict[str, np.ndarray]:
         with (directory / place.file).open("rb") as file:
             file.seek(place.start)
             flat = np.fromfile(file, kind, place.length // kind.itemsize)
+        if flat.nbytes != place.length:
+            raise CheckpointError(f"{directory / place.file}: ends within tensor {name}")
         arrays[name] = flat.reshape(place.shape)
         if not _finite(arrays[name]):
             raise CheckpointError(f"{directory}: weights are not finite ({name})")
@@ -84,7 +86,7 @@ def rounded(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if array.ndim != 2:
             continue
-        matrix = _plain(array)
+        matrix = widened(array)
         scale = np.maximum(np.abs(matrix).max(1), np.float32(1e-12)) / np.float32(most)
         whole = np.rint(matrix / scale[:, None]).astype(np.int8)
         made[name + INT8] = np.ascontiguousarray(whole.T)
@@ -94,8 +96,8 @@ def rounded(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return made
 
 
-def _plain(array: np.ndarray) -> np.ndarray:
-    """In fp32."""
+def widened(array: np.ndarray) -> np.ndarray:
+    """An array of any kind in fp32."""
     if array.dtype == np.uint16:
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32)

@@ -10,8 +10,9 @@ share of those (`displaced`) one candidate of the permutation stands in clear wh
 belong: that is no target, and the others go on without it, as they must beside a wrong early
 commit. Clean attention and noise are drawn per row, block boundaries too if asked; with a
 complementary pair every token is supervised once per draw. Several draws share one clean half,
-which is most of a row's cost. Not here: the outputs themselves (`distill`), the layout (`noisy`,
-`model.masks`).
+which is most of a row's cost. Where diffusion lives in an adapter, clean positions are the
+teacher's and do not train: there is no AR loss, whatever `ar_weight` says. Not here: the outputs
+themselves (`distill`), the layout (`noisy`, `model.masks`).
 """
 
 from __future__ import annotations
@@ -218,7 +219,7 @@ class CftTask:
             other_CR[:, wavers_M], share_CR[:, wavers_M] = next_M, part_CM
             mixed = (other_CR[copy_N, at_N], share_CR[copy_N, at_N])
             halves = [(NOISY, at_N, row.noisy_places(copy_N, at_N), weight_R[at_N] / level, *mixed)]
-            if row.clean_causal and config.ar_weight:
+            if row.clean_causal and config.ar_weight and self.contract.adapter is None:
                 at_N = np.arange(text.length)
                 weight_N = config.ar_weight * weight_R[at_N]
                 halves.append(

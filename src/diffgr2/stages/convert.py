@@ -7,4 +7,4 @@ from diffgr2.pipeline import StageContext
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    return convert(ctx.inputs["rl"], ctx.out, ctx.recipe.convert).model_dump()
+    return convert(ctx.inputs["rl"], ctx.out, ctx.recipe.convert, ctx.seed).model_dump()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffgr2.config import Recipe
-from diffgr2.errors import ArtifactError
+from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.model.contract import SECTION, contract_of, diffuses, read_config
 from diffgr2.pipeline import StageContext
 from diffgr2.streams import generator
@@ -51,6 +51,10 @@ def begin(ctx: StageContext) -> dict[str, Any]:
     from diffgr2.prompts.vocab import Vocabulary
     from diffgr2.stages.common import write_model
 
+    if ctx.recipe.convert.adapter is not None:
+        raise ConfigError(
+            "convert.adapter: the base diffuses by all its weights (cft.lora trains a part of them)"
+        )
     vocab = Vocabulary.load(ctx.inputs["vocabulary"])
     contract = contract_of(Path(ctx.recipe.model.base or ""))
     assert contract is not None  # else the recipe had its AR stages

@@ -147,7 +147,7 @@ class OpdTask:
         for b, (row, at_N, length) in enumerate(rows):
             places = (row.noisy_places(0, at_N), row.clean_places(at_N))
             compared.append((b, *places, row.response_R[at_N]))
-            if row.clean_causal:
+            if row.clean_causal and self.contract.adapter is None:  # else it cannot change
                 head_M = row.clean_places(np.arange(length))
                 heads.append((b, head_M, head_M, row.response_R[:length]))
         row_N, student_N, teacher_N, token_N = columns([*compared, *heads])

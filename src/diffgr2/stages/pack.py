@@ -18,6 +18,7 @@ from diffgr2.config import DECODERS, Recipe
 from diffgr2.data import columnar
 from diffgr2.data.store import read_dataset
 from diffgr2.evaluate.tables import at, markdown_table
+from diffgr2.model.adapter import FOLDER
 from diffgr2.model.backends import write_graphs
 from diffgr2.model.contract import CHAT_TEMPLATE, VOCABULARY_FILES, contract_of
 from diffgr2.pipeline import StageContext
@@ -85,6 +86,8 @@ def run(ctx: StageContext, model: str) -> dict[str, Any]:
     for pattern in MODEL_FILES:
         for path in source.glob(pattern):
             shutil.copyfile(path, out / path.name)
+    if (source / FOLDER).is_dir():
+        shutil.copytree(source / FOLDER, out / FOLDER)
     write_graphs(out)
     for part, names in PARTS.items():
         (out / part).mkdir()

@@ -5,10 +5,12 @@ Contract: a checkpoint is a directory `step-XXXXXXXX` with `model.safetensors`,
 published in one rename. `resume` removes stray temporaries, sets corrupt directories aside (one
 warning each, naming step and file) and loads the newest valid one; a valid one of another run or
 model is a CheckpointError. Tensors are stored in full, so the number of processes may change
-between save and load. Nothing is pickled and no name in a manifest is ever used as a path. Not
-here: random state (there is none) and rollouts (they are made again; see `loop.Task.round_steps`).
+between save and load; frozen parameters are not stored but hashed. Nothing is pickled and no name
+in a manifest is ever used as a path. Not here: random state (there is none) and rollouts (they are
+made again; see `loop.Task.round_steps`).
 """
 
+import hashlib
 import json
 import os
 import re
@@ -41,14 +43,33 @@ Mark = dict[str, Any]
 
 def identity(task: str, seed: int, config: TrainConfig, model: nn.Module) -> Mark:
     """What a checkpoint belongs to; equal identities give bit-identical runs."""
-    shapes = {n: [str(t.dtype), list(t.shape)] for n, t in dist.unique_tensors(model).items()}
+    tensors = dist.unique_tensors(model)
+    shapes = {n: [str(t.dtype), list(t.shape)] for n, t in tensors.items()}
     parameters = sum(p.numel() for p in model.parameters())
+    facts = {"parameters": parameters, "shapes": artifacts.digest(shapes)}
+    frozen = {name: tensor for name, tensor in tensors.items() if _is_frozen(tensor)}
+    if frozen:  # what no checkpoint holds must be what it was
+        facts["frozen"] = artifacts.digest({name: _hash(t) for name, t in frozen.items()})
     return {
         "task": task,
         "seed": seed,
         "config": config.model_dump(mode="json", exclude=FREE_KEYS),
-        "model": {"parameters": parameters, "shapes": artifacts.digest(shapes)},
+        "model": facts,
     }
+
+
+def _is_frozen(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+
+
+def _hash(tensor: Tensor) -> str:
+    raw = dist.full(tensor).cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model: all but frozen parameters."""
+    return {n: t for n, t in dist.unique_tensors(model).items() if not _is_frozen(t)}
 
 
 # ------------------------------------------------------------------------------------------ writing
@@ -60,7 +81,7 @@ def save(
     """Write one checkpoint, then drop all but the newest `keep`; all ranks call it."""
     manifest = {"format": FORMAT, "step": step, "world_size": dist.world().size, **mark}
     # Gathering is collective, so every rank walks all tensors; only the first one keeps them.
-    model_tensors = _gathered(dist.unique_tensors(model))
+    model_tensors = _gathered(_trained(model))
     optimizer_tensors = _gathered(_optimizer_tensors(model, optimizer))
 
     def write() -> None:
@@ -185,7 +206,7 @@ def _read_sealed(path: Path) -> dict[str, Any]:
 
 
 def _load_model(path: Path, model: nn.Module) -> None:
-    mine = dist.unique_tensors(model)
+    mine = _trained(model)
     with safe_open(path, "pt") as file, torch.no_grad():
         if set(file.keys()) != set(mine):
             raise CheckpointError(f"{path}: tensors differ from the model's")
