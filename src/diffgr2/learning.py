@@ -33,7 +33,7 @@ class AdapterConfig(Section):
 class TrainConfig(Section):
     """What the one training loop needs; every training stage extends it."""
 
-    SILENT: ClassVar[tuple[str, ...]] = ("lora",)
+    SILENT = ("lora", "weights", "checkpoint_activations", "attention")
 
     steps: Steps = None  # null = chosen from the data; 0 = the stage passes its input through
     rows: Positive = 16  # rows per optimizer step, over all processes
@@ -46,6 +46,9 @@ class TrainConfig(Section):
     muon_lr: Rate = 6e-3  # its peak learning rate, in AdamW's units
     clip: Rate = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast
+    weights: Literal["fp32", "bf16"] = "fp32"  # bf16: computed with, beside an fp32 master
+    checkpoint_activations: bool = False  # layers are computed again on the way back: less memory
+    attention: Literal["auto", "dense", "flex"] = "auto"  # flex: rows joined; auto = on GPUs
     checkpoint_every: Positive = 200  # steps
     keep: Positive = 2  # checkpoints kept
     lora: AdapterConfig | None = None  # trains only such an adapter, merged when the stage ends

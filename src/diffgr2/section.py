@@ -21,9 +21,10 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     SILENT: ClassVar[tuple[str, ...]] = ()
-    """Keys that leave no trace while they are null: what was made without them still stands."""
+    """Keys that leave no trace at their default: what was made before they were known stands."""
 
     @model_serializer(mode="wrap")
     def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values = dump(self)
-        return {key: v for key, v in values.items() if v is not None or key not in self.SILENT}
+        fields, values = type(self).model_fields, dump(self)
+        silent = [key for key in self.SILENT if getattr(self, key) == fields[key].default]
+        return {key: value for key, value in values.items() if key not in silent}

@@ -17,6 +17,7 @@ from diffgr2.train.log import MetricsLog, without_wall
 from diffgr2.train.loop import fit, learning_rate
 from diffgr2.train.optimizer import Optimizer
 from diffgr2.train.parallel import Lanes
+from diffgr2.train.working import Working
 from support import battery, toy
 
 
@@ -118,6 +119,7 @@ def test_accumulated_gradients_agree_to_1e_6(tmp_path):
         run = loop._Run(
             task,
             model,
+            Working(model, config),
             config,
             Optimizer(model, config),
             tmp_path,

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
 from diffgr2.model.family import FAMILIES
 from diffgr2.model.gated import adapter_in, product
@@ -74,7 +75,11 @@ def hidden_at(
     x_ND = F.embedding(ids_N, inner.embed_tokens.weight)
     rotary = _rotary(inner, x_ND, position_BT[there_BT])
     for layer in inner.layers[:-1]:
-        x_ND = _layer(layer, x_ND, rotary, rows, last=False)
+        if model.training and layer.gradient_checkpointing:  # computed again on the way back
+            how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+            x_ND = checkpoint(_layer, layer, x_ND, rotary, rows, last=False, **how)
+        else:
+            x_ND = _layer(layer, x_ND, rotary, rows, last=False)
     x_MD = _norm(_layer(inner.layers[-1], x_ND, rotary, rows, last=True), inner.norm)
     return torch.empty_like(x_MD).index_copy(0, order_M, x_MD)
 
@@ -121,8 +126,10 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor, module: Any) -> Tensor:
-    """RMS norm in fp32, as the stock module computes it."""
-    return F.rms_norm(x.float(), x.shape[-1:], module.weight, module.variance_epsilon)
+    """RMS norm in fp32, as the stock module computes it, in the weights' precision."""
+    weight = module.weight
+    made = F.rms_norm(x.float(), x.shape[-1:], weight.float(), module.variance_epsilon)
+    return made.to(weight.dtype)
 
 
 def _heads(h_ND: Tensor, attention: Any, which: str, gated: Tensor | None) -> Tensor:
@@ -148,6 +155,7 @@ def _layer(
         gated = rows.gated[1]
     q_NHE = _turned(_heads(h_ND, attention, "q", gated), cos, sin)
     mixed_ND = _attend(q_NHE, k_NGE, v_NGE.float(), rows, last=last).flatten(1)
+    mixed_ND = mixed_ND.to(attention.o_proj.weight.dtype)
     x_ND = x_ND + product(attention.o_proj, mixed_ND, gated)
     h_ND = _norm(x_ND, layer.post_attention_layernorm)
     gate, up = product(mlp.gate_proj, h_ND, gated), product(mlp.up_proj, h_ND, gated)

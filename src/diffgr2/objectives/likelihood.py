@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffgr2.model import packed
+from diffgr2.model import joined, packed
+from diffgr2.model.masks import Marks
 
 
 def logits_at(
@@ -23,15 +24,26 @@ def logits_at(
     mask_id: int,
     *,
     attends_B1TT: Tensor | None = None,
+    marks_BT: Marks | None = None,
     position_BT: Tensor | None = None,
     length_B: Tensor | None = None,
 ) -> Tensor:
     """Logits [N, V] at flat positions `index_N` (row * T + t); causal if no mask is given.
 
-    `length_B` says how many tokens of each row are no padding, which a CPU then does not compute.
+    Who sees whom is a mask or marks. `length_B` says how many tokens of each row are no padding,
+    which a CPU, or a model whose attention takes joined rows, then does not compute.
     """
+    if length_B is not None and joined.chosen(model):
+        if attends_B1TT is not None:
+            raise ValueError("joined rows are told apart by marks, not by a mask")
+    elif marks_BT is not None:
+        attends_B1TT = marks_BT.dense()
 
     def work() -> Tensor:
+        if length_B is not None and joined.chosen(model):
+            given = (ids_BT, index_N, length_B)
+            hidden_ND = joined.hidden_at(model, *given, marks_BT=marks_BT, position_BT=position_BT)
+            return model.lm_head(hidden_ND).float()
         layout = {"attends_B1TT": attends_B1TT, "position_BT": position_BT}
         if length_B is not None and packed.able(model):
             hidden_ND = packed.hidden_at(model, ids_BT, index_N, length_B, **layout)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from diffgr2.model.masks import Marks
 from diffgr2.objectives.likelihood import between_logp, logits_at
 from diffgr2.objectives.soft import expected_levels, listwise_kl
 from diffgr2.prompts.vocab import Vocabulary
@@ -40,8 +41,13 @@ class TokenBatch(Tensors):
 
     ids_BT: Tensor
     position_BT: Tensor | None = None
-    attends_B1TT: Tensor | None = None
+    marks_BT: Marks | None = None  # who sees whom; None = causal
     length_B: Tensor | None = None  # tokens of each row that are no padding
+
+    @property
+    def attends_B1TT(self) -> Tensor | None:  # noqa: N802 (a tensor like its neighbours)
+        """The mask, made when it is asked for."""
+        return None if self.marks_BT is None else self.marks_BT.dense()
 
     @property
     def width(self) -> int:

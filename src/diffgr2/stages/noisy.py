@@ -3,7 +3,7 @@
 Contract: a `NoisyRow` is one response with one or more noisy copies and says, for each supervised
 token, at which place of the row its prediction stands: at its own (masked) place, or with shifted
 alignment one to the left, where a block's first token is predicted by the clean token before it.
-`noisy_batch` pads rows and builds the attention mask; `realised` reads a trajectory as response,
+`noisy_batch` pads rows and marks who sees whom; `realised` reads a trajectory as response,
 steps, blocks, and how far a canvas reached when. Not here: noise (`objectives.noise`), losses,
 rollouts.
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from diffgr2.decode.grammar import Grammar
 from diffgr2.model.contract import BlockContract
 from diffgr2.model.layout import block_bounds, block_of, response_shift
-from diffgr2.model.masks import row_mask, row_positions, stack_masks
+from diffgr2.model.masks import Marks, row_marks, row_mask, row_positions, stack_marks
 from diffgr2.objectives.noise import replay_state
 from diffgr2.stages.batches import TokenBatch
 from diffgr2.types import NEVER, Trajectory
@@ -79,6 +79,11 @@ class NoisyRow:
         size = self.contract.block_size
         return row_mask(*self._shape, size, self.shift, clean_causal=self.clean_causal)
 
+    def marks(self) -> Marks:
+        """The same, by token."""
+        size = self.contract.block_size
+        return row_marks(*self._shape, size, self.shift, clean_causal=self.clean_causal)
+
     def noisy_places(self, copy_N: np.ndarray | int, at_N: np.ndarray) -> np.ndarray:
         """Where in the row these copies' predictions of response tokens `at_N` stand."""
         prompt, length, copies = self._shape
@@ -99,14 +104,14 @@ def noisy_batch(rows: Sequence[NoisyRow], pad_id: int) -> TokenBatch:
     length = -(-max(int(row.kept.sum()) for row in rows) // 8) * 8
     ids_BT = torch.full((len(rows), length), pad_id)
     position_BT = torch.zeros_like(ids_BT)
-    masks = []
+    marks = []
     for b, row in enumerate(rows):
         stays = torch.from_numpy(np.flatnonzero(row.kept))
         ids_BT[b, : len(stays)] = torch.from_numpy(row.ids())[stays]
         position_BT[b, : len(stays)] = row.positions()[stays]
-        masks.append(row.attends()[stays][:, stays])
-    length_B = torch.tensor([len(mask) for mask in masks])
-    return TokenBatch(ids_BT, position_BT, stack_masks(masks, length), length_B)
+        marks.append(row.marks().map(lambda part, stays=stays: part[stays]))
+    length_B = torch.tensor([len(row.place) for row in marks])
+    return TokenBatch(ids_BT, position_BT, stack_marks(marks, length), length_B)
 
 
 def response_blocks(prompt_length: int, length: int, block_size: int, shift: int) -> np.ndarray:

@@ -190,6 +190,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     teacher = None
     if config.teacher == "ar":
         teacher = open_model(ctx.inputs["rl"]).eval().requires_grad_(False)
+        if config.weights == "bf16":  # it computes as the student does
+            teacher = teacher.bfloat16()
     settings = rollout_settings(corpus, contract, config)
     task = OpdTask(corpus, outputs, contract, config, settings, teacher, ctx.seed)
     return train_stage(ctx, task, open_model(source), config, source)

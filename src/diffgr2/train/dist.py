@@ -20,9 +20,14 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from diffgr2.config import TrainConfig
 from diffgr2.errors import CheckpointError
 
 _TWINS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
@@ -85,8 +90,22 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
-def shard(model: nn.Module) -> None:
+def policy_of(config: TrainConfig) -> MixedPrecisionPolicy:
+    """What is gathered and reduced in which precision.
+
+    What autocast would round at every product is rounded before it is gathered, at half the bytes;
+    gradients are summed over ranks in fp32, and each rank's shard stays fp32.
+    """
+    if "bf16" not in (config.precision, config.weights):
+        return MixedPrecisionPolicy()
+    half, inputs = torch.bfloat16, config.weights == "bf16"
+    return MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=inputs)
+
+
+def shard(model: nn.Module, config: TrainConfig | None = None) -> None:
     """Split the parameters over all ranks, in place; a no-op for one process.
+
+    A frozen parameter is split like a trained one, and has no gradient and no optimizer state.
 
     Units: each entry of a ModuleList (decoder layers), then each child of the model (trunk, head)
     as a root of its own, so that a task may call trunk and head apart. It must call the modules:
@@ -95,22 +114,32 @@ def shard(model: nn.Module) -> None:
     """
     if world().size == 1 or is_sharded(model):
         return
-    twin = copy.deepcopy(model)
-    _drop_weights(twin)
+    policy = MixedPrecisionPolicy() if config is None else policy_of(config)
+    half = config is not None and config.weights == "bf16"
+    twin = hollow(model, torch.bfloat16 if half else None)
     tied = len(unique_tensors(model)) < len(model.state_dict())
     own = next(model.parameters(recurse=False), None) is not None
     for module in list(model.modules()):
         if isinstance(module, nn.ModuleList):
             for layer in module:
-                fully_shard(layer)
+                fully_shard(layer, mp_policy=policy)
     children = [c for c in model.children() if not isinstance(c, nn.ModuleList)]
     for unit in [model] if tied or own else children:
         if next(unit.parameters(), None) is not None:
-            fully_shard(unit)
+            fully_shard(unit, mp_policy=policy)
     if tied or own:
         model.around = lambda work: work()  # type: ignore[assignment]
         register_fsdp_forward_method(model, "around")
     _TWINS[model] = twin
+
+
+def hollow(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """A copy of the module whose parameters hold nothing, of a type of their own; ties are kept."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        empty = torch.empty(0, dtype=dtype or parameter.dtype, device=parameter.device)
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+    return copy.deepcopy(model, memo)
 
 
 def _drop_weights(module: nn.Module) -> None:
@@ -146,8 +175,8 @@ def rollout_model(model: nn.Module) -> Iterator[nn.Module]:
     try:
         if inner is not model:
             mine = unique_tensors(inner)
-            for name, whole in full_tensors(model).items():
-                mine[name].data = whole
+            for name, tensor in unique_tensors(model).items():
+                mine[name].data = full(tensor).to(mine[name].dtype)
         inner.eval()
         with torch.no_grad():
             yield inner

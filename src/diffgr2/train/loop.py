@@ -33,6 +33,7 @@ from diffgr2.train import checkpoint, dist
 from diffgr2.train.log import MetricsLog
 from diffgr2.train.optimizer import Optimizer
 from diffgr2.train.parallel import Lanes
+from diffgr2.train.working import Working, prepare
 
 Number = float | Tensor
 
@@ -94,14 +95,16 @@ def fit(
     if config.fixed == 0:
         return []
     with _numerics(), _sigterm() as stop:
-        dist.shard(model)
+        prepare(model, config)
+        dist.shard(model, config)
         optimizer = Optimizer(model, config)
         mark = checkpoint.identity(task.name, seed, config, model)
         root = work / "checkpoints"
         saved, raw = checkpoint.resume(root, mark, model, optimizer, progress.line)
         log = MetricsLog(work / "metrics.jsonl" if dist.world().first else None, raw)
-        lanes = Lanes(model)
-        run = _Run(task, model, config, optimizer, work, log, stop, lanes)
+        working = Working(model, config)  # rounds what was resumed
+        lanes = Lanes(working.net)
+        run = _Run(task, model, working, config, optimizer, work, log, stop, lanes)
         with closing(lanes), progress.task(task.name, config.fixed) as bar:
             if saved:
                 bar.advance(saved, "resumed")
@@ -139,6 +142,7 @@ class _Run:
 
     task: Task
     model: nn.Module
+    working: Working
     config: TrainConfig
     optimizer: Optimizer
     work: Path
@@ -149,7 +153,7 @@ class _Run:
     def step(self, step: int) -> tuple[dict[str, Any], bool]:
         """One optimizer step; returns its metrics and whether any rank was asked to stop."""
         begin = time.monotonic()
-        micros = self.task.micros(step, self.model)
+        micros = self.task.micros(step, self.working.net)
         with self.lanes.at_work():
             line, stopping = self._update(step, micros)
         line["step_time"] = round(time.monotonic() - begin, 4)
@@ -179,6 +183,7 @@ class _Run:
         if count:
             clip_grads_with_norm_(trained, self.config.clip, norm)
             self.optimizer.step(rate)
+            self.working.refresh()
         before = self.log.lines[-1]["num_tokens"] if self.log.lines else 0
         line["num_tokens"] = before + sum(getattr(micro, "tokens", micro.count) for micro in micros)
         if hasattr(task, "epoch"):
@@ -192,13 +197,13 @@ class _Run:
         short ones repeat a micro with weight 0.
         """
         here, device = dist.world(), next(self.model.parameters()).device.type
-        self.model.train()
+        self.working.net.train()
         # A cast of a weight that is kept for later belongs to one lane's graph.
         half = {"enabled": self.config.precision == "bf16", "cache_enabled": self.lanes.n == 1}
 
         def loss(index: int) -> tuple[Tensor, Loss]:
             with torch.autocast(device, torch.bfloat16, **half):
-                found = self.task.loss(self.model, micros[index % len(micros)])
+                found = self.task.loss(self.working.net, micros[index % len(micros)])
             total = found.total * (here.size / count if index < len(micros) else 0.0)
             return total, Loss(found.total.detach(), found.metrics)
 

@@ -26,7 +26,8 @@ Kept = Any
 def lanes_of(model: nn.Module) -> int:
     """One per thread, where a forward is too small to be shared and Python is not all its work."""
     weights = list(model.parameters())
-    alone = dist.world().size == 1 and all(weight.device.type == "cpu" for weight in weights)
+    plain = all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
+    alone = dist.world().size == 1 and plain
     fits = TINY < sum(weight.numel() for weight in weights) <= SMALL
     return torch.get_num_threads() if alone and fits else 1
 
