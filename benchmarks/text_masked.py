@@ -36,7 +36,7 @@ class Cases:
     kind_LR: np.ndarray  # as the template's `kinds`
     known_LR: np.ndarray  # given by the grammar
     guess_R: np.ndarray  # the commonest training token of each place
-    trained: np.ndarray  # how many training responses that was counted on, a scalar
+    trained: np.ndarray  # how many training responses that was counted on, [1]
 
     def __len__(self) -> int:
         return len(self.response_LR)
@@ -169,7 +169,7 @@ def masked_accuracy(
         contract, model = contract or contract_of(Path(model)), open_model(Path(model))
     assert contract is not None, "a model without a block-diffusion contract predicts no masks"
     if causal is None:  # what the decoder keeps of clean tokens by default
-        causal = contract.clean_attention != "block"
+        causal = contract.clean_attention != "block_causal"
     given = {"causal": causal, "batch": batch, "seed": seed}
     best_SLR, masked_SLR = predictions(cases, model, contract, pad_id, **given)
     width = cases.response_LR.shape[1]
@@ -179,7 +179,7 @@ def masked_accuracy(
     floor_of = accuracy(floor_LR, masked_SLR, cases.kind_LR)
     return {
         "lists": len(cases),
-        "trained": int(cases.trained),
+        "trained": int(cases.trained.item()),
         "causal": causal,
         "states": {s: _compared(model_of[s], floor_of[s], resamples, seed) for s in STATES},
     }
@@ -200,7 +200,7 @@ def _compared(
         right_L, floor_L = model_L2[:, 0], floor_of[part][:, 0]
         result[part] = {
             "tokens": int(count_L.sum()),
-            "model": right_L.sum() / count_L.sum(),
+            "right": right_L.sum() / count_L.sum(),
             "floor": floor_L.sum() / count_L.sum(),
             "diff": (right_L - floor_L).sum() / count_L.sum(),
             "ci": ratio_of_sums(right_L - floor_L, count_L, resamples, seed),
@@ -257,5 +257,5 @@ def cases_of(corpus: Any, teacher: Path, distill: Path, *, lists: int, batch: in
     kind_LR = padded([template.kinds(text.tolist()) for text in texts], width)
     prompts = padded([prompt.prompt for prompt in decoded.prompts])
     responses = padded(texts, width)
-    trained = np.array(len(taught))
+    trained = np.array([len(taught)])
     return Cases(prompts, responses, kind_LR, known_LR, guess_R, trained)
