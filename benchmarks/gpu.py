@@ -4,15 +4,15 @@ Usage: `python benchmarks/gpu.py [--shapes qwen3-0.6b …] [--batches 1 8 32] [-
 [--prompt 512] [--written 64] [--rounds 3] [--seconds N] [--out FILE.json]`.
 
 Models have the sizes of known bases and random weights in bf16, made on the device. `ar` is the
-decoder's own writer over the backend's session (static cache, CUDA graphs); `ar_eager` the same over
-the session that starts every kernel by itself. The floor is what a forward must read (each matrix
-once, the rows' keys and values) over the rate of a copy on the device, measured in the same run.
+decoder's own writer over the backend's session (static cache, CUDA graphs); `ar_eager` the same
+over the session that starts every kernel by itself. The floor is what a forward must read (each
+matrix once, the rows' keys and values) over the rate of a copy on the device in the same run.
 
 Random weights give no tokens per forward, so they are scripted: `block` is the decoder with its
 `static` rule, which commits so many a step; `verify` is the decoder's own windows (what is known,
 the draft, masks ahead: a canvas of twice the TPF), of which so many tokens are kept whether they
-agree or not. So these rows say what forwards of these windows cost, and what a speed-up a TPF is
-worth; which TPF a trained model reaches they do not say. Prompts are filled before the clock starts.
+agree or not. So these rows say what forwards of these windows cost, and what a TPF would be worth;
+which TPF a trained model reaches they do not say. Prompts are filled before the clock starts.
 Not here: quality, grammars, the server.
 """
 
