@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import BlockMask
 
 from diffgr2.model import joined
 from diffgr2.model.masks import (
@@ -104,6 +105,8 @@ import torch, warnings
 warnings.simplefilter("ignore")
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask
+
 from diffgr2.model import joined
 from test_joined_oracle import document, long_rows
 marks = document(long_rows(0))
@@ -195,3 +198,20 @@ def test_a_stages_loss_is_the_same_over_joined_rows(make: str) -> None:
     (plain, wanted), (packed, mine) = found
     assert packed == pytest.approx(plain, rel=1e-5, abs=1e-5)  # RL starts at a loss of 0
     assert (mine - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+def test_the_kernel_is_tried_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What raises, and what gives other numbers, is told in a line; what agrees in none."""
+    assert joined.trusted(16, 1, 2, "cpu") == ""
+    real = joined._attention
+
+    def off(module: Any, q: Any, k: Any, v: Any, mask: Any, **how: Any) -> Any:
+        mixed, nothing = real(module, q, k, v, mask, **how)
+        return (mixed + 0.1, nothing) if isinstance(mask, BlockMask) else (mixed, nothing)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler\nmore of it")
+
+    for attention, told in ((off, "it differs from dense attention"), (broken, "no compiler")):
+        monkeypatch.setattr(joined, "_attention", attention)
+        assert joined.trusted.__wrapped__(16, 1, 2, "cpu") == told
