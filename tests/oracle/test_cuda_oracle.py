@@ -1,8 +1,9 @@
 """What only a GPU computes, against what every device does: flex attention and training in bf16.
 
 Contract: skipped without CUDA. The compiled kernel, its backward, and a step over joined rows with
-weights in bf16 and recomputed layers are held against dense attention in fp32. Not here: CUDA
-graphs (`tests/contract/test_backends.py`).
+weights in bf16 and recomputed layers are held against dense attention in fp32; CUDA graphs that
+come and go, against the same model on the CPU. Not here: what one session's graphs answer
+(`tests/contract/test_backends.py`).
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from diffgr2.config import SftConfig
 from diffgr2.model import joined
+from diffgr2.model.backend import Span
+from diffgr2.model.forward import LeanModel
 from diffgr2.model.masks import Marks, row_marks, stack_marks
 from diffgr2.objectives.likelihood import logits_at
 from diffgr2.train.working import Working, prepare
@@ -98,3 +102,28 @@ def test_steps_in_bf16_with_recomputed_layers_follow_those_in_fp32() -> None:
     assert plain[2] < plain[0]
     assert rounded == pytest.approx(plain, rel=2e-2)
     assert rounded != plain, "both ways computed in fp32"
+
+
+def answers(model: LeanModel, rows: int, *, graphs: bool) -> np.ndarray:
+    """Of one session's last of five equal forwards; on a GPU the last ones are replayed."""
+    session: Any = model.session(MASK)
+    session.add([Span([3 + b, 5, 7], 0, [1, 2, 3], 2) for b in range(rows)], 20)
+    for _ in range(5):
+        views = session.forward([Span([2, 4 + b], 3, [4, 5], 0) for b in range(rows)])
+    if graphs:
+        assert any(shape.graph is not None for shape in session._slab.shapes.values())
+    found = np.stack([view.rows(np.arange(2)) for view in views])
+    session.keep([])
+    return found
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_sessions_of_other_shapes_record_after_earlier_graphs_went(freed: bool) -> None:
+    module = tiny(4)
+    plain = LeanModel(module)
+    model = LeanModel(copy.deepcopy(module).to(device="cuda"))
+    for rows in (1, 8, 1):
+        found = answers(model, rows, graphs=True)
+        np.testing.assert_allclose(found, answers(plain, rows, graphs=False), atol=2e-5, rtol=0)
+        if freed:
+            model.spare.clear()  # the last graph is gone, and torch's pool with it

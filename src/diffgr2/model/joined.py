@@ -13,6 +13,7 @@ Letters: B rows, T tokens of a padded row, N tokens of all rows, M chosen places
 key-value heads, E head size, S strips of 128 tokens.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -128,18 +129,27 @@ def block_mask(marks_N: Marks) -> BlockMask:
         some.append(blocks.any(2).any(0))
         every.append(blocks.all(2).all(0))
     some_SS, every_SS = torch.stack(some), torch.stack(every)
-
-    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return attends(marks_N.map(lambda part: part[query]), marks_N.map(lambda part: part[key]))
-
     size = len(marks_N.own)
     return BlockMask.from_kv_blocks(
         *_listed(some_SS & ~every_SS),
         *_listed(every_SS),
         BLOCK_SIZE=STRIP,
-        mask_mod=sees,
+        mask_mod=_sight(marks_N),
         seq_lengths=(size, size),
     )
+
+
+def _sight(marks_N: Marks) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """`masks.attends` of places, of tensors alone: torch's compiler reads it into the kernel."""
+    document_N, own_N = marks_N.document, marks_N.own
+    place_N, reach_N = marks_N.place, marks_N.reach
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        clean = place_N[key] < reach_N[query]
+        noisy = (own_N[query] == own_N[key]) & (own_N[key] > 0)
+        return (document_N[query] == document_N[key]) & (clean | noisy)
+
+    return sees
 
 
 def _listed(chosen_SS: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +169,8 @@ def dense(mask: BlockMask) -> Tensor:
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(flex_attention)
+    """Whole or not at all: what is not compiled has no backward, and would not say why."""
+    return torch.compile(flex_attention, fullgraph=True)
 
 
 def _attention(
