@@ -121,7 +121,7 @@ def answers(model: LeanModel, rows: int, *, graphs: bool) -> np.ndarray:
 def test_sessions_of_other_shapes_record_after_earlier_graphs_went(freed: bool) -> None:
     module = tiny(4)
     plain = LeanModel(module)
-    model = LeanModel(copy.deepcopy(module).to(device="cuda"))
+    model = LeanModel(torch.nn.Module.to(copy.deepcopy(module), "cuda"))
     for rows in (1, 8, 1):
         found = answers(model, rows, graphs=True)
         np.testing.assert_allclose(found, answers(plain, rows, graphs=False), atol=2e-5, rtol=0)
