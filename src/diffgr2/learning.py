@@ -48,7 +48,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast
     weights: Literal["fp32", "bf16"] = "fp32"  # bf16: computed with, beside an fp32 master
     checkpoint_activations: bool = False  # layers are computed again on the way back: less memory
-    attention: Literal["auto", "dense", "flex"] = "auto"  # flex: rows joined; auto = on GPUs
+    attention: Literal["auto", "dense", "flex"] = "auto"  # flex: rows joined; auto = on able GPUs
     checkpoint_every: Positive = 200  # steps
     keep: Positive = 2  # checkpoints kept
     lora: AdapterConfig | None = None  # trains only such an adapter, merged when the stage ends

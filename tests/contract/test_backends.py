@@ -7,6 +7,7 @@ own is the reference: it recomputes every row from its first token, without a ca
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,7 @@ from diffgr2.model.backends import backend_of, open_backend, write_graphs
 from diffgr2.model.forward import LeanModel
 from diffgr2.model.load import Backbone, save
 from diffgr2.model.ort import OrtBackend
+from diffgr2.model.pools import Pools
 from diffgr2.model.static import StaticSession
 from support.tiny_qwen import VOCAB, tiny
 
@@ -210,6 +212,20 @@ class TestStatic(BackendPromises):
         rows = [self.joined(session, rng, [3, 6]) for session in sessions]
         for session, own in zip(sessions, rows, strict=True):
             self.check(session, own, [causal([2, 3], len(row.ids)) for row in own])
+
+
+def test_a_pool_is_given_out_for_as_long_as_something_lives_in_it() -> None:
+    """Torch records nothing more into a pool whose graphs are all freed."""
+    numbers = itertools.count()
+    pools = Pools(lambda: next(numbers))
+    first, second = pools.get(), pools.get()
+    assert first is second
+    del first
+    assert pools.get() is second, "one is still there"
+    del second
+    last = pools.get()
+    assert last.handle == 1
+    assert pools.get() is last
 
 
 class TestStaticAsItIs(TestStatic):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import BlockMask
 
 from diffgr2.model import joined
 from diffgr2.model.masks import (
@@ -104,6 +105,8 @@ import torch, warnings
 warnings.simplefilter("ignore")
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask
+
 from diffgr2.model import joined
 from test_joined_oracle import document, long_rows
 marks = document(long_rows(0))
@@ -118,14 +121,37 @@ torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 print("equal", size)
 """
 
+TRACED = """
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import flex_attention
+from diffgr2.model import joined
+from test_joined_oracle import document, long_rows
+compiled = torch.compile(flex_attention, backend="eager", fullgraph=True)
+for seed in (0, 1):
+    mask = joined.block_mask(document(long_rows(seed)))
+    size = mask.seq_lengths[0]
+    sees = torch.compile(mask.mask_mod, backend="eager", fullgraph=True)
+    at, nothing = torch.arange(size), torch.zeros((), dtype=torch.long)
+    wanted = joined.dense(mask)
+    assert torch.equal(sees(nothing, nothing, at[:, None], at[None]), wanted)
+    q, k, v = (torch.randn(1, heads, size, 16) for heads in (4, 2, 2))
+    with torch.no_grad():
+        found = compiled(q, k, v, block_mask=mask, enable_gqa=True)
+        equal = F.scaled_dot_product_attention(q, k, v, wanted, enable_gqa=True)
+    torch.testing.assert_close(found, equal, rtol=1e-5, atol=1e-5)
+print("equal", size)
+"""
+
 
 @pytest.mark.slow
-def test_flex_attention_over_the_block_mask_equals_dense_attention() -> None:
+@pytest.mark.parametrize("script", [FLEX, TRACED], ids=["eager", "traced whole"])
+def test_flex_attention_over_the_block_mask_equals_dense_attention(script: str) -> None:
     """In a process of its own: flex attention loads torch's compiler."""
     folder = str(Path(__file__).parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])}
     done = subprocess.run(
-        [sys.executable, "-c", FLEX], env=environment, capture_output=True, text=True, timeout=500
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("equal")
@@ -195,3 +221,20 @@ def test_a_stages_loss_is_the_same_over_joined_rows(make: str) -> None:
     (plain, wanted), (packed, mine) = found
     assert packed == pytest.approx(plain, rel=1e-5, abs=1e-5)  # RL starts at a loss of 0
     assert (mine - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+def test_the_kernel_is_tried_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What raises, and what gives other numbers, is told in a line; what agrees in none."""
+    assert joined.trusted(16, 1, 2, "cpu") == ""
+    real = joined._attention
+
+    def off(module: Any, q: Any, k: Any, v: Any, mask: Any, **how: Any) -> Any:
+        mixed, nothing = real(module, q, k, v, mask, **how)
+        return (mixed + 0.1, nothing) if isinstance(mask, BlockMask) else (mixed, nothing)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler\nmore of it")
+
+    for attention, told in ((off, "it differs from dense attention"), (broken, "no compiler")):
+        monkeypatch.setattr(joined, "_attention", attention)
+        assert joined.trusted.__wrapped__(16, 1, 2, "cpu") == told

@@ -19,7 +19,6 @@ E head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from torch import Tensor
 from diffgr2.model.backend import Session
 from diffgr2.model.family import sizes_of
 from diffgr2.model.gated import adapter_in, apart, factors, folded
+from diffgr2.model.pools import Pools
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ class LeanModel:
         self._cos, self._sin = self._rotary(inner, self.max_positions)
         self.positions = torch.arange(self.max_positions, device=self.device)
         self.spare: list[Any] = []  # caches of its sessions on accelerators that none uses now
+        self.pools = Pools()  # where their graphs keep what they compute
 
     @staticmethod
     def _layer(layer: Any) -> _Layer:
@@ -186,11 +187,6 @@ class LeanModel:
         from diffgr2.model.static import StaticSession
 
         return (TorchSession if self.device.type == "cpu" else StaticSession)(self, mask_id)
-
-    @cached_property
-    def memory(self) -> Any:
-        """Where its CUDA graphs keep what they compute."""
-        return torch.cuda.graph_pool_handle()
 
     @property
     def finite(self) -> bool:

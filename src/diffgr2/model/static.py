@@ -23,6 +23,7 @@ from torch import Tensor
 from diffgr2.errors import DecodeError
 from diffgr2.model.backend import BROKEN, Span, View, check_room
 from diffgr2.model.forward import KVCache, LeanModel
+from diffgr2.model.pools import Pool
 from diffgr2.model.session import inputs, views, without
 
 SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -53,14 +54,22 @@ def _at(placed: tuple[int, Span]) -> int:
     return placed[0]
 
 
+@dataclass(frozen=True)
+class _Recorded:
+    """A graph, what it writes, and the memory that lives as long as it."""
+
+    graph: torch.cuda.CUDAGraph
+    logp_BTV: Tensor
+    pool: Pool
+
+
 @dataclass
 class _Shape:
-    """A forward of one shape: its numbers, its answer, and how it is run again."""
+    """A forward of one shape: its numbers, and how it is run again."""
 
     numbers: Tensor  # int64 [3, B, T], on the device
     came: int = 0
-    graph: torch.cuda.CUDAGraph | None = None
-    logp_BTV: Tensor | None = None  # what the graph writes
+    graph: _Recorded | None = None
 
 
 class Slab(KVCache):
@@ -180,12 +189,12 @@ class StaticSession:
             return self._answer(slab, shape.numbers, seen, first, masked)
         if shape.graph is None:
             torch.cuda.synchronize()
-            shape.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(shape.graph, pool=self.model.memory):
-                shape.logp_BTV = self._answer(slab, shape.numbers, seen, first, masked)
-        shape.graph.replay()
-        assert shape.logp_BTV is not None
-        return shape.logp_BTV
+            graph, pool = torch.cuda.CUDAGraph(), self.model.pools.get()
+            with torch.cuda.graph(graph, pool=pool.handle):
+                logp_BTV = self._answer(slab, shape.numbers, seen, first, masked)
+            shape.graph = _Recorded(graph, logp_BTV, pool)
+        shape.graph.graph.replay()
+        return shape.graph.logp_BTV
 
     def _answer(self, slab: Slab, numbers: Tensor, seen: int, first: int, masked: bool) -> Tensor:
         rows = numbers.shape[1]

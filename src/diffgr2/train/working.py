@@ -10,6 +10,7 @@ rounds what it gathers (`dist.policy_of`). Not here: which weights are trained (
 """
 
 import copy
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from diffgr2.config import TrainConfig
 from diffgr2.model import joined
-from diffgr2.model.family import FAMILIES
+from diffgr2.model.family import FAMILIES, sizes_of
 from diffgr2.model.gated import Kept
 from diffgr2.train import dist
 
@@ -33,8 +34,7 @@ def prepare(model: Any, config: TrainConfig) -> None:
     learned only. Weights alone are rounded: tables of positions would lose their places in bf16.
     """
     stock = getattr(getattr(model, "config", None), "model_type", None) in FAMILIES
-    cuda = next(model.parameters()).device.type == "cuda"
-    if stock and (config.attention == "flex" or (config.attention == "auto" and cuda)):
+    if stock and (config.attention == "flex" or (config.attention == "auto" and _flexible(model))):
         joined.use(model)
     if config.checkpoint_activations:
         recompute(model)
@@ -42,6 +42,19 @@ def prepare(model: Any, config: TrainConfig) -> None:
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
+
+
+def _flexible(model: Any) -> bool:
+    """Whether flex attention may be taken unasked: on GPUs that are seen to get it right."""
+    if next(model.parameters()).device.type != "cuda":
+        return False
+    own = sizes_of(model.config.to_dict())
+    doubt = joined.trusted(own.head_dim, own.kv_heads, own.heads)
+    if doubt:
+        warnings.warn(
+            f"attention: auto is dense here; flex attention failed ({doubt})", stacklevel=2
+        )
+    return not doubt
 
 
 def recompute(model: nn.Module) -> None:
