@@ -8,8 +8,8 @@ of every allocation of a step on a CPU, within 15 %. Not here: fragmentation and
 
 What stands. A trained weight has an fp32 master, an fp32 gradient and two fp32 moments (Muon: one
 for matrices in layers): 16 bytes. One process that computes in bf16 beside the master adds 2. A
-frozen weight is 4 bytes, or 2 with `weights: bf16`, and nothing else; with an adapter all weights of
-the base are frozen, and the adapter's are trained ones besides. All of it is divided by the
+frozen weight is 4 bytes, or 2 with `weights: bf16`, and nothing else; with an adapter all weights
+of the base are frozen, and the adapter's are trained ones besides. All of it is divided by the
 number of processes; what FSDP2 gathers to compute with is added: the root's tables, two layers
 (one at work, one on its way), and the whole gradient of one of each.
 
@@ -27,9 +27,9 @@ d is the width, q and k the widths of all query and of all key heads, f of the f
     gate, up, silu, ·    4 · 4f         4 · 2f               4 · 2f
 
 plus an fp32 number per norm and head. A norm whose weight is frozen does not keep what it
-normalised; a matrix with an adapter keeps what it reads all the same, and a number per rank. Dense masks make key heads as many as query heads first, and
-each layer keeps its own copy of the mask as numbers.
-Under autocast each matrix is cast once per step, 2 bytes a weight, kept until its backward; a
+normalised; a matrix with an adapter keeps what it reads all the same, and a number per rank. Dense
+masks make key heads as many as query heads first, and each layer keeps its own copy of the mask as
+numbers. Under autocast each matrix is cast once per step, 2 bytes a weight, kept until its backward; a
 sharded model gathers the cast ones instead. With recomputation a layer keeps its input alone, and
 one layer's tensors at a time come back, the last one's after the logits have gone. Logits are
 `LOGITS` fp32 tensors of scored places times vocabulary where they are most: the scores, their
