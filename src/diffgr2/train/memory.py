@@ -31,7 +31,8 @@ normalised; a matrix with an adapter keeps what it reads all the same, and a num
 masks make key heads as many as query heads first, and each layer keeps its own copy of the mask as
 numbers. Under autocast each matrix is cast once per step, 2 bytes a weight, kept until its
 backward; a sharded model gathers the cast ones instead. With recomputation a layer keeps its input
-alone, and one layer's tensors at a time come back, the last one's after the logits have gone. Logits are
+alone, and one layer's tensors at a time come back, the last one's after the logits have gone.
+Logits are
 `LOGITS` fp32 tensors of scored places times vocabulary where they are most: the scores, their
 logarithms, and the gradients of both.
 """
