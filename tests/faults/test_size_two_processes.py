@@ -1,4 +1,4 @@
-"""Two processes with FSDP2, recomputed layers and few trained weights, against one process."""
+"""Two processes with FSDP2, recomputed layers and adapters, against one process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", two_processes_size.CASES)
 def test_two_processes_train_as_one_does(name: str, two: Path, tmp_path: Path) -> None:
-    changes, few = two_processes_size.CASES[name]
+    changes, which = two_processes_size.CASES[name]
     exact = "bf16" not in changes.values()
     task, net, config = two_processes_size.made(name)
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
@@ -73,6 +73,6 @@ def test_two_processes_train_as_one_does(name: str, two: Path, tmp_path: Path) -
     # Of all that the steps moved; Adam makes much of the sign of a gradient near 0.
     assert gap.norm() <= (1e-4 if exact else 0.3) * moved.norm()
     for name_, tensor in before.items():
-        if few and name_ not in trained:
+        if which and name_ not in trained:
             kept = tensor.bfloat16().float() if "weights" in changes else tensor
             assert torch.equal(weights[name_], kept), name_

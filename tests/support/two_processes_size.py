@@ -11,57 +11,46 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
+from diffgr2.learning import TARGETS
+from diffgr2.model.adapter import Adapter
+from diffgr2.model.gated import attach
 from diffgr2.progress import Progress
-from diffgr2.streams import torch_generator
 from diffgr2.train import dist
 from diffgr2.train.loop import fit
 from support import tiny_stages
+from support.adapted import drawn
 
 STEPS = 5
 AGAIN = {"checkpoint_activations": True}
-CASES: dict[str, tuple[dict[str, Any], bool]] = {  # keys, whether only low-rank additions train
-    "again": (AGAIN, False),
-    "joined": ({"attention": "flex", **AGAIN}, False),
-    "low-rank": ({"attention": "flex", **AGAIN}, True),
-    "autocast": ({"attention": "flex", "precision": "bf16", **AGAIN}, False),
-    "halves": ({"attention": "flex", "weights": "bf16", **AGAIN}, False),
-    "halves-low-rank": ({"attention": "flex", "weights": "bf16", **AGAIN}, True),
+JOINED = {"attention": "flex", **AGAIN}
+CASES: dict[str, tuple[dict[str, Any], str]] = {  # keys, which adapter trains alone
+    "again": (AGAIN, ""),
+    "joined": (JOINED, ""),
+    "lora": (JOINED, "everywhere"),
+    "gated": (JOINED, "gated"),
+    "gated-padded": (AGAIN, "gated"),
+    "autocast": ({"precision": "bf16", **JOINED}, ""),
+    "halves": ({"weights": "bf16", **JOINED}, ""),
+    "halves-gated": ({"weights": "bf16", **JOINED}, "gated"),
 }
 
 
-class LowRank(nn.Module):
-    """A frozen matrix and a trained addition of low rank."""
-
-    def __init__(self, base: nn.Linear, draws: torch.Generator, rank: int = 2) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.down = nn.Parameter(0.2 * torch.randn(rank, base.in_features, generator=draws))
-        self.up = nn.Parameter(0.2 * torch.randn(base.out_features, rank, generator=draws))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + x @ self.down.T @ self.up.T
-
-
-def with_low_rank(net: Any) -> Any:
-    """Only what is added to queries, values and the feed-forward's end trains."""
-    net.requires_grad_(False)
-    draws = torch_generator(0, "low rank")
-    for layer in net.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        attention.q_proj = LowRank(attention.q_proj, draws)
-        attention.v_proj = LowRank(attention.v_proj, draws)
-        mlp.down_proj = LowRank(mlp.down_proj, draws)
-    return net
+def with_adapter(net: Any, which: str) -> Any:
+    """An adapter that adds something from the beginning."""
+    mask_id = tiny_stages.vocabulary().mask_id if which == "gated" else None
+    adapter = Adapter(2, 4.0, TARGETS, mask_id)
+    return attach(net, adapter, drawn(net, adapter))
 
 
 def made(name: str) -> tuple[Any, Any, Any]:
     """CFT, 5 micros a step, so that the ranks' turns do not come out even."""
-    changes, few = CASES[name]
+    changes, which = CASES[name]
     task, config = tiny_stages.cft_task(steps=STEPS, rows=5, micro_rows=1, **changes)
-    net = tiny_stages.fresh(4, tied=not few)
-    return task, with_low_rank(net) if few else net, config
+    net = tiny_stages.fresh(4, tied=which != "everywhere")
+    if which == "gated":
+        task.contract = tiny_stages.contract_of(adapter="masks")
+    return task, with_adapter(net, which) if which else net, config
 
 
 def train(name: str, folder: Path) -> None:

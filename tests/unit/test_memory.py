@@ -18,6 +18,7 @@ from diffgr2.config import TrainConfig
 from diffgr2.model.family import Sizes, sizes_of
 from diffgr2.progress import Progress
 from diffgr2.stages.batches import TokenBatch, WeightedMicro
+from diffgr2.stages.common import give_lora
 from diffgr2.train.loop import Loss, fit
 from diffgr2.train.memory import How, Memory, Shape, flops, memory, parameters
 from support.peaks import held, peak
@@ -33,6 +34,8 @@ WAYS = {
     "halves": {"weights": "bf16"},
     "again": {"checkpoint_activations": True},
     "muon": {"optimizer": "muon", "precision": "bf16"},
+    "adapter": {"lora": {"rank": 8}},
+    "adapter, halves": {"lora": {"rank": 8}, "weights": "bf16"},
 }
 ROWS, LENGTH, SHARE = 4, 128, 2
 
@@ -91,6 +94,8 @@ def both(name: str, way: str, work: Path) -> tuple[int, Memory]:
     model, before = Qwen3ForCausalLM(config_of(name)), torch.get_num_threads()
     torch.set_num_threads(1)  # one lane
     try:
+        if config.lora is not None:
+            give_lora(model, config.lora, "texts", 0)
         task, told = Texts(config, SIZES[name][-1]), Progress(io.StringIO())
         start = held(model.parameters())
         most = start + peak(lambda: fit(task, model, config, work, 0, told))
@@ -99,7 +104,13 @@ def both(name: str, way: str, work: Path) -> tuple[int, Memory]:
     how = How(config.precision, config.weights, config.checkpoint_activations, config.optimizer)
     tokens = ROWS * LENGTH
     sizes = sizes_of(model.config.to_dict())
-    assert parameters(sizes) == sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in model.parameters())
+    if config.lora is not None:
+        ranks = config.lora.rank * len(config.lora.targets)
+        how = replace(how, trained=0, added=trained, ranks=ranks)
+        whole -= trained
+    assert parameters(sizes) == whole
     return most, memory(sizes, how, Shape(tokens, tokens // SHARE, micros=2))
 
 

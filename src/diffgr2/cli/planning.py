@@ -91,13 +91,28 @@ def plan(
 def _tell(sizing, found, machine) -> None:
     """What is assumed, and what to change."""
     typer.echo(
-        "stored, recomputed: activations without and with checkpoint_activations; the peak is "
-        "the recipe's way, frozen its teacher; learning and rollouts take turns"
+        "gathered: what FSDP2 gathers to compute with, or autocast's casts; frozen: a teacher or "
+        "reference; stored, recomputed: activations without and with checkpoint_activations; peak: "
+        "the recipe's way (learning and rollouts take turns)"
     )
+    for need in found:
+        if need.adapter is not None:
+            typer.echo(
+                f"{need.stage}: only an adapter of rank {need.adapter.rank} trains, "
+                f"{need.added / 1e6:,.1f} M weights"
+            )
+    opened = [need.stage for need in found if need.config.steps is None]
+    if opened:
+        typer.echo(
+            f"steps are open ({', '.join(opened)}): counted for {sizing.LISTS.users:,} users, "
+            f"{sizing.LISTS.items:,} items, {sizing.LISTS.interactions:,} interactions"
+        )
     typer.echo(
         f"assumed, not measured: {machine.share:.0%} of {machine.tflops:g} TFLOP/s in bf16 "
         f"({machine.single:.0f} in fp32), rollouts at {machine.read:.0%} of "
-        f"{machine.bandwidth / 1e12:.2f} TB/s, every process making all of them"
+        f"{machine.bandwidth / 1e12:.2f} TB/s, {sizing.DECODED} at once, every process making "
+        "all of them; lengths are round numbers by template, memory is checked on CPUs only "
+        "(docs/scaling.md)"
     )
     for need in found:
         if need.forwards < machine.gpus:

@@ -27,21 +27,22 @@ from torch import Tensor
 
 from diffgr2.model.backend import Session
 from diffgr2.model.family import sizes_of
-from diffgr2.model.gated import adapter_in, factors, folded
+from diffgr2.model.gated import adapter_in, apart, factors, folded
 from diffgr2.model.pools import Pools
 
 
 @dataclass(frozen=True)
 class _Product:
-    """One matrix or several beside each other, and what a gated adapter adds where it is active."""
+    """One matrix or several beside each other, and what an adapter adds where it is active."""
 
     weight: Tensor
     bias: Tensor | None
     more: tuple[Tensor, Tensor] | None
+    everywhere: bool = False  # whether the adapter has no gate
 
     @staticmethod
     def of(*parts: Any) -> _Product:
-        weights = [folded(part) for part in parts]
+        weights = [part.weight.detach() if apart(part) else folded(part) for part in parts]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         biased = parts[0].bias is not None
         bias = torch.cat([part.bias for part in parts]).detach() if biased else None
@@ -54,14 +55,17 @@ class _Product:
             weight.new_empty(part.out_features, 0) if pair is None else pair[1]
             for part, pair in zip(parts, pairs, strict=True)
         ]
-        return _Product(weight, bias, (low, torch.block_diag(*high)))
+        everywhere = not any(getattr(part, "gated", False) for part in parts)
+        return _Product(weight, bias, (low, torch.block_diag(*high)), everywhere)
 
     def __call__(self, x_BTD: Tensor, gate: Tensor | None) -> Tensor:
         """`gate`: the flat places of masked tokens; on accelerators a 0 or 1 for each token."""
         made = F.linear(x_BTD, self.weight, self.bias)
-        if gate is None or self.more is None:
+        if self.more is None or (gate is None and not self.everywhere):
             return made
         low, high = self.more
+        if gate is None:
+            return made + F.linear(F.linear(x_BTD, low), high)
         if gate.is_floating_point():
             return made + F.linear(F.linear(x_BTD * gate, low), high)
         more = F.linear(F.linear(x_BTD.flatten(0, 1)[gate], low), high)

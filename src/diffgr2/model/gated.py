@@ -68,12 +68,28 @@ class _Gate:
         ids_BT = kwargs.get("input_ids", args[0] if args else None)
         assert ids_BT is not None, "a gated model is asked with token ids"
         masked_BT = ids_BT == self.mask_id
-        # Looking costs an accelerator a wait; adding nothing gives the same.
-        none = ids_BT.device.type == "cpu" and not bool(masked_BT.any())
+        # Looking costs an accelerator a wait; adding nothing gives the same. In training all
+        # processes need a gradient of every weight, also of texts without a mask.
+        looks = ids_BT.device.type == "cpu" and not torch.is_grad_enabled()
+        none = looks and not bool(masked_BT.any())
         _GATE.set(None if none else masked_BT)
 
     def close(self, trunk: nn.Module, args: Any, output: Any) -> None:
         _GATE.set(None)
+
+
+class Kept:
+    """A context with the gate of where it was made: a layer that is computed again on the way back,
+    in whatever thread, is gated as it was the first time."""
+
+    def __init__(self) -> None:
+        self._gate = _GATE.get()
+
+    def __enter__(self) -> None:
+        self._token = _GATE.set(self._gate)
+
+    def __exit__(self, *_: object) -> None:
+        _GATE.reset(self._token)
 
 
 def attach(module: Any, adapter: Adapter, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -115,21 +131,29 @@ def product(matrix: nn.Linear, x_ND: Tensor, masked_M: Tensor | None) -> Tensor:
     return made.index_add(0, masked_M, matrix.more(x_ND[masked_M]).to(made.dtype))
 
 
+def apart(matrix: nn.Linear) -> bool:
+    """Whether an adapter stays beside its matrix: a gated one, and one whose sum with a matrix in
+    bf16 would be lost in rounding."""
+    half = matrix.weight.dtype != torch.float32
+    return isinstance(matrix, Adapted) and (matrix.gated or half)
+
+
 def factors(matrix: nn.Linear) -> tuple[Tensor, Tensor] | None:
-    """A, and B times the scale, of a gated adapter on this matrix."""
-    if not isinstance(matrix, Adapted) or not matrix.gated:
+    """A, and B times the scale, of an adapter that stays beside this matrix."""
+    if not isinstance(matrix, Adapted) or not apart(matrix):
         return None
     low, high = matrix.lora_A.weight.detach(), matrix.lora_B.weight.detach() * matrix.scale
     return low.to(matrix.weight.dtype), high.to(matrix.weight.dtype)
 
 
 def folded(matrix: nn.Linear) -> Tensor:
-    """The matrix with an adapter on it that is active everywhere; as it is with a gated one."""
+    """The matrix with an adapter on it that is active everywhere, in fp32: what is added is small
+    beside it. As it is with a gated one, or none."""
     weight = matrix.weight.detach()
     if not isinstance(matrix, Adapted) or matrix.gated:
         return weight
-    high, low = matrix.lora_B.weight.detach(), matrix.lora_A.weight.detach()
-    return weight + (matrix.scale * (high @ low)).to(weight.dtype)
+    high, low = matrix.lora_B.weight.detach().float(), matrix.lora_A.weight.detach().float()
+    return weight.float() + matrix.scale * (high @ low)
 
 
 def plain_state(module: Any) -> dict[str, Tensor]:
@@ -150,7 +174,7 @@ def adapter_arrays(module: Any) -> dict[str, np.ndarray]:
 
 
 def merge(module: Any) -> Any:
-    """In place, a plain model with the same logits everywhere; refuses a gated adapter."""
+    """In place, a plain model in fp32 with the same logits everywhere; refuses a gated adapter."""
     adapter = adapter_in(module)
     if adapter is None:
         return module
@@ -163,4 +187,6 @@ def merge(module: Any) -> Any:
             plain.weight, plain.bias = nn.Parameter(folded(part)), part.bias
             setattr(module.get_submodule(parent), last, plain)
     delattr(module, MARK)
+    for parameter in module.parameters():  # frozen ones may have been held in bf16
+        parameter.data = parameter.data.float()
     return module.requires_grad_(True)

@@ -40,6 +40,7 @@ from diffgr2.streams import generator
 from diffgr2.train.dist import rollout_model
 from diffgr2.train.loop import Loss
 from diffgr2.train.parallel import micro_rows
+from diffgr2.train.working import prepare
 from diffgr2.types import Trajectory
 
 
@@ -190,8 +191,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     teacher = None
     if config.teacher == "ar":
         teacher = open_model(ctx.inputs["rl"]).eval().requires_grad_(False)
-        if config.weights == "bf16":  # it computes as the student does
-            teacher = teacher.bfloat16()
+        prepare(teacher, config)  # it computes as the student does
     settings = rollout_settings(corpus, contract, config)
     task = OpdTask(corpus, outputs, contract, config, settings, teacher, ctx.seed)
     return train_stage(ctx, task, open_model(source), config, source)

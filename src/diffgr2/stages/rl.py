@@ -38,6 +38,7 @@ from diffgr2.stages.noisy import NoisyRow, noisy_batch, realised
 from diffgr2.stages.preferring import PreferenceTask
 from diffgr2.stages.rollouts import Roller, Rollout, rollout_settings
 from diffgr2.train.loop import Loss
+from diffgr2.train.working import prepare
 
 REPLAY_TOLERANCE = 1e-4
 """Between log-probabilities of a rollout and of its replay, in fp32."""
@@ -209,5 +210,6 @@ def run(ctx: StageContext) -> dict[str, Any]:
     if isinstance(config, BlockRlConfig) and config.objective == "preference":
         assert contract is not None  # `convert` wrote it
         frozen = open_model(source).eval().requires_grad_(False)
+        prepare(frozen, config)  # it computes as the policy does
         task = PreferenceTask(roller, contract, frozen)
     return train_stage(ctx, task, open_model(source), config, source)

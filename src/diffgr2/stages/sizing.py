@@ -16,8 +16,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffgr2.config import BlockRlConfig, CftConfig, OpdConfig, Recipe, RlConfig, TrainConfig
+from diffgr2.config import (
+    AdapterConfig,
+    BlockRlConfig,
+    CftConfig,
+    OpdConfig,
+    Recipe,
+    RlConfig,
+    TrainConfig,
+)
 from diffgr2.errors import CheckpointError, ConfigError
+from diffgr2.model.adapter import Adapter
 from diffgr2.model.contract import read_config
 from diffgr2.model.family import Sizes, sizes_of
 from diffgr2.stages.effort import Size, steps_of
@@ -87,8 +96,22 @@ class Need:
     steps: int
 
     @property
+    def adapter(self) -> AdapterConfig | None:
+        """What alone is trained, where something is."""
+        gated = self.recipe.convert.adapter if self.stage in DIFFUSING else None
+        return self.config.lora or gated
+
+    @cached_property
+    def added(self) -> int:
+        """Weights of the adapter."""
+        if self.adapter is None:
+            return 0
+        shapes = Adapter.of(self.adapter, None).shapes(self.sizes).values()
+        return sum(wide * narrow for wide, narrow in shapes)
+
+    @property
     def how(self) -> How:
-        config, here = self.config, self.machine
+        config, here, adapter = self.config, self.machine, self.adapter
         return How(
             precision=config.precision,
             weights=config.weights,
@@ -96,6 +119,9 @@ class Need:
             optimizer=config.optimizer,
             dense=config.attention == "dense" and self.stage not in CAUSAL,
             gpus=here.gpus,
+            trained=None if adapter is None else 0,
+            added=self.added,
+            ranks=0 if adapter is None else adapter.rank * len(adapter.targets),
         )
 
     @cached_property
@@ -176,6 +202,9 @@ class Need:
 
 CAUSAL = ("midtrain", "sft", "rl", "direct_rl")
 """Stages whose rows are plain causal texts."""
+
+DIFFUSING = ("cft", "opd", "block_rl", "cft_rl")
+"""Stages that train the adapter of `convert.adapter`, where there is one."""
 
 ORDER = ("midtrain", "sft", "rl", "direct_rl", "cft", "opd", "block_rl", "cft_rl")
 

@@ -8,7 +8,8 @@ of every allocation of a step on a CPU, within 15 %. Not here: fragmentation and
 
 What stands. A trained weight has an fp32 master, an fp32 gradient and two fp32 moments (Muon: one
 for matrices in layers): 16 bytes. One process that computes in bf16 beside the master adds 2. A
-frozen weight is 4 bytes, or 2 with `weights: bf16`, and nothing else. All of it is divided by the
+frozen weight is 4 bytes, or 2 with `weights: bf16`, and nothing else; with an adapter all weights
+of the base are frozen, and the adapter's are trained ones besides. All of it is divided by the
 number of processes; what FSDP2 gathers to compute with is added: the root's tables, two layers
 (one at work, one on its way), and the whole gradient of one of each.
 
@@ -25,11 +26,13 @@ d is the width, q and k the widths of all query and of all key heads, f of the f
       its output         4q             2q                   2q
     gate, up, silu, ·    4 · 4f         4 · 2f               4 · 2f
 
-plus an fp32 number per norm and head. Dense masks make key heads as many as query heads first, and
-each layer keeps its own copy of the mask as numbers.
-Under autocast each matrix is cast once per step, 2 bytes a weight, kept until its backward; a
-sharded model gathers the cast ones instead. With recomputation a layer keeps its input alone, and
-one layer's tensors at a time come back, the last one's after the logits have gone. Logits are
+plus an fp32 number per norm and head. A norm whose weight is frozen does not keep what it
+normalised; a matrix with an adapter keeps what it reads all the same, and a number per rank. Dense
+masks make key heads as many as query heads first, and each layer keeps its own copy of the mask as
+numbers. Under autocast each matrix is cast once per step, 2 bytes a weight, kept until its
+backward; a sharded model gathers the cast ones instead. With recomputation a layer keeps its input
+alone, and one layer's tensors at a time come back, the last one's after the logits have gone.
+Logits are
 `LOGITS` fp32 tensors of scored places times vocabulary where they are most: the scores, their
 logarithms, and the gradients of both.
 """
@@ -55,7 +58,9 @@ class How:
     optimizer: Literal["adamw", "muon"] = "adamw"
     dense: bool = False  # attention by masks over padded rows
     gpus: int = 1
-    trained: int | None = None  # weights that are trained; None = all of them
+    trained: int | None = None  # weights of the base that are trained; None = all of them
+    added: int = 0  # an adapter's weights, trained
+    ranks: int = 0  # of all its matrices in a layer, summed
 
     @property
     def half(self) -> bool:
@@ -125,13 +130,16 @@ def layer_bytes(sizes: Sizes, how: How) -> int:
     small = 4 * (2 + sizes.heads + norms * (sizes.heads + sizes.kv_heads))
     keys = q if how.dense else k  # as attention reads them
     if how.weights == "bf16":
-        wide, unit = 16 * d, 2
+        wide, unit, normalised = 16 * d, 2, 4 * d
     elif how.precision == "bf16":
-        wide, unit = 26 * d, 2
+        wide, unit, normalised = 26 * d, 2, 8 * d
     else:
-        wide, unit = 24 * d, 4
+        wide, unit, normalised = 24 * d, 4, 8 * d
     heads = norms * (4 + unit) * (q + k)
-    return wide + heads + unit * (2 * q + 2 * keys) + 4 * unit * f + small
+    if how.trained == 0:  # norms whose weights are frozen
+        wide, heads = wide - normalised, norms * 4 * (q + k)
+    low = unit * how.ranks
+    return wide + heads + unit * (2 * q + 2 * keys) + 4 * unit * f + small + low
 
 
 def activations(sizes: Sizes, how: How, shape: Shape) -> int:
@@ -149,19 +157,21 @@ def activations(sizes: Sizes, how: How, shape: Shape) -> int:
 def memory(sizes: Sizes, how: How, shape: Shape) -> Memory:
     """See the module's docstring."""
     whole = parameters(sizes)
-    trained = whole if how.trained is None else how.trained
-    frozen, alone = whole - trained, how.gpus == 1
+    own_trained = whole if how.trained is None else how.trained
+    frozen, trained, alone = whole - own_trained, own_trained + how.added, how.gpus == 1
     matrices, layer = layer_weights(sizes)
     own = 2 if how.weights == "bf16" else 4  # bytes of a weight that is not trained
     kept = 4 * trained + own * frozen
     copies = 2 * trained if alone and how.weights == "bf16" else 0
     one_moment = sizes.layers * matrices if how.optimizer == "muon" else 0
-    moments = 8 * trained - 4 * min(one_moment, trained)
+    if one_moment:  # an adapter's factors lie in layers, too
+        one_moment = min(one_moment, own_trained) + how.added
+    moments = 8 * trained - 4 * one_moment
     unit = 2 if how.half else 4
     gathered = 0
     if not alone:
         tables = whole - sizes.layers * layer
-        gathered = unit * (2 * layer + tables) + unit * (layer + tables)
+        gathered = unit * (2 * layer + tables) + unit * min(layer + tables, trained)
     elif how.precision == "bf16" and how.weights == "fp32":
         gathered = 2 * (sizes.layers * matrices + sizes.vocab * sizes.hidden)
     cache = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * own * shape.cached
@@ -173,7 +183,7 @@ def memory(sizes: Sizes, how: How, shape: Shape) -> Memory:
         activations=activations(sizes, how, shape),
         logits=int(shape.logits * 4 * shape.scored * sizes.vocab),
         frozen=own * whole if shape.teacher else 0,
-        rollouts=cache + (own * whole if cache and not alone else 0),
+        rollouts=cache + (own * (whole + how.added) if cache and not alone else 0),
         again=shape.tokens * layer_bytes(sizes, how) if how.recompute else 0,
         micros=shape.micros,
     )
@@ -186,7 +196,7 @@ def flops(sizes: Sizes, how: How, shape: Shape, context: float) -> float:
     forward = shape.tokens * (2 * sizes.layers * matrices + seen)
     head = 2 * shape.scored * sizes.hidden * sizes.vocab
     whole = parameters(sizes)
-    trained = 1.0 if how.trained is None else how.trained / whole
+    trained = 1.0 if how.trained is None else (how.trained + how.added) / whole
     back = 1.0 + trained  # through the activations, and to the weights that are trained
     again = 1.0 if how.recompute else 0.0
     return forward * (1.0 + back + again) + head * (1.0 + back) + shape.teacher * (forward + head)

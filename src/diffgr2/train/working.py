@@ -11,6 +11,7 @@ rounds what it gathers (`dist.policy_of`). Not here: which weights are trained (
 
 import copy
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,11 +23,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from diffgr2.config import TrainConfig
 from diffgr2.model import joined
 from diffgr2.model.family import FAMILIES, sizes_of
+from diffgr2.model.gated import Kept
 from diffgr2.train import dist
 
 
 def prepare(model: Any, config: TrainConfig) -> None:
-    """Before the model is sharded; what the recipe leaves alone stays as it is."""
+    """Before the model is sharded; what the recipe leaves alone stays as it is.
+
+    A frozen model beside the one that is trained is set up alike, so that they differ by what was
+    learned only. Weights alone are rounded: tables of positions would lose their places in bf16.
+    """
     stock = getattr(getattr(model, "config", None), "model_type", None) in FAMILIES
     if stock and (config.attention == "flex" or (config.attention == "auto" and _flexible(model))):
         joined.use(model)
@@ -53,11 +59,17 @@ def _flexible(model: Any) -> bool:
 
 def recompute(model: nn.Module) -> None:
     """Layers keep their input alone and are computed again on the way back; none draws numbers."""
-    again: Any = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    how: dict[str, Any] = {"preserve_rng_state": False, "context_fn": _contexts}
+    again: Any = partial(checkpoint, use_reentrant=False, **how)
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.gradient_checkpointing = True
             module._gradient_checkpointing_func = again
+
+
+def _contexts() -> tuple[AbstractContextManager[None], Kept]:
+    """What surrounds a layer the first time and the second."""
+    return nullcontext(), Kept()
 
 
 class Working:
