@@ -4,8 +4,8 @@ Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands wh
 `results/NAME.json` says and nothing else: its main rows (`rows:NAME`: all of them; `days:NAME`: its
 rows on targets of the same day and of others; `budget:NAME`: quality over steps of a stage;
 `speed:NAME`: its timing run; `serving:NAME`: a serving benchmark; `growth:NAME`: costs of larger
-lists; `sids:NAME`: semantic IDs; `lists:NAME`: a shop's own lists, fold by fold); running it twice
-changes nothing. Not here: measuring.
+lists; `sids:NAME`: semantic IDs; `lists:NAME`: a shop's own lists, fold by fold; `text:NAME` and
+`gpu:NAME`: `trial_tables`); running it twice changes nothing. Not here: measuring.
 Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from own_table import lists_table
+from trial_tables import gpu_table, text_table
 
 from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error
@@ -37,7 +38,7 @@ from diffgr2.evaluate.tables import (
 )
 from diffgr2.pipeline import DIRTY
 
-KINDS = "results|rows|days|budget|serving|speed|growth|sids|lists"
+KINDS = "results|rows|days|budget|serving|speed|growth|sids|lists|text|gpu"
 OPEN = re.compile(rf"^<!-- ({KINDS}):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
@@ -324,6 +325,9 @@ def to_none(metric: str) -> Callable[[dict[str, Any]], str]:
     return lambda row: span(row["over_none"][metric]["ci"]) if row["steps"] else "–"
 
 
+OTHERS = {"lists": lists_table, "text": text_table, "gpu": gpu_table}
+
+
 def table_of(kind: str, report: dict[str, Any]) -> str:
     """What stands between the marks of a kind."""
     if kind == "serving":
@@ -338,8 +342,8 @@ def table_of(kind: str, report: dict[str, Any]) -> str:
         return days_table(report)
     if kind == "sids":
         return sids_table(report)
-    if kind == "lists":
-        return lists_table(report, source(report))
+    if kind in OTHERS:
+        return OTHERS[kind](report, source(report))
     if "limit" in report:
         return peers_table(report) if kind == "rows" else short_peers_table(report)
     if "seeds" in report:
