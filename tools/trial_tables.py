@@ -36,10 +36,11 @@ def text_table(report: dict[str, Any], made: str) -> str:
     losses = [(key, at(key)) for key in ("stage", "weights", "step")]
     losses += [(key, at(key, 3)) for key in ("loss", "reasoning/loss", "answer/loss")]
     where = f"{report['device']['name']}, torch {report['device']['torch']}"
+    lists = f"{rows[0]['n']:,} test lists that hold their target"
     note = (
-        f"{report['data']}, tie order {report['tie_order']}, seed {report['seed']}: "
-        f"{rows[0]['n']:,} test lists that hold their target. Trained and decoded on one {where}, by "
-        f"`{report['run']}`. {made} Random weights: {report['weights_of_random']}."
+        f"{report['data']}, tie order {report['tie_order']}, seed {report['seed']}: {lists}. "
+        f"Trained and decoded on one {where}, by `{report['run']}`. {made} Random weights: "
+        f"{report['weights_of_random']}."
     )
     tables = (markdown_table(rows, columns), markdown_table(masked, words))
     return "\n\n".join((*tables, markdown_table(report["curves"], losses), note))
