@@ -14,6 +14,7 @@ key-value heads, E head size, S strips of 128 tokens.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -47,9 +48,7 @@ def trusted(size: int, groups: int, heads: int, device: str = "cuda") -> str:
     length_B = torch.tensor([150, 90], device=device)
     marks_BT = causal_marks(length_B, 150)
     there_BT = torch.arange(150, device=device) < length_B[:, None]
-    row_BT = torch.arange(2, device=device)[:, None].expand(-1, 150)
-    joint = Marks(row_BT, marks_BT.place, marks_BT.reach, marks_BT.own).map(lambda p: p[there_BT])
-    mask = block_mask(padded(joint, -len(joint.own) % STRIP))
+    mask = block_mask(end_to_end(marks_BT, there_BT))
     draw, tokens = torch.Generator(device).manual_seed(0), mask.seq_lengths[0]
     given = [
         torch.randn(1, n, tokens, size, device=device, generator=draw) for n in (heads, groups)
@@ -89,17 +88,23 @@ def hidden_at(
         position_BT = torch.arange(width, device=ids_BT.device).expand(rows, -1)
     if marks_BT is None:
         marks_BT = causal_marks(length_B, width)
-    row_BT = torch.arange(rows, device=ids_BT.device)[:, None].expand(-1, width)
-    marks_N = Marks(row_BT, marks_BT.place, marks_BT.reach, marks_BT.own).map(lambda p: p[there_BT])
-    more = -int(there_BT.sum()) % STRIP
+    marks_N = end_to_end(marks_BT, there_BT)
+    more = len(marks_N.own) - int(there_BT.sum())
     hidden_1ND = model.model(
         input_ids=F.pad(ids_BT[there_BT], (0, more))[None],
-        attention_mask=block_mask(padded(marks_N, more)),
+        attention_mask=block_mask(marks_N),
         position_ids=F.pad(position_BT[there_BT], (0, more))[None],
         use_cache=False,
     ).last_hidden_state
     place_BT = there_BT.flatten().cumsum(0) - 1
     return hidden_1ND[0, place_BT[index_M]]
+
+
+def end_to_end(marks_BT: Marks, there_BT: Tensor) -> Marks:
+    """The rows' tokens one after the other, each row a document, filled up to whole strips."""
+    row_BT = torch.arange(len(there_BT), device=there_BT.device)[:, None].expand_as(there_BT)
+    marks_N = replace(marks_BT, document=row_BT).map(lambda part: part[there_BT])
+    return padded(marks_N, -len(marks_N.own) % STRIP)
 
 
 def padded(marks_N: Marks, more: int) -> Marks:
