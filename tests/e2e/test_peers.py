@@ -23,6 +23,7 @@ from support.tiny_corpus import K, corpus
 
 WANTS = {
     "llama.cpp": ("gguf", "xllamacpp"),
+    "llama.cpp, Q8_0": ("gguf", "xllamacpp"),
     "ONNX Runtime, plain loop": ("onnx", "onnxruntime"),
     "MiniLM-L6 cross-encoder, ONNX Runtime": ("onnx", "onnxruntime"),
     "LightGBM": ("lightgbm",),
@@ -68,7 +69,8 @@ def test_whoever_writes_the_teachers_text_writes_it_token_by_token(found: dict[s
     rivals = rows_of(found, engines.ENTRIES)
     assert {row["name"] for row in rivals} >= {"transformers generate"}
     for row in rivals:
-        assert (row["name"], row["same_tokens"]) == (row["name"], 1.0)
+        same = None if row["name"].endswith("Q8_0") else 1.0
+        assert (row["name"], row["same_tokens"]) == (row["name"], same)
         assert (row["tokens"], row["forwards"]) == (K * 3, K * 3)
 
 

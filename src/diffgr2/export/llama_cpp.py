@@ -3,8 +3,8 @@
 Contract: `write_gguf` writes a checkpoint's weights in fp32 for the families in FAMILIES, rows of
 query and key matrices in the order that llama.cpp's rotation of that family wants, and the tokens
 that are given. `words` are the tokenizer's own (byte-level BPE), so that text in is text out;
-`numbered` spells token n `<n>`, for who speaks in ids. Not here: quantisation (llama.cpp has a tool
-for it), and block diffusion, which llama.cpp does not have for this family.
+`numbered` spells token n `<n>`, for who speaks in ids. Not here: weights other
+than fp32 and Q8_0 (llama.cpp has a tool), and block diffusion, which it lacks for this family.
 """
 
 from __future__ import annotations
@@ -105,8 +105,14 @@ def write_gguf(
     rope_theta: float,
     spelled: Words,
     path: Path,
+    *,
+    eight_bits: bool = False,
 ) -> None:
-    """See the module's docstring; `tensors` in fp32 by their names in a checkpoint."""
+    """See the module's docstring; `tensors` in fp32 by their names in a checkpoint.
+
+    With `eight_bits` matrices are rounded to Q8_0, as those who want speed serve them: no tool
+    here can promise the same tokens then.
+    """
     gguf = gguf_module()
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
@@ -114,6 +120,14 @@ def write_gguf(
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     writer = gguf.GGUFWriter(str(path), family.name)
+    q8 = gguf.GGMLQuantizationType.Q8_0
+
+    def add(name: str, tensor: np.ndarray) -> None:
+        if eight_bits and tensor.ndim == 2:
+            writer.add_tensor(name, gguf.quants.quantize(tensor, q8), raw_dtype=q8)
+        else:
+            writer.add_tensor(name, tensor)
+
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -127,16 +141,16 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     add_words(writer, spelled)
-    writer.add_tensor("token_embd.weight", tensors["model.embed_tokens.weight"])
-    writer.add_tensor("output_norm.weight", tensors["model.norm.weight"])
+    add("token_embd.weight", tensors["model.embed_tokens.weight"])
+    add("output_norm.weight", tensors["model.norm.weight"])
     if "lm_head.weight" in tensors and not config.get("tie_word_embeddings"):
-        writer.add_tensor("output.weight", tensors["lm_head.weight"])
+        add("output.weight", tensors["lm_head.weight"])
     for n in range(config["num_hidden_layers"]):
         for ours, theirs in family.tensors.items():
             tensor = tensors[f"model.layers.{n}.{ours}.weight"]
             if family.interleaved and theirs in ("attn_q", "attn_k"):
                 tensor = neighbours(tensor, heads if theirs == "attn_q" else kv_heads)
-            writer.add_tensor(f"blk.{n}.{theirs}.weight", tensor)
+            add(f"blk.{n}.{theirs}.weight", tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
