@@ -142,7 +142,7 @@ class OnnxRuntime(Plain):
             self.binding.bind_ortvalue_input(name, self.bound[name])
 
 
-def write_gguf(directory: Path, path: Path, *, eight_bits: bool) -> None:
+def write_gguf(directory: Path, path: Path, *, eight_bits: bool = False) -> None:
     """A checkpoint for llama.cpp; token n is spelled `<n>`, so that text can be read back."""
     config, tensors = read_config(directory), load_file(directory / "model.safetensors")
     theta = float((config.get("rope_parameters") or config)["rope_theta"])

@@ -123,7 +123,7 @@ def write_gguf(
     q8 = gguf.GGMLQuantizationType.Q8_0
 
     def add(name: str, tensor: np.ndarray) -> None:
-        if eight_bits and tensor.ndim == 2:
+        if eight_bits and tensor.ndim == 2 and tensor.shape[1] % 32 == 0:  # its blocks
             writer.add_tensor(name, gguf.quants.quantize(tensor, q8), raw_dtype=q8)
         else:
             writer.add_tensor(name, tensor)
