@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -189,7 +190,7 @@ def command(script: str, subject: str) -> str:
     for at, end in zip(options, [*options[1:], len(words)], strict=True):
         if words[at] != "--out":
             told += words[at:end]
-    return " ".join(["python", f"benchmarks/{script}.py", subject, *told])
+    return shlex.join(["python", f"benchmarks/{script}.py", subject, *told])
 
 
 def about() -> dict[str, Any]:
