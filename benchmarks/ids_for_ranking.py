@@ -56,7 +56,7 @@ def row_of(name: str, given: argparse.Namespace) -> tuple[dict[str, Any], np.nda
     if not requests:
         raise ConfigError(f"{root}: no list of a selection user holds its target")
     model = Model.open(root / "sft")
-    outputs = answered(corpus, model, "recommended", "said", lists, requests)
+    outputs = answered(corpus, model, "ar", "said", lists, requests)
     key = (recipe.seed, "ids")
     point, values_LM = point_of(outputs, lists, recipe.evaluate.bootstrap, key)
     unique = read_json(root / "items" / "report.json")["unique"]["natural"]
