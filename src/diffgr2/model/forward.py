@@ -18,6 +18,7 @@ E head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +44,7 @@ class _Product:
 
     @staticmethod
     def of(*parts: Any) -> _Product:
-        weights = [part.weight.detach() if apart(part) else folded(part) for part in parts]
-        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        weight = _beside(parts)
         biased = parts[0].bias is not None
         bias = torch.cat([part.bias for part in parts]).detach() if biased else None
         pairs = [factors(part) for part in parts]
@@ -78,6 +78,44 @@ class _Product:
         return [
             tensor for tensor in (self.weight, self.bias, *(self.more or ())) if tensor is not None
         ]
+
+
+def _beside(parts: Sequence[Any]) -> Tensor:
+    """The matrices of these as one, without a copy where they lie so."""
+    weights = [part.weight.detach() if apart(part) else folded(part) for part in parts]
+    if len(weights) == 1:
+        return weights[0]
+    joined = _joined(weights)
+    if joined is not None:
+        return joined
+    pairs = zip(weights, parts, strict=True)
+    if weights[0].device.type == "cpu" or any(
+        w.data_ptr() != p.weight.data_ptr() for w, p in pairs
+    ):
+        return torch.cat(weights)
+    return adjoin(parts)
+
+
+def _joined(weights: Sequence[Tensor]) -> Tensor | None:
+    """One matrix over these where they lie one behind the other."""
+    first, end = weights[0], weights[0].data_ptr()
+    for weight in weights:
+        near = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (near and weight.is_contiguous() and weight.data_ptr() == end):
+            return None
+        end += weight.numel() * weight.element_size()
+    width = first.shape[1]
+    return first.as_strided((sum(map(len, weights)), width), (width, 1))
+
+
+def adjoin(parts: Sequence[Any]) -> Tensor:
+    """Let the parts' matrices lie one behind the other from now on, and give the whole: a model on
+    an accelerator that trains on is then not held twice."""
+    whole = torch.cat([part.weight.detach() for part in parts])
+    rows = whole.split([len(part.weight) for part in parts])
+    for part, own in zip(parts, rows, strict=True):
+        part.weight.data = own
+    return whole
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Decoding in shares: every process decodes its part, all of them get everything.
 
-Contract: `decode_in_shares` gives every rank what `decode.batch.decode` gives one process, in its order, and the seconds of decoding of all ranks, summed: what it would take one. Each rank
-has a piece of neighbours, so samples of one prompt mostly stay together; sizes differ by one at
-most. A draw belongs to its request (`streams`), never to a rank. All ranks call it with the same
+Contract: `decode_in_shares` gives every rank what `decode.batch.decode` gives one process, in its
+order, and the seconds of decoding of all ranks, summed: what it would take one. Each rank has a
+piece of neighbours, so samples of one prompt mostly stay together; sizes differ by one at most. A
+draw belongs to its request (`streams`), never to a rank. All ranks call it with the same
 requests. Not here: decoding itself, and how ranks wait (`dist`).
 """
 
