@@ -109,7 +109,7 @@ def measured(given: argparse.Namespace, size: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path, help="a run whose stage can be rolled out")
     parser.add_argument("--stage", default="rl", choices=("rl", "direct_rl", "block_rl", "cft_rl"))
     parser.add_argument("--rounds", type=int, default=3)

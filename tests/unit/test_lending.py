@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffgr2.decode.batch import decode
 from diffgr2.model.backends import backend_of
 from diffgr2.model.forward import KVCache, LeanModel, adjoin
+from diffgr2.model.load import save
 from diffgr2.model.whole import parts_of
 from diffgr2.train import dist
 from diffgr2.train.lending import Gathered
@@ -91,7 +94,7 @@ def test_a_lent_model_writes_what_the_model_writes(name: str) -> None:
     assert all(text["tokens"] for text in one)
 
 
-def test_matrices_that_lie_side_by_side_are_not_copied() -> None:
+def test_matrices_that_lie_side_by_side_are_not_copied(tmp_path: Path) -> None:
     net, plain_net = tiny_stages.fresh(5).eval(), tiny_stages.fresh(5).eval()
     before = net(torch.arange(1, 8)[None]).logits
     for layer in net.model.layers:
@@ -111,6 +114,13 @@ def test_matrices_that_lie_side_by_side_are_not_copied() -> None:
             module.model.layers[0].self_attn.k_proj.weight.mul_(1.5)
             module.model.layers[1].mlp.up_proj.weight.add_(0.1)
     assert torch.equal(logits(LeanModel(net)), logits(LeanModel(plain_net)))
+    save(net, tmp_path / "model")  # views of one memory are written as what they are
+    save_file(dict(net.state_dict()) | {"lm_head.weight": torch.ones(1)}, tmp_path / "checkpoint")
+    wanted = dict(plain_net.named_parameters())
+    for path in (tmp_path / "model" / "model.safetensors", tmp_path / "checkpoint"):
+        found = load_file(path)
+        assert wanted.keys() <= found.keys()
+        assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
 
 
 def test_the_plan_counts_weights_that_rollouts_hold() -> None:

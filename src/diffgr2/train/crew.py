@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import torch.distributed as td
 
@@ -182,7 +183,8 @@ class Crew:
         self._handles = {}
 
 
-def _client() -> td.TCPStore:
+def _client() -> Any:
     """A connection to the store that the process group was made with."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return td.TCPStore(host, port, None, False, wait_for_workers=False)
+    make = td.TCPStore  # pyright: ignore[reportPrivateImportUsage]
+    return make(host, port, None, False, wait_for_workers=False)
