@@ -51,6 +51,12 @@ class DecodeError(Diffgr2Error, RuntimeError):
     exit_code = 4
 
 
+class LostError(Diffgr2Error, RuntimeError):
+    """Another process of the same run died, or ended with the error that is told."""
+
+    exit_code = 5
+
+
 class MissingExtraError(Diffgr2Error, ImportError):
     """An optional dependency is needed; the message names the extra to install."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffgr2.config import TrainConfig
 from diffgr2.streams import generator, torch_generator
-from diffgr2.train import dist
+from diffgr2.train.lending import lent
 from diffgr2.train.loop import Loss
 
 VOCAB, DIM, LENGTH = 17, 8, 6
@@ -79,7 +79,7 @@ class ToyTask:
         """First tokens that the model itself chose at the start of this round."""
         number = (step - 1) // self.round_steps
         if self._round is None or self._round[0] != number:
-            with dist.rollout_model(model) as policy:
+            with lent(model) as (policy, whole), whole(policy):
                 starts = torch.from_numpy(
                     generator(self.seed, "toy", "round", number).integers(1, VOCAB, (64, 1))
                 )

@@ -14,6 +14,7 @@ import torch
 from diffgr2.errors import CheckpointError, ConfigError, NonFiniteError
 from diffgr2.progress import Progress
 from diffgr2.train import dist
+from diffgr2.train.lending import lent
 from diffgr2.train.loop import fit
 from support import battery, toy
 
@@ -31,11 +32,11 @@ def rollout_is_free_of_collectives() -> None:
     model = toy.ToyModel()
     wanted = model(torch.ones(1, 2, dtype=torch.long))
     dist.shard(model)
-    with dist.rollout_model(model) as policy:
+    with lent(model) as (policy, whole), whole(policy):
         for _ in range(1 + 3 * dist.world().rank):
             found = policy(torch.ones(1, 2, dtype=torch.long))
     assert torch.equal(found, wanted)
-    assert all(p.numel() == 0 for p in dist._TWINS[model].parameters())  # the copy is freed
+    assert all(p.numel() == 0 for p in dist.twin(model).parameters())  # the copy is freed
 
 
 def non_finite_stops_all(folder: Path) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from diffgr2.errors import NonFiniteError
 from diffgr2.progress import Progress
-from diffgr2.train import dist, loop
+from diffgr2.train import loop
+from diffgr2.train.lending import lent
 from diffgr2.train.log import MetricsLog, without_wall
 from diffgr2.train.loop import fit, learning_rate
 from diffgr2.train.optimizer import Optimizer
@@ -234,7 +235,7 @@ def test_no_steps_do_nothing(tmp_path):
 def test_rollouts_run_in_eval_mode_without_gradients():
     model = toy.ToyModel()
     model.train()
-    with dist.rollout_model(model) as policy:
+    with lent(model) as (policy, whole), whole(policy):
         assert not policy.training
         assert not policy(torch.ones(1, 2, dtype=torch.long)).requires_grad
     assert model.training

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from diffgr2.config import TrainConfig
 from diffgr2.progress import Progress
 from diffgr2.stages.rl import HALF_TOLERANCE, REPLAY_TOLERANCE
-from diffgr2.train.dist import rollout_model
+from diffgr2.train.lending import lent
 from diffgr2.train.loop import fit
 from diffgr2.train.working import Working, prepare
 from support import tiny_stages, toy
@@ -90,7 +90,7 @@ def test_what_is_computed_with_is_the_masters_rounding_and_its_gradient_is_hande
         net.model.norm.weight.add_(0.1)
     working.refresh()
     assert torch.equal(computing.model.norm.weight, net.model.norm.weight.bfloat16())
-    with rollout_model(working.net) as policy:
+    with lent(working.net) as (policy, _):
         assert policy is working.net, "rollouts are in the precision of what computes"
 
 

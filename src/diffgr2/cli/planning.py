@@ -110,8 +110,8 @@ def _tell(sizing, found, machine) -> None:
     typer.echo(
         f"assumed, not measured: {machine.share:.0%} of {machine.tflops:g} TFLOP/s in bf16 "
         f"({machine.single:.0f} in fp32), rollouts at {machine.read:.0%} of "
-        f"{machine.bandwidth / 1e12:.2f} TB/s, {sizing.DECODED} at once, every process making "
-        "all of them; lengths are round numbers by template, memory is checked on CPUs only "
+        f"{machine.bandwidth / 1e12:.2f} TB/s, {sizing.DECODED} at once in a process, which "
+        "makes its share; lengths are round numbers by template, memory is checked on CPUs only "
         "(docs/scaling.md)"
     )
     for need in found:

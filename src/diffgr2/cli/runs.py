@@ -119,8 +119,7 @@ def work(run: Run, goals: list[str], *, force: bool = False) -> dict[str, dict[s
     set_threads(run.recipe)
     note = {"recipe": run.recipe.model_dump(mode="json"), "command": run.command}
     note |= {"named": run.named, "overrides": list(run.overrides)}
-    world = dist.start()
-    try:
+    with dist.together() as world:
         if not world.first:
             quiet = Progress(io.StringIO())
             runner = run.runner(progress=quiet, rank=world.rank, on_first=dist.on_first)
@@ -134,8 +133,6 @@ def work(run: Run, goals: list[str], *, force: bool = False) -> dict[str, dict[s
         with locked(lock, f"{run.root}: another command is at work here"):
             write_json(run.root / NOTE, note)  # for `report`
             return run.runner(on_first=dist.on_first).run(goals, force=force)
-    finally:
-        dist.stop()
 
 
 def goals_of(goal: str, recipe: Recipe) -> list[str]:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from diffgr2.model.adapter import Adapter, adapter_of, arrays_of
 from diffgr2.model.backend import Backend
 from diffgr2.model.contract import read_config
 from diffgr2.model.family import rope_of, sizes_of
+
+if TYPE_CHECKING:
+    from diffgr2.model.whole import Whole
 
 Name = Literal["onnx", "onnx-int8", "torch"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -109,21 +112,30 @@ def _torch_backend(directory: Path) -> Backend:
     return model
 
 
-def backend_of(module: Any, name: str = "auto") -> Backend:
-    """A stock model as it is now; a change of its weights does not reach the backend.
+def backend_of(module: Any, name: str = "auto", whole: Whole | None = None) -> Backend:
+    """A stock model as it is now, to be read once; `whole` is where its weights come from.
 
-    In fp32, whatever the process was told: training replays what a backend wrote.
+    `torch` shares the memory of a model that stands whole, so its weights must stay while it
+    decodes; `onnx` has copies of its own, in fp32, whatever the process was told: training replays
+    what a backend wrote.
     """
     from diffgr2.model.forward import LeanModel
+    from diffgr2.model.whole import HERE
 
+    whole = whole or HERE
     if chosen(name) == "torch" or module.device.type != "cpu":
-        return LeanModel(module)
+        return LeanModel(module, whole)
     from diffgr2.model.gated import adapter_in, plain_state
     from diffgr2.model.graph import within
     from diffgr2.model.ort import OrtBackend
+    from diffgr2.model.whole import parts_of
 
     config: dict[str, Any] = module.config.to_dict()
-    arrays = {n: t.float().numpy().copy() for n, t in plain_state(module).items()}
+    arrays: dict[str, np.ndarray] = {}
+    for name, part in parts_of(module):
+        with whole(part):
+            found = plain_state(part).items()
+            arrays |= {f"{name}.{n}": t.float().numpy().copy() for n, t in found}
     adapter = adapter_in(module)
     if adapter is not None and adapter.mask_id is None:
         adapter = None  # it is in the arrays

@@ -18,6 +18,7 @@ E head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from diffgr2.model.backend import Session
 from diffgr2.model.family import sizes_of
 from diffgr2.model.gated import adapter_in, apart, factors, folded
 from diffgr2.model.pools import Pools
+from diffgr2.model.whole import HERE, Whole
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class _Product:
 
     @staticmethod
     def of(*parts: Any) -> _Product:
-        weights = [part.weight.detach() if apart(part) else folded(part) for part in parts]
-        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        weight = _beside(parts)
         biased = parts[0].bias is not None
         bias = torch.cat([part.bias for part in parts]).detach() if biased else None
         pairs = [factors(part) for part in parts]
@@ -77,6 +78,44 @@ class _Product:
         return [
             tensor for tensor in (self.weight, self.bias, *(self.more or ())) if tensor is not None
         ]
+
+
+def _beside(parts: Sequence[Any]) -> Tensor:
+    """The matrices of these as one, without a copy where they lie so."""
+    weights = [part.weight.detach() if apart(part) else folded(part) for part in parts]
+    if len(weights) == 1:
+        return weights[0]
+    joined = _joined(weights)
+    if joined is not None:
+        return joined
+    pairs = zip(weights, parts, strict=True)
+    if weights[0].device.type == "cpu" or any(
+        w.data_ptr() != p.weight.data_ptr() for w, p in pairs
+    ):
+        return torch.cat(weights)
+    return adjoin(parts)
+
+
+def _joined(weights: Sequence[Tensor]) -> Tensor | None:
+    """One matrix over these where they lie one behind the other."""
+    first, end = weights[0], weights[0].data_ptr()
+    for weight in weights:
+        near = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (near and weight.is_contiguous() and weight.data_ptr() == end):
+            return None
+        end += weight.numel() * weight.element_size()
+    width = first.shape[1]
+    return first.as_strided((sum(map(len, weights)), width), (width, 1))
+
+
+def adjoin(parts: Sequence[Any]) -> Tensor:
+    """Let the parts' matrices lie one behind the other from now on, and give the whole: a model on
+    an accelerator that trains on is then not held twice."""
+    whole = torch.cat([part.weight.detach() for part in parts])
+    rows = whole.split([len(part.weight) for part in parts])
+    for part, own in zip(parts, rows, strict=True):
+        part.weight.data = own
+    return whole
 
 
 @dataclass(frozen=True)
@@ -139,38 +178,44 @@ class LeanModel:
     name = "torch"
     lanes = 1  # its kernels share all threads already
 
-    def __init__(self, module: Any) -> None:  # a stock model of a family
+    def __init__(self, module: Any, whole: Whole = HERE) -> None:  # a stock model of a family
         sizes = sizes_of(module.config.to_dict())
         self.heads, self.kv_heads, self.head_dim = sizes.heads, sizes.kv_heads, sizes.head_dim
         self.eps, self.vocab_size, self.max_positions = sizes.eps, sizes.vocab, sizes.positions
         inner = module.model
-        self.embedding = inner.embed_tokens.weight.detach()
-        self.norm = inner.norm.weight.detach()
-        self.head = module.lm_head.weight.detach()
+        with whole(inner.embed_tokens):
+            self.embedding = inner.embed_tokens.weight.detach()
+        self.layers = [self._layer(layer, whole) for layer in inner.layers]
+        with whole(inner.norm):
+            self.norm = inner.norm.weight.detach()
+        self.head = self.embedding
+        if module.lm_head.weight is not inner.embed_tokens.weight:
+            with whole(module.lm_head):
+                self.head = module.lm_head.weight.detach()
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self.folded = self.device.type == "cuda"  # see _attend
         adapter = adapter_in(module)
         self.gate_id = None if adapter is None else adapter.mask_id  # where an adapter is active
-        self.layers = [self._layer(layer) for layer in inner.layers]
         self._cos, self._sin = self._rotary(inner, self.max_positions)
         self.positions = torch.arange(self.max_positions, device=self.device)
         self.spare: list[Any] = []  # caches of its sessions on accelerators that none uses now
         self.pools = Pools()  # where their graphs keep what they compute
 
     @staticmethod
-    def _layer(layer: Any) -> _Layer:
+    def _layer(layer: Any, whole: Whole) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         normed = hasattr(attention, "q_norm")
-        return _Layer(
-            attention_norm=layer.input_layernorm.weight.detach(),
-            qkv=_Product.of(attention.q_proj, attention.k_proj, attention.v_proj),
-            query_norm=attention.q_norm.weight.detach() if normed else None,
-            key_norm=attention.k_norm.weight.detach() if normed else None,
-            out=_Product.of(attention.o_proj),
-            ffn_norm=layer.post_attention_layernorm.weight.detach(),
-            gate_up=_Product.of(mlp.gate_proj, mlp.up_proj),
-            down=_Product.of(mlp.down_proj),
-        )
+        with whole(layer):
+            return _Layer(
+                attention_norm=layer.input_layernorm.weight.detach(),
+                qkv=_Product.of(attention.q_proj, attention.k_proj, attention.v_proj),
+                query_norm=attention.q_norm.weight.detach() if normed else None,
+                key_norm=attention.k_norm.weight.detach() if normed else None,
+                out=_Product.of(attention.o_proj),
+                ffn_norm=layer.post_attention_layernorm.weight.detach(),
+                gate_up=_Product.of(mlp.gate_proj, mlp.up_proj),
+                down=_Product.of(mlp.down_proj),
+            )
 
     def _rotary(self, inner: Any, length: int) -> tuple[Tensor, Tensor]:
         """Tables [length, E]; the sine carries the sign of the half-rotation."""

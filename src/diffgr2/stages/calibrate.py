@@ -17,6 +17,7 @@ from diffgr2.evaluate.outputs import stacked
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.score import Model, decode_requests
+from diffgr2.train.dist import share
 
 MOST = 2_000
 """Lists that are decoded; one number is fitted."""
@@ -49,14 +50,14 @@ def run(ctx: StageContext) -> dict[str, Any]:
     default = SPREAD / (config.prompt.strengths - 1)
     found: dict[str, Any] = {}
     errors: dict[str, float] = {}
-    with ctx.progress.task(ctx.name, len(lists) * len(WAYS)) as bar:
+    with ctx.progress.task(ctx.name, len(share(len(lists))) * len(WAYS)) as bar:
         for name, (stage, how, given) in WAYS.items():
             found[name] = default
             if not requests:
                 continue
             model = Model.open(ctx.inputs[stage])
             work = {"batch": config.evaluate.batch, "on_done": lambda _: bar.advance()}
-            decoded = decode_requests(corpus, model, requests, how, **work, **given)
+            decoded = decode_requests(corpus, model, requests, how, together=True, **work, **given)
             levels = [reading.levels_K for reading in decoded.readings]
             scale = fit_scale(stacked(levels, corpus.k, np.nan), hit_L, default)
             found[name] = scale

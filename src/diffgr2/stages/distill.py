@@ -3,8 +3,8 @@
 Contract: decodes training and validation lists greedily with the AR teacher, shown at all lengths,
 some shuffled, some without part of their evidence, some answering directly, and keeps the valid
 outputs. Deterministic targets are what makes confident parallel commits possible; of a strength its
-expected level is kept, which says more than the level that was written. Writes
-`outputs.safetensors` (an `Outputs`). Not here: noise and training (`cft`).
+expected level is kept, which says more than the level that was written. Processes
+decode in shares. Writes `outputs.safetensors` (an `Outputs`). Not here: noise and training (`cft`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.config import Answering
-from diffgr2.decode.batch import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest
 from diffgr2.errors import ArtifactError
 from diffgr2.model.backends import open_backend
 from diffgr2.pipeline import StageContext
@@ -26,6 +26,8 @@ from diffgr2.prompts.request import MISSING, Request
 from diffgr2.stages.common import answer_to_learn
 from diffgr2.stages.corpus import KNOWN, Corpus, Shown, open_corpus
 from diffgr2.streams import generator
+from diffgr2.train.dist import share
+from diffgr2.train.shares import decode_in_shares
 from diffgr2.types import Trajectory
 
 FILE = "outputs.safetensors"
@@ -143,10 +145,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
     prompts = [one.request(corpus) for one in lists]
     teacher = open_backend(ctx.inputs["rl"])
     settings = corpus.settings(None, "ar", temperature=0.0, max_tokens=0)
-    with ctx.progress.task("distill", len(lists)) as bar:
-        texts = decode(
-            teacher, prompts, settings, batch=config.batch, on_done=lambda _: bar.advance()
-        )
+    with ctx.progress.task("distill", len(share(len(lists)))) as bar:
+        how: dict[str, Any] = {"batch": config.batch, "on_done": lambda _: bar.advance()}
+        texts, _ = decode_in_shares(teacher, prompts, settings, **how)
     valid = [one.valid(corpus, text) for one, text in zip(lists, texts, strict=True)]
     pairs = zip(lists, texts, valid, strict=True)
     kept = [(one, text) for one, text, good in pairs if good or config.keep == "all"]

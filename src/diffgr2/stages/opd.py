@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from diffgr2.config import OpdConfig
-from diffgr2.decode.batch import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest
 from diffgr2.decode.grammar import Grammar
 from diffgr2.decode.settings import DecodeSettings
-from diffgr2.model.backends import backend_of
 from diffgr2.model.contract import BlockContract, contract_of
 from diffgr2.model.load import device, open_model
 from diffgr2.objectives.divergence import divergence
@@ -37,9 +36,10 @@ from diffgr2.stages.effort import chosen
 from diffgr2.stages.noisy import NoisyRow, Realised, noisy_batch, realised
 from diffgr2.stages.rollouts import DECODE_BATCH, rollout_settings, text_metrics
 from diffgr2.streams import generator
-from diffgr2.train.dist import rollout_model
+from diffgr2.train.lending import policy
 from diffgr2.train.loop import Loss
 from diffgr2.train.parallel import micro_rows
+from diffgr2.train.shares import decode_in_shares
 from diffgr2.train.working import prepare
 from diffgr2.types import Trajectory
 
@@ -95,12 +95,12 @@ class OpdTask:
             for g in range(config.rollouts):
                 stream = (self.seed, self.name, "rollout", step, n, g)
                 requests.append(DecodeRequest(prompt, grammar, stream))
-        with rollout_model(model) as inner:
-            student = backend_of(inner)
-            texts = sampled = decode(student, requests, self.settings, batch=DECODE_BATCH)
+        with policy(model) as student:
+            given: dict[str, Any] = {"batch": DECODE_BATCH}
+            texts = sampled = decode_in_shares(student, requests, self.settings, **given)[0]
             if config.teacher == "self_careful":  # the same prompts, one token a step
                 careful = replace(self.settings, threshold=1.0, temperature=0.0)
-                texts = decode(student, requests, careful, batch=DECODE_BATCH)
+                texts = decode_in_shares(student, requests, careful, **given)[0]
         self._metrics = text_metrics(sampled, [text.finished for text in sampled])
         rows = [
             self._row(request, text, generator(self.seed, self.name, "state", step, place))

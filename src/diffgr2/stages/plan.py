@@ -21,9 +21,12 @@ CORPUS = ("vocabulary", "data", "items", "candidates", "evidence")
 """What every language-model stage reads besides its model."""
 
 TRAINED = ("midtrain", "sft", "rl", "direct_rl", "cft", "opd", "block_rl", "cft_rl")
-"""Stages with a training loop; the processes of a torchrun share their work."""
+"""Stages with a training loop."""
 
 MEASURED = tuple(f"score_{spec.name}" for spec in ROWS)
+
+SHARED = (*TRAINED, "distill", "calibrate", "probes", *MEASURED)
+"""Stages whose work the processes of a torchrun share; timings are the first one's alone."""
 
 READ_BY = {
     "ar": "temperature max_tokens rule",
@@ -48,8 +51,8 @@ def _stage(
 ) -> Stage:
     """One line of the table; inputs and sections are words, `corpus` stands for CORPUS."""
     read = tuple(inputs.replace("corpus", " ".join(CORPUS)).split())
-    call, shared = _late(run or name, *more), name in TRAINED
-    return Stage(name, call, read, tuple(sections.split()), summary, shared=shared, **keys)
+    call, told = _late(run or name, *more), {"shared": name in SHARED, **keys}
+    return Stage(name, call, read, tuple(sections.split()), summary, **told)
 
 
 _SCORED = "evaluate.users evaluate.max_users prompt candidates"
@@ -174,6 +177,7 @@ DIFFUSING = {
         "distill prompt candidates",
         "the traces' responses, for conversion fine-tuning",
         "diffusing:texts",
+        shared=False,
     ),
 }
 """Stages of a recipe whose base is a block-diffusion checkpoint: it starts at CFT."""

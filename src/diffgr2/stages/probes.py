@@ -8,7 +8,6 @@ teacher, too. Times differ from run to run, so this file is no part of any bit-i
 template without strengths has no probes. Run: `diffgr2 probes RECIPE`.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -52,15 +51,14 @@ class Bench:
     model: Model
     teacher: Model
 
-    def read(self, requests: Sequence[Request], row: str = ROW) -> list[Reading]:
-        """Decode with a row's model; a list of one candidate needs no reading."""
+    def read(self, requests: Sequence[Request], row: str = ROW) -> tuple[list[Reading], float]:
+        """Decode with a row's model, processes in shares; and the seconds of one."""
+        if not requests:
+            return [], 0.0
         model, how = (self.model, "recommended") if row == ROW else (self.teacher, "ar")
-        batch = self.ctx.recipe.evaluate.batch
-        return (
-            decode_requests(self.corpus, model, requests, how, batch=batch).readings
-            if requests
-            else []
-        )
+        given: dict[str, Any] = {"batch": self.ctx.recipe.evaluate.batch, "together": True}
+        decoded = decode_requests(self.corpus, model, requests, how, **given)
+        return decoded.readings, decoded.seconds
 
     def means(self, values_LX: np.ndarray, *key: str | int) -> list[list[float]]:
         """The 95 % interval of each column's mean."""
@@ -91,7 +89,7 @@ def strengths(bench: Bench, requests: Sequence[Request]) -> list[np.ndarray]:
         if request.k > 1
     ]
     levels = [np.zeros(r.k) if r.k == 1 else np.full(r.k, np.nan) for r in requests]
-    readings = bench.read([requests[number].taken(places) for number, places in parts])
+    readings, _ = bench.read([requests[number].taken(places) for number, places in parts])
     for (number, places), reading in zip(parts, readings, strict=True):
         levels[number][places] = reading.levels_K
     return levels
@@ -194,9 +192,8 @@ def presentations(
             for number, r in enumerate(requests)
         ]
         pairs = list(zip(requests, orders, strict=True))
-        start = time.perf_counter()
-        readings = bench.read([request.taken(order) for request, order in pairs], row)
-        seconds.append(time.perf_counter() - start)
+        readings, spent = bench.read([request.taken(order) for request, order in pairs], row)
+        seconds.append(spent)
         views.append([r.restored(order) for r, order in zip(readings, orders, strict=True)])
     return views, seconds
 
@@ -240,7 +237,7 @@ def probe_faithfulness(
     ]
     moved = [
         replace(removal, after=float(reading.levels_K[removal.candidate]))
-        for removal, reading in zip(removals, bench.read(changed), strict=True)
+        for removal, reading in zip(removals, bench.read(changed)[0], strict=True)
     ]
     key = (bench.ctx.seed, "probes", "faithfulness")
     return faithfulness(moved, bench.ctx.recipe.evaluate.bootstrap, *key)

@@ -2,9 +2,9 @@
 
 Contract: `Roller.collect` samples G outputs for each of P prompts whose target is known, grades
 them, drops groups without variance and refills from further prompts, for a bounded number of
-rounds. Everything is a function of (seed, stage, step, weights). The same code rolls out the AR and
-the diffusion policy; only the decode settings differ. Not here: scoring trajectories under the
-training forward (`rl`).
+rounds. Everything is a function of (seed, stage, step, weights), whatever the number of processes:
+each decodes its share. The same code rolls out the AR and the diffusion policy; only the decode
+settings differ. Not here: scoring trajectories under the training forward (`rl`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 from torch import nn
 
 from diffgr2.config import Answering, OpdConfig, RlConfig
-from diffgr2.decode.batch import DecodeRequest, decode
+from diffgr2.decode.batch import DecodeRequest
 from diffgr2.decode.grammar import Grammar
 from diffgr2.decode.settings import DecodeSettings
 from diffgr2.model.backend import Backend
-from diffgr2.model.backends import backend_of
 from diffgr2.model.contract import BlockContract
 from diffgr2.objectives.policy import INVALID, advantages, overlong_penalty, reward
 from diffgr2.prompts.request import Request
 from diffgr2.stages.corpus import Corpus
 from diffgr2.streams import generator, permutation
-from diffgr2.train.dist import rollout_model
+from diffgr2.train.lending import policy
+from diffgr2.train.shares import decode_in_shares
 from diffgr2.types import Answer, Trajectory
 
 DECODE_BATCH = 64
@@ -116,10 +116,9 @@ class Roller:
         """Groups with variance, at most `prompts` of them, and the metrics of all sampled ones."""
         every: list[list[Rollout]] = []
         kept: list[list[Rollout]] = []
-        with rollout_model(model) as inner:
-            policy = backend_of(inner)
+        with policy(model) as backend:
             for round_ in range(1 + self.config.refill):
-                every += self._round(step, round_, policy)
+                every += self._round(step, round_, backend)
                 kept = [group for group in every if any(each.advantage for each in group)]
                 if len(kept) >= self.config.prompts:
                     break
@@ -129,7 +128,7 @@ class Roller:
         metrics["groups"] = float(len(kept))
         return [each for group in kept for each in group], metrics
 
-    def _round(self, step: int, round_: int, policy: Backend) -> list[list[Rollout]]:
+    def _round(self, step: int, round_: int, backend: Backend) -> list[list[Rollout]]:
         """A group of samples per prompt; one without variance has advantages of 0."""
         prompts, size = self.prompts(step, round_), self.config.group
         stream = (self.seed, self.name, "rollout", step, round_)
@@ -138,7 +137,7 @@ class Roller:
             for place, asked in enumerate(prompts)
             for g in range(size)
         ]
-        trajectories = decode(policy, requests, self.settings, batch=DECODE_BATCH)
+        trajectories, _ = decode_in_shares(backend, requests, self.settings, batch=DECODE_BATCH)
         graded = [self.grade(t, prompts[i // size]) for i, t in enumerate(trajectories)]
         reward_PG = np.array([value for _, value in graded]).reshape(len(prompts), size)
         advantage_N = advantages(reward_PG)[0].ravel().tolist()

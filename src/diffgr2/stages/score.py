@@ -11,6 +11,7 @@ stages decode with. Not here: metrics.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ from diffgr2.prompts.request import Request
 from diffgr2.prompts.said import Reading
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.rows import RowSpec
+from diffgr2.train.dist import share, world
+from diffgr2.train.shares import decode_in_shares
 from diffgr2.types import FAILURES, CandidateLists, Trajectory
 
 DESCRIBED = ("decoder", "threshold", "rule", "accept")  # of the settings, in the results
@@ -63,6 +66,7 @@ class Decoded:
     answer: Answering
     trajectories: list[Trajectory]
     readings: list[Reading]
+    seconds: float  # of one process; several have shared them
 
 
 def test_rows(corpus: Corpus, users: str, limit: int) -> np.ndarray:
@@ -100,19 +104,33 @@ def decode_requests(
     reasoning: bool = True,
     answer: Answering = "said",
     on_done: Callable[[int], None] | None = None,
+    together: bool = False,
     **given: Any,
 ) -> Decoded:
-    """Decode these requests; `how` and `given` are those of `decode.settings.settings_of`."""
+    """Decode these requests; `how` and `given` are those of `decode.settings.settings_of`.
+
+    `together`: all processes call it, and each decodes its share.
+    """
+    start = time.perf_counter()
     template = corpus.template
     answer = answer if answer in template.answers else template.answers[-1]
     settings = corpus.settings(model.contract, how, **given)
     prompts = prompts_for(corpus, requests, answer, reasoning=reasoning)
-    texts = decode(model.backend, prompts, settings, batch=batch, on_done=on_done)
+    told = (model.backend, prompts, settings)
+    work: dict[str, Any] = {"batch": batch, "on_done": on_done}
+    before = time.perf_counter()
+    if together:
+        texts, seconds = decode_in_shares(*told, **work)
+    else:
+        texts = decode(*told, **work)
+        seconds = time.perf_counter() - before
+    after = time.perf_counter()
     readings = [
         template.read(text.tokens_T.tolist(), request, text.level_T)
         for text, request in zip(texts, requests, strict=True)
     ]
-    return Decoded(list(requests), prompts, settings, answer, texts, readings)
+    seconds += before - start + time.perf_counter() - after
+    return Decoded(list(requests), prompts, settings, answer, texts, readings, seconds)
 
 
 def told_of(
@@ -222,10 +240,12 @@ def run_row(ctx: StageContext, spec: RowSpec) -> dict[str, Any]:
     lists = test_rows(corpus, config.users, config.max_users)
     model = Model.open(ctx.inputs[spec.model])
     requests = [corpus.request("test", int(row)) for row in lists]
-    with ctx.progress.task(ctx.name, len(lists)) as bar:
+    with ctx.progress.task(ctx.name, len(share(len(lists)))) as bar:
         work: dict[str, Any] = {"batch": config.batch, "on_done": lambda _: bar.advance()}
         how: dict[str, Any] = {"reasoning": spec.reasoning, "answer": spec.answer}
-        decoded = decode_requests(corpus, model, requests, spec.how, **how, **work)
+        decoded = decode_requests(corpus, model, requests, spec.how, together=True, **how, **work)
+    if not world().first:
+        return {}  # the first process reads, counts and writes
     policy = spec.policy(ctx.recipe.decode.repair)
     outputs = outputs_of(corpus, spec.name, lists, decoded, policy)
     outputs = with_contradictions(corpus, outputs, decoded)

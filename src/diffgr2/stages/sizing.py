@@ -122,6 +122,7 @@ class Need:
             trained=None if adapter is None else 0,
             added=self.added,
             ranks=0 if adapter is None else adapter.rank * len(adapter.targets),
+            everywhere=self.config.lora is not None,
         )
 
     @cached_property
@@ -191,7 +192,7 @@ class Need:
         if self.stage not in CAUSAL:
             forwards = copies_of(self) * 2
         read = own * parameters(self.sizes) / (here.read * here.bandwidth)
-        batches = -(-rolled // DECODED)
+        batches = -(-rolled // here.gpus // DECODED)  # of one process's share
         return self.steps * here.seconds(work, self.how), self.steps * batches * forwards * read
 
     @property
@@ -330,7 +331,8 @@ def shape_of(need: Need) -> Shape:
         scored, logits = response * (2 if config.ar_weight else 1), 7.0  # of two models
     elif isinstance(config, RlConfig):
         logits = 6.0  # scores among what was allowed, and entropies
-    cached = int(min(DECODED, rollouts_of(config)) * (prompt + response * 1.5))
+    share = -(-rollouts_of(config) // need.machine.gpus)  # that one process decodes
+    cached = int(min(DECODED, share) * (prompt + response * 1.5))
     preference = isinstance(config, BlockRlConfig) and config.objective == "preference"
     return Shape(
         tokens=int(one * row),

@@ -1,20 +1,22 @@
 """One process or several: the same loop under `torchrun`, weights sharded by FSDP2.
 
 Contract: without a process group every function here is the identity, so the loop has one code
-path. With one, `shard` splits the parameters over the ranks, `full` gathers a tensor back, and
-`rollout_model` lends an ordinary replicated copy: rollouts have uneven lengths, and a collective
-inside them would wait for ever.
+path. With one, `shard` splits the parameters over the ranks and `full` gathers a tensor back;
+`in_shares` has each rank do its part of a list of work, and `gather`, `on_first` and it wait for
+the others by looking (`crew`): however long one works, no collective has to last as long.
 Run: `torchrun --nproc-per-node 2 -m diffgr2.cli run RECIPE`; `start` picks gloo on CPUs and nccl
-on GPUs. Not here: what is trained (`loop`) and where it is stored (`checkpoint`).
+on GPUs. Not here: what is trained (`loop`), where it is stored (`checkpoint`), and how weights come
+back in one piece for rollouts (`lending`).
 """
 
 import copy
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,7 +30,13 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from diffgr2.config import TrainConfig
-from diffgr2.errors import CheckpointError
+from diffgr2.errors import CheckpointError, Diffgr2Error, LostError, first_line
+from diffgr2.train.crew import Crew
+
+T = TypeVar("T")
+
+PATIENCE_S = 3.0
+"""How long a rank whose collective broke looks for who is gone."""
 
 _TWINS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
@@ -50,20 +58,69 @@ def world() -> World:
     return World(td.get_rank(), td.get_world_size()) if td.is_initialized() else World()
 
 
-def start() -> World:
-    """Join the process group that torchrun describes, if there is one."""
+@dataclass
+class _Group:
+    """This process's own."""
+
+    crew: Crew | None = None
+
+
+_group = _Group()
+
+
+def start(timeout_s: float | None = None) -> World:
+    """Join the process group that torchrun describes, if there is one.
+
+    The timeout is that of one collective; no waiting for work is within one.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not td.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        td.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        limit = None if timeout_s is None else timedelta(seconds=timeout_s)
+        td.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
+        here = world()
+        _group.crew = Crew(here.rank, here.size)
     return world()
 
 
 def stop() -> None:
     """Leave the process group, all ranks together: one that leaves early takes the others down."""
+    crew, _group.crew = _group.crew, None
+    if crew is not None:
+        crew.part()
     if td.is_initialized():
-        td.barrier()
         td.destroy_process_group()
+
+
+@contextmanager
+def together() -> Iterator[World]:
+    """Between `start` and `stop`; an error of one rank ends all of them, with its line."""
+    here = start()
+    try:
+        yield here
+    except SystemExit:  # all of them were stopped
+        stop()
+        raise
+    except BaseException as error:
+        lost = _abandoned(error)
+        if lost is not None:
+            raise lost from None
+        raise
+    stop()
+
+
+def _abandoned(error: BaseException) -> LostError | None:
+    """Leave without the others; who was gone, where that is what broke."""
+    crew, _group.crew = _group.crew, None
+    if crew is None:
+        return None
+    # A collective that broke says what it saw of a connection, not that somebody died.
+    broken = isinstance(error, RuntimeError) and not isinstance(error, Diffgr2Error)
+    lost = crew.lost(PATIENCE_S) if broken else None
+    crew.abandon("" if lost or isinstance(error, LostError) else first_line(error))
+    with suppress(RuntimeError):
+        td.destroy_process_group()
+    return lost
 
 
 def leave(code: int = 0) -> NoReturn:
@@ -142,12 +199,6 @@ def hollow(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _drop_weights(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-
-
 def full(tensor: Tensor) -> Tensor:
     """The whole tensor, detached; a collective for a sharded one, no copy otherwise."""
     tensor = tensor.detach()
@@ -167,45 +218,61 @@ def full_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: full(tensor) for name, tensor in unique_tensors(model).items()}
 
 
-@contextmanager
-def rollout_model(model: nn.Module) -> Iterator[nn.Module]:
-    """The model to roll out with: in eval mode, without gradients, free of collectives."""
-    inner = _TWINS.get(model, model)
-    training = inner.training
-    try:
-        if inner is not model:
-            mine = unique_tensors(inner)
-            for name, tensor in unique_tensors(model).items():
-                mine[name].data = full(tensor).to(mine[name].dtype)
-        inner.eval()
-        with torch.no_grad():
-            yield inner
-    finally:
-        inner.train(training)
-        if inner is not model:
-            _drop_weights(inner)
+def twin(model: nn.Module) -> nn.Module:
+    """The model whose whole weights compute: its hollow copy where it is sharded, else itself."""
+    return _TWINS.get(model, model)
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's value, in rank order, on every rank."""
+    """Every rank's value, in rank order, on every rank; waits for the last one."""
     answers = [value] * world().size
     if len(answers) > 1:
+        meet()
         td.all_gather_object(answers, value)
     return answers
 
 
+def meet() -> None:
+    """Wait for all ranks; what follows may be a collective."""
+    if _group.crew is not None:
+        _group.crew.meet()
+
+
+def share(n: int, here: World | None = None) -> range:
+    """This rank's part of n pieces of work: neighbours stay together, sizes differ by one."""
+    here = here or world()
+    return range(n * here.rank // here.size, n * (here.rank + 1) // here.size)
+
+
+def in_shares(n: int, work: Callable[[range], Sequence[T]]) -> list[T]:
+    """`work(share)` gives a result for each piece of the share; all of them in order, everywhere.
+
+    An error of one rank is an error of all.
+    """
+    mine = share(n)
+    parts = _told(lambda: list(work(mine)))
+    return [result for part in parts for result in part]
+
+
 def on_first(work: Callable[[], Any]) -> Any:
     """Run `work` on the first rank; all ranks get its result, or an error."""
+    return _told(work if world().first else lambda: None)[0]
+
+
+def _told(work: Callable[[], Any]) -> list[Any]:
+    """Every rank's answer; an error is told to the others, then raised as it was."""
     answer: Any = None
     failure: Exception | None = None
-    if world().first:
-        try:
-            answer = work()
-        except Exception as error:  # told to the other ranks, then raised here as it was
-            failure = error
-    answer, problem = gather((answer, failure and str(failure)))[0]
+    try:
+        answer = work()
+    except Exception as error:
+        failure = error
+    told = gather((answer, failure and str(failure)))
     if failure is not None:
         raise failure
-    if problem is not None:
-        raise CheckpointError(f"first process: {problem}")
-    return answer
+    for rank, (_, problem) in enumerate(told):
+        if problem is not None:
+            raise CheckpointError(
+                f"{'first process' if rank == 0 else f'process {rank}'}: {problem}"
+            )
+    return [answer for answer, _ in told]

@@ -75,8 +75,8 @@ class Task(Protocol):
     def micros(self, step: int, model: nn.Module) -> Sequence[Any]:
         """All micros of a step (from 1): a function of (seed, step, weights), equal on each rank.
 
-        Roll out with `dist.rollout_model(model)`. An empty list, or all counts 0, is a step without
-        an update. Autocast is off: rollouts compute in the weights' own precision.
+        Roll out with `lending.policy(model)`. An empty list, or all counts 0, is a step without an
+        update. Autocast is off: rollouts compute in the weights' own precision.
         """
         ...
 

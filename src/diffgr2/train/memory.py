@@ -11,7 +11,10 @@ for matrices in layers): 16 bytes. One process that computes in bf16 beside the 
 frozen weight is 4 bytes, or 2 with `weights: bf16`, and nothing else; with an adapter all weights
 of the base are frozen, and the adapter's are trained ones besides. All of it is divided by the
 number of processes; what FSDP2 gathers to compute with is added: the root's tables, two layers
-(one at work, one on its way), and the whole gradient of one of each.
+(one at work, one on its way), and the whole gradient of one of each. Rollouts, when nothing is
+learned, read a whole copy of a sharded model in the precision that computes, gathered layer by
+layer into the matrices that are multiplied with (`train.lending`); one process reads the weights
+that stand. The keys and values are of the rollouts that one process decodes at once.
 
 What comes and goes. Autograd keeps, per token and layer, what the backward of each operation reads;
 d is the width, q and k the widths of all query and of all key heads, f of the feed-forward:
@@ -61,6 +64,7 @@ class How:
     trained: int | None = None  # weights of the base that are trained; None = all of them
     added: int = 0  # an adapter's weights, trained
     ranks: int = 0  # of all its matrices in a layer, summed
+    everywhere: bool = False  # whether that adapter has no gate
 
     @property
     def half(self) -> bool:
@@ -92,7 +96,7 @@ class Memory:
     activations: int
     logits: int
     frozen: int  # a teacher
-    rollouts: int  # a whole copy of the weights where they are sharded, and keys and values
+    rollouts: int  # what they hold besides the standing weights, and keys and values
     again: int  # of the activations: what comes back of one layer, when the logits are gone
     micros: int
 
@@ -183,10 +187,22 @@ def memory(sizes: Sizes, how: How, shape: Shape) -> Memory:
         activations=activations(sizes, how, shape),
         logits=int(shape.logits * 4 * shape.scored * sizes.vocab),
         frozen=own * whole if shape.teacher else 0,
-        rollouts=cache + (own * (whole + how.added) if cache and not alone else 0),
+        rollouts=cache and _lent(sizes, how, own) + cache,
         again=shape.tokens * layer_bytes(sizes, how) if how.recompute else 0,
         micros=shape.micros,
     )
+
+
+def _lent(sizes: Sizes, how: How, own: int) -> int:
+    """Bytes of weights that rollouts read, where those that stand cannot be read as they lie."""
+    whole, (matrices, layer) = parameters(sizes), layer_weights(sizes)
+    if (
+        how.gpus > 1
+    ):  # one copy, made of shards; the last layer's parts are there twice for a moment
+        return own * (whole + how.added + layer)
+    if how.everywhere and how.weights == "fp32":  # an adapter is added to each matrix
+        return own * sizes.layers * matrices
+    return 0
 
 
 def flops(sizes: Sizes, how: How, shape: Shape, context: float) -> float:
