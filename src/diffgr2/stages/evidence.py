@@ -45,7 +45,12 @@ from diffgr2.stages.counting import (
     raw_columns,
 )
 from diffgr2.stages.known import known_part
+from diffgr2.streams import permutation
 from diffgr2.types import MISS, CandidateLists, Histories
+
+MOST_TAUGHT = 200_000
+"""Lists that edges and scorers are fitted on: their few hundred weights learn nothing from more,
+and need a kilobyte and more for each."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,19 @@ def bucketed(
     return index, levels(index, features), untimed
 
 
+def sample(
+    teaches: dict[str, np.ndarray], seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """At most MOST_TAUGHT of the lists that teach, and how many they are where that cuts."""
+    flags = np.concatenate([teaches[split] for split in KNOWN])
+    at = np.flatnonzero(flags)
+    if len(at) <= MOST_TAUGHT:
+        return teaches, {}
+    flags[at[permutation(len(at), seed, "evidence", "taught")[MOST_TAUGHT:]]] = False
+    parts = np.split(flags, [len(teaches[KNOWN[0]])])
+    return dict(zip(KNOWN, parts, strict=True)), {"lists_that_teach": MOST_TAUGHT}
+
+
 def tellable(
     config: EvidenceConfig, recipe: Recipe, known: Histories, lists: dict[str, CandidateLists]
 ) -> list[Any] | None:
@@ -275,6 +293,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     first = {split: first_columns(own, k) for split, own in lists.items()}
     n_users = dataset.histories.n_users
     teaches = {s: ~selected_lists(lists[s], n_users) & (first[s].hit_L != MISS) for s in KNOWN}
+    teaches, sampled = sample(teaches, ctx.seed)
     found = counted(ctx, dataset, lists, teaches)
     long = found.buckets
 
@@ -312,7 +331,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         told = f"{moved:.1%} of the values stand in another bucket by lists.point_in_time"
         ctx.progress.line(f"{ctx.name}: {told}")
         metrics |= change
-    metrics |= about | told_of(found.index.fields, config)
+    metrics |= sampled | about | told_of(found.index.fields, config)
     splits = KNOWN if config.fit_on == "both" else (config.fit_on,)
     final = honest if splits == ("train",) else fitted(known, splits, config, ctx.seed)
     ctx.progress.line(f"{ctx.name}: {final.held_back.told_as()}")
