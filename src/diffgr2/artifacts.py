@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from diffgr2.errors import ArtifactError
@@ -126,10 +127,60 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path}: not valid JSON ({error})") from None
 
 
+def header_of(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """What a safetensors file of these arrays says of each, in the order in which they stand."""
+    # The order is the library's own, and is asked of it.
+    blank = save({name: np.empty(0, array.dtype) for name, array in arrays.items()})
+    header = json.loads(blank[8 : 8 + int.from_bytes(blank[:8], "little")])
+    at = 0
+    for name, entry in header.items():
+        entry["shape"] = list(arrays[name].shape)
+        entry["data_offsets"] = [at, at := at + arrays[name].nbytes]
+    return header
+
+
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write named arrays as one safetensors file (deterministic bytes)."""
+    """Write named arrays as one safetensors file (deterministic bytes).
+
+    They go to the file one by one: neither the file nor a map that is saved has to fit in memory.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    header = header_of(arrays)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
     # `save_file` would make a file that nobody else may read.
-    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in header:
+            file.write(arrays[name].reshape(-1).view(np.uint8).data)
+
+
+TYPES = {
+    "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16,
+    "U32": np.uint32, "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16,
+    "F32": np.float32, "F64": np.float64,
+}  # fmt: skip
+
+
+def mapped_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The same as `load_arrays`, read-only and mapped: processes share the pages of one file, and
+    what nobody asks for is never read. The file must not be written to while it is open."""
+    try:
+        with safe_open(path, framework="numpy"):  # the library checks the header and the sizes
+            pass
+        whole = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+        begin = 8 + int.from_bytes(whole[:8].tobytes(), "little")
+        header = json.loads(whole[8:begin].tobytes())
+        header.pop("__metadata__", None)
+        found = {}
+        for name, entry in header.items():
+            first, last = (begin + at for at in entry["data_offsets"])
+            found[name] = whole[first:last].view(TYPES[entry["dtype"]]).reshape(entry["shape"])
+        return found
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: file is missing") from None
+    except Exception as error:
+        raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -15,14 +15,14 @@ is (`fields`), the target or anything after a list's history.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
+from diffgr2.artifacts import mapped_arrays, read_json, save_arrays, write_json
 from diffgr2.candidates.attributes import Attributes
 from diffgr2.candidates.edges import bucket_edges
 from diffgr2.candidates.fields import (
@@ -81,8 +81,9 @@ class EvidenceIndex:
         vectors_IE: np.ndarray,
         config: EvidenceConfig,
         own: Sequence[Field] = (),
+        work: Path | None = None,
     ) -> EvidenceIndex:
-        """Count the train part; the buckets have no edges yet."""
+        """Count the train part, in files of `work` if given; the buckets have no edges yet."""
         told = carried(train, catalogue, vectors_IE)
         names = get_args(Counted) if config.fields is None else config.fields
         names = {*names, *(MOMENT if config.moment else ())}
@@ -91,7 +92,7 @@ class EvidenceIndex:
         if not fields:
             raise DataError("evidence.fields: the data can tell none of these")
         return EvidenceIndex(
-            PairCounts.build(train, config.history, pair_kinds(fields)),
+            PairCounts.build(train, config.history, pair_kinds(fields), work),
             Attributes.build(catalogue, unit_rows(vectors_IE)),
             n_users=train.n_users,
             decay=config.decay,
@@ -155,9 +156,13 @@ class EvidenceIndex:
 
     def with_edges(self, features_XF: np.ndarray) -> EvidenceIndex:
         """The same index with bucket edges at the quantiles of these candidates' features."""
+        return self.with_edges_of(features_XF.T)
+
+    def with_edges_of(self, columns: Iterable[np.ndarray]) -> EvidenceIndex:
+        """The same from one field's values after the other."""
         columns = [
             bucket_edges(value_X[~np.isnan(value_X)], self.n_buckets, field)
-            for value_X, field in zip(features_XF.T, self.fields, strict=True)
+            for value_X, field in zip(columns, self.fields, strict=True)
         ]
         return replace(self, edges_FB=np.stack(columns))
 
@@ -188,8 +193,8 @@ class EvidenceIndex:
 
     @staticmethod
     def load(directory: Path) -> EvidenceIndex:
-        """Read what `save` wrote."""
-        arrays = load_arrays(directory / "index.safetensors")
+        """Read what `save` wrote; its arrays stay in the file, which processes share."""
+        arrays = mapped_arrays(directory / "index.safetensors")
         about = read_json(directory / "index.json")
         fields = read_fields(directory)
         counts: dict[str, Any] = {name: arrays.pop(name) for name in PAIR_ARRAYS}

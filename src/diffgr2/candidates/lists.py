@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffgr2.artifacts import load_arrays, save_arrays
+from diffgr2.artifacts import mapped_arrays, save_arrays
 from diffgr2.candidates.retrieval import Retriever, prefixes, top_k
 from diffgr2.errors import DataError
 from diffgr2.streams import permutation
@@ -142,6 +142,6 @@ def save_lists(directory: Path, lists: CandidateLists) -> None:
 
 
 def load_lists(directory: Path, split: str, k: int | None = None) -> CandidateLists:
-    """Read what `save_lists` wrote: all columns, or the first k."""
-    lists = CandidateLists(split, **load_arrays(directory / f"{split}.safetensors"))
+    """Read what `save_lists` wrote, mapped: all columns, or the first k."""
+    lists = CandidateLists(split, **mapped_arrays(directory / f"{split}.safetensors"))
     return lists if k is None else first_columns(lists, k)

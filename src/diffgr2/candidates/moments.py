@@ -12,6 +12,8 @@ everything (`index`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from diffgr2.candidates.pairs import (
     near_pairs,
     pair_values,
 )
+from diffgr2.candidates.pieces import Pieces
 from diffgr2.candidates.retrieval import prefixes
 from diffgr2.candidates.sales import Sales
 from diffgr2.types import CandidateLists, Histories
@@ -45,19 +48,28 @@ class TimedCounts:
     own_when_M: np.ndarray  # of `own.key_M`
 
     @staticmethod
-    def build(histories: Histories, window: int, kinds: tuple[str, ...]) -> TimedCounts:
+    def build(
+        histories: Histories, window: int, kinds: tuple[str, ...], work: Path | None = None
+    ) -> TimedCounts:
+        """With `work` what grows with pairs lies in files there, not in memory."""
         n = histories.n_items
         key_M, position_M, day_M = first_purchases(histories)
         stamp_M = histories.timestamps_N[firsts(histories)[1]]
         time_T = np.unique(stamp_M)
         when_M, item_M = np.searchsorted(time_T, stamp_M), key_M % n
-        pieces = zip(*near_pairs(n, window, kinds, key_M, position_M, day_M), strict=True)
-        key_R, value_RV, early_R, late_R = map(np.concatenate, pieces)
-        when_R = np.maximum(when_M[early_R], when_M[late_R])  # known once both are bought
-        order_R = np.lexsort((when_R, key_R))
-        sums = np.concatenate(
-            [np.zeros((1, len(kinds))), np.cumsum(value_RV.astype(np.float64)[order_R], 0)]
-        )
+        keys, whens, sums = Pieces.several(3, work, "moments")
+        last_1V = np.zeros((1, len(kinds)))
+        sums.add(last_1V)
+        for near in near_pairs(n, window, key_M, position_M, day_M):
+            early_R, late_R = near.places
+            when_R = np.maximum(when_M[early_R], when_M[late_R])  # known once both are bought
+            order_R = np.lexsort((when_R, near.key_R))
+            value_RV = np.stack(pair_values(near.steps_R, near.days_R, window, kinds), 1)
+            running = np.cumsum(np.concatenate([last_1V, value_RV[order_R]], dtype=np.float64), 0)
+            keys.add(near.key_R[order_R])
+            whens.add(when_R[order_R])
+            sums.add(running[1:])
+            last_1V = running[-1:]
         by_item = np.lexsort((when_M, item_M))
         nothing = np.empty(0, np.int64)
         own = PairCounts(
@@ -65,9 +77,20 @@ class TimedCounts:
             position_M.astype(np.int32), day_M.astype(np.int32), np.zeros(n, np.int32), kinds,
         )  # fmt: skip
         return TimedCounts(
-            n, window, time_T, key_R[order_R], when_R[order_R], sums,
+            n, window, time_T, keys.whole(nothing), whens.whole(nothing),
+            sums.whole(np.empty((0, len(kinds)))),
             item_M[by_item].astype(np.int64), when_M[by_item], own, when_M,
         )  # fmt: skip
+
+    @cached_property
+    def pairs(self) -> Timed:
+        """Of `pair_P`."""
+        return Timed.of(self.pair_P, self.when_P, len(self.time_T))
+
+    @cached_property
+    def sold(self) -> Timed:
+        """Of `item_M`."""
+        return Timed.of(self.item_M, self.item_when_M, len(self.time_T))
 
     def at(self, moment_L: np.ndarray) -> MomentCounts:
         """The counts for these lists, in their order."""
@@ -103,13 +126,11 @@ class MomentCounts:
         counted_LX = (items_LX >= 0) & (items_LX < told.n_items)
         known_LX = np.where(counted_LX, items_LX, 0)
         before_L1 = self.before_L[:, None]
-        count_LX = _between(told.item_M, told.item_when_M, known_LX, before_L1, len(told.time_T))
+        count_LX = told.sold.between(known_LX, before_L1)
         count_LX = np.where(counted_LX, count_LX[1] - count_LX[0], 0)
         first_LH1, second_L1K = known_LX[:, :width, None], known_LX[:, None, width:]
         wanted = first_LH1 * told.n_items + second_L1K
-        start, end = _between(
-            told.pair_P, told.when_P, wanted, before_L1[:, :, None], len(told.time_T)
-        )
+        start, end = told.pairs.between(wanted, before_L1[:, :, None])
         found = counted_LX[:, :width, None] & counted_LX[:, None, width:]
         value = np.where(found[..., None], told.sum_P1V[end] - told.sum_P1V[start], 0.0)
         value[value < 1e-6] = 0.0  # differences of running sums leave rounding dust
@@ -147,13 +168,22 @@ class MomentCounts:
         value_VLHK[:, at, h, k] = np.where(rest_VX < 1e-4, 0.0, rest_VX)
 
 
-def _between(
-    key_P: np.ndarray, when_P: np.ndarray, wanted: np.ndarray, before: np.ndarray, times: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(start, end) of a key's entries before a time, in arrays sorted by (key, time)."""
-    both_P = key_P * (times + 1) + when_P
-    start = both_P.searchsorted(wanted * (times + 1))
-    return start, both_P.searchsorted(wanted * (times + 1) + before)
+@dataclass(frozen=True)
+class Timed:
+    """Keys with times as single numbers, rising."""
+
+    both_P: np.ndarray
+    base: int
+
+    @staticmethod
+    def of(key_P: np.ndarray, when_P: np.ndarray, times: int) -> Timed:
+        """Of arrays that are sorted by (key, time)."""
+        return Timed(key_P * (times + 1) + when_P, times + 1)
+
+    def between(self, wanted: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(start, end) of a key's entries before a time."""
+        start = self.both_P.searchsorted(wanted * self.base)
+        return start, self.both_P.searchsorted(wanted * self.base + before)
 
 
 def moments_of(histories: Histories, lists: CandidateLists) -> np.ndarray:

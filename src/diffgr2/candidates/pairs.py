@@ -1,11 +1,12 @@
 """Pair counts of items over the train part, with exact leave-one-user-out.
 
 Contract: `PairCounts.build(train, window, kinds)` counts, for every two items that one user bought
-within `window` positions of each other, what `KINDS` names. `lookup` gives the values of (history
-item, candidate) pairs with one user's own share taken out, exactly as if that user's history had
-never been counted. A user's repeated purchases count once, at the first. An item number of -1
-(padding) or from `n_items` on (nobody's yet) has no counts. Not here: how counts become evidence
-fields (`measures`), which kinds those need (`fields`).
+within `window` positions of each other, what `KINDS` names; it does so in parts by the first item,
+so that memory holds the purchases, one part and the result, or the result lies in files. `lookup`
+gives the values of (history item, candidate) pairs with one user's own share taken out, exactly as
+if that user's history had never been counted. A user's repeated purchases count once, at the first.
+An item number of -1 (padding) or from `n_items` on (nobody's yet) has no counts. Not here: how
+counts become evidence fields (`measures`), which kinds those need (`fields`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
+from diffgr2.candidates.pieces import Pieces
 from diffgr2.candidates.sales import Sales
 from diffgr2.types import Histories
 
@@ -26,6 +30,9 @@ UNDATED = -1
 MONTH = 30
 FADES = 60
 """Days within which two purchases are of one month, and after which a later day counts a third."""
+
+PART = 1 << 21
+"""Pairs of purchases that are counted at a time."""
 
 KINDS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "together": lambda steps, days: np.ones(steps.shape),
@@ -71,30 +78,51 @@ def pair_values(
     return [np.where(near, KINDS[kind](steps, days), 0.0).astype(np.float32) for kind in kinds]
 
 
-def near_pairs(
-    n: int,
-    window: int,
-    kinds: Sequence[str],
-    key_M: np.ndarray,
-    position_M: np.ndarray,
-    day_M: np.ndarray,
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """Every two purchases of one user within the window, both ways round, in a fixed order.
+@dataclass(frozen=True)
+class Near:
+    """Pairs of purchases that one user made within the window of each other, both ways round."""
 
-    In pieces: pair keys [R], values [R, kinds], and places [R] in M of the earlier and the later.
+    key_R: np.ndarray  # int64, first * n_items + second
+    steps_R: np.ndarray  # int32, purchases from the first to the second; below 0: it went before
+    days_R: np.ndarray  # int32
+    places: tuple[np.ndarray, np.ndarray]  # of both in the arrays that were given, [R] in M
+
+
+def near_pairs(
+    n: int, window: int, key_M: np.ndarray, position_M: np.ndarray, day_M: np.ndarray
+) -> Iterator[Near]:
+    """All of them, in parts: every first item is in one part, and first items rise.
+
+    Those of one key stand in a fixed order, whatever the parts: by distance, the second after the
+    first before the other way round, then by user. A part has about PART rows, and needs memory
+    for no others.
     """
-    user_M, item_M = np.divmod(key_M, n)
-    order_M = np.lexsort((position_M, user_M))
-    user, item, day = user_M[order_M], item_M[order_M], day_M[order_M]
-    for distance in range(1, window + 1):
-        inside = user[distance:] == user[:-distance]
-        early, late = item[:-distance][inside], item[distance:][inside]
-        days = (day[distance:] - day[:-distance])[inside]
-        places = order_M[:-distance][inside], order_M[distance:][inside]
-        for first, second, sign in ((early, late, 1), (late, early, -1)):
-            steps = np.full(len(first), sign * distance)
-            value_RV = np.stack(pair_values(steps, sign * days, window, kinds), 1)
-            yield first * n + second, value_RV, *places
+    user_M, item_M = (part.astype(np.int32) for part in np.divmod(key_M, n))
+    order_M = np.lexsort((position_M, user_M)).astype(np.int32)
+    user, item, day = user_M[order_M], item_M[order_M], day_M[order_M].astype(np.int32)
+    size_U = np.bincount(user)
+    first_U = np.cumsum(size_U) - size_U
+    before = (np.arange(len(user)) - first_U[user]).astype(np.int32)
+    after = (size_U[user] - 1 - before).astype(np.int32)
+    rows = np.minimum(before, window) + np.minimum(after, window)
+    until_I = np.cumsum(np.bincount(item, rows, n))
+    # Cut where another PART is full; an item is never cut.
+    ends = np.searchsorted(until_I, np.arange(PART, until_I[-1], PART)) + 1
+    by_item = np.argsort(item, kind="stable")
+    start_I1 = np.cumsum([0, *np.bincount(item, minlength=n)])
+    cuts = np.unique([0, *ends, n])
+    for low, high in pairwise(cuts.tolist()):
+        here = np.sort(by_item[start_I1[low] : start_I1[high]])
+        firsts, seconds, steps = [here[:0]], [here[:0]], [np.empty(0, np.int32)]
+        for distance in range(1, window + 1):
+            for room, sign in ((after, 1), (before, -1)):
+                found = here[room[here] >= distance]
+                firsts.append(found)
+                seconds.append(found + sign * distance)
+                steps.append(np.full(len(found), sign * distance, np.int32))
+        one, two = np.concatenate(firsts), np.concatenate(seconds)
+        key_R = item[one].astype(np.int64) * n + item[two]
+        yield Near(key_R, np.concatenate(steps), day[two] - day[one], (order_M[one], order_M[two]))
 
 
 @dataclass(frozen=True)
@@ -112,9 +140,14 @@ class PairCounts:
     kinds: tuple[str, ...]  # of KINDS
 
     @staticmethod
-    def build(train: Histories, window: int, kinds: tuple[str, ...] = tuple(KINDS)) -> PairCounts:
-        key_M, position_M, day_M = first_purchases(train)
-        return PairCounts.counted(train.n_items, window, kinds, key_M, position_M, day_M)
+    def build(
+        train: Histories,
+        window: int,
+        kinds: tuple[str, ...] = tuple(KINDS),
+        work: Path | None = None,
+    ) -> PairCounts:
+        """The counts of these histories; with `work` they lie in files there, not in memory."""
+        return PairCounts.counted(train.n_items, window, kinds, *first_purchases(train), work)
 
     @staticmethod
     def counted(
@@ -124,18 +157,22 @@ class PairCounts:
         key_M: np.ndarray,
         position_M: np.ndarray,
         day_M: np.ndarray,
+        work: Path | None = None,
     ) -> PairCounts:
         """The counts of these first purchases, of n items; keys are sorted."""
-        keys, values = [], []
-        for key_R, value_RV, *_ in near_pairs(n, window, kinds, key_M, position_M, day_M):
-            keys.append(key_R)
-            values.append(value_RV)
-        key_R, value_RV = np.concatenate(keys), np.concatenate(values).astype(np.float64)
-        pair_P, row_R = np.unique(key_R, return_inverse=True)
-        columns = [np.bincount(row_R, value_RV[:, v], len(pair_P)) for v in range(len(kinds))]
-        value_PV = np.stack(columns, 1).astype(np.float32)
-        buyers_I = np.bincount(key_M % n, minlength=n).astype(np.int32)
         position_M, day_M = position_M.astype(np.int32), day_M.astype(np.int32)
+        keys, values = Pieces.several(2, work, "pairs")
+        for near in near_pairs(n, window, key_M, position_M, day_M):
+            pair_P, row_R = np.unique(near.key_R, return_inverse=True)
+            value_PV = np.empty((len(pair_P), len(kinds)), np.float32)
+            for v, kind in enumerate(kinds):  # summed in the order of the rows, in float64
+                (share_R,) = pair_values(near.steps_R, near.days_R, window, [kind])
+                value_PV[:, v] = np.bincount(row_R, share_R, len(pair_P))
+            keys.add(pair_P)
+            values.add(value_PV)
+        pair_P = keys.whole(np.empty(0, np.int64))
+        value_PV = values.whole(np.empty((0, len(kinds)), np.float32))
+        buyers_I = np.bincount(key_M % n, minlength=n).astype(np.int32)
         return PairCounts(n, window, pair_P, value_PV, key_M, position_M, day_M, buyers_I, kinds)
 
     @cached_property

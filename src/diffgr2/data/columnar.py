@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from diffgr2.artifacts import load_arrays, save_arrays
+from diffgr2.artifacts import mapped_arrays, save_arrays
 from diffgr2.errors import ArtifactError
 from diffgr2.types import Catalogue, Histories
 
@@ -104,7 +104,7 @@ def unpack(directory: Path) -> tuple[Histories, Catalogue, list[str]]:
 def _read(path: Path, made: Callable[[Arrays], T]) -> T:
     """What is made of a file's arrays; whatever is wrong with them names the file."""
     try:
-        return made(load_arrays(path))
+        return made(mapped_arrays(path))
     except KeyError as error:
         raise ArtifactError(f"{path}: {error.args[0]} is missing") from None
     except ValueError as error:

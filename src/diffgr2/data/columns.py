@@ -57,6 +57,7 @@ ATOMIC = {  # our word -> what an atomic file may call it, and the type it must 
     "description": (("description",), None),
 }
 
+INTERACTION = ("user", "item", "timestamp", "position")
 Names = dict[str, str]  # our word -> the file's name for it
 Records = Iterator[tuple[int, str, Mapping[str, Any]]]  # number, text, values by the file's names
 
@@ -77,34 +78,48 @@ class Source:
 
 def read_interactions(path: Path, source: Source, intake: Intake) -> RawData:
     """Interactions of a file."""
+    if source.kind == "parquet":
+        from diffgr2.data import bulk  # late: it needs polars, text files do not
+
+        def one(names: Names, record: Mapping[str, Any]) -> tuple[str, str, int, int | None]:
+            return interaction_of(names, record, source)
+
+        find = finder(source, INTERACTION, intake)
+        return bulk.interactions(path, find, source.unit, source.once, one, intake)
     gatherer, timed = gathered(path, source, intake)
     return gatherer.finish(intake.name, timed=timed)
 
 
 def gathered(path: Path, source: Source, intake: Intake) -> tuple[Gatherer, bool]:
     """The same before any table is made of them, and whether they have times."""
-    words = ("user", "item", "timestamp", "position")
-    names, records = _open(path, source, words, intake)
-    user, item = names["user"], names["item"]
-    time, place = names.get("timestamp"), names.get("position")
-    numbers, gatherer = not source.typed, Gatherer()
-    once, lines = source.once and time is None, set[int]()
+    names, records = _open(path, source, INTERACTION, intake)
+    gatherer, timed = Gatherer(), "timestamp" in names
+    once, lines = source.once and not timed, set[int]()
     for number, text, record in records:
         before = len(lines)
         if once:
             lines.add(hash(text or repr(record)))
         try:
-            gatherer.add(
-                identifier(record.get(user), user, numbers=numbers),
-                identifier(record.get(item), item, numbers=numbers),
-                milliseconds(record.get(time), time, source.unit, text=numbers) if time else 0,
-                whole_number(record.get(place), place) if place else None,
-                once and len(lines) == before,
-            )
+            again = once and len(lines) == before
+            gatherer.add(*interaction_of(names, record, source), again)
         except BadLine as bad:
             intake.reject(number, bad, text or repr(record))
     intake.finish()
-    return gatherer, time is not None
+    return gatherer, timed
+
+
+def interaction_of(
+    names: Names, record: Mapping[str, Any], source: Source
+) -> tuple[str, str, int, int | None]:
+    """(user, item, milliseconds, position) of a record; a BadLine says what is wrong with it."""
+    user, item = names["user"], names["item"]
+    time, place, numbers = names.get("timestamp"), names.get("position"), not source.typed
+    return (
+        identifier(record.get(user), user, numbers=numbers),
+        identifier(record.get(item), item, numbers=numbers),
+        milliseconds(record.get(time), time, source.unit, text=numbers) if time else 0,
+        whole_number(record.get(place), place) if place else None,
+    )
 
 
 def read_texts(
@@ -140,6 +155,20 @@ def _open(
     path: Path, source: Source, words: Collection[str], intake: Intake, wanted: Collection[str] = ()
 ) -> tuple[Names, Records]:
     """The file's names for those of our words that it has, and its records."""
+    if source.kind == "dicts":
+        lines = read_lines(path, intake)
+        return {**source.columns}, _dicts(lines, source.columns["item"], wanted, intake)
+    if source.kind == "atomic":
+        return _atomic(read_lines(path, intake), words, intake)
+    assumed = {"user", "item", *source.columns.values()}
+    find = finder(source, words, intake)
+    return open_table(path, source.kind, find, intake, assumed, whole=source.once)
+
+
+def finder(
+    source: Source, words: Collection[str], intake: Intake
+) -> Callable[[Collection[str]], Names]:
+    """Looks up a table's names for our words among its columns."""
 
     def find(known: Collection[str]) -> Names:
         names: Names = {}
@@ -156,13 +185,7 @@ def _open(
                 )
         return names
 
-    if source.kind == "dicts":
-        lines = read_lines(path, intake)
-        return {**source.columns}, _dicts(lines, source.columns["item"], wanted, intake)
-    if source.kind == "atomic":
-        return _atomic(read_lines(path, intake), words, intake)
-    assumed = {"user", "item", *source.columns.values()}
-    return open_table(path, source.kind, find, intake, assumed, whole=source.once)
+    return find
 
 
 def kind_of_table(path: Path) -> str:

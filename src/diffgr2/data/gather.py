@@ -34,9 +34,10 @@ class ItemText:
 class RawData:
     """Well-formed interactions in file order: user, item (raw ids), time, position.
 
-    Times are milliseconds, so that sources with finer clocks than seconds keep their order; without
-    a clock (`timed` false) they are all 0. The position is the source's own order among equal
-    times; without one it is the place in the file.
+    Ids are numbers of words in sorted order (an `Enum`), so that sorting and counting them is
+    arithmetic. Times are milliseconds, so that sources with finer clocks than seconds keep their
+    order; without a clock (`timed` false) they are all 0. The position is the source's own order
+    among equal times; without one it is the place in the file.
     """
 
     source: str  # the file's name, for messages
@@ -93,15 +94,24 @@ class Gatherer:
             }
         )
         again = pl.Series(self._again) == 1 if any(self._again) else None
-        return RawData(source, events, timed, again=again, placed=self._placed)
+        return RawData(source, coded(events), timed, again=again, placed=self._placed)
+
+
+def coded(events: pl.DataFrame) -> pl.DataFrame:
+    """The same interactions with users and items as numbers of words in sorted order."""
+    import polars as pl
+
+    words = {kind: events[kind].unique().sort() for kind in ("user", "item")}
+    return events.cast({kind: pl.Enum(known) for kind, known in words.items()})
 
 
 def renamed(raw: RawData, users: dict[str, str], items: dict[str, str]) -> RawData:
     """The same interactions under other ids where the maps know them; two must not become one."""
     import polars as pl
 
-    events = raw.events.with_columns(pl.col("user").replace(users), pl.col("item").replace(items))
+    named = raw.events.cast({"user": pl.String, "item": pl.String})
+    events = named.with_columns(pl.col("user").replace(users), pl.col("item").replace(items))
     for kind in ("user", "item"):
         if events[kind].n_unique() != raw.events[kind].n_unique():
             raise DataError(f"{raw.source}: the id map gives two {kind}s the same name")
-    return replace(raw, events=events)
+    return replace(raw, events=coded(events))

@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 
 from diffgr2.config import DataConfig
-from diffgr2.data.gather import RawData
+from diffgr2.data.gather import RawData, coded
 from diffgr2.data.lines import Intake
 from diffgr2.data.own_doubts import doubts
 from diffgr2.data.own_rows import RawList, RawLists, read_own
@@ -74,7 +74,7 @@ def import_own(
     events = pl.DataFrame(schema=EMPTY) if raw is None else _events(raw, data)
     seen = histories_seen(own, _pasts(events, own), raw, intake)
     intake.finish()
-    events = pl.concat([events.select(*EMPTY), _rows(seen.more)])
+    events = coded(pl.concat([events.select(*EMPTY), _rows(seen.more)]))
 
     items = {item for one in seen.kept for item in one.items}
     items |= {one.outside[0] for one in seen.kept if one.outside}
@@ -99,7 +99,7 @@ def _events(raw: RawData, data: DataConfig) -> pl.DataFrame:
     if data.tie_order == "shuffle" and not raw.timed:
         raise DataError(f"{raw.source}: tie_order shuffle needs timestamps")
     used = drop_repeats(raw, data.source == "amazon2023")
-    kept = ordered(used, data)
+    kept = ordered(used, data).cast({"user": pl.String, "item": pl.String})
     return kept if raw.placed else _counted(kept)
 
 

@@ -175,7 +175,7 @@ def import_dataset(config: DataConfig, seed: int, quarantine: Path | None = None
     raw, report = read_raw(config, quarantine)
     warnings: list[str] = []
     if config.items:
-        texts, told, intake = read_items(config, set(raw.events["item"]), quarantine)
+        texts, told, intake = read_items(config, set(raw.events["item"].unique()), quarantine)
         raw = replace(raw, texts=texts)
         report |= told | {"items_with_metadata_before_core": len(raw.texts)}
         warnings = item_file(raw, intake.name, intake.lines, intake.told)

@@ -13,7 +13,6 @@ validation and test by position).
 
 import hashlib
 from collections.abc import Collection, Mapping
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from diffgr2.errors import DataError
 from diffgr2.streams import generator, permutation
 from diffgr2.types import Catalogue, Histories
 
+USERS = 1 << 16  # whose ids are texts at a time
 SHORTEST = 3  # leave-one-out needs a test item, a validation item and something before them
 
 
@@ -38,18 +38,33 @@ def drop_repeats(raw: RawData, keep_earliest: bool) -> pl.DataFrame:
     """
     if not (raw.timed or keep_earliest):
         return raw.events if raw.again is None else raw.events.filter(~raw.again)
-    same = ["user", "item"] if keep_earliest else ["user", "item", "time"]
-    by_time = raw.events.sort("time", "position", maintain_order=True)
-    return by_time.unique(same, keep="first", maintain_order=True)
+    user_N, item_N, time_N, position_N = columns_of(raw.events)
+    order_N = np.lexsort((position_N, time_N, item_N, user_N))
+    keep_N, same = np.ones(len(order_N), bool), np.ones(max(len(order_N) - 1, 0), bool)
+    for column_N in (user_N, item_N) if keep_earliest else (user_N, item_N, time_N):
+        sorted_N = column_N[order_N]
+        same &= sorted_N[1:] == sorted_N[:-1]
+    keep_N[order_N[1:][same]] = False
+    return raw.events.filter(keep_N)
+
+
+def columns_of(events: pl.DataFrame) -> tuple[np.ndarray, ...]:
+    """(user, item, time, position) as numbers; those of ids are in the order of the ids."""
+    ids = (events[kind].to_physical().to_numpy() for kind in ("user", "item"))
+    return (*ids, events["time"].to_numpy(), events["position"].to_numpy())
 
 
 def k_core(events: pl.DataFrame, k: int, shortest: int = 0) -> pl.DataFrame:
     """What is left when users and items with fewer than `k` (users: also `shortest`) go, again and
     again: the largest part in which every user and item keeps that many, whatever the order."""
-    enough = (pl.len().over("user") >= max(k, shortest)) & (pl.len().over("item") >= k)
-    while len(left := events.filter(enough)) < len(events):
-        events = left
-    return events
+    user_N, item_N, *_ = columns_of(events)
+    keep_N, left = np.ones(len(events), bool), len(events) + 1
+    while keep_N.sum() < left:
+        left = int(keep_N.sum())
+        for code_N, least in ((user_N, max(k, shortest)), (item_N, k)):
+            count = np.bincount(code_N[keep_N], minlength=int(code_N.max(initial=0)) + 1)
+            keep_N &= (count >= least)[code_N]
+    return events.filter(keep_N)
 
 
 def smaller_core(events: pl.DataFrame, k: int) -> str:
@@ -61,24 +76,30 @@ def smaller_core(events: pl.DataFrame, k: int) -> str:
     return f" (users have {each:.1f} each: is `user` the right column?)"
 
 
-def tie_spans(events: pl.DataFrame) -> list[tuple[int, int]]:
+def tie_spans(events: pl.DataFrame) -> np.ndarray:
     """Spans [start, end) of two and more with the same user and time, in ordered events."""
-    sizes = events.group_by("user", "time", maintain_order=True).len()["len"].to_list()
-    return [(end - n, end) for n, end in zip(sizes, accumulate(sizes), strict=True) if n > 1]
+    user_N, _, time_N, _ = columns_of(events)
+    changes = (user_N[1:] != user_N[:-1]) | (time_N[1:] != time_N[:-1])
+    start = np.flatnonzero(np.append(True, changes)) if len(events) else np.empty(0, np.int64)
+    spans_S2 = np.stack([start, np.append(start[1:], len(events))[: len(start)]], 1)
+    return spans_S2[np.diff(spans_S2)[:, 0] > 1]
 
 
 def ordered(events: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
     """The interactions sorted by (user, time, order within ties)."""
+    user_N, item_N, time_N, position_N = columns_of(events)
     if config.tie_order == "file":
-        return events.sort("user", "time", "position", maintain_order=True)
+        return events[np.lexsort((position_N, time_N, user_N))]
     # Before the shuffle ties stand by item id, so the result does not depend on the file's order.
-    events = events.sort("user", "time", "item", "position", maintain_order=True)
-    order, users = np.arange(len(events)), events["user"]
+    events = events[np.lexsort((position_N, item_N, time_N, user_N))]
+    order, spans_S2 = np.arange(len(events)), tie_spans(events)
+    user_S = events["user"][spans_S2[:, 0]]
+    users = user_S.cast(pl.String).to_list()
     stream, current = None, None
-    for start, end in tie_spans(events):
-        if stream is None or users[start] != current:
-            current = users[start]
-            stream = generator(config.tie_seed, "data", "ties", current)
+    for user, (start, end) in zip(users, spans_S2.tolist(), strict=True):
+        if stream is None or user != current:
+            current = user
+            stream = generator(config.tie_seed, "data", "ties", user)
         order[start:end] = order[start:end][stream.permutation(end - start)]
     return events[order]
 
@@ -92,7 +113,8 @@ def build(raw: RawData, config: DataConfig, seed: int, report: dict[str, Any]) -
         )
     k, keep_earliest = config.k_core, config.source == "amazon2023"
     used = drop_repeats(raw, keep_earliest)
-    core, kept = k_core(used, k), k_core(used, k, SHORTEST)
+    kept = k_core(used, k, SHORTEST)
+    core = kept if k >= SHORTEST else k_core(used, k)
     if not len(kept):
         raise DataError(
             f"{raw.source}: nothing is left of {len(used)} interactions after the "
@@ -101,7 +123,9 @@ def build(raw: RawData, config: DataConfig, seed: int, report: dict[str, Any]) -
     kept = ordered(kept, config)
     histories, raw_items, raw_users = number(kept, seed)
     catalogue = catalogue_of(raw_items, raw.texts)
-    last_two = kept.group_by("user").agg(pl.col("time").tail(2).n_unique())["time"]
+    user_N, _, time_N, _ = columns_of(kept)
+    last_N = np.append(user_N[1:] != user_N[:-1], True)  # whether it is its user's last
+    last_two = int((last_N[1:] & (time_N[1:] == time_N[:-1])).sum())
     report = {
         **report,
         "interactions_in": len(raw.events),
@@ -119,7 +143,7 @@ def build(raw: RawData, config: DataConfig, seed: int, report: dict[str, Any]) -
         **statistics(histories),
         "timed": raw.timed,
         "tie_groups": len(tie_spans(kept)) if raw.timed else 0,
-        "same_time_users": int((last_two == 1).sum()) if raw.timed else 0,
+        "same_time_users": last_two if raw.timed else 0,
         **coverage(catalogue),
     }
     return Dataset(histories, catalogue, raw_users, report)
@@ -157,11 +181,17 @@ def number(
     """
     numbers, ids = {}, {}
     for kind, more in (("user", more_users), ("item", more_items)):
-        raw = pl.concat([kept[kind], pl.Series(kind, list(more), pl.String)]).unique().sort()
+        known = kept[kind].unique()
+        named = pl.concat([known.cast(pl.String), pl.Series(kind, list(more), pl.String)])
+        raw = named.unique().sort()
         old = permutation(len(raw), seed, "data", f"{kind}s")  # new number -> place in `raw`
         ids[kind] = raw.gather(old).to_list()
-        place = raw.search_sorted(kept[kind]).to_numpy() if len(kept) else np.empty(0, np.int64)
-        numbers[kind] = np.argsort(old)[place]
+        code_N = kept[kind].to_physical().to_numpy()
+        number_C = np.zeros(int(code_N.max(initial=0)) + 1, np.int64)
+        if len(known):
+            place = raw.search_sorted(known.cast(pl.String)).to_numpy()
+            number_C[known.to_physical().to_numpy()] = np.argsort(old)[place]
+        numbers[kind] = number_C[code_N]
     by_user = np.argsort(numbers["user"], kind="stable")
     count_U = np.bincount(numbers["user"], minlength=len(ids["user"]))
     histories = Histories(
@@ -176,8 +206,14 @@ def number(
 def split_digest(kept: pl.DataFrame) -> str:
     """sha256 over `user item item ...` lines of raw ids, users sorted: the same for every seed."""
     sha = hashlib.sha256()
-    for user, items in kept.group_by("user", maintain_order=True).agg("item").iter_rows():
-        sha.update((" ".join([user, *items]) + "\n").encode())
+    ends = kept.select(pl.col("user").rle().struct.field("len"))["len"].cum_sum().to_list()
+    for begin in range(0, len(ends), USERS):
+        start = ends[begin - 1] if begin else 0
+        part = kept.slice(start, ends[min(begin + USERS, len(ends)) - 1] - start)
+        part = part.select(pl.col("user", "item").cast(pl.String))
+        items = part.group_by("user", maintain_order=True).agg(pl.col("item").str.join(" "))
+        lines = items.select(pl.concat_str("user", pl.lit(" "), "item", pl.lit("\n")))
+        sha.update("".join(lines[:, 0].to_list()).encode())
     return sha.hexdigest()
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors import safe_open
 
-from diffgr2.artifacts import load_arrays
+from diffgr2.artifacts import mapped_arrays
 from diffgr2.config import Decoder, Recipe
 from diffgr2.data.columnar import HISTORIES, ITEMS, USERS
 from diffgr2.errors import ArtifactError, CheckpointError, first_line
@@ -183,7 +183,7 @@ def check_arrays(directory: Path) -> None:
             if not name.endswith(".safetensors"):
                 continue
             path = directory / part / name
-            for key, array in load_arrays(path).items():
+            for key, array in mapped_arrays(path).items():
                 if array.dtype.kind != "f":
                     continue
                 other = {"edges_FB": np.isposinf, "price": np.isnan}.get(key, np.zeros_like)

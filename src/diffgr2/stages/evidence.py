@@ -22,26 +22,35 @@ from typing import Any
 
 import numpy as np
 
-from diffgr2.artifacts import load_arrays, save_arrays
+from diffgr2.artifacts import load_arrays, mapped_arrays, save_arrays
 from diffgr2.candidates import penalty, scorers
 from diffgr2.candidates.fields import COUNTED, PAIRED, Field, names_of
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
-from diffgr2.candidates.moments import TimedCounts, features_at, moments_of
 from diffgr2.candidates.own_fields import Own, read_own
 from diffgr2.candidates.own_fields import fitted as fitted_own
 from diffgr2.candidates.propensity import fit_examination, weights
-from diffgr2.candidates.retrieval import prefixes
 from diffgr2.choices import MOMENT
 from diffgr2.config import EvidenceConfig, Recipe
 from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import DataError
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.english import Phrases, wording
+from diffgr2.stages.counting import (
+    KNOWN,
+    LISTS_AT_ONCE,
+    known_columns,
+    known_of,
+    levels,
+    raw_columns,
+)
 from diffgr2.stages.known import known_part
+from diffgr2.streams import permutation
 from diffgr2.types import MISS, CandidateLists, Histories
 
-KNOWN = ("train", "validation")
+MOST_TAUGHT = 200_000
+"""Lists that edges and scorers are fitted on: their few hundred weights learn nothing from more,
+and need a kilobyte and more for each."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,18 @@ class Known:
     gains_LK: np.ndarray  # 0 in lists that train nothing
     owner_L: np.ndarray
     weight_LK: np.ndarray | None = None  # inverse propensities, where they are wanted
+
+    def take(self, rows: slice | np.ndarray) -> "Known":
+        """These lists alone."""
+        arrays = vars(self).items()
+        return Known(**{name: None if a is None else a[rows] for name, a in arrays})
+
+
+def teaching(known: Known) -> slice | np.ndarray:
+    """The lists that are learned from; all of them where some are shorter than others."""
+    if not known.there_LK.all():
+        return slice(None)
+    return (known.gains_LK > 0).any(1)
 
 
 @dataclass(frozen=True)
@@ -73,6 +94,9 @@ def fitted(
             f"evidence.fit_on: none of the {len(gains_LK)} {' and '.join(splits)} lists holds its "
             "target (a better retriever, more users or a larger candidates.k is needed)"
         )
+    rows = {split: teaching(known[split]) for split in splits}
+    known = {split: known[split].take(which) for split, which in rows.items()}
+    gains_LK = np.concatenate([known[split].gains_LK for split in splits])
     buckets_LKF = np.concatenate([known[split].buckets_LKF for split in splits])
     there_LK = np.concatenate([known[split].there_LK for split in splits])
     how: dict[str, Any] = {"there_LK": there_LK, "seed": seed}
@@ -126,12 +150,6 @@ def judged(score_LK: np.ndarray, hit_L: np.ndarray) -> dict[str, float]:
     return scorers.hit_metrics(scorers.rank_of_target(score_LK[rows], hit_L[rows]))
 
 
-def known_of(values: dict[str, np.ndarray], learned: dict[str, np.ndarray]) -> np.ndarray:
-    """These columns of the candidates that are learned from, (X, F)."""
-    known = [values[split][:, : learned[split].shape[1]][learned[split]] for split in KNOWN]
-    return np.concatenate(known)
-
-
 def own_of(
     ctx: StageContext, brought: Own | None, learned: dict[str, np.ndarray]
 ) -> tuple[tuple[Field, ...], dict[str, np.ndarray]]:
@@ -171,21 +189,52 @@ def counted(
     learned = {s: lists[s].there_LK[:, :k] & teaches[s][:, None] for s in KNOWN}
     fields, values = own_of(ctx, brought, learned)
     config = config.model_copy(update={"fields": tellable(config, recipe, known, lists)})
-    index = EvidenceIndex.build(known, dataset.catalogue, vectors_ID, config, fields)
+    built = (known, dataset.catalogue, vectors_ID, config, fields)
+    index = EvidenceIndex.build(*built, work=ctx.work)
     index = replace(index, own_scores=recipe.lists.file is not None)
     Phrases(wording(recipe.prompt.template), index.fields, config.buckets)  # can be told apart
-    features = raw_values(recipe, index, dataset, lists, values)
-    untimed = {}
-    if recipe.lists.point_in_time:
-        later = {s: untimed_values(index, dataset, own, values.get(s)) for s, own in lists.items()}
-        plain = index.with_edges(known_of(later, learned))
-        untimed = {split: plain.buckets(later[split]) for split in lists}
-    index = index.with_edges(known_of(features, learned))
+    index, buckets, untimed = bucketed(ctx, index, dataset, lists, values, learned)
     index.save(ctx.out)
-    buckets = {split: index.buckets(features[split]) for split in lists}
+    found = {}
     for split in lists:
         save_arrays(ctx.out / f"{split}.safetensors", buckets_LKF=buckets[split])
-    return Counted(index, buckets, untimed)
+        found[split] = mapped_arrays(ctx.out / f"{split}.safetensors")["buckets_LKF"]
+    return Counted(index, found, untimed)
+
+
+def bucketed(
+    ctx: StageContext,
+    index: EvidenceIndex,
+    dataset: Dataset,
+    lists: dict[str, CandidateLists],
+    values: dict[str, np.ndarray],
+    learned: dict[str, np.ndarray],
+) -> tuple[EvidenceIndex, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The index with edges, every split's buckets, and those without moments where they differ.
+
+    Evidence goes through files, some lists at a time and then field by field.
+    """
+    asked = (ctx.recipe, index, dataset, lists, values, ctx.work)
+    untimed = {}
+    if ctx.recipe.lists.point_in_time:
+        later = raw_columns(*asked, timed=False)
+        untimed = levels(index.with_edges_of(known_columns(later, learned)), later)
+    features = raw_columns(*asked, timed=True)
+    index = index.with_edges_of(known_columns(features, learned))
+    return index, levels(index, features), untimed
+
+
+def sample(
+    teaches: dict[str, np.ndarray], seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """At most MOST_TAUGHT of the lists that teach, and how many they are where that cuts."""
+    flags = np.concatenate([teaches[split] for split in KNOWN])
+    at = np.flatnonzero(flags)
+    if len(at) <= MOST_TAUGHT:
+        return teaches, {}
+    flags[at[permutation(len(at), seed, "evidence", "taught")[MOST_TAUGHT:]]] = False
+    parts = np.split(flags, [len(teaches[KNOWN[0]])])
+    return dict(zip(KNOWN, parts, strict=True)), {"lists_that_teach": MOST_TAUGHT}
 
 
 def tellable(
@@ -203,52 +252,11 @@ def tellable(
     return [name for name in wanted if name not in mute]
 
 
-def raw_values(
-    recipe: Recipe,
-    index: EvidenceIndex,
-    dataset: Dataset,
-    lists: dict[str, CandidateLists],
-    values: dict[str, np.ndarray],
-) -> dict[str, np.ndarray]:
-    """Every split's evidence before it is bucketed, counted as the recipe wants it."""
-    if recipe.evidence.moment:
-        asked = [moments_of(dataset.histories, own) for own in lists.values()]
-        if not dataset.histories.timestamps_N.any() or (np.concatenate(asked) <= 0).any():
-            raise DataError("evidence.moment: needs a time for every purchase and every list")
-    if not recipe.lists.point_in_time:
-        return {s: untimed_values(index, dataset, own, values.get(s)) for s, own in lists.items()}
-    histories = dataset.histories
-    if not histories.timestamps_N.any():
-        told = "needs interactions with times (data.interactions); leave it out without them"
-        raise DataError(f"lists.point_in_time: {told}")
-    moments = lists
-    if recipe.lists.file is None:  # a list's moment is when its target was bought
-        counts = histories.train_part()
-        moments = {s: replace(own, moment=moments_of(histories, own)) for s, own in lists.items()}
-    else:
-        if any(own.moment is None or (own.moment < 0).any() for own in lists.values()):
-            raise DataError("lists.point_in_time: needs a time for every list (columns.moment)")
-        # What came with lists has no times, and is nobody's purchase at any moment.
-        user_N = np.repeat(np.arange(histories.n_users), histories.lengths_U)
-        timed_U = np.bincount(user_N, histories.timestamps_N > 0, histories.n_users) > 0
-        every = np.arange(histories.n_users)
-        counts = prefixes(histories, every, np.where(timed_U, histories.lengths_U, 0))
-    timed = TimedCounts.build(counts, recipe.evidence.history, index.pairs.kinds)
-    return {
-        split: features_at(index, timed, histories, own, values.get(split))
-        for split, own in moments.items()
-    }
-
-
-def untimed_values(
-    index: EvidenceIndex, dataset: Dataset, lists: CandidateLists, own_LKG: np.ndarray | None
-) -> np.ndarray:
-    """The evidence before it is bucketed; the lists' users are in the index and leave themselves
-    out."""
-    queries = prefixes(dataset.histories, lists.user_L, lists.end_L)
-    moment_L = moments_of(dataset.histories, lists)
-    given = (lists.items_LK, lists.scores_LK, lists.owner_L, own_LKG, moment_L)
-    return index.features(queries, *given)
+def scored(scorer: scorers.Scorer, buckets_LKF: np.ndarray, there_LK: np.ndarray) -> np.ndarray:
+    """Scores of all lists, some at a time."""
+    starts = range(0, max(len(there_LK), 1), LISTS_AT_ONCE)
+    parts = [slice(begin, begin + LISTS_AT_ONCE) for begin in starts]
+    return np.concatenate([scorer.score(buckets_LKF[at], there_LK[at]) for at in parts])
 
 
 def told_of(fields: Sequence[Field], config: EvidenceConfig) -> dict[str, Any]:
@@ -285,6 +293,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     first = {split: first_columns(own, k) for split, own in lists.items()}
     n_users = dataset.histories.n_users
     teaches = {s: ~selected_lists(lists[s], n_users) & (first[s].hit_L != MISS) for s in KNOWN}
+    teaches, sampled = sample(teaches, ctx.seed)
     found = counted(ctx, dataset, lists, teaches)
     long = found.buckets
 
@@ -312,7 +321,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     honest = fitted(known, ("train",), config, ctx.seed)
     for kind, scorer in honest.by_kind.items():
         for split in KNOWN:
-            score_LK = scorer.score(known[split].buckets_LKF, known[split].there_LK)
+            score_LK = scored(scorer, known[split].buckets_LKF, known[split].there_LK)
             values = judged(score_LK, first[split].hit_L)
             metrics |= {f"{split}_{kind}_{name}": v for name, v in values.items()}
 
@@ -322,7 +331,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         told = f"{moved:.1%} of the values stand in another bucket by lists.point_in_time"
         ctx.progress.line(f"{ctx.name}: {told}")
         metrics |= change
-    metrics |= about | told_of(found.index.fields, config)
+    metrics |= sampled | about | told_of(found.index.fields, config)
     splits = KNOWN if config.fit_on == "both" else (config.fit_on,)
     final = honest if splits == ("train",) else fitted(known, splits, config, ctx.seed)
     ctx.progress.line(f"{ctx.name}: {final.held_back.told_as()}")
@@ -332,7 +341,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
             scorer.save(ctx.out / f"{kind}.safetensors")
         for split in lists:
             width = k if split == "test" else lists[split].k
-            score_LK = scorer.score(long[split][:, :width], lists[split].there_LK[:, :width])
+            score_LK = scored(scorer, long[split][:, :width], lists[split].there_LK[:, :width])
             save_arrays(
                 ctx.out / f"scores_{kind}_{split}.safetensors", score_LK=score_LK.astype(np.float32)
             )

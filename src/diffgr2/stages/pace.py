@@ -30,7 +30,7 @@ from diffgr2.model.backends import described
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.request import Request
 from diffgr2.stages.corpus import Corpus, open_corpus
-from diffgr2.stages.evidence import untimed_values
+from diffgr2.stages.counting import untimed_values
 from diffgr2.stages.judge import LAMBDAMART, TREES, row_of
 from diffgr2.stages.rows import RowSpec, rows_of_recipe
 from diffgr2.stages.score import Model, decode_requests, orders_of, prompts_for, test_rows

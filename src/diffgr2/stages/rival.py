@@ -28,7 +28,7 @@ from diffgr2.evaluate.baselines import order_from_scores
 from diffgr2.evaluate.metrics import METRICS, metrics_of
 from diffgr2.evaluate.verdict import DECIDES as METRIC
 from diffgr2.pipeline import StageContext
-from diffgr2.stages.evidence import raw_values
+from diffgr2.stages.counting import raw_values
 from diffgr2.stages.judge import LAMBDAMART, TREES
 from diffgr2.types import MISS
 

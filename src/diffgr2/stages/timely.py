@@ -18,7 +18,7 @@ from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
 from diffgr2.data.store import read_dataset
 from diffgr2.pipeline import StageContext
-from diffgr2.stages.evidence import KNOWN, raw_values
+from diffgr2.stages.counting import KNOWN, raw_values
 from diffgr2.types import MISS
 
 SCORES = "scores_linear_test.safetensors"
