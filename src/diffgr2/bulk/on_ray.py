@@ -9,44 +9,17 @@ or URIs. Not here: what a share is (`job`), how it is ranked (`work`).
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from diffgr2.bulk.cluster import cause_of, joined
 from diffgr2.bulk.job import Share
 from diffgr2.bulk.places import Place
 from diffgr2.bulk.processes import Done
-from diffgr2.errors import ConfigError, MissingExtraError, first_line
+from diffgr2.errors import ConfigError
 
 AHEAD = 2  # shares that one actor holds: the next one waits while it works
 START_S = 600  # until all actors of a batch are there, so that they begin together
-
-
-def imported() -> Any:
-    """Ray, or the one line that says what brings it."""
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        told = f"{error.name} is missing: pip install 'diffgr2[ray]'"
-        raise MissingExtraError(told) from None
-    return ray
-
-
-def joined() -> Any:
-    """Ray, started here or joined where RAY_ADDRESS says; quiet beside our own progress."""
-    ray = imported()
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if not os.environ.get("RAY_ADDRESS"):
-            options["include_dashboard"] = False
-            # Actors find the package where this process does.
-            paths = os.pathsep.join(path for path in sys.path if path)
-            options["runtime_env"] = {"env_vars": {"PYTHONPATH": paths}}
-        ray.init(**options)
-    return ray
 
 
 def workers_of(ray: Any, gpus: float) -> int:
@@ -106,18 +79,12 @@ def run(
         for row in made.iter_rows():
             done({"ranked": row["ranked"], "set_aside": _named(row["set_aside"])})
     except ray.exceptions.RayError as error:
-        raise ConfigError(f"Ray ended the batch: {_cause(error)}") from None
+        raise ConfigError(f"Ray ended the batch: {cause_of(error)}") from None
 
 
 def _named(lines: Sequence[str]) -> list[dict[str, Any]]:
     pairs = (str(line).partition(": ") for line in lines)
     return [{"row": int(row), "reason": reason} for row, _, reason in pairs]
-
-
-def _cause(error: BaseException) -> str:
-    """What was wrong, out of Ray's many lines."""
-    inner = getattr(error, "cause", None)
-    return first_line(inner if isinstance(inner, BaseException) else error)
 
 
 def brought(dataset: Any, output: Place) -> str:

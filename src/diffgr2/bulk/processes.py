@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 from diffgr2.bulk.job import Share
@@ -65,18 +66,14 @@ class Hand:
 
     def give(self, share: Share) -> None:
         self.share = share
-        try:
+        with suppress(OSError):  # it has died: its end is read where its entries are
             self.into.write(f"{share.first} {share.count}\n".encode())
             self.into.flush()
-        except OSError:
-            pass  # it has died; its end is read where its entries are
 
     def close(self) -> None:
         """No more shares."""
-        try:
+        with suppress(OSError):
             self.into.close()
-        except OSError:
-            pass
 
     def end(self) -> None:
         """Now."""

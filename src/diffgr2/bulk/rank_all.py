@@ -18,6 +18,7 @@ from typing import Any
 
 from diffgr2.artifacts import locked
 from diffgr2.bulk import on_ray, processes
+from diffgr2.bulk.cluster import joined
 from diffgr2.bulk.job import FORMATS, Job, Summary, Wish, begun, finished, standing
 from diffgr2.bulk.places import Place
 from diffgr2.bulk.sources import kind_of
@@ -66,7 +67,7 @@ def rank_all(
     with locked(place.local / LOCK, busy) if place.local else nullcontext():
         place.sweep()
         if engine == "ray":
-            many = workers or on_ray.workers_of(on_ray.joined(), gpus)
+            many = workers or on_ray.workers_of(joined(), gpus)
             work = partial(on_ray.run, cpus=cpus, gpus=gpus)
         else:
             many = workers or (1 if chosen() == "torch" else processes.cores())

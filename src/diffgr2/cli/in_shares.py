@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from diffgr2.errors import ConfigError
+
 SET_ASIDE = 6
 
 Engine = Annotated[
@@ -31,18 +33,25 @@ class Asked:
 
     model: Path
     source: str
-    output: str
+    output: str | None
     engine: str | None = None
     workers: int = 0
     gpus: float = 0.0
     form: str | None = None
 
     @property
+    def into(self) -> str:
+        """The output, which an input needs."""
+        if self.output is None:
+            raise ConfigError("--output: needed with --input")
+        return self.output
+
+    @property
     def in_shares(self) -> bool:
         """Whether many workers are wanted: said, or by a source that is no file of lines."""
         lines = self.source.endswith(".jsonl") or Path(self.source).suffix == ""
         more = self.workers or self.gpus or self.form
-        uri = "://" in self.source + self.output
+        uri = "://" in self.source + self.into
         whole = not lines and Path(self.source).suffix in (".parquet", ".csv", ".gz")
         return bool(self.engine or more or uri or whole or Path(self.source).is_dir())
 
@@ -53,7 +62,7 @@ class Asked:
 
         many: dict[str, Any] = {"workers": self.workers, "gpus": self.gpus, "form": self.form}
         engine = self.engine or "local"
-        got = rank_all(self.model, self.source, self.output, engine=engine, **many, **options)
+        got = rank_all(self.model, self.source, self.into, engine=engine, **many, **options)
         said = f"{self.output}: {got.ranked} rankings, {got.set_aside} rows set aside"
         if got.set_aside:
             said += f" (see {NAMED} there)"

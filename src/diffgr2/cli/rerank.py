@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import sys
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -271,7 +272,7 @@ def rank_lines_of(
     """A file of lines into one file; the exit code."""
     from diffgr2.rerank.reranker import Reranker
 
-    source, output = Path(asked.source), Path(asked.output)
+    source, output = Path(asked.source), Path(asked.into)
     if not source.is_file():
         raise ConfigError(f"{source}: no such file")
     opened = Reranker.from_pretrained(asked.model)
@@ -330,29 +331,27 @@ def rerank(
     wanted: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     rules = rules_of(pin, exclude, boost, max_per)
     if source is not None:
-        if output is None:
-            raise ConfigError("--output: needed with --input")
         if candidates or history or user or wanted or direct or rules or strict:
             raise ConfigError("--input: its lines hold the requests, no other request options")
-        many = {"engine": engine, "workers": workers, "gpus": gpus, "form": form}
-        asked = in_shares.Asked(model, source, output, **many)
-        if asked.in_shares:
-            said = telling if reasons or markdown else False
-            raise typer.Exit(asked.run(telling=said, top_k=top_k, batch=batch))
-        raise typer.Exit(rank_lines_of(asked, telling=telling, top_k=top_k, batch=batch))
+        asked = in_shares.Asked(model, source, output, engine, workers, gpus, form)
+        said = telling if reasons or markdown or not asked.in_shares else False
+        work = asked.run if asked.in_shares else partial(rank_lines_of, asked)
+        raise typer.Exit(work(telling=said, top_k=top_k, batch=batch))
     if engine or workers or gpus or form:
         raise ConfigError("--input: needed with --engine, --workers, --gpus and --format")
     arguments = arguments_given(history, candidates, user)
-    if wanted:
-        arguments["decode"] = {**arguments.get("decode", {}), **wanted}
-    if rules:
-        arguments["rules"] = {**arguments.get("rules", {}), **rules}
-    if strict:
-        arguments["strict"] = True
-    if direct:
-        arguments["reasoning"] = False
+    changed(arguments, wanted, rules)
+    arguments |= {"strict": True} if strict else {}
+    arguments |= {"reasoning": False} if direct else {}
     opened = Reranker.from_pretrained(model)
     rank_one(opened, arguments, as_json=as_json, telling=telling, top_k=top_k)
+
+
+def changed(arguments: dict[str, Any], wanted: dict[str, Any], rules: dict[str, Any]) -> None:
+    """What options say stands above what the request says."""
+    for name, given in (("decode", wanted), ("rules", rules)):
+        if given:
+            arguments[name] = {**arguments.get(name, {}), **given}
 
 
 def arguments_given(
