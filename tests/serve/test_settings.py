@@ -310,7 +310,9 @@ def test_every_option_has_its_variable_and_help_shows_it(capsys, monkeypatch) ->
         assert parameter.envvar == variable(long[0][2:])
         assert f"env var: {parameter.envvar}" in text
         assert parameter.help
-    assert seen == len({*SCALARS, *FLAGS, *LISTS, "model", "config", "keys", "traces", "backend", *REPLICAS})
+    assert seen == len(
+        {*SCALARS, *FLAGS, *LISTS, "model", "config", "keys", "traces", "backend", *REPLICAS}
+    )
 
 
 def test_who_may_be_named_in_host() -> None:

@@ -51,7 +51,11 @@ class Live:
     ) -> None:
         self.limits = limits or Limits()
         self.reranker = reranker
-        self.app = app_of(reranker, self.limits, keys, log_to)
+        self.replace(app_of(reranker, self.limits, keys, log_to))
+
+    def replace(self, app: FastAPI) -> None:
+        """Serve this one, before the server is begun."""
+        self.app = app
         self._server = make_server(self.app, self.limits, host="127.0.0.1", port=0)
         self._thread = threading.Thread(target=lambda: self._server.run(), daemon=True)
 
