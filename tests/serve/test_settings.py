@@ -47,6 +47,7 @@ FLAGS: dict[str, bool] = {
     "force": False,
 }
 LISTS = ("name", "allow-host", "cors")
+REPLICAS = ("engine", "replicas", "replica-load", "replica-cpus", "replica-gpus")
 
 
 @dataclass
@@ -228,6 +229,7 @@ def test_model_config_and_keys_come_from_each(start, bundle: Path, tmp_path: Pat
         ("cors: {a: b}", "cors: expected text, not {'a': 'b'}"),
         ("host: 1", "host: expected text, not 1"),
         ("keys: 5", "keys: expected a path, not 5"),
+        ("engine: spark", "--engine spark: expected local or ray"),
         ("- port", "expected a mapping"),
         ("port: [", "not valid YAML"),
         ("\x00", "not valid YAML"),
@@ -308,7 +310,9 @@ def test_every_option_has_its_variable_and_help_shows_it(capsys, monkeypatch) ->
         assert parameter.envvar == variable(long[0][2:])
         assert f"env var: {parameter.envvar}" in text
         assert parameter.help
-    assert seen == len({*SCALARS, *FLAGS, *LISTS, "model", "config", "keys", "traces", "backend"})
+    assert seen == len(
+        {*SCALARS, *FLAGS, *LISTS, "model", "config", "keys", "traces", "backend", *REPLICAS}
+    )
 
 
 def test_who_may_be_named_in_host() -> None:

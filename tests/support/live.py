@@ -12,14 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.app import make_app
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.ledger import LogTo
 from diffgr2.serve.limits import Limits
+from diffgr2.serve.relay import make_relay
 from diffgr2.serve.state import State
 from diffgr2.serve.wire import make_server
+
+DOOR = "DIFFGR2_TEST_DOOR"
+
+
+def app_of(reranker: Reranker, limits: Limits, keys: Keys | None, log_to: LogTo | None) -> FastAPI:
+    """The server's application or, where DIFFGR2_TEST_DOOR says so, the door before replicas of it:
+    `relay` in this process, `ray` on Ray Serve."""
+    door = os.environ.get(DOOR)
+    if not door:
+        return make_app(reranker, limits=limits, keys=keys, log_to=log_to)
+    from support.replicated import InProcess, on_ray
+
+    fleet = on_ray(reranker, limits, log_to) if door == "ray" else InProcess(reranker, limits)
+    return make_relay(fleet, limits=limits, keys=keys, log_to=log_to)
 
 
 class Live:
@@ -35,7 +51,11 @@ class Live:
     ) -> None:
         self.limits = limits or Limits()
         self.reranker = reranker
-        self.app = make_app(reranker, limits=self.limits, keys=keys, log_to=log_to)
+        self.replace(app_of(reranker, self.limits, keys, log_to))
+
+    def replace(self, app: FastAPI) -> None:
+        """Serve this one, before the server is begun."""
+        self.app = app
         self._server = make_server(self.app, self.limits, host="127.0.0.1", port=0)
         self._thread = threading.Thread(target=lambda: self._server.run(), daemon=True)
 
@@ -72,8 +92,8 @@ def idle(state: State, timeout_s: float = 30.0) -> bool:
     """Wait until nothing is in flight, in the app or in the engine."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        engine = state.engine
-        if state.slots.taken == 0 and not engine.running and not engine.waiting:
+        busy = any(engine.running or engine.waiting for engine in state.every_engine)
+        if state.slots.taken == 0 and not busy:
             return True
         time.sleep(0.005)
     return False

@@ -3,7 +3,8 @@
 Contract: `rerank` ranks one request (options, or one JSON object on stdin) or a JSONL file line by
 line; every input line gives exactly one output line, a ranking or an error, in order, and the same
 command goes on where an interrupted one stopped. Bad lines are counted and shown, they stop
-nothing. `serve` starts the server. Not here: ranking (`rerank`) and HTTP (`serve`).
+nothing. With `--engine` a folder of part files is made of any source, by many workers
+(`cli.in_shares`). `serve` starts the server. Not here: ranking (`rerank`) and HTTP (`serve`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import sys
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffgr2 import strict_json
+from diffgr2.cli import in_shares
 from diffgr2.cli.serve import serve
 from diffgr2.config import DECODERS
 from diffgr2.errors import ConfigError, DataError, Diffgr2Error
@@ -263,6 +266,21 @@ def rank_file(
     return total, bad
 
 
+def rank_lines_of(
+    asked: in_shares.Asked, *, telling: Telling, top_k: int | None, batch: int
+) -> int:
+    """A file of lines into one file; the exit code."""
+    from diffgr2.rerank.reranker import Reranker
+
+    source, output = Path(asked.source), Path(asked.into)
+    if not source.is_file():
+        raise ConfigError(f"{source}: no such file")
+    opened = Reranker.from_pretrained(asked.model)
+    total, bad = rank_file(opened, source, output, telling=telling, top_k=top_k, batch=batch)
+    typer.echo(f"{output}: {total - bad} rankings, {bad} bad lines")
+    return 2 if total and bad == total else 0
+
+
 # --------------------------------------------------------------------------------------- verbs
 
 
@@ -276,9 +294,17 @@ def rerank(
     ] = None,
     user: Annotated[str | None, typer.Option(help="A shopper of the bundle.")] = None,
     source: Annotated[
-        Path | None, typer.Option("--input", "-i", help="JSONL, one request a line.")
+        str | None,
+        typer.Option("--input", "-i", help="JSONL, a request a line; with --engine also others."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSONL.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="JSONL; with --engine a folder.")
+    ] = None,
+    engine: in_shares.Engine = None,
+    workers: in_shares.Workers = 0,
+    gpus: in_shares.Gpus = 0.0,
+    form: in_shares.Form = None,
+    reasons: in_shares.Reasons = False,
     decoder: Annotated[str | None, typer.Option(help=f"{', '.join(DECODERS)}.")] = None,
     threshold: Annotated[float | None, typer.Option(help="τ of block.")] = None,
     rule: Annotated[str | None, typer.Option(help="raw or grammar.")] = None,
@@ -296,7 +322,7 @@ def rerank(
     batch: Annotated[int, typer.Option(min=1, help="Requests decoded at once.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
-    """Rank candidates: one request (options, or JSON on stdin) or a JSONL file."""
+    """Rank candidates: one request (options, or JSON on stdin), a JSONL file, or many files."""
     from diffgr2.rerank.reranker import Reranker
 
     chosen = {"decoder": decoder, "threshold": threshold, "rule": rule}
@@ -305,27 +331,27 @@ def rerank(
     wanted: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     rules = rules_of(pin, exclude, boost, max_per)
     if source is not None:
-        if output is None:
-            raise ConfigError("--output: needed with --input")
         if candidates or history or user or wanted or direct or rules or strict:
             raise ConfigError("--input: its lines hold the requests, no other request options")
-        if not source.is_file():
-            raise ConfigError(f"{source}: no such file")
-        opened = Reranker.from_pretrained(model)
-        total, bad = rank_file(opened, source, output, telling=telling, top_k=top_k, batch=batch)
-        typer.echo(f"{output}: {total - bad} rankings, {bad} bad lines")
-        raise typer.Exit(2 if total and bad == total else 0)
+        asked = in_shares.Asked(model, source, output, engine, workers, gpus, form)
+        said = telling if reasons or markdown or not asked.in_shares else False
+        work = asked.run if asked.in_shares else partial(rank_lines_of, asked)
+        raise typer.Exit(work(telling=said, top_k=top_k, batch=batch))
+    if engine or workers or gpus or form:
+        raise ConfigError("--input: needed with --engine, --workers, --gpus and --format")
     arguments = arguments_given(history, candidates, user)
-    if wanted:
-        arguments["decode"] = {**arguments.get("decode", {}), **wanted}
-    if rules:
-        arguments["rules"] = {**arguments.get("rules", {}), **rules}
-    if strict:
-        arguments["strict"] = True
-    if direct:
-        arguments["reasoning"] = False
+    changed(arguments, wanted, rules)
+    arguments |= {"strict": True} if strict else {}
+    arguments |= {"reasoning": False} if direct else {}
     opened = Reranker.from_pretrained(model)
     rank_one(opened, arguments, as_json=as_json, telling=telling, top_k=top_k)
+
+
+def changed(arguments: dict[str, Any], wanted: dict[str, Any], rules: dict[str, Any]) -> None:
+    """What options say stands above what the request says."""
+    for name, given in (("decode", wanted), ("rules", rules)):
+        if given:
+            arguments[name] = {**arguments.get(name, {}), **given}
 
 
 def arguments_given(

@@ -4,13 +4,15 @@ Contract: every option may stand on the command line, in the environment (`DIFFG
 the YAML file of `--config`, in this order of precedence. What cannot work is one line before
 anything heavy is imported: a missing bundle, a broken keys file, an address that would be open to
 others without keys. A bundle that was judged worse than its floor or its scorer is served on demand
-only. Not here: HTTP (`serve`).
+only. With `--engine ray` models run in replicas (`cli.replicas`). Not here: HTTP (`serve`).
 """
 
 import logging
 import math
 import os
 import sys
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import gethostname
 from typing import Annotated, Any, get_args, get_type_hints
@@ -129,19 +131,26 @@ def opened(
     """The bundles by name: the one given, else the first of `--name`, else their run's. What is to
     be said of them is said, for only whole bundles have a verdict to believe."""
     from diffgr2.rerank.reranker import Reranker
-    from diffgr2.serve.state import ALIASES
 
     rerankers: dict[str, Any] = {}
     for given, directory in bundles:
         reranker = Reranker.from_pretrained(directory)
-        first = names[0] if names and not rerankers else ""
-        name = given or first or reranker.name
-        if name in rerankers or (rerankers and name in (*names, *ALIASES)):
-            raise ConfigError(f"--model {directory}: the name {name} is taken (give NAME=DIR)")
-        rerankers[name] = reranker
+        rerankers[named(given, reranker.name, directory, names, rerankers)] = reranker
     for line in judged([directory for _, directory in bundles], force=force):
         print(line, file=sys.stderr)
     return rerankers
+
+
+def named(
+    given: str, own: str, directory: Path, names: tuple[str, ...], taken: Collection[str]
+) -> str:
+    """What a bundle is called among those before it."""
+    from diffgr2.serve.state import ALIASES
+
+    name = given or (names[0] if names and not taken else "") or own
+    if name in taken or (taken and name in (*names, *ALIASES)):
+        raise ConfigError(f"--model {directory}: the name {name} is taken (give NAME=DIR)")
+    return name
 
 
 # ------------------------------------------------------------------------------- the options
@@ -200,9 +209,39 @@ Log = Annotated[bool, option("--log", help="One JSON line per request on stderr.
 TracesTo = Annotated[
     str | None, option("--traces", metavar="URL", help="Send OpenTelemetry traces there.")
 ]
+EngineOf = Annotated[
+    str, option("--engine", metavar="local|ray", help="Rank here, or in replicas on Ray Serve.")
+]
+Replicas = Annotated[
+    str, option("--replicas", metavar="N|MIN-MAX", help="Replicas on Ray; a range follows load.")
+]
+ReplicaLoad = Annotated[
+    float,
+    option("--replica-load", min=0.0, callback=finite, help="Requests of each; 0 = running / 2."),
+]
+ReplicaCpus = Annotated[
+    float, option("--replica-cpus", min=0.0, callback=finite, help="CPUs of each replica.")
+]
+ReplicaGpus = Annotated[
+    float, option("--replica-gpus", min=0.0, callback=finite, help="GPUs of each, as .25 or 1.")
+]
 Force = Annotated[
     bool, option("--force", help="Serve even a bundle that is worse than its floor or its scorer.")
 ]
+
+
+@dataclass(frozen=True)
+class How:
+    """How and where models are run; what begins with `replica` is of Ray's."""
+
+    force: bool
+    backend: str
+    threads: int
+    replicas: str
+    replica_load: float
+    replica_cpus: float
+    replica_gpus: float
+
 
 # ----------------------------------------------------------------------------------- the verb
 
@@ -235,37 +274,66 @@ def serve(
     log_keep: LogKeep = 0,
     traces: TracesTo = None,
     force: Force = False,
+    engine: EngineOf = "local",
+    replicas: Replicas = "1",
+    replica_load: ReplicaLoad = 0.0,
+    replica_cpus: ReplicaCpus = 1.0,
+    replica_gpus: ReplicaGpus = 0.0,
 ) -> None:
     """Serve models over HTTP: Cohere, Jina, vLLM and TEI shapes, and a page to try it."""
     bundles = bundles_of(models)
-    try:
-        from diffgr2.model import backends
-        from diffgr2.serve.app import LogTo, Shown, make_app
-        from diffgr2.serve.limits import Limits
-    except ImportError as error:
-        raise MissingExtraError(f"{error.name} is missing: pip install 'diffgr2[serve]'") from None
+    bounds = {"candidates": documents, "strict": strict, "batch": batch, "waiting": waiting}
+    bounds |= {"running": running, "tokens": tokens, "timeout_s": timeout, "drain_s": drain}
+    shown = {"page": page, "docs": docs, "cors": tuple(cors or ())}
+    given = settings_of(bounds, shown, (log_dir, log_rotate_mb, log_keep))
     keys, tracing = keys_of(keys_file, host, insecure=insecure), tracing_of(traces)
-    backends.use(backend, threads)
-    limits = Limits(
-        candidates=documents,
-        strict=strict,
-        batch=batch,
-        waiting=waiting,
-        running=running,
-        tokens=tokens,
-        timeout_s=timeout,
-        max_timeout_s=max(300.0, timeout),
-        drain_s=drain,
-        lanes=0,
-        hosts=answered(host, tuple(hosts or ()), keyed=bool(keys)),
-    )
-    shown, further = Shown(page=page, docs=docs, cors=tuple(cors or ())), tuple(names or ())
-    log_to = LogTo(log_dir, log_rotate_mb * 1_000_000, log_keep) if log_dir else None
-    rerankers = opened(bundles, further, force=force)
-    app = make_app(rerankers, limits=limits, keys=keys, names=further, shown=shown, log_to=log_to)
+    hosted = answered(host, tuple(hosts or ()), keyed=bool(keys))
+    limits = replace(given["limits"], hosts=hosted)
+    given |= {"limits": limits, "keys": keys}
+    how = How(force, backend, threads, replicas, replica_load, replica_cpus, replica_gpus)
+    made = app_here if engine == "local" else elsewhere(engine)
+    app = made(bundles, tuple(names or ()), given, how)
     app.state.shared.traces, app.state.shared.any_worth = tracing, force
     if not run(app, limits, host=host, port=port, log=log):
         raise typer.Exit(1)
+
+
+def elsewhere(engine: str) -> Any:
+    """What makes the application of replicas."""
+    if engine != "ray":
+        raise ConfigError(f"--engine {engine}: expected local or ray")
+    from diffgr2.cli.replicas import app_on_ray
+
+    return app_on_ray
+
+
+def settings_of(
+    bounds: dict[str, Any], shown: dict[str, Any], log: tuple[Path | None, int, int]
+) -> dict[str, Any]:
+    """Bounds, what is shown and where logs go, as `make_app` takes them."""
+    try:
+        from diffgr2.serve.app import LogTo, Shown
+        from diffgr2.serve.limits import Limits
+    except ImportError as error:
+        raise MissingExtraError(f"{error.name} is missing: pip install 'diffgr2[serve]'") from None
+    directory, megabytes, keep = log
+    most = max(300.0, bounds["timeout_s"])
+    return {
+        "limits": Limits(**bounds, max_timeout_s=most, lanes=0),
+        "shown": Shown(**shown),
+        "log_to": LogTo(directory, megabytes * 1_000_000, keep) if directory else None,
+    }
+
+
+def app_here(
+    bundles: list[tuple[str, Path]], names: tuple[str, ...], given: dict[str, Any], how: How
+) -> Any:
+    """The application with its models in this process."""
+    from diffgr2.model import backends
+    from diffgr2.serve.app import make_app
+
+    backends.use(how.backend, how.threads)
+    return make_app(opened(bundles, names, force=how.force), names=names, **given)
 
 
 def keys_of(path: Path | None, host: str, *, insecure: bool) -> Any:

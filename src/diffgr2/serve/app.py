@@ -93,6 +93,7 @@ async def visited(
         if visit is not None and outcome:
             visit.close(outcome)
         elif visit is None:
+            request.scope["state"]["facts"].outcome = outcome
             state.metrics.requests.labels(outcome).inc()
 
 
@@ -173,7 +174,7 @@ def add_errors(app: FastAPI) -> None:
 
 
 def add_health(app: FastAPI, state: State) -> None:
-    """Liveness, readiness, metrics, models, reload."""
+    """Liveness, readiness, metrics, reload."""
 
     @app.get("/health/live", summary="Whether the process answers")
     async def live() -> dict[str, str]:
@@ -189,7 +190,18 @@ def add_health(app: FastAPI, state: State) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics")
     async def metrics() -> Response:
-        return Response(state.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(await state.told(), media_type="text/plain; version=0.0.4")
+
+    @app.post("/admin/reload", summary="Exchange keys and bundles for what now stands on disk")
+    async def reload() -> dict[str, Any]:
+        try:
+            return {"reloaded": await state.reload()}
+        except Diffgr2Error as error:
+            raise Problem(409, f"nothing was exchanged: {' '.join(str(error).split())}") from None
+
+
+def add_models(app: FastAPI, state: State) -> None:
+    """What is served."""
 
     @app.get("/v1/models", summary="The bundles that are served, and what a client may send")
     async def models() -> dict[str, Any]:
@@ -202,13 +214,6 @@ def add_health(app: FastAPI, state: State) -> None:
         if served is None:
             raise Problem(404, f"model {name[:80]!r} is not served here", "model")
         return card(state, name, served)
-
-    @app.post("/admin/reload", summary="Exchange keys and bundles for what now stands on disk")
-    async def reload() -> dict[str, Any]:
-        try:
-            return {"reloaded": await state.reload()}
-        except Diffgr2Error as error:
-            raise Problem(409, f"nothing was exchanged: {' '.join(str(error).split())}") from None
 
 
 def card(state: State, name: str, served: Served) -> dict[str, Any]:
@@ -237,6 +242,19 @@ def card(state: State, name: str, served: Served) -> dict[str, Any]:
             "default_timeout_ms": round(limits.timeout_s * 1e3),
         },
     }
+
+
+def add_doors(app: FastAPI, state: State, shown: Shown) -> None:
+    """What stands before every route."""
+    app.add_middleware(Door, state=state)  # type: ignore[arg-type]
+    if shown.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(shown.cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id", "x-request-timeout-ms"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
 
 
 def make_app(
@@ -278,19 +296,12 @@ def make_app(
     app.post(BATCH_PATH, summary="Rank many lists of one body")(rank_batch)
     feedback.add(app, state)
     add_health(app, state)
+    add_models(app, state)
     if shown.page:
         page.add(app, state)
     if shown.docs:
         docs.add(app)
         describe(app, state)
     add_errors(app)
-    app.add_middleware(Door, state=state)  # type: ignore[arg-type]
-    if shown.cors:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(shown.cors),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id", "x-request-timeout-ms"],
-            expose_headers=["x-request-id", "retry-after"],
-        )
+    add_doors(app, state, shown)
     return app

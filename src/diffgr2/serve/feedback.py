@@ -23,7 +23,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from diffgr2.candidates.fields import names_of
 from diffgr2.data.traffic import EVENT, EVENTS, TAKEN
 from diffgr2.serve.door import FEEDBACK_PATH
 from diffgr2.serve.ledger import UnknownRequestError
@@ -141,7 +140,8 @@ def add(app: FastAPI, state: State) -> None:
         if state.draining:
             raise Problem(503, "the server is shutting down", headers={"retry-after": "1"})
         async with read_body(request, state, deadline) as body:
-            given = await state.aside(deadline, _read, body, state.limits, _features(state))
+            # Of all models, as feedback does not say which of them it is about.
+            given = await state.aside(deadline, _read, body, state.limits, state.features())
         caller = request.scope["state"]["caller"]
         for event in given.events:
             if caller.name:
@@ -162,12 +162,6 @@ def add(app: FastAPI, state: State) -> None:
 
 def _read(body: bytes, limits: Limits, features: Collection[str]) -> Feedback:
     return read_feedback(parse_body(body, limits), limits, features)
-
-
-def _features(state: State) -> set[str]:
-    """The names of the models' own features: feedback does not say which model it is about."""
-    every = state.served.values()
-    return {name for one in every for name in names_of(one.reranker.seats.index.own)}
 
 
 async def _stored(request: Request, state: State, given: Feedback, deadline: float) -> Response:

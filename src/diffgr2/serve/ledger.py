@@ -62,6 +62,10 @@ class LogTo:
     keep: int = 0
     room: int = ROOM
 
+    def opened(self, metrics: Metrics) -> Ledger:
+        """The log that is kept there."""
+        return Ledger(self, metrics)
+
 
 @dataclass(frozen=True)
 class Sent:

@@ -239,6 +239,7 @@ class Visit:
             self.note(ranking)
         if self._open:
             self._open = False
+            self.facts.outcome = outcome
             self.state.slots.give_back()
             self.state.metrics.in_flight.set(self.state.slots.taken)
             self.state.metrics.requests.labels(outcome).inc()

@@ -62,7 +62,7 @@ def begun(state: State, plain: Plain, connection: Connection) -> Shortcut | None
     arrived = time.monotonic()
     limits, wanted = state.limits, plain.headers.get(b"x-request-timeout-ms")
     fits = 0 < len(plain.body) <= min(SMALL, limits.body_bytes)
-    if plain.path not in LIST_PATHS or not fits or state.draining:
+    if plain.path not in LIST_PATHS or not fits or state.draining or state.relays:
         return None
     if plain.headers.get(b"content-type") != b"application/json":
         return None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
+from diffgr2.candidates.fields import names_of
 from diffgr2.decode.settings import DecodeRequest
 from diffgr2.errors import ArtifactError, DecodeError, Diffgr2Error
 from diffgr2.rerank.bundle import refuse_worse
@@ -25,7 +26,7 @@ from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.engine import Engine
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.lanes import Lanes, engine_of
-from diffgr2.serve.ledger import Ledger, LogTo
+from diffgr2.serve.ledger import LogTo
 from diffgr2.serve.limits import Budget, Limits, Slots
 from diffgr2.serve.post import Post
 from diffgr2.serve.schema import Problem
@@ -85,6 +86,8 @@ class Served:
 class State:
     """See the module's docstring."""
 
+    relays = False  # True where others rank, so that no engine stands here
+
     def __init__(
         self,
         rerankers: Mapping[str, Reranker],
@@ -104,7 +107,7 @@ class State:
         self.draining = self.started = False
         self.any_worth = True  # False: bundles that are worse than their floor are not taken in
         self.traces: Traces | None = None
-        self.ledger = None if log_to is None else Ledger(log_to, self.metrics)
+        self.ledger = None if log_to is None else log_to.opened(self.metrics)
         self.readers = ThreadPoolExecutor(READERS, "diffgr2-reader")
         self._probing: asyncio.Task[bool] | None = None
         self._exchange = asyncio.Lock()
@@ -154,26 +157,35 @@ class State:
         """Open keys and bundles anew and put them in place; returns the bundles' names."""
         async with self._exchange:
             keys = await asyncio.to_thread(self.keys.reread)
-            fresh: dict[str, Served] = {}
-            try:
-                for name, old in self.served.items():
-                    path = old.reranker.directory
-                    fresh[name] = await asyncio.to_thread(self._open, name, path)
-                if self.draining:
-                    raise ArtifactError("the server is shutting down")
-            except BaseException:
-                for served in fresh.values():
-                    served.retire()
-                raise
+            fresh = await self.opened_anew()
             # From here on nothing waits and nothing fails.
-            old = list(self.served.values())
-            self.served = fresh
             self.keys.replace(keys)
-            self._retired.update(old)
-            for served in old:
-                served.retire()
-            self.metrics.reloads.inc()
+            self.exchange(fresh)
             return list(fresh)
+
+    async def opened_anew(self) -> dict[str, Served]:
+        """Every bundle as it now stands on the disk, beside the old ones."""
+        fresh: dict[str, Served] = {}
+        try:
+            for name, old in self.served.items():
+                path = old.reranker.directory
+                fresh[name] = await asyncio.to_thread(self._open, name, path)
+            if self.draining:
+                raise ArtifactError("the server is shutting down")
+        except BaseException:
+            for served in fresh.values():
+                served.retire()
+            raise
+        return fresh
+
+    def exchange(self, fresh: dict[str, Served]) -> None:
+        """Put these in the place of what is served."""
+        old = list(self.served.values())
+        self.served = fresh
+        self._retired.update(old)
+        for served in old:
+            served.retire()
+        self.metrics.reloads.inc()
 
     def _open(self, name: str, directory: Path) -> Served:
         """A bundle that has shown that it decodes."""
@@ -203,7 +215,15 @@ class State:
         self._reloading.add(task)
         task.add_done_callback(self._reloading.discard)
 
+    def features(self) -> set[str]:
+        """The names of the models' own features."""
+        return {n for one in self.served.values() for n in names_of(one.reranker.seats.index.own)}
+
     # ------------------------------------------------------------------------------ service
+
+    async def told(self) -> bytes:
+        """The metrics, as text."""
+        return self.metrics.text()
 
     def start(self) -> None:
         """On the event loop that will serve."""
@@ -253,4 +273,4 @@ class State:
 
     def full(self) -> Problem:
         """What is told while no slot is free."""
-        return self.busy(f"{self.limits.in_flight} requests are in flight already")
+        return self.busy(f"{self.slots.limit} requests are in flight already")

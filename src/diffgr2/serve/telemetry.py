@@ -55,6 +55,7 @@ class Facts:
 
     key: str = ""
     lists: list[Spent] = field(default_factory=list)
+    outcome: str = ""  # of a ranking request, once it has one
 
     def shown(self) -> dict[str, Any]:
         """The fields of the access log that only some requests have."""

@@ -1,0 +1,54 @@
+"""Ray, as every part of this package that runs on it begins: started here, or joined.
+
+Contract: `joined()` starts Ray on this machine, or joins the cluster that RAY_ADDRESS names, and
+returns its module; without the extra it is one line. `cause_of` is what was wrong, out of Ray's
+many lines. Not here: what is run on it (`on_ray`, `serve.on_serve`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from diffgr2.errors import MissingExtraError, first_line
+
+ADDRESS = "RAY_ADDRESS"
+
+
+def imported() -> Any:
+    """Ray with both of its parts, or the one line that says what brings it."""
+    try:
+        import ray
+        import ray.data
+        import ray.serve
+    except ImportError as error:
+        told = f"{error.name} is missing: pip install 'diffgr2[ray]'"
+        raise MissingExtraError(told) from None
+    return ray
+
+
+def elsewhere() -> bool:
+    """Whether Ray runs by itself, and goes on when this process has ended."""
+    return bool(os.environ.get(ADDRESS))
+
+
+def joined() -> Any:
+    """See the module's docstring."""
+    ray = imported()
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if not elsewhere():
+            # Its workers find the package where this process does.
+            paths = os.pathsep.join(path for path in sys.path if path)
+            options |= {"include_dashboard": False}
+            options |= {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
+        ray.init(**options)
+    return ray
+
+
+def cause_of(error: BaseException) -> str:
+    """What was wrong, in one short line."""
+    inner = getattr(error, "cause", None)
+    return first_line(inner if isinstance(inner, BaseException) else error)
