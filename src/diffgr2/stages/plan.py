@@ -23,6 +23,9 @@ CORPUS = ("vocabulary", "data", "items", "candidates", "evidence")
 TRAINED = ("midtrain", "sft", "rl", "direct_rl", "cft", "opd", "block_rl", "cft_rl")
 """Stages with a training loop; the processes of a torchrun share their work."""
 
+RANKED = ("retriever", "candidates")
+"""Stages that the processes share where the data is large; else the first works alone."""
+
 MEASURED = tuple(f"score_{spec.name}" for spec in ROWS)
 
 READ_BY = {
@@ -48,7 +51,7 @@ def _stage(
 ) -> Stage:
     """One line of the table; inputs and sections are words, `corpus` stands for CORPUS."""
     read = tuple(inputs.replace("corpus", " ".join(CORPUS)).split())
-    call, shared = _late(run or name, *more), name in TRAINED
+    call, shared = _late(run or name, *more), name in (*TRAINED, *RANKED)
     return Stage(name, call, read, tuple(sections.split()), summary, shared=shared, **keys)
 
 
