@@ -140,7 +140,9 @@ class ItemsConfig(Section):
 
 
 class RetrieverConfig(Section):
-    """SASRec with full cross-entropy (retriever.*)."""
+    """SASRec, or counts (retriever.*)."""
+
+    SILENT = ("loss", "negatives", "search")
 
     kind: Literal["sasrec", "itemknn", "popularity"] = "sasrec"
     dim: Positive = 64
@@ -155,6 +157,9 @@ class RetrieverConfig(Section):
     patience: Positive = 2  # epochs without a better validation NDCG@10 until it stops
     init: Literal["copurchase", "random"] = "copurchase"  # of the item embeddings
     precision: Literal["fp32", "bf16"] = "fp32"  # of the item logits in training
+    loss: Literal["auto", "full", "sampled"] = "auto"  # over all items, or a sample; auto: by size
+    negatives: Positive = 1024  # sampled: items of a step that stand for all
+    search: Literal["auto", "exact", "approximate"] = "auto"  # of the best items; auto: by size
 
 
 class CandidatesConfig(Section):

@@ -10,16 +10,11 @@ from torch.nn import functional as F
 from diffgr2.artifacts import read_json, write_json
 from diffgr2.candidates import kinds
 from diffgr2.candidates.attention import AttentionScores, gelu
+from diffgr2.candidates.fitting import copurchase_vectors, epoch_batches, train
 from diffgr2.candidates.kinds import Popularity
 from diffgr2.candidates.retrieval import evaluate, prefixes, ragged
-from diffgr2.candidates.sasrec import (
-    FullCrossEntropy,
-    SasRec,
-    copurchase_vectors,
-    dropped,
-    epoch_batches,
-    train,
-)
+from diffgr2.candidates.sasrec import SasRec, dropped
+from diffgr2.candidates.softmax import FullCrossEntropy
 from diffgr2.config import RetrieverConfig
 from diffgr2.errors import ArtifactError
 from diffgr2.types import Histories

@@ -11,13 +11,16 @@ more; items that no neighbour speaks for follow by popularity. Not here: how SAS
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 
 from diffgr2.artifacts import load_arrays, read_json, save_arrays, write_json
-from diffgr2.candidates.retrieval import bought, prefixes
+from diffgr2.candidates.extent import samples
+from diffgr2.candidates.ranks import ALONE, Ranks
+from diffgr2.candidates.retrieval import best_columns, bought, prefixes
 from diffgr2.config import RetrieverConfig
 from diffgr2.types import Histories
 
@@ -41,16 +44,25 @@ class Counted:
     def n_items(self) -> int:
         return len(self.count_I)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What it holds, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def save(self, directory: Path) -> None:
         """Write model.safetensors and config.json."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        save_arrays(directory / "model.safetensors", **arrays)
+        save_arrays(directory / "model.safetensors", **self.arrays())
         write_json(directory / "config.json", {"kind": self.kind, "n_items": self.n_items})
 
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Read what `save` wrote."""
         return cls(**load_arrays(directory / "model.safetensors"))
+
+
+def unseen_head(falling: np.ndarray, seen_T: np.ndarray, k: int) -> np.ndarray:
+    """The first k of an order of items that a history does not hold."""
+    head_N = falling[: k + len(seen_T)]
+    return head_N[~np.isin(head_N, seen_T)][:k]
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,18 @@ class Popularity(Counted):
 
     def score_some(self, history_T: np.ndarray, items_K: np.ndarray) -> np.ndarray:
         return self.count_I[items_K]
+
+    @cached_property
+    def falling(self) -> np.ndarray:
+        """The items by their score, best first, equals by number."""
+        return np.lexsort((np.arange(self.n_items), -self.count_I))
+
+    def best(self, queries: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The head of that order, without what a history holds."""
+        items_LK = np.empty((queries.n_users, k), np.int32)
+        for row in range(queries.n_users):
+            items_LK[row] = unseen_head(self.falling, queries.of(row), k)
+        return items_LK, self.count_I[items_LK]
 
 
 @dataclass(frozen=True)
@@ -103,14 +127,46 @@ class ItemKnn(Counted):
     def score_some(self, history_T: np.ndarray, items_K: np.ndarray) -> np.ndarray:
         return self._scores(history_T)[items_K].astype(np.float32)
 
+    @cached_property
+    def far(self) -> np.ndarray:
+        """What an item scores that no neighbour speaks for, float64."""
+        return 1e-6 * self.count_I.astype(np.float64) / max(float(self.count_I.max()), 1.0)
+
+    @cached_property
+    def falling(self) -> np.ndarray:
+        """The items by that score as it is told (float32), best first, equals by number."""
+        return np.lexsort((np.arange(self.n_items), -self.far.astype(np.float32)))
+
+    def best(self, queries: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """From the neighbours and the head of the popular: nobody else can be among the best."""
+        items_LK = np.empty((queries.n_users, k), np.int32)
+        scores_LK = np.empty((queries.n_users, k), np.float32)
+        near_I = self.far.copy()
+        for row in range(queries.n_users):
+            seen_T = queries.of(row)
+            near_N = self._add_near(near_I, seen_T)
+            item_N = np.union1d(near_N, unseen_head(self.falling, seen_T, k))
+            item_N = item_N[~np.isin(item_N, seen_T)]
+            score_1N = near_I[item_N].astype(np.float32)[None]
+            column_1K, scores_LK[[row]] = best_columns(score_1N, k)
+            items_LK[row] = item_N[column_1K[0]]
+            near_I[near_N] = self.far[near_N]
+        return items_LK, scores_LK
+
     def _scores(self, history_T: np.ndarray) -> np.ndarray:
         """Of every item for one history, float64."""
-        # Popularity only orders what the neighbours leave at zero.
-        near_I = 1e-6 * self.count_I.astype(np.float64) / max(float(self.count_I.max()), 1.0)
+        near_I = self.far.copy()
+        self._add_near(near_I, history_T)
+        return near_I
+
+    def _add_near(self, near_I: np.ndarray, history_T: np.ndarray) -> np.ndarray:
+        """Add what the neighbours of a history score; returns them, each once or more."""
+        touched = [np.empty(0, np.int32)]
         for age, item in enumerate(history_T[: -RECENT - 1 : -1].tolist()):
             row = slice(self.indptr[item], self.indptr[item + 1])
             near_I[self.indices[row]] += DECAY**age * self.data[row]  # each neighbour stands once
-        return near_I
+            touched.append(self.indices[row])
+        return np.concatenate(touched)
 
 
 Fitted: TypeAlias = "SasRec | ItemKnn | Popularity"
@@ -128,6 +184,7 @@ def fit(
     name: str,
     progress: Progress,
     held: int = 2,
+    ranks: Ranks = ALONE,
 ) -> tuple[Fitted, dict[str, Any]]:
     """A retriever that knows these users' train parts, and metrics of its training.
 
@@ -136,13 +193,14 @@ def fit(
     if config.kind in COUNTED:
         train = prefixes(histories, users, histories.lengths_U[users] - held)
         return COUNTED[config.kind].build(train), {}
-    from diffgr2.candidates import sasrec
+    from diffgr2.candidates import fitting
 
-    model, curve = sasrec.train(
-        histories, users, config, seed, work=work, name=name, progress=progress
+    model, curve = fitting.train(
+        histories, users, config, seed, work=work, name=name, progress=progress, ranks=ranks
     )
     best = max(curve, key=lambda entry: entry["ndcg@10"])
-    return model, {"epochs": len(curve), "best_epoch": curve.index(best) + 1, "loss": best["loss"]}
+    facts = {"epochs": len(curve), "best_epoch": curve.index(best) + 1, "loss": best["loss"]}
+    return model, facts | {"softmax": "sampled" if samples(histories, config) else "full"}
 
 
 def load(directory: Path) -> Fitted:

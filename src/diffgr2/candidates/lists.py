@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from diffgr2.artifacts import mapped_arrays, save_arrays
+from diffgr2.candidates.ranks import ALONE, Ranks
 from diffgr2.candidates.retrieval import Retriever, prefixes, top_k
 from diffgr2.errors import DataError
 from diffgr2.streams import permutation
@@ -72,6 +73,7 @@ def ranked_lists(
     user_L: np.ndarray,
     end_L: np.ndarray,
     k: int,
+    ranks: Ranks = ALONE,
 ) -> CandidateLists:
     """Lists for given positions from one retriever."""
     if histories.n_items - int(end_L.max(initial=0)) < k:
@@ -79,18 +81,19 @@ def ranked_lists(
             f"candidates.k_max: {k} unseen candidates needed, but the catalogue has "
             f"{histories.n_items} items and a history of {int(end_L.max())}"
         )
-    ranked = top_k(retriever, prefixes(histories, user_L, end_L), k)
+    ranked = top_k(retriever, prefixes(histories, user_L, end_L), k, ranks)
     target_L = histories.items_N[histories.offsets_U1[user_L] + end_L]
     return CandidateLists(split, user_L.astype(np.int32), end_L.astype(np.int32), target_L, *ranked)
 
 
 def held_out_lists(
-    histories: Histories, retriever: Retriever, split: str, k: int
+    histories: Histories, retriever: Retriever, split: str, k: int, ranks: Ranks = ALONE
 ) -> CandidateLists:
     """Lists of every user for `validation` (hides two items) or `test` (hides one)."""
     hidden = {"validation": 2, "test": 1}[split]
     user_L = np.arange(histories.n_users, dtype=np.int32)
-    return ranked_lists(histories, retriever, split, user_L, histories.lengths_U - hidden, k)
+    end_L = histories.lengths_U - hidden
+    return ranked_lists(histories, retriever, split, user_L, end_L, k, ranks)
 
 
 def training_lists(
@@ -100,6 +103,7 @@ def training_lists(
     *,
     k: int,
     prefixes_per_user: int,
+    ranks: Ranks = ALONE,
 ) -> CandidateLists:
     """Cross-fitted lists: `fit(users, fold)` trains on the users outside that fold."""
     parts = []
@@ -107,7 +111,7 @@ def training_lists(
         retriever = fit(np.flatnonzero(fold_U != fold), fold)
         inside = np.flatnonzero(fold_U == fold)
         positions = training_positions(histories, inside, prefixes_per_user)
-        parts.append(ranked_lists(histories, retriever, "train", *positions, k))
+        parts.append(ranked_lists(histories, retriever, "train", *positions, k, ranks))
     names = [name for name in ARRAYS if name in parts[0].arrays()]
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     lists = CandidateLists("train", **arrays)

@@ -195,7 +195,7 @@ def retrained(
     if all(np.array_equal(a, b) for a, b in zip(_arrays(before), _arrays(retriever), strict=True)):
         return kind.build(bought_by(new.pairs, n_users[1])), f"{kind.kind}, counted anew"
     more = new.pairs.n_items - old.pairs.n_items
-    arrays = {**vars(retriever), "count_I": np.pad(retriever.count_I, (0, more))}
+    arrays = {**retriever.arrays(), "count_I": np.pad(retriever.count_I, (0, more))}
     if isinstance(retriever, ItemKnn):
         arrays["indptr"] = np.pad(retriever.indptr, (0, more), mode="edge")
     told = f"{kind.kind}, as it was: it counts something else than the evidence"
@@ -203,7 +203,7 @@ def retrained(
 
 
 def _arrays(counted: ItemKnn | Popularity) -> list[np.ndarray]:
-    return list(vars(counted).values())
+    return list(counted.arrays().values())
 
 
 def _embedded(

@@ -15,6 +15,7 @@ import numpy as np
 
 from diffgr2.artifacts import save_arrays
 from diffgr2.candidates import kinds
+from diffgr2.candidates.extent import large
 from diffgr2.candidates.lists import (
     first_columns,
     fold_of_users,
@@ -25,13 +26,17 @@ from diffgr2.candidates.lists import (
 )
 from diffgr2.candidates.own_fields import Column, write_own
 from diffgr2.candidates.own_split import SPLITS, own_split, shown_at
+from diffgr2.candidates.ranks import Ranks
+from diffgr2.candidates.retrieval import Retriever
+from diffgr2.candidates.search import searched
 from diffgr2.data.columnar import packed_texts
 from diffgr2.data.own_store import OwnLists
 from diffgr2.data.store import read_dataset
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.known import own_parts
+from diffgr2.stages.sharing import together
 from diffgr2.streams import key_of
-from diffgr2.types import MISS, CandidateLists
+from diffgr2.types import MISS, CandidateLists, Histories
 
 
 def counts(lists: CandidateLists) -> dict[str, float]:
@@ -45,6 +50,11 @@ def counts(lists: CandidateLists) -> dict[str, float]:
     if lists.split != "test":
         result[f"{lists.split}_floor_r@1"] = float((hits_L == 0).mean()) if len(hits_L) else 0.0
     return result
+
+
+def worst(searches: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of several retrievers' searches the one that finds least; an exact one finds all."""
+    return min(searches, key=lambda facts: facts.get("search_recall@10", 2.0))
 
 
 def own_lists(ctx: StageContext, own: OwnLists, parts_L: np.ndarray) -> dict[str, Any]:
@@ -75,14 +85,28 @@ def own_lists(ctx: StageContext, own: OwnLists, parts_L: np.ndarray) -> dict[str
 
 def run(ctx: StageContext) -> dict[str, Any]:
     if (found := own_parts(ctx.recipe, ctx.inputs["data"])) is not None:
-        return own_lists(ctx, *found)
-    config, histories = ctx.recipe.candidates, read_dataset(ctx.inputs["data"]).histories
-    full = kinds.load(ctx.inputs["retriever"])
+        return together(False, lambda _: own_lists(ctx, *found))
+    histories = read_dataset(ctx.inputs["data"]).histories
+    return together(
+        large(histories, ctx.recipe.retriever), lambda ranks: ranked(ctx, histories, ranks)
+    )
 
-    def fit(users: np.ndarray, fold: int) -> "kinds.Fitted":
+
+def ranked(ctx: StageContext, histories: Histories, ranks: Ranks) -> dict[str, Any]:
+    """The retriever's lists."""
+    config, asked = ctx.recipe.candidates, ctx.recipe.retriever
+    searches: list[dict[str, Any]] = []
+
+    def searching(model: "kinds.Fitted", seed: int) -> Retriever:
+        found, facts = searched(model, histories, asked, seed, ctx.progress.line)
+        searches.append(facts)
+        return found
+
+    def fit(users: np.ndarray, fold: int) -> Retriever:
         name, seed = f"fold {fold + 1} of {config.folds}", key_of(ctx.seed, "candidates", fold)
         place: dict[str, Any] = {"work": ctx.work, "name": name, "progress": ctx.progress}
-        return kinds.fit(histories, users, ctx.recipe.retriever, seed, **place)[0]
+        model = kinds.fit(histories, users, asked, seed, ranks=ranks, **place)[0]
+        return searching(model, seed)
 
     train = training_lists(
         histories,
@@ -90,12 +114,18 @@ def run(ctx: StageContext) -> dict[str, Any]:
         fit,
         k=config.k_max,
         prefixes_per_user=config.prefixes,
+        ranks=ranks,
     )
     if config.inject_target:
         train = with_targets(train, config.k)
-    held = [held_out_lists(histories, full, s, config.k_max) for s in ("validation", "test")]
-    metrics: dict[str, Any] = {"inject_target": config.inject_target}
+    full = searching(kinds.load(ctx.inputs["retriever"]), key_of(ctx.seed, "candidates"))
+    held = [
+        held_out_lists(histories, full, split, config.k_max, ranks)
+        for split in ("validation", "test")
+    ]
+    metrics: dict[str, Any] = {"inject_target": config.inject_target, **worst(searches)}
     for lists in (train, *held):
-        save_lists(ctx.out, lists)
+        if ranks.first:
+            save_lists(ctx.out, lists)
         metrics |= counts(first_columns(lists, config.k))
     return metrics

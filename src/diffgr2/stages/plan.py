@@ -23,9 +23,12 @@ CORPUS = ("vocabulary", "data", "items", "candidates", "evidence")
 TRAINED = ("midtrain", "sft", "rl", "direct_rl", "cft", "opd", "block_rl", "cft_rl")
 """Stages with a training loop."""
 
+RANKED = ("retriever", "candidates")
+"""Stages that the processes share where the data is large; else the first works alone."""
+
 MEASURED = tuple(f"score_{spec.name}" for spec in ROWS)
 
-SHARED = (*TRAINED, "distill", "calibrate", "probes", *MEASURED)
+SHARED = (*TRAINED, *RANKED, "distill", "calibrate", "probes", *MEASURED)
 """Stages whose work the processes of a torchrun share; timings are the first one's alone."""
 
 READ_BY = {

@@ -1,7 +1,8 @@
 """Stage `retriever`: the full first-stage ranker, trained on every user's train part.
 
 Reads data; writes model.safetensors and config.json. Its metrics hold R@10 and NDCG@10 over all
-users for validation (which stops the training early) and test (which decides nothing). Where the
+users (of many a random choice) for validation (which stops the training early) and test (which
+decides nothing), and whether the loss was over all items or a sample. Where the
 lists are a shop's own, it only ranks requests that come without scores: it learns from all that
 their split allows to know, and where nothing was bought it is the popularity of what came of the
 lists that train. Run: `diffgr2 retriever RECIPE`.
@@ -12,22 +13,27 @@ from typing import Any
 import numpy as np
 
 from diffgr2.candidates import kinds
+from diffgr2.candidates.extent import large
 from diffgr2.candidates.own_split import TRAIN
+from diffgr2.candidates.ranks import Ranks
 from diffgr2.candidates.retrieval import evaluate, prefixes
 from diffgr2.config import RetrieverConfig
 from diffgr2.data.own_store import OwnLists
 from diffgr2.data.store import read_dataset
 from diffgr2.pipeline import StageContext
 from diffgr2.stages.known import known_part, own_parts
-from diffgr2.streams import key_of
+from diffgr2.stages.sharing import together
+from diffgr2.streams import key_of, permutation
 
 FEWEST = 3
 """Purchases that a user has to have made for SASRec, which keeps two back."""
 
 
-def beside_lists(
-    ctx: StageContext, own: OwnLists, parts_L: np.ndarray, place: dict[str, Any]
-) -> dict[str, Any]:
+MEASURED_USERS = 32_768
+"""Whose lists the metrics are about: a random choice of more."""
+
+
+def beside_lists(ctx: StageContext, own: OwnLists, parts_L: np.ndarray) -> dict[str, Any]:
     """The retriever of a recipe whose lists are the shop's."""
     known = known_part(ctx.recipe, ctx.inputs["data"], read_dataset(ctx.inputs["data"]))
     config = ctx.recipe.retriever
@@ -43,23 +49,37 @@ def beside_lists(
         config, held = RetrieverConfig(kind="itemknn"), 0
         users = np.flatnonzero(known.lengths_U)
     seed = key_of(ctx.seed, "retriever")
-    model, metrics = kinds.fit(known, users, config, seed, held=held, **place)
-    model.save(ctx.out)
-    return {"kind": config.kind, **metrics, "users": len(users)}
+
+    def work(ranks: Ranks) -> dict[str, Any]:
+        place: dict[str, Any] = {"work": ctx.work, "name": "retriever", "progress": ctx.progress}
+        model, facts = kinds.fit(known, users, config, seed, held=held, ranks=ranks, **place)
+        model.save(ctx.out)
+        return {"kind": config.kind, **facts, "users": len(users)}
+
+    return together(large(known, config), work)
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    place: dict[str, Any] = {"work": ctx.work, "name": "retriever", "progress": ctx.progress}
     if (found := own_parts(ctx.recipe, ctx.inputs["data"])) is not None:
-        return beside_lists(ctx, *found, place)
+        return beside_lists(ctx, *found)
     histories = read_dataset(ctx.inputs["data"]).histories
-    users = np.arange(histories.n_users)
+    users, config = np.arange(histories.n_users), ctx.recipe.retriever
     seed = key_of(ctx.seed, "retriever")
-    model, metrics = kinds.fit(histories, users, ctx.recipe.retriever, seed, **place)
-    model.save(ctx.out)
-    for split, hidden in (("validation", 2), ("test", 1)):
-        end_U = histories.lengths_U - hidden
-        target_U = histories.items_N[histories.offsets_U1[:-1] + end_U]
-        scores = evaluate(model, prefixes(histories, users, end_U), target_U)
-        metrics |= {f"{split}_{name}": value for name, value in scores.items()}
-    return metrics
+
+    def work(ranks: Ranks) -> dict[str, Any]:
+        place: dict[str, Any] = {"work": ctx.work, "name": "retriever", "progress": ctx.progress}
+        model, metrics = kinds.fit(histories, users, config, seed, ranks=ranks, **place)
+        model.save(ctx.out)
+        asked = users
+        if len(users) > MEASURED_USERS:
+            asked = np.sort(permutation(len(users), seed, "measured")[:MEASURED_USERS])
+            metrics |= {"measured_users": MEASURED_USERS}
+        for split, hidden in (("validation", 2), ("test", 1)):
+            end_L = histories.lengths_U[asked] - hidden
+            target_L = histories.items_N[histories.offsets_U1[asked] + end_L]
+            queries = prefixes(histories, asked, end_L)
+            scores = evaluate(model, queries, target_L, ranks=ranks)
+            metrics |= {f"{split}_{name}": value for name, value in scores.items()}
+        return metrics
+
+    return together(large(histories, config), work)
