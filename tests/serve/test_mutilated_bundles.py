@@ -348,3 +348,17 @@ def test_weights_in_several_files_are_a_bundle_too(run_dir: Path, tmp_path: Path
     )
     with pytest.raises(CheckpointError, match="weight_map"):
         Reranker.from_pretrained(bundles.seal(bundle))
+
+
+def test_a_mapped_bundle_ranks_alike_and_shares_its_files(run_dir: Path, tmp_path: Path) -> None:
+    bundle = bundles.copy_of(run_dir / "bundle", tmp_path / "bundle")
+    held, mapped = (Reranker.from_pretrained(bundle, mapped=choice) for choice in (False, True))
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(bundle / INDEX) in maps.read_text()
+    assert not mapped.seats.index.pairs.value_PV.flags.writeable
+    history, candidates = ids(held, 1, 2), ids(held, 5, 6, 7, 8)
+    decode = {"decoder": "ar", "max_tokens": 40}
+    results = [one.rank(history, candidates, decode=decode) for one in (held, mapped)]
+    assert results[0].raw == results[1].raw
+    bundle.rename(tmp_path / "old")  # as an exchange does: what is open goes on
+    assert mapped.rank(history, candidates, decode=decode).raw == results[0].raw

@@ -22,7 +22,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from diffgr2.artifacts import mapped_arrays, read_json, save_arrays, write_json
+from diffgr2.artifacts import load_arrays, mapped_arrays, read_json, save_arrays, write_json
 from diffgr2.candidates.attributes import Attributes
 from diffgr2.candidates.edges import bucket_edges
 from diffgr2.candidates.fields import (
@@ -192,9 +192,9 @@ class EvidenceIndex:
         write_json(directory / "index.json", about)
 
     @staticmethod
-    def load(directory: Path) -> EvidenceIndex:
-        """Read what `save` wrote; its arrays stay in the file, which processes share."""
-        arrays = mapped_arrays(directory / "index.safetensors")
+    def load(directory: Path, *, mapped: bool = False) -> EvidenceIndex:
+        """Read what `save` wrote; `mapped`: its arrays stay in the file, which processes share."""
+        arrays = (mapped_arrays if mapped else load_arrays)(directory / "index.safetensors")
         about = read_json(directory / "index.json")
         fields = read_fields(directory)
         counts: dict[str, Any] = {name: arrays.pop(name) for name in PAIR_ARRAYS}

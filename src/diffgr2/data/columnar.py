@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from diffgr2.artifacts import mapped_arrays, save_arrays
+from diffgr2.artifacts import load_arrays, mapped_arrays, save_arrays
 from diffgr2.errors import ArtifactError
 from diffgr2.types import Catalogue, Histories
 
@@ -88,8 +88,8 @@ def pack(out: Path, dataset: Packable) -> None:
     )
 
 
-def unpack(directory: Path) -> tuple[Histories, Catalogue, list[str]]:
-    """Read back what `pack` wrote."""
+def unpack(directory: Path, *, mapped: bool = False) -> tuple[Histories, Catalogue, list[str]]:
+    """Read back what `pack` wrote; `mapped`: histories stay in the file, which processes share."""
     catalogue = _read(directory / ITEMS, _catalogue)
     raw_users = _read(directory / USERS, lambda arrays: texts_of("raw_id", arrays))
     histories = _read(
@@ -97,14 +97,17 @@ def unpack(directory: Path) -> tuple[Histories, Catalogue, list[str]]:
         lambda arrays: Histories(
             arrays["offsets"], arrays["items"], arrays["timestamps"], len(catalogue)
         ),
+        mapped_arrays if mapped else load_arrays,
     )
     return histories, catalogue, raw_users
 
 
-def _read(path: Path, made: Callable[[Arrays], T]) -> T:
+def _read(
+    path: Path, made: Callable[[Arrays], T], read: Callable[[Path], Arrays] = load_arrays
+) -> T:
     """What is made of a file's arrays; whatever is wrong with them names the file."""
     try:
-        return made(mapped_arrays(path))
+        return made(read(path))
     except KeyError as error:
         raise ArtifactError(f"{path}: {error.args[0]} is missing") from None
     except ValueError as error:

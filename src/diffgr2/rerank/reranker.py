@@ -19,6 +19,7 @@ command line (`cli.rerank`).
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,19 @@ from diffgr2.rerank.world import SEATS, World
 class Reranker(World):
     """See the module's docstring."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, *, mapped: bool = False) -> None:
+        super().__init__(directory, mapped=mapped)
         self.model = open_backend(directory)
         self._try_out()
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> Reranker:
-        """Open a bundle after checking every file against its manifest."""
-        return opened(Path(directory), cls)
+    def from_pretrained(cls, directory: str | Path, *, mapped: bool = False) -> Reranker:
+        """Open a bundle after checking every file against its manifest.
+
+        `mapped` leaves counts and histories in the bundle's files, whose pages processes on one
+        machine share; such a bundle may be replaced by a rename, but never written to in place.
+        """
+        return opened(Path(directory), partial(cls, mapped=mapped))
 
     def _try_out(self) -> None:
         """A list goes through every part once: what does not fit fails here, not at a request."""

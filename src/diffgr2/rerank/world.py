@@ -75,7 +75,7 @@ class Shown:
 class World:
     """See the module's docstring."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, mapped: bool = False) -> None:
         self.directory = directory
         note = read_note(directory)
         self.recipe, self.simulated = note.recipe, note.simulated
@@ -85,13 +85,14 @@ class World:
         check_arrays(directory)
         self.contract = contract_of(directory)
         self.decoders: tuple[Decoder, ...] = tuple(DECODERS) if self.contract else ("ar",)
-        self.histories, self.catalogue, self.raw_users = unpack(directory / "data")
+        self.histories, self.catalogue, self.raw_users = unpack(directory / "data", mapped=mapped)
         self._user = {raw: user for user, raw in enumerate(self.raw_users)}
         self.sids = SemanticIds.load(directory / "items")
         self.names = Names(self.catalogue, self.sids, Encoder.load(directory / "items"))
         self.vocab = Vocabulary.load(directory)
         check_vocabulary(directory, self.vocab)
-        self.seats = Seats(EvidenceIndex.load(directory / "evidence"), self.catalogue)
+        index = EvidenceIndex.load(directory / "evidence", mapped=mapped)
+        self.seats = Seats(index, self.catalogue)
         self.fields = self.seats.index.fields
         self.template = make_template(self.vocab, self.recipe.prompt, self.fields)
         self.frame = frame_of(self.template)
