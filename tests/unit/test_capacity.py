@@ -209,10 +209,10 @@ def test_traffic_is_simulated_and_placed_on_machines(tmp_path: Path) -> None:
     two, random = re.findall(r"p99 ≤ 100 ms, [\w ]+: (\d+) replicas? at a load of (\d\.\d\d)", said)
     assert int(two[0]) <= int(random[0])
     assert float(two[1]) == pytest.approx(500 / int(two[0]) / served().replica.capacity, abs=0.01)
-    assert "8 on a machine of 16 cores: 1 machines, which are there" in said
+    assert "8 on a machine of 16 cores: 1 machine (2 there)" in said
     code, said = planned(tmp_path, found, *words, *asked[:-1], "2c8g")
     assert code == 1
-    assert "of which 1 are there" in said
+    assert f"1 on a machine of 2 cores: {two[0]} machines (1 there)" in said
     code, said = planned(tmp_path, found, *words, *asked[:-1], "1c8g")
     assert "a replica does not fit a machine, for its cores: it takes 2 cores" in said
     code, said = planned(tmp_path, found, *words, "--rate", "500", "--p99", "5")

@@ -92,7 +92,7 @@ class Bench:
         self._add("evidence", sizes, evidence, place / "plain" / "evidence")
         if self._affords("candidates:itemknn", sizes):
             self._counted(place, paths, sizes)
-        if self._affords("epoch:sasrec", sizes, 6.0):
+        if self._affords("epoch:sasrec", sizes, float(max(EPOCHS))):
             self._trained(place, paths, sizes)
 
     def _counted(self, place: Path, paths: tuple[Path, Path], sizes: dict[str, float]) -> None:

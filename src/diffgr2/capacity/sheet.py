@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from diffgr2.capacity.costtable import Served, Table
 from diffgr2.capacity.forecast import (
     FREE,
+    SLACK,
     Figure,
     advice,
     breaking,
@@ -44,6 +45,7 @@ class Asked:
     decoder: str
     weights: int
     mark: str = ""  # of a bundle
+    index: float | None = None  # bytes of a bundle's own, at its own size
     rate: float | None = None
     p99: float = 0.1
     daily: float | None = None
@@ -67,8 +69,10 @@ def stage_lines(table: Table, asked: Asked) -> tuple[list[str], bool]:
     """CPU seconds and memory of what comes before training, and what breaks first."""
     sizes = sizes_of_data(asked.recipe, asked.size)
     found = costs(table, asked.recipe, sizes)
+    size = _index(table, asked)
+    kept = [] if size is None else [f"index of a replica: {room(size.value)} on disk ({size.mark})"]
     if not found:
-        return ["no stage was measured: diffgr2 plan --measure"], True
+        return [*kept, "no stage was measured: diffgr2 plan --measure"], True
     data = ", ".join(f"{count_said(sizes[n])} {n}" for n in ("interactions", "users", "items"))
     lines = [
         f"costs: {table.said()}",
@@ -77,12 +81,9 @@ def stage_lines(table: Table, asked: Asked) -> tuple[list[str], bool]:
     ]
     for cost in found:
         time, peak = clock(cost.seconds.value), room(cost.peak.value)
-        lines.append(
-            f"{cost.stage:12}{time:>10}  {cost.seconds.mark:22}{peak:>10}  {cost.peak.mark}"
-        )
-    size = index(table, asked.recipe, sizes)
-    if size is not None:
-        lines.append(f"index of a replica: {room(size.value)} on disk ({size.mark})")
+        marks = cost.seconds.mark, cost.peak.mark
+        lines.append(f"{cost.stage:12}{time:>12}  {marks[0]:22}{peak:>11}  {marks[1]}")
+    lines += kept
     laws = [law for cost in found for law in cost.laws]
     lines.append("fits: " + "; ".join(dict.fromkeys(laws)))
     told, holds = _first(table, asked, sizes)
@@ -179,14 +180,22 @@ def traffic_lines(table: Table, asked: Asked) -> tuple[list[str], bool]:
     return lines + more, holds
 
 
+def _index(table: Table, asked: Asked) -> Figure | None:
+    """Bytes that a replica's index takes on disk: the bundle's own, or by the laws."""
+    if asked.index is not None:
+        return Figure(asked.index)
+    return index(table, asked.recipe, sizes_of_data(asked.recipe, asked.size))
+
+
 def _memory(table: Table, asked: Asked, known: Known) -> tuple[float, str]:
     """Bytes of a replica at the data's size."""
-    here = index(table, asked.recipe, sizes_of_data(asked.recipe, asked.size))
-    there = known.served.memory
-    if here is None:
-        return there, f"memory of a replica: {room(there)} (measured at another size)"
-    more = max(here.value - known.served.index, 0.0)
-    figure = Figure(there + HELD * more, here.beyond, here.here and more == 0)
+    size, there = _index(table, asked), known.served
+    if size is None:
+        told = f"with an index of {room(there.index)}, others were not measured"
+        return there.memory, f"memory of a replica: {room(there.memory)} ({told})"
+    more = max(size.value - there.index, 0.0)
+    same = asked.mark == there.mark and more < (SLACK - 1) * there.index
+    figure = replace(size, value=there.memory + HELD * more, here=size.here and table.here and same)
     return figure.value, f"memory of a replica: {room(figure.value)} ({figure.mark})"
 
 
@@ -232,5 +241,6 @@ def _placed(
         return f"  a replica does not fit a machine, for its {short}: it takes {need}", False
     needed = -(-found.replicas // each)
     fits = needed <= machines.count
-    told = f"  {each} on a machine of {machines.cores} cores: {needed:,} machines"
-    return f"{told}, {'which are there' if fits else f'of which {machines.count} are there'}", fits
+    many = "machine" if needed == 1 else "machines"
+    told = f"  {each} on a machine of {machines.cores} cores: {needed:,} {many}"
+    return f"{told} ({machines.count} there)", fits

@@ -220,7 +220,7 @@ def bundle_asked(
     base_config: Path | None,
 ) -> tuple[Asked, str]:
     """(a bundle and its data's size, where that is from)."""
-    from diffgr2.capacity.servicing import mark_of
+    from diffgr2.capacity.servicing import index_bytes, mark_of
     from diffgr2.capacity.sheet import Asked
     from diffgr2.data.columnar import unpack
     from diffgr2.model.contract import read_config
@@ -235,7 +235,9 @@ def bundle_asked(
     histories, _, _ = unpack(path / "data")
     base = Size(histories.n_users, histories.n_items, len(histories.items_N))
     how = (resized(base, counts), there, 0.0, recipe.decode.decoder, weights, mark_of(path))
-    return Asked(recipe, *how), "as given" if any(counts) else "of the bundle"
+    if any(counts):
+        return Asked(recipe, *how), "as given"
+    return Asked(recipe, *how, index=index_bytes(path)), "of the bundle"
 
 
 # ----------------------------------------------------------------------------------- measuring
