@@ -114,11 +114,12 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--decoders", default="block,verify,ar")
     parser.add_argument("--requests", type=int, default=6_000, help="at each load")
+    parser.add_argument("--asked", type=int, default=256, help="in each closed loop")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     before, decoders = os.getloadavg()[0], given.decoders.split(",")
-    found = serviced(given.bundle, decoders, given.threads, print, asked=256)
+    found = serviced(given.bundle, decoders, given.threads, print, asked=given.asked)
     rows: list[dict[str, Any]] = []
     options = (*OPTIONS, "--threads", str(given.threads), "--running", str(RUNNING))
     with server(given.bundle, *options) as running:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from diffgr2.capacity import costtable, forecast
+from diffgr2.capacity import costtable, forecast, measuring
 from diffgr2.capacity.costtable import Machine, Point, Round, Served, Table
 from diffgr2.capacity.machines import amount_of, count_said, machines_of
 from diffgr2.capacity.powerlaw import fit
@@ -86,6 +86,30 @@ def test_known_powers_are_found_again_through_noise(n: float, i: float, base: fl
     assert law.beyond(far) == pytest.approx(10 / 3)
     assert law.beyond({"n": 1e6, "i": 2e4}) == 1.0
     assert law.beyond({"n": 1e4, "i": 2e4}) == pytest.approx(10)
+
+
+CURVES = [  # at .3, 1 and 3 M interactions of 30, 60 and 120 k items, and at 10 M of 300 k
+    ("data", "seconds", (4.2, 10.6, 27.1), 93.4),
+    ("data", "peak", (0.40e9, 0.49e9, 0.76e9), 1.68e9),
+    ("items", "seconds", (8.5, 10.3, 18.0), 31.6),
+    ("items", "peak", (0.63e9, 0.68e9, 0.88e9), 1.34e9),
+    ("epoch:sasrec", "seconds", (36.0, 360.0, 1944.0), 18_720.0),
+    ("epoch:sasrec", "peak", (0.78e9, 1.02e9, 1.32e9), 2.1e9),
+]
+
+
+@pytest.mark.parametrize(("part", "what", "values", "at_ten"), CURVES)
+def test_a_law_of_three_sizes_says_a_fourth_that_was_measured(part, what, values, at_ten) -> None:
+    """Curves of the first version, taken by hand."""
+    sizes = [sizes_at(n, i) for n, i in ((3e5, 3e4), (1e6, 6e4), (3e6, 1.2e5))]
+    found = [
+        Point(s, *((v, 1.0) if what == "seconds" else (1.0, v)))
+        for s, v in zip(sizes, values, strict=True)
+    ]
+    law = Table(Machine.here(), points={part: tuple(found)}).laws[part, what]
+    far = sizes_at(1e7, 3e5)
+    assert law.at(far) == pytest.approx(at_ten, rel=0.25)
+    assert law.beyond(far) >= 2.5
 
 
 def test_where_sizes_grew_together_the_expected_powers_stand() -> None:
@@ -168,6 +192,8 @@ def test_a_figure_is_measured_only_within_what_was_measured_here() -> None:
     wider = load_recipe("demo", ["retriever.dim=128"])
     marks = {c.stage: c.seconds.mark for c in forecast.costs(table(), wider, sizes_at(1e6, 5e4))}
     assert (marks["data"], marks["retriever"]) == ("measured", "extrapolated")
+    assert forecast.other_keys(table(), wider) == ["retriever.dim"]
+    assert forecast.other_keys(table(), recipe) == []
 
 
 # --------------------------------------------------------------------------------- the whole sheet
@@ -243,6 +269,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     found = table(served=(served(),))
     costtable.write(tmp_path / "costs.json", found)
     assert costtable.read(tmp_path / "costs.json") == found
+    busy = replace(Machine.here(), load=7.5)
+    assert "load 7.5, so figures are too large" in Table(busy).said()
+    assert "too large" not in Table(replace(busy, load=0.4)).said()
     for text in ("[]", '{"format": 1}', '{"format": 9}', "no json"):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ArtifactError, match=r"bad\.json"):
@@ -320,6 +349,12 @@ def test_invented_interactions_have_the_size_that_was_asked(tmp_path: Path) -> N
     (tmp_path / "again").mkdir()
     again, _ = (pl.read_parquet(path) for path in written(tmp_path / "again", 20_000, 1_000))
     assert again.equals(bought)
+
+
+def test_what_is_measured_is_a_recipe_of_defaults() -> None:
+    plain = replace(table(), recipe=measuring.keys_of())
+    assert forecast.other_keys(plain, load_recipe("demo")) == ["items.codes"]
+    assert "evidence.fields" in forecast.other_keys(plain, load_recipe("beauty"))
 
 
 def test_the_shipped_table_is_json_of_the_format() -> None:

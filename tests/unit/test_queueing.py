@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,10 @@ def test_iterations_are_joined_and_left_one_by_one() -> None:
     assert full.rate == pytest.approx(replica.capacity, rel=0.02)
     assert full.jobs == pytest.approx(4, rel=0.02)
     assert full.mean == pytest.approx(40 / replica.capacity, rel=0.02)
+    joining = replace(replica, join=1.0)
+    assert closed(joining, 1, requests=40).mean == pytest.approx(3 * 1.5 + 1) == joining.alone
+    many = closed(joining, 40, requests=2_000)
+    assert many.rate == pytest.approx(joining.capacity, rel=0.02)
     lanes = Replica(1.0, 0.0, lanes=2, running=2, beside=0.5)
     assert closed(lanes, 1, requests=40).mean == pytest.approx(1.0)
     # The lane that begins first finds its neighbour idle once.
@@ -84,15 +89,27 @@ def test_the_fewest_replicas_keep_the_promise_and_one_less_does_not() -> None:
     assert fewest(replica, 900.0, 0.003, requests=2_000) is None  # alone it takes 8 ms
 
 
-def test_a_replica_is_found_again_from_closed_loops() -> None:
-    spread = tuple(np.exp(np.random.default_rng(0).normal(0, 0.15, 200)).tolist())
-    true = Replica(0.004, 0.004, 2, 32, 0.6, 0.0008, (1,), spread)
+@pytest.mark.parametrize(
+    ("steps", "each", "join"), [((1,), 0.004, 0.0), ((1, 2), 0.002, 0.002), ((6, 8), 3e-4, 2e-3)]
+)
+def test_a_replica_is_found_again_from_closed_loops(steps, each: float, join: float) -> None:
+    wide = 0.1 * len(steps) * steps[0] ** 0.5
+    spread = np.exp(np.random.default_rng(0).normal(0, wide, 200))
+    noise = tuple((spread / spread.mean()).tolist())
+    true = Replica(0.004 / steps[0], each, 2, 32, 0.6, 0.0008, steps, noise, join)
     rounds = [(n, closed(true, n, seed=5).mean) for n in (1, 2, 4, 8, 16, 32)]
-    alone = closed(true, 1, requests=500, seed=9).response_N.tolist()
-    found, off = matched(rounds, alone, [1], 2, 32)
+    # Who is alone knows how many forwards each request took.
+    alone, forwards = [], []
+    for number, count in enumerate(steps):
+        one = replace(true, steps=(count,))
+        alone += closed(one, 1, requests=300, seed=9 + number).response_N.tolist()
+        forwards += [count] * (len(alone) - len(forwards))
+    found, off = matched(rounds, alone, forwards, 2, 32)
     assert off < 0.08
+    assert found.alone == pytest.approx(true.alone, rel=0.08)
+    assert found.capacity == pytest.approx(true.capacity, rel=0.08)
     for load in (0.3, 0.7):
         rate = load * true.capacity
         said, real = (simulate(r, 1, rate, requests=15_000, seed=1) for r in (found, true))
-        assert said.at(50) == pytest.approx(real.at(50), rel=0.08)
-        assert said.at(99) == pytest.approx(real.at(99), rel=0.08)
+        assert said.at(50) == pytest.approx(real.at(50), rel=0.13)
+        assert said.at(99) == pytest.approx(real.at(99), rel=0.13)

@@ -66,6 +66,10 @@ GRAIN = {"seconds": 0.5, "peak": 2e7, "kept": 0.0}
 """What one run differs from the next by, however small it is."""
 
 
+BUSY = 1.0
+"""Load of a core from which figures are no longer a machine's own."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where and when figures were taken."""
@@ -95,7 +99,9 @@ class Machine:
 
     def said(self) -> str:
         room = f"{self.memory / 1e9:.0f} GB"
-        return f"{self.processor}, {self.cores} cores, {room}, {self.when}, version {self.version}"
+        said = f"{self.processor}, {self.cores} cores, {room}, {self.when}, version {self.version}"
+        busy = self.load > BUSY * self.cores  # others took caches, memory and turns
+        return said + (f", load {self.load}, so figures are too large" if busy else "")
 
 
 @dataclass(frozen=True)

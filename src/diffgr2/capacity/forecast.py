@@ -106,22 +106,35 @@ def sizes_of_data(recipe: Recipe, size: Size) -> dict[str, float]:
 def costs(table: Table, recipe: Recipe, sizes: Sizes) -> list[Cost]:
     """See the module's docstring; stages that the table does not know are left out."""
     kind, epochs = recipe.retriever.kind, min(recipe.retriever.epochs, EPOCHS)
-    own = recipe.lists.file is not None
-    found = [_cost(table, "data", sizes), _cost(table, "items", sizes)]
-    if kind == "popularity":  # two counts
-        return [*_there(found), *_there([_cost(table, "evidence", sizes)])]
-    same = kind != "sasrec" or recipe.retriever.dim == _measured_dim(table)
-    trained = _cost(table, f"retriever:{kind}", sizes, same)
-    asked = None if own else _cost(table, f"candidates:{kind}", sizes, same)
-    epoch = _cost(table, f"epoch:{kind}", sizes, same)
-    if epoch is not None:
-        trained = _with_epochs(trained, epoch, epochs)
-        asked = _with_epochs(asked, epoch, (recipe.candidates.folds - 1) * epochs)
-    return _there([*found, trained, asked, _cost(table, "evidence", sizes)])
+    own, others = recipe.lists.file is not None, other_keys(table, recipe)
+
+    def cost(part: str, section: str) -> Cost | None:
+        return _cost(table, part, sizes, not any(key.startswith(f"{section}.") for key in others))
+
+    found = [cost("data", "data"), cost("items", "items")]
+    if kind != "popularity":  # that is two counts
+        trained = cost(f"retriever:{kind}", "retriever")
+        asked = None if own else cost(f"candidates:{kind}", "retriever")
+        epoch = cost(f"epoch:{kind}", "retriever")
+        if epoch is not None:
+            trained = _with_epochs(trained, epoch, epochs)
+            # Each fold trains on the users outside it.
+            asked = _with_epochs(asked, epoch, (recipe.candidates.folds - 1) * epochs)
+        found += [trained, asked]
+    return _there([*found, cost("evidence", "evidence")])
 
 
-def _measured_dim(table: Table) -> int:
-    return table.recipe.get("retriever", {}).get("dim", 64)
+def other_keys(table: Table, recipe: Recipe) -> list[str]:
+    """Keys that have other values than where costs were measured."""
+    values = recipe.model_dump(mode="json")
+    counted = recipe.retriever.kind != "sasrec"
+    return [
+        f"{section}.{key}"
+        for section, keys in table.recipe.items()
+        if not (counted and section == "retriever")
+        for key, value in keys.items()
+        if values[section].get(key, value) != value
+    ]
 
 
 def _there(costs: Sequence[Cost | None]) -> list[Cost]:

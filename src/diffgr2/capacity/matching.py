@@ -1,15 +1,15 @@
 """From what a server was seen to do to the replica that the simulation runs.
 
-Contract: `matched(rounds, alone, steps, lanes, running)` finds the seconds of an iteration, of each
-job in it, of what lies outside and of what a busy lane costs its neighbour, for which closed loops
-of the simulation answer in the mean times that the rounds had; the spread of iterations is that of
-requests that were alone. Not here: asking a server (`servicing`).
+Contract: `matched(rounds, alone, forwards, lanes, running)` finds the seconds of an iteration, of
+each job in it, of what lies outside and of what a busy lane costs its neighbour, for which closed
+loops of the simulation answer in the mean times that the rounds had. What of a job does not grow
+with its forwards is that of joining, told from requests that were alone; their spread, beside that
+of their forwards, is that of iterations. Not here: asking a server (`servicing`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -24,40 +24,69 @@ ASKED = 600
 KEPT = 200
 """Quantiles of the spread that are kept."""
 
+STEPS = 40
+"""The same of forwards."""
+
+LEAST = 0.1
+"""Factor of an iteration, at least."""
+
 
 def matched(
     rounds: Sequence[tuple[int, float]],
     alone: Sequence[float],
-    steps: Sequence[int],
+    forwards: Sequence[int],
     lanes: int,
     running: int,
 ) -> tuple[Replica, float]:
-    """(the replica, its largest share off); rounds are (clients, mean seconds)."""
-    mean, most = float(np.mean(alone)), max(rounds)
-    turns = float(np.mean(steps))
-    each = most[1] / most[0] / turns * lanes
-    quantile_Q = np.quantile(np.asarray(alone) / mean, (np.arange(KEPT) + 0.5) / KEPT)
-    noise = tuple(round(float(q), 4) for q in quantile_Q / quantile_Q.mean())
-    first = max(mean / turns - each, 0.1 * mean / turns)
-    begun = Replica(first, each, lanes, running, 0.1, 0.02 * mean, tuple(steps), noise)
+    """(the replica, its largest share off); rounds are (clients, mean seconds), the lone client's
+    requests took so many seconds and forwards."""
+    mean, most, turns = float(np.mean(alone)), max(rounds), float(np.mean(forwards))
+    share, noise = spread(np.asarray(alone, float), np.asarray(forwards, float))
+    work = most[1] / most[0] * lanes  # of a job where batches are full
+    even = np.linspace(0, 1, STEPS)
+    steps = tuple(int(n) for n in np.quantile(forwards, even, method="nearest"))
 
-    def off(replica: Replica) -> list[float]:
-        means = ((closed(replica, n, requests=ASKED).mean, seen) for n, seen in rounds)
+    def replica(first: float, work: float, beside: float, outside: float) -> Replica:
+        each, join = work * (1 - share) / turns, work * share
+        return Replica(first, each, lanes, running, beside, outside, steps, noise, join)
+
+    def off(values: list[float]) -> list[float]:
+        means = ((closed(replica(*values), n, requests=ASKED).mean, seen) for n, seen in rounds)
         return [float(np.log(said / seen)) for said, seen in means]
 
-    best, least = begun, float(np.square(off(begun)).sum())
-    names = ["first", "each", "outside", *(["beside"] if lanes > 1 else [])]
+    # Several beginnings, since a lane that is slower beside another looks like one that is slower.
+    beginnings = [
+        [mean * part / turns, work / (1 + beside), beside, 0.02 * mean]
+        for part in (0.1, 0.4, 0.7)
+        for beside in ((0.1, 0.5, 1.0) if lanes > 1 else (0.0,))
+    ]
+    least, best = min((float(np.square(off(one)).sum()), one) for one in beginnings)
     for factor in FACTORS:
         moved = True
         while moved:
             moved = False
-            for name in names:
+            for at in range(len(best)):
                 for times in (factor, 1 / factor):
-                    tried = replace(best, **{name: getattr(best, name) * times})
-                    if tried.outside > 0.5 * mean:
+                    tried = [value * times if at == n else value for n, value in enumerate(best)]
+                    if not best[at] or tried[-1] > 0.5 * mean:
                         continue
                     value = float(np.square(off(tried)).sum())
                     if value < least * (1 - 1e-3):
                         best, least, moved = tried, value, True
     worst = max(abs(np.expm1(value)) for value in off(best))
-    return best, float(worst)
+    return replica(*best), float(worst)
+
+
+def spread(alone_N: np.ndarray, forwards_N: np.ndarray) -> tuple[float, tuple[float, ...]]:
+    """(share of a lone request that does not grow with its forwards, factors of an iteration)."""
+    mean, turns = alone_N.mean(), forwards_N.mean()
+    share = 0.0
+    if forwards_N.std() > 0:
+        slope = np.cov(alone_N, forwards_N, bias=True)[0, 1] / forwards_N.var()
+        share = float(np.clip(1 - slope * turns / mean, 0.0, 1.0))
+    said_N = mean * (share + (1 - share) * forwards_N / turns)
+    even_Q = (np.arange(KEPT) + 0.5) / KEPT
+    factor_Q = np.quantile(alone_N / said_N, even_Q)
+    # A request's spread is what is left of its iterations': each of them has more.
+    wide_Q = np.maximum(1 + (factor_Q - factor_Q.mean()) * turns**0.5, LEAST)
+    return share, tuple(round(float(q), 4) for q in wide_Q / wide_Q.mean())

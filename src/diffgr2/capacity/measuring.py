@@ -27,6 +27,7 @@ from diffgr2.capacity.costtable import GROWS, Machine, Point, Table
 from diffgr2.capacity.powerlaw import fit
 from diffgr2.capacity.synthetic import NAME, written
 from diffgr2.errors import ArtifactError
+from diffgr2.recipe import validate
 
 QUICK = ((30_000, 3_000), (60_000, 12_000), (120_000, 8_000), (240_000, 24_000))
 THOROUGH = ((100_000, 10_000), (300_000, 30_000), (1_000_000, 40_000), (3_000_000, 120_000))
@@ -41,6 +42,14 @@ INDEX = {
     "retriever": ("model.safetensors",),
 }
 """What a replica holds of a stage's directory, beside the model."""
+
+
+MATTER = {
+    "items": ("vectors", "quantizer", "vector_dim", "levels", "codes"),
+    "retriever": ("dim", "layers", "max_len", "batch_users", "precision"),
+    "evidence": ("fields", "history", "moment"),
+}
+"""Keys of which a recipe with other values is told that its stage was measured with these."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +182,14 @@ def recipe_of(paths: tuple[Path, Path], kind: str, epochs: int) -> dict[str, Any
     }
 
 
+def keys_of() -> dict[str, dict[str, Any]]:
+    """The keys of what is measured on which costs depend, beside those that are counted with."""
+    recipe = validate(recipe_of((Path("a"), Path("b")), "sasrec", 1), "costs").model_dump(
+        mode="json"
+    )
+    return {name: {key: recipe[name][key] for key in keys} for name, keys in MATTER.items()}
+
+
 def at_size(bench: Bench, interactions: int, items: int) -> dict[str, Point]:
     """What one more size took, by part; the bench knows it then, too."""
     known = {part: len(points) for part, points in bench.points.items()}
@@ -186,7 +203,5 @@ def measured(sizes: Sequence[tuple[int, int]], most: float, told: Callable[[str]
     bench = Bench(most, told)
     for interactions, items in sizes:
         at_size(bench, interactions, items)
-    kept = {k: v for k, v in recipe_of((Path(), Path()), "", 1).items() if k == "candidates"}
-    keys = {**kept, "retriever": {"dim": 64}, "threads": 1}
     points = {part: tuple(found) for part, found in bench.points.items()}
-    return Table(Machine.here(), keys, NAME, points)
+    return Table(Machine.here(), keys_of(), NAME, points)

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TRUST = 2e-3
-"""How much a power's square distance from what is expected weighs beside square residuals: .1 off
-counts as half a percent of misfit."""
+TRUST = 0.1
+"""How much a power's square distance from what is expected weighs beside square residuals: what one
+run is off from the next, 5 %, over what a power is off from its loops, .15, squared."""
 
 BASES = 81
 """Values of the base that are tried, from none to nearly the smallest measurement."""

@@ -1,11 +1,11 @@
 """Replicas under load, simulated: how long requests take at a rate, and how many replicas it needs.
 
 Contract: a `Replica` is what the server is to a queue: lanes, each of which decodes in iterations
-that waiting jobs join at their start, an iteration's seconds being `first + each * jobs` times a
-drawn factor. `simulate` sends Poisson arrivals to equal replicas, each to the one of two drawn at
-random that has less to do (`two`), or to any (`random`); `closed` is so many clients who ask again
-once they are answered. The same seed gives the same figures. Not here: where the seconds come from
-(`servicing`, `matching`), a network, failures, clients that give up, or caches.
+that waiting jobs join at their start, an iteration's seconds being `first + each * jobs + join *
+joining` times a drawn factor. `simulate` sends Poisson arrivals to equal replicas, each to the one
+of two drawn at random that has less to do (`two`), or to any (`random`); `closed` is so many
+clients who ask again once they are answered. The same seed gives the same figures. Not here: where
+the seconds come from (`servicing`, `matching`), a network, failures, clients that give up, caches.
 
 >>> one = Replica(first=0.010, each=0.0)
 >>> seen = simulate(one, 1, rate=1.0, requests=200, seed=0)
@@ -46,13 +46,21 @@ class Replica:
     outside: float = 0.0  # seconds of a request that no lane spends
     steps: tuple[int, ...] = (1,)  # iterations of a job, one of these
     noise: tuple[float, ...] = (1.0,)  # factors of an iteration, one of these, mean 1
+    join: float = 0.0  # seconds more of an iteration for each job that joins it: its prompt
 
     @property
     def capacity(self) -> float:
         """Requests a second, at most: all lanes full."""
         most = max(1, self.running // self.lanes)
-        turn = (self.first + self.each * most) * (1 + self.beside * (self.lanes > 1))
-        return self.lanes * most / turn / (sum(self.steps) / len(self.steps))
+        left = most / (sum(self.steps) / len(self.steps))  # jobs that leave after an iteration
+        turn = self.first + self.each * most + self.join * left
+        return self.lanes * left / turn / (1 + self.beside * (self.lanes > 1))
+
+    @property
+    def alone(self) -> float:
+        """Mean seconds of a request that meets nobody."""
+        steps = sum(self.steps) / len(self.steps)
+        return (self.first + self.each) * steps + self.join + self.outside
 
 
 @dataclass(frozen=True)
@@ -113,14 +121,15 @@ class _World:
 
     def _begin(self, lane: _Lane, now: float) -> None:
         """The next iteration, with all who wait and have room."""
-        jobs, waiting = lane.jobs, lane.waiting
+        jobs, waiting, before = lane.jobs, lane.waiting, len(lane.jobs)
         while waiting and len(jobs) < self.most:
             jobs.append(waiting.popleft())
         lane.busy = bool(jobs)
         if not jobs:
             return
         own = self.replica
-        seconds = (own.first + own.each * len(jobs)) * next(self._noise)
+        seconds = own.first + own.each * len(jobs) + own.join * (len(jobs) - before)
+        seconds *= next(self._noise)
         others = own.lanes - 1
         if others and own.beside:
             beside = sum(one.busy for one in self.lanes[lane.place]) - 1

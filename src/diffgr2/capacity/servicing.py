@@ -196,11 +196,10 @@ def serviced(
                 loops.append(asyncio.run(closed_loop(running.url, messages, n, count)))
                 told(f"{decoder}: {n} clients: {loops[-1].per_s:.0f} lists a second")
             rounds = [_round(n, loop) for n, loop in zip(clients, loops, strict=True)]
-            steps = np.quantile(loops[0].forwards, np.linspace(0, 1, 20), method="nearest")
             replica, misfit = matched(
                 [(one.clients, one.mean) for one in rounds],
                 loops[0].seconds,
-                [int(n) for n in steps],
+                loops[0].forwards,
                 lanes,
                 RUNNING,
             )

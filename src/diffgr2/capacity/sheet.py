@@ -19,6 +19,7 @@ from diffgr2.capacity.forecast import (
     breaking,
     costs,
     index,
+    other_keys,
     sizes_of_data,
 )
 from diffgr2.capacity.machines import Machines, count_said
@@ -86,6 +87,8 @@ def stage_lines(table: Table, asked: Asked) -> tuple[list[str], bool]:
     lines += kept
     laws = [law for cost in found for law in cost.laws]
     lines.append("fits: " + "; ".join(dict.fromkeys(laws)))
+    if others := other_keys(table, asked.recipe):
+        lines.append(f"measured with other values of {', '.join(others)}")
     told, holds = _first(table, asked, sizes)
     return lines + told, holds
 
@@ -145,6 +148,7 @@ def known_of(table: Table, asked: Asked) -> Known | None:
         one.replica,
         first=one.replica.first * times,
         each=one.replica.each * times,
+        join=one.replica.join * times,
         outside=one.replica.outside * k,
     )
     told = f"scaled ×{times:.2f} from {one.bundle} of {one.weights / 1e6:.2f} M weights"
@@ -160,9 +164,9 @@ def traffic_lines(table: Table, asked: Asked) -> tuple[list[str], bool]:
         told = f"no service time of {asked.decoder} was measured: diffgr2 plan BUNDLE --measure"
         return [told], True
     own, mark = known.replica, known.figure(1.0).mark
-    alone = known.figure((own.first + own.each) * sum(own.steps) / len(own.steps) + own.outside)
+    alone = own.alone
     lines = [
-        f"{asked.decoder}: {alone.value * 1e3:.1f} ms a list alone, at most "
+        f"{asked.decoder}: {alone * 1e3:.1f} ms a list alone, at most "
         f"{own.capacity:.0f} lists a second of a replica of {known.served.cores} cores "
         f"({mark}; {known.told})"
     ]
