@@ -51,6 +51,21 @@ def test_a_bundle_is_measured_by_its_own_server(run_dir: Path, tmp_path: Path) -
     assert re.search(r"block: .* \(extrapolated; ", planned(bundle, place, "--lists-per-day", "1M"))
 
 
+def test_the_verb_keeps_a_bundle_beside_what_was_known(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicing, "CLIENTS", (1, 2))
+    monkeypatch.setattr(servicing, "ASKED", 2)
+    bundle, place = run_dir / "bundle", tmp_path / "deep" / "costs.json"
+    said = planned(bundle, place, "--measure", "--decoder", "block")
+    assert re.search(r"^block: [\d.]+ ms a list alone, at most \d+ a second;", said, re.MULTILINE)
+    planned(bundle, place, "--measure", "--decoder", "ar")
+    planned(bundle, place, "--measure", "--decoder", "ar")
+    kept = costtable.read(place)
+    assert [one.decoder for one in kept.served] == ["block", "ar"]
+    assert kept.machine.same(Machine.here())
+
+
 def test_lists_are_those_of_shoppers_without_what_they_bought(run_dir: Path) -> None:
     world = World(run_dir / "bundle")
     for body in servicing.bodies(world, 8):
@@ -65,14 +80,18 @@ def test_a_child_that_fails_is_one_line() -> None:
 
 
 @pytest.mark.slow
-def test_stages_are_measured_each_by_itself() -> None:
-    told: list[str] = []
-    found = measuring.measured([(8_000, 800), (16_000, 800)], 600.0, told.append)
+def test_stages_are_measured_each_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "QUICK", ((8_000, 800), (16_000, 800)))
+    place = tmp_path / "costs.json"
+    done = CliRunner().invoke(app, ["plan", "--measure", "--costs", str(place)])
+    assert done.exit_code == 0, done.output
+    found = costtable.read(place)
     assert {*found.points} == {*costtable.GROWS}
     for part, points in found.points.items():
-        assert [p.sizes["interactions"] for p in points] == sorted(
-            p.sizes["interactions"] for p in points
-        ), part
+        sizes = [point.sizes["interactions"] for point in points]
+        assert sizes == sorted({*sizes}), part
         assert all(p.seconds > 0 and p.peak > 1e8 for p in points)
     assert all(p.kept > 0 for p in found.points["evidence"])
     assert {what for _, what in found.laws} == {"seconds", "peak", "kept"}

@@ -168,7 +168,7 @@ class Table:
             for what, grows in (("seconds", GROWS), ("peak", MEMORY), ("kept", KEPT)):
                 values = [(p.sizes, getattr(p, what)) for p in points]
                 if part in grows and values and all(value > 0 for _, value in values):
-                    based = not part.startswith("epoch")
+                    based = (part, what) != ("epoch:sasrec", "seconds")
                     found[part, what] = fit(values, grows[part], GRAIN[what], based=based)
         return found
 

@@ -174,11 +174,11 @@ def serviced(
     decoders: Sequence[str],
     threads: int,
     told: Callable[[str], object],
-    clients: Sequence[int] = CLIENTS,
-    asked: int = ASKED,
+    clients: Sequence[int] | None = None,
+    asked: int | None = None,
 ) -> list[Served]:
     """See the module's docstring."""
-    threads = min(threads, cores())
+    threads, clients, asked = min(threads, cores()), clients or CLIENTS, asked or ASKED
     world, index = World(bundle), index_bytes(bundle)
     weights = sizes_of(read_config(bundle)).weights
     lanes = lanes_of(weights, threads)

@@ -86,7 +86,7 @@ def stage_lines(table: Table, asked: Asked) -> tuple[list[str], bool]:
         lines.append(f"{cost.stage:12}{time:>12}  {marks[0]:22}{peak:>11}  {marks[1]}")
     lines += kept
     laws = [law for cost in found for law in cost.laws]
-    lines.append("fits: " + "; ".join(dict.fromkeys(laws)))
+    lines += ["fits:", *(f"  {law}" for law in dict.fromkeys(laws))]
     if others := other_keys(table, asked.recipe):
         lines.append(f"measured with other values of {', '.join(others)}")
     told, holds = _first(table, asked, sizes)
