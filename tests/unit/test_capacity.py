@@ -32,6 +32,7 @@ TRUE = {  # seconds and bytes of each part at (interactions, items, lists)
     "candidates:sasrec": (lambda n, i, s: 3 + 1e-8 * s / 20 * i, lambda n, i, s: 4e8 + 10 * s),
     "retriever:itemknn": (lambda n, i, s: 3 + 2e-6 * n, lambda n, i, s: 4e8 + 100 * n),
     "candidates:itemknn": (lambda n, i, s: 3 + 1e-9 * s / 20 * i, lambda n, i, s: 4e8 + 10 * s),
+    "candidates:popularity": (lambda n, i, s: 3 + 1e-9 * s / 20 * i, lambda n, i, s: 4e8 + 9 * s),
     "evidence": (lambda n, i, s: 6 + 2e-6 * s, lambda n, i, s: 5e8 + 100 * s),
 }
 
@@ -142,7 +143,7 @@ def test_stages_take_what_their_parts_take() -> None:
     assert wider.seconds.value == pytest.approx(asked + 3 * EPOCHS * epoch, rel=0.05)
     simple = load_recipe("demo", ["retriever.kind=popularity"])
     assert [c.stage for c in forecast.costs(table(), simple, sizes)] == [
-        *("data", "items", "evidence")
+        *("data", "items", "candidates", "evidence")
     ]
 
 

@@ -26,7 +26,6 @@ from diffgr2.errors import ArtifactError
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "costs.json"
-KINDS = ("sasrec", "itemknn")
 
 GROWS: dict[str, dict[str, float]] = {
     "data": {"interactions": 1.0},
@@ -36,6 +35,7 @@ GROWS: dict[str, dict[str, float]] = {
     "epoch:sasrec": {"interactions": 1.0, "items": 1.0},
     "candidates:sasrec": {"lists": 1.0, "items": 1.0},
     "candidates:itemknn": {"lists": 1.0, "items": 1.0},
+    "candidates:popularity": {"lists": 1.0, "items": 1.0},
     "evidence": {"shown": 1.0},
 }
 """Parts of stages and the sizes they grow with, by the power that their loops suggest. `shown` is
@@ -50,6 +50,7 @@ MEMORY: dict[str, dict[str, float]] = {
     "epoch:sasrec": {"interactions": 0.5, "items": 0.5},
     "candidates:sasrec": {"lists": 1.0},
     "candidates:itemknn": {"lists": 1.0},
+    "candidates:popularity": {"lists": 1.0},
     "evidence": {"shown": 1.0},
 }
 

@@ -112,16 +112,14 @@ def costs(table: Table, recipe: Recipe, sizes: Sizes) -> list[Cost]:
         return _cost(table, part, sizes, not any(key.startswith(f"{section}.") for key in others))
 
     found = [cost("data", "data"), cost("items", "items")]
-    if kind != "popularity":  # that is two counts
-        trained = cost(f"retriever:{kind}", "retriever")
-        asked = None if own else cost(f"candidates:{kind}", "retriever")
-        epoch = cost(f"epoch:{kind}", "retriever")
-        if epoch is not None:
-            trained = _with_epochs(trained, epoch, epochs)
-            # Each fold trains on the users outside it.
-            asked = _with_epochs(asked, epoch, (recipe.candidates.folds - 1) * epochs)
-        found += [trained, asked]
-    return _there([*found, cost("evidence", "evidence")])
+    trained = cost(f"retriever:{kind}", "retriever")  # popularity is a count, which has none
+    asked = None if own else cost(f"candidates:{kind}", "retriever")
+    epoch = cost(f"epoch:{kind}", "retriever")
+    if epoch is not None:
+        trained = _with_epochs(trained, epoch, epochs)
+        # Each fold trains on the users outside it.
+        asked = _with_epochs(asked, epoch, (recipe.candidates.folds - 1) * epochs)
+    return _there([*found, trained, asked, cost("evidence", "evidence")])
 
 
 def other_keys(table: Table, recipe: Recipe) -> list[str]:

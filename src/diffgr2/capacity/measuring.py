@@ -92,11 +92,17 @@ class Bench:
         sizes = {name: float(facts[name]) for name in ("interactions", "users", "items")}
         self._add("data", sizes, data, place / "plain" / "data")
         self._add("items", sizes, self._stage(place, "plain", "items", paths))
-        self._stage(place, "plain", "retriever", paths)  # popularity: lists at no cost
-        self._stage(place, "plain", "candidates", paths)
+        keys = recipe_of(paths, "popularity", 1)["candidates"]
+        each = min(keys["prefixes"], sizes["interactions"] / sizes["users"] - 3)
+        about = {**sizes, "lists": sizes["users"] * (2 + each)}
+        if not self._affords("candidates:popularity", about):  # nothing follows without lists
+            return
+        self._stage(place, "plain", "retriever", paths)  # popularity: lists at the least cost
+        lists = self._stage(place, "plain", "candidates", paths)
         kept = read_manifest(place / "plain" / "candidates")["metrics"]
         sizes["lists"] = float(sum(kept[f"{s}_lists"] for s in ("train", "validation", "test")))
-        sizes["shown"] = sizes["lists"] * recipe_of(paths, "popularity", 1)["candidates"]["k_max"]
+        sizes["shown"] = sizes["lists"] * keys["k_max"]
+        self._add("candidates:popularity", sizes, lists)
         evidence = self._stage(place, "plain", "evidence", paths)
         self._add("evidence", sizes, evidence, place / "plain" / "evidence")
         if self._affords("candidates:itemknn", sizes):
