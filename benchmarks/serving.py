@@ -16,12 +16,9 @@ import asyncio
 import json
 import os
 import platform
-import re
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +26,12 @@ import httpx
 import machine
 import numpy as np
 
+from diffgr2.capacity.servicing import asked_once, message_of, place_of, server
 from diffgr2.pipeline import source_commit
 
 DECODERS = ("ar", "block", "verify")
 CLIENTS = (1, 8, 32)
 TIMES = 4  # the best rate: more than that no client in Python sends in time
-
-
-@contextmanager
-def server(bundle: Path, *options: str, source: Path | None = None) -> Iterator[str]:
-    """The address of a server that ends with the block; `source` is another version's tree."""
-    command = [sys.executable, "-m", "diffgr2.cli", "serve", "--model", str(bundle), "--port", "0"]
-    where = {} if source is None else {"PYTHONPATH": str(source.resolve() / "src")}
-    pipes: dict[str, Any] = {
-        "stdout": subprocess.PIPE,
-        "text": True,
-        "env": {**os.environ, **where},
-    }
-    process = subprocess.Popen([*command, *options], **pipes)
-    assert process.stdout is not None
-    match = re.search(r"http://\S+", process.stdout.readline())
-    if match is None:
-        raise SystemExit("the server did not start")
-    try:
-        yield match[0]
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def bodies(url: str, count: int) -> list[dict[str, Any]]:
@@ -76,36 +52,6 @@ def bodies(url: str, count: int) -> list[dict[str, Any]]:
                 }
             )
     return found
-
-
-async def asked_once(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes
-) -> tuple[int, bytes]:
-    """Status and body of an answer.
-
-    On bare sockets: the work of a client library is as much as the server's own.
-    """
-    writer.write(message)
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = re.search(rb"(?i)content-length: (\d+)", head)
-    assert length is not None
-    return int(head[9:12]), await reader.readexactly(int(length[1]))
-
-
-def message_of(url: str, body: dict[str, Any], *, close: bool = False) -> bytes:
-    """A request as clients write it."""
-    data = json.dumps(body).encode()
-    head = (
-        f"POST /rerank HTTP/1.1\r\nhost: {url.removeprefix('http://')}\r\naccept: */*\r\n"
-        f"connection: {'close' if close else 'keep-alive'}\r\nx-request-timeout-ms: 300000\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
-    )
-    return head.encode() + data
-
-
-def place_of(url: str) -> tuple[str, int]:
-    host, _, port = url.removeprefix("http://").rpartition(":")
-    return host, int(port)
 
 
 async def closed_loop(
@@ -237,10 +183,11 @@ def main() -> None:
     options, others = ("--threads", given.threads, "--timeout", "300"), []
     with ExitStack() as stack:
         # --force: how fast a bundle answers is told whatever it was judged.
-        urls = [stack.enter_context(server(given.bundle, *options, "--force"))]
+        urls = [stack.enter_context(server(given.bundle, *options, "--force")).url]
         if given.beside:
             source, bundle = given.beside
-            urls.append(stack.enter_context(server(bundle, *options, source=source)))
+            theirs = {"PYTHONPATH": str(source.resolve() / "src")}
+            urls.append(stack.enter_context(server(bundle, *options, env=theirs)).url)
         rows, *others = measured(urls, given.requests)
     report: dict[str, Any] = {
         "command": machine.command("serving", f"runs/{given.bundle.parent.name}/bundle"),
@@ -258,7 +205,8 @@ def main() -> None:
     print("p50 of ar over that of others, 1 client:", report["p50_ar_over"])
     if given.overload:
         small = ("--running", "8", "--waiting", "8", "--threads", given.threads, "--force")
-        with server(given.bundle, *small) as url:
+        with server(given.bundle, *small) as running:
+            url = running.url
             capacity = max(row["requests_per_s"] for row in rows if row["decoder"] == "block")
             report["overload"] = asyncio.run(
                 overload(url, bodies(url, 40), given.overload, TIMES * capacity)

@@ -36,7 +36,7 @@ FLOORS = (
     "prompts",
     "traces train evaluate rerank",
     "stages export",
-    "bulk",
+    "bulk capacity",
     "serve integrations cli",
 )
 """Rooms, the lowest first; a room imports its own floor and those below it."""

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from diffgr2.capacity.sheet import clock
 from diffgr2.cli import app
-from diffgr2.cli.planning import bytes_of, clock
+from diffgr2.cli.planning import bytes_of
 from diffgr2.errors import CheckpointError, ConfigError, Diffgr2Error
 from diffgr2.recipe import RECIPES, load_recipe
 from diffgr2.stages.sizing import KNOWN, ORDER, Machine, base_sizes, needs

@@ -1,0 +1,92 @@
+"""From what a server was seen to do to the replica that the simulation runs.
+
+Contract: `matched(rounds, alone, forwards, lanes, running)` finds the seconds of an iteration, of
+each job in it, of what lies outside and of what a busy lane costs its neighbour, for which closed
+loops of the simulation answer in the mean times that the rounds had. What of a job does not grow
+with its forwards is that of joining, told from requests that were alone; their spread, beside that
+of their forwards, is that of iterations. Not here: asking a server (`servicing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffgr2.capacity.queueing import Replica, closed
+
+FACTORS = (2.0, 1.4, 1.15, 1.05, 1.02)
+"""Steps of the search, coarse ones first."""
+
+ASKED = 600
+"""Requests of a simulated loop."""
+
+KEPT = 200
+"""Quantiles of the spread that are kept."""
+
+STEPS = 40
+"""The same of forwards."""
+
+LEAST = 0.1
+"""Factor of an iteration, at least."""
+
+
+def matched(
+    rounds: Sequence[tuple[int, float]],
+    alone: Sequence[float],
+    forwards: Sequence[int],
+    lanes: int,
+    running: int,
+) -> tuple[Replica, float]:
+    """(the replica, its largest share off); rounds are (clients, mean seconds), the lone client's
+    requests took so many seconds and forwards."""
+    mean, most, turns = float(np.mean(alone)), max(rounds), float(np.mean(forwards))
+    share, noise = spread(np.asarray(alone, float), np.asarray(forwards, float))
+    work = most[1] / most[0] * lanes  # of a job where batches are full
+    even = np.linspace(0, 1, STEPS)
+    steps = tuple(int(n) for n in np.quantile(forwards, even, method="nearest"))
+
+    def replica(first: float, work: float, beside: float, outside: float) -> Replica:
+        each, join = work * (1 - share) / turns, work * share
+        return Replica(first, each, lanes, running, beside, outside, steps, noise, join)
+
+    def off(values: list[float]) -> list[float]:
+        means = ((closed(replica(*values), n, requests=ASKED).mean, seen) for n, seen in rounds)
+        return [float(np.log(said / seen)) for said, seen in means]
+
+    # Several beginnings, since a lane that is slower beside another looks like one that is slower.
+    beginnings = [
+        [mean * part / turns, work / (1 + beside), beside, 0.02 * mean]
+        for part in (0.1, 0.4, 0.7)
+        for beside in ((0.1, 0.5, 1.0) if lanes > 1 else (0.0,))
+    ]
+    least, best = min((float(np.square(off(one)).sum()), one) for one in beginnings)
+    for factor in FACTORS:
+        moved = True
+        while moved:
+            moved = False
+            for at in range(len(best)):
+                for times in (factor, 1 / factor):
+                    tried = [value * times if at == n else value for n, value in enumerate(best)]
+                    if not best[at] or tried[-1] > 0.5 * mean:
+                        continue
+                    value = float(np.square(off(tried)).sum())
+                    if value < least * (1 - 1e-3):
+                        best, least, moved = tried, value, True
+    worst = max(abs(np.expm1(value)) for value in off(best))
+    return replica(*best), float(worst)
+
+
+def spread(alone_N: np.ndarray, forwards_N: np.ndarray) -> tuple[float, tuple[float, ...]]:
+    """(share of a lone request that does not grow with its forwards, factors of an iteration)."""
+    mean, turns = alone_N.mean(), forwards_N.mean()
+    share = 0.0
+    if forwards_N.std() > 0:
+        slope = np.cov(alone_N, forwards_N, bias=True)[0, 1] / forwards_N.var()
+        share = float(np.clip(1 - slope * turns / mean, 0.0, 1.0))
+    said_N = mean * (share + (1 - share) * forwards_N / turns)
+    even_Q = (np.arange(KEPT) + 0.5) / KEPT
+    factor_Q = np.quantile(alone_N / said_N, even_Q)
+    # A request's spread is what is left of its iterations': each of them has more.
+    wide_Q = np.maximum(1 + (factor_Q - factor_Q.mean()) * turns**0.5, LEAST)
+    return share, tuple(round(float(q), 4) for q in wide_Q / wide_Q.mean())

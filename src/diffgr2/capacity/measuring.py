@@ -1,0 +1,213 @@
+"""Stages run at growing sizes on invented data, each in a process of its own: seconds and memory.
+
+Contract: `measured(sizes, …)` runs data, items, the retrievers, candidates and evidence by the
+command line, a child each on one thread, and returns points for the `Table`: CPU seconds and peak
+memory as the kernel counted them, interpreter and imports included. Retrievers are trained for one
+epoch and for three, which tells an epoch from the rest. What is sure to take longer than `most`
+seconds, by the sizes before, is left out and said. Not here: fits (`powerlaw`), serving
+(`servicing`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffgr2.artifacts import read_manifest
+from diffgr2.capacity.costtable import GROWS, Machine, Point, Table
+from diffgr2.capacity.powerlaw import fit
+from diffgr2.capacity.synthetic import NAME, written
+from diffgr2.errors import ArtifactError
+from diffgr2.recipe import validate
+
+QUICK = ((30_000, 3_000), (60_000, 12_000), (120_000, 8_000), (240_000, 24_000))
+THOROUGH = ((100_000, 10_000), (300_000, 30_000), (1_000_000, 40_000), (3_000_000, 120_000))
+"""(interactions, items): what grows alone somewhere can be told apart."""
+
+EPOCHS = (1, 3)
+FOLDS = 2
+
+INDEX = {
+    "data": ("histories.safetensors", "items.parquet", "users.parquet"),
+    "evidence": ("index.safetensors", "index.json"),
+    "retriever": ("model.safetensors",),
+}
+"""What a replica holds of a stage's directory, beside the model."""
+
+
+MATTER = {
+    "items": ("vectors", "quantizer", "vector_dim", "levels", "codes"),
+    "retriever": ("dim", "layers", "max_len", "batch_users", "precision"),
+    "evidence": ("fields", "history", "moment"),
+}
+"""Keys of which a recipe with other values is told that its stage was measured with these."""
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a child took."""
+
+    seconds: float
+    peak: float
+
+
+def used(command: Sequence[str], env: dict[str, str]) -> Used:
+    """Run a command to its end; what it says is shown only where it fails."""
+    with tempfile.TemporaryFile("w+") as said:
+        child = subprocess.Popen(command, env=env, stdout=said, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            said.seek(0)
+            last = (said.read().strip().splitlines() or ["nothing was said"])[-1]
+            raise ArtifactError(f"{' '.join(command[3:])}: {last}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Used(usage.ru_utime + usage.ru_stime, float(usage.ru_maxrss * unit))
+
+
+@dataclass
+class Bench:
+    """One size after the other in one scratch directory."""
+
+    most: float
+    told: Callable[[str], object]
+    points: dict[str, list[Point]] = field(default_factory=dict)
+
+    def measure(self, place: Path, interactions: int, items: int) -> None:
+        """Every part at one size."""
+        place.mkdir()
+        paths = written(place, interactions, items)
+        self.told(f"{interactions:,} interactions, {items:,} items")
+        data = self._stage(place, "plain", "data", paths)
+        facts = read_manifest(place / "plain" / "data")["metrics"]
+        sizes = {name: float(facts[name]) for name in ("interactions", "users", "items")}
+        self._add("data", sizes, data, place / "plain" / "data")
+        self._add("items", sizes, self._stage(place, "plain", "items", paths))
+        keys = recipe_of(paths, "popularity", 1)["candidates"]
+        each = min(keys["prefixes"], sizes["interactions"] / sizes["users"] - 3)
+        about = {**sizes, "lists": sizes["users"] * (2 + each)}
+        if not self._affords("candidates:popularity", about):  # nothing follows without lists
+            return
+        self._stage(place, "plain", "retriever", paths)  # popularity: lists at the least cost
+        lists = self._stage(place, "plain", "candidates", paths)
+        kept = read_manifest(place / "plain" / "candidates")["metrics"]
+        sizes["lists"] = float(sum(kept[f"{s}_lists"] for s in ("train", "validation", "test")))
+        sizes["shown"] = sizes["lists"] * keys["k_max"]
+        self._add("candidates:popularity", sizes, lists)
+        evidence = self._stage(place, "plain", "evidence", paths)
+        self._add("evidence", sizes, evidence, place / "plain" / "evidence")
+        if self._affords("candidates:itemknn", sizes):
+            self._counted(place, paths, sizes)
+        if self._affords("epoch:sasrec", sizes, float(max(EPOCHS))):
+            self._trained(place, paths, sizes)
+
+    def _counted(self, place: Path, paths: tuple[Path, Path], sizes: dict[str, float]) -> None:
+        run = self._beside(place, "itemknn")
+        found = self._stage(place, "itemknn", "retriever", paths)
+        self._add("retriever:itemknn", sizes, found, run / "retriever")
+        self._add("candidates:itemknn", sizes, self._stage(place, "itemknn", "candidates", paths))
+
+    def _trained(self, place: Path, paths: tuple[Path, Path], sizes: dict[str, float]) -> None:
+        """One epoch and three: the difference is two epochs, the rest is all else."""
+        run, few, many = self._beside(place, "sasrec"), *EPOCHS
+        one = self._stage(place, "sasrec", "retriever", paths, few)
+        lists = self._stage(place, "sasrec", "candidates", paths, few)
+        kept = run / "retriever"
+        more = self._stage(place, f"sasrec-{many}", "retriever", paths, many)
+        epoch = max((more.seconds - one.seconds) / (many - few), 1e-3)
+        rest = max(one.seconds - few * epoch, 1e-3)
+        # Each fold trains on the users outside it.
+        asked = max(lists.seconds - (FOLDS - 1) * few * epoch, 1e-3)
+        self._add("epoch:sasrec", sizes, Used(epoch, more.peak))
+        self._add("retriever:sasrec", sizes, Used(rest, one.peak), kept)
+        self._add("candidates:sasrec", sizes, Used(asked, lists.peak))
+
+    def _affords(self, part: str, sizes: dict[str, float], times: float = 1.0) -> bool:
+        """Whether it ends in time, by what the sizes before took."""
+        known = [(point.sizes, point.seconds) for point in self.points.get(part, [])]
+        if not known:
+            return True
+        need = times * fit(known, GROWS[part]).at(sizes)
+        if need > self.most:
+            self.told(f"  {part}: left out, it would take {need:,.0f} s")
+        return need <= self.most
+
+    def _beside(self, place: Path, name: str) -> Path:
+        """Another run on the same data."""
+        for run in (name, f"{name}-{EPOCHS[-1]}"):
+            shutil.copytree(place / "plain" / "data", place / run / "data")
+        return place / name
+
+    def _stage(
+        self, place: Path, run: str, stage: str, paths: tuple[Path, Path], epochs: int = 1
+    ) -> Used:
+        kind = "popularity" if run == "plain" else run.partition("-")[0]
+        recipe = place / f"{run}.yaml"
+        recipe.write_text(yaml.safe_dump(recipe_of(paths, kind, epochs)), encoding="utf-8")
+        words = ["data", "run"] if stage == "data" else [stage]
+        command = [sys.executable, "-m", "diffgr2.cli", *words, str(recipe)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        env |= {"POLARS_MAX_THREADS": "1"}
+        found = used([*command, "--runs", str(place / run)], env)
+        self.told(f"  {run} {stage}: {found.seconds:.1f} s, {found.peak / 1e9:.2f} GB")
+        return found
+
+    def _add(
+        self, part: str, sizes: dict[str, float], found: Used, where: Path | None = None
+    ) -> None:
+        names = INDEX.get(part.partition(":")[0], ()) if where else ()
+        kept = sum((where / name).stat().st_size for name in names) if where else 0.0
+        self.points.setdefault(part, []).append(
+            Point(dict(sizes), found.seconds, found.peak, float(kept))
+        )
+
+
+def recipe_of(paths: tuple[Path, Path], kind: str, epochs: int) -> dict[str, Any]:
+    """What is measured: the defaults of a recipe, on one thread."""
+    return {
+        "name": "costs",
+        "threads": 1,
+        "data": {
+            "source": "table",
+            "interactions": str(paths[0].resolve()),
+            "items": str(paths[1].resolve()),
+            "columns": {"user": "user", "item": "item", "timestamp": "timestamp"},
+        },
+        "items": {"min_unique": 0.0},
+        "retriever": {"kind": kind, "epochs": epochs, "patience": epochs, "dim": 64},
+        "candidates": {"k": 10, "k_max": 20, "folds": FOLDS, "prefixes": 4},
+    }
+
+
+def keys_of() -> dict[str, dict[str, Any]]:
+    """The keys of what is measured on which costs depend, beside those that are counted with."""
+    recipe = validate(recipe_of((Path("a"), Path("b")), "sasrec", 1), "costs").model_dump(
+        mode="json"
+    )
+    return {name: {key: recipe[name][key] for key in keys} for name, keys in MATTER.items()}
+
+
+def at_size(bench: Bench, interactions: int, items: int) -> dict[str, Point]:
+    """What one more size took, by part; the bench knows it then, too."""
+    known = {part: len(points) for part, points in bench.points.items()}
+    with tempfile.TemporaryDirectory(prefix="diffgr2-costs-") as scratch:
+        bench.measure(Path(scratch) / "size", interactions, items)
+    return {p: found[-1] for p, found in bench.points.items() if len(found) > known.get(p, 0)}
+
+
+def measured(sizes: Sequence[tuple[int, int]], most: float, told: Callable[[str], object]) -> Table:
+    """The table without what bundles served."""
+    bench = Bench(most, told)
+    for interactions, items in sizes:
+        at_size(bench, interactions, items)
+    points = {part: tuple(found) for part, found in bench.points.items()}
+    return Table(Machine.here(), keys_of(), NAME, points)

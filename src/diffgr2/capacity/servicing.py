@@ -1,0 +1,234 @@
+"""How a bundle answers, asked over HTTP: a server of its own, and clients that wait their turn.
+
+Contract: `serviced(bundle, decoders, threads, …)` starts `diffgr2 serve` on the bundle, asks it for
+lists of the bundle's own shoppers and retriever, alone and with more and more clients at once, and
+returns what the table keeps. `server`, `message_of` and `asked_once` are for whoever times servers.
+Clients write bare sockets, since a client library's work is as much as the server's own. Not here:
+what follows from it (`matching`, `forecast`), and open loops (`benchmarks/queueing.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffgr2.artifacts import digest, read_manifest
+from diffgr2.candidates.retrieval import prefixes, top_k
+from diffgr2.capacity.costtable import Round, Served, cores
+from diffgr2.capacity.matching import matched
+from diffgr2.errors import ArtifactError
+from diffgr2.model.contract import read_config
+from diffgr2.model.family import sizes_of
+from diffgr2.rerank.world import World
+from diffgr2.streams import generator
+
+CLIENTS = (1, 2, 4, 8, 16, 32)
+ASKED = 128
+"""Requests of a round, or eight of each client."""
+
+ALONE = 4
+"""Times as many of the lone client, whose spread is kept."""
+
+RUNNING = 32
+"""Lists that the server decodes at once."""
+
+OPTIONS = ("--timeout", "300", "--force", "--no-page")
+"""How fast a bundle answers is told whatever it was judged."""
+
+HISTORY = 50
+"""Purchases that a request brings."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs."""
+
+    url: str
+    process: subprocess.Popen
+
+    @property
+    def memory(self) -> float:
+        """Bytes that it holds, 0 where the system does not say."""
+        try:
+            text = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        except OSError:
+            return 0.0
+        found = re.search(r"VmHWM:\s+(\d+) kB", text)
+        return float(found[1]) * 1024 if found else 0.0
+
+
+@contextmanager
+def server(bundle: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """A server that ends with the block."""
+    command = [sys.executable, "-m", "diffgr2.cli", "serve", "--model", str(bundle), "--port", "0"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, *options], env={**os.environ, **(env or {})}, **pipes)
+    assert process.stdout is not None
+    match = re.search(r"http://\S+", process.stdout.readline())
+    try:
+        if match is None:
+            raise ArtifactError(f"{bundle}: its server did not start")
+        yield Server(match[0], process)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def asked_once(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes
+) -> tuple[int, bytes]:
+    """Status and body of an answer."""
+    writer.write(message)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    assert length is not None
+    return int(head[9:12]), await reader.readexactly(int(length[1]))
+
+
+def message_of(url: str, body: dict[str, Any], *, close: bool = False) -> bytes:
+    """A request as clients write it."""
+    data = json.dumps(body).encode()
+    head = (
+        f"POST /rerank HTTP/1.1\r\nhost: {url.removeprefix('http://')}\r\naccept: */*\r\n"
+        f"connection: {'close' if close else 'keep-alive'}\r\nx-request-timeout-ms: 300000\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    )
+    return head.encode() + data
+
+
+def place_of(url: str) -> tuple[str, int]:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return host, int(port)
+
+
+def bodies(world: World, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Requests of the bundle's shoppers: what they bought, and the retriever's list for it."""
+    known = world.histories
+    able_U = np.flatnonzero(known.lengths_U > 0)
+    users = generator(seed, "capacity", "shoppers").choice(able_U, min(count, len(able_U)), False)
+    queries = prefixes(known, users, known.lengths_U[users])
+    k = min(world.k, known.n_items - int(queries.lengths_U.max()))
+    items_LK, scores_LK = top_k(world.retriever, queries, k)
+    raw, found = world.catalogue.raw_ids, []
+    for row in range(len(users)):
+        history = [raw[item] for item in queries.of(row)[-HISTORY:].tolist()]
+        body = {"history": history, "documents": [raw[item] for item in items_LK[row].tolist()]}
+        if not world.seats.index.own_scores:  # it learned on other scores than the retriever's
+            body["scores"] = scores_LK[row].tolist()
+        found.append(body)
+    return found
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What clients saw."""
+
+    seconds: list[float]
+    forwards: list[int]
+    per_s: float
+
+
+async def closed_loop(url: str, messages: Sequence[bytes], clients: int, requests: int) -> Loop:
+    """`clients` that each ask again as soon as they are answered."""
+    numbers, seconds, answers = iter(range(requests)), list[float](), list[bytes]()
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection(*place_of(url))
+        for number in numbers:
+            begun = time.perf_counter()
+            status, answer = await asked_once(reader, writer, messages[number % len(messages)])
+            seconds.append(time.perf_counter() - begun)
+            if status != 200:
+                raise ArtifactError(f"status {status}: {answer[:200]!r}")
+            answers.append(answer)
+        writer.close()
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    wall = time.perf_counter() - begun
+    forwards = [max(1, int(json.loads(answer)["decode"]["forwards"])) for answer in answers]
+    return Loop(seconds, forwards, requests / wall)
+
+
+def lanes_of(weights: int, threads: int) -> int:
+    """Lanes of a server on so many threads, as the ONNX backend has them."""
+    from diffgr2.model.ort import SMALL, TINY
+
+    return threads if TINY < weights <= SMALL else 1
+
+
+def serviced(
+    bundle: Path,
+    decoders: Sequence[str],
+    threads: int,
+    told: Callable[[str], object],
+    clients: Sequence[int] | None = None,
+    asked: int | None = None,
+) -> list[Served]:
+    """See the module's docstring."""
+    threads, clients, asked = min(threads, cores()), clients or CLIENTS, asked or ASKED
+    world, index = World(bundle), index_bytes(bundle)
+    weights = sizes_of(read_config(bundle)).weights
+    lanes = lanes_of(weights, threads)
+    options = (*OPTIONS, "--threads", str(threads), "--running", str(RUNNING))
+    found = []
+    with server(bundle, *options) as running:
+        lists = bodies(world, 64)
+        for decoder in decoders:
+            asks = [{**one, "decode": {"decoder": decoder}} for one in lists]
+            messages = [message_of(running.url, one) for one in asks]
+            asyncio.run(closed_loop(running.url, messages, 4, 32))  # warm
+            loops = []
+            for n in clients:
+                count = max(asked * (ALONE if n == 1 else 1), 8 * n)
+                loops.append(asyncio.run(closed_loop(running.url, messages, n, count)))
+                told(f"{decoder}: {n} clients: {loops[-1].per_s:.0f} lists a second")
+            rounds = [_round(n, loop) for n, loop in zip(clients, loops, strict=True)]
+            replica, misfit = matched(
+                [(one.clients, one.mean) for one in rounds],
+                loops[0].seconds,
+                loops[0].forwards,
+                lanes,
+                RUNNING,
+            )
+            facts = (world.name, mark_of(bundle), decoder, weights, world.k)
+            held = (threads, running.memory, index, sizes_in(world))
+            found.append(Served(*facts, *held, tuple(rounds), replica, misfit))
+    return found
+
+
+def _round(clients: int, loop: Loop) -> Round:
+    p50, p99 = np.percentile(loop.seconds, (50, 99))
+    mean = float(np.mean(loop.seconds))
+    values = (round(value, 6) for value in (mean, float(p50), float(p99), loop.per_s))
+    return Round(clients, len(loop.seconds), *values)
+
+
+def mark_of(bundle: Path) -> str:
+    """What tells this bundle from others."""
+    return digest(read_manifest(bundle)["files"])[:16]
+
+
+def sizes_in(world: World) -> dict[str, float]:
+    known = world.histories
+    facts = (len(known.items_N), known.n_users, known.n_items)
+    return dict(zip(("interactions", "users", "items"), map(float, facts), strict=True))
+
+
+def index_bytes(bundle: Path) -> float:
+    """What a replica holds besides the model: purchases, catalogue, counts and the retriever."""
+    files = read_manifest(bundle)["files"]
+    parts = ("data/", "evidence/", "retriever/", "items/")
+    return float(sum(entry["size"] for name, entry in files.items() if name.startswith(parts)))
