@@ -19,9 +19,9 @@ ADDRESS = "RAY_ADDRESS"
 def imported() -> Any:
     """Ray with both of its parts, or the one line that says what brings it."""
     try:
-        import ray
-        import ray.data
-        import ray.serve
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
+        import ray.serve  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         told = f"{error.name} is missing: pip install 'diffgr2[ray]'"
         raise MissingExtraError(told) from None

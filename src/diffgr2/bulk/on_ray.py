@@ -32,7 +32,7 @@ class RankShares:
     """One actor; a row of its input is a share, a row of its output what became of it."""
 
     def __init__(self, output: str, threads: int) -> None:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         from diffgr2.bulk.work import Worker
         from diffgr2.model import backends
@@ -57,7 +57,7 @@ def run(
 ) -> None:
     """See the module's docstring."""
     ray = joined()
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy, DataContext  # pyright: ignore[reportMissingImports]
 
     context = DataContext.get_current()
     context.enable_progress_bars = False

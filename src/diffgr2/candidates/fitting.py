@@ -150,7 +150,7 @@ class Training:
         value = self._added_up(loss.detach(), table_IC)
         if np.isfinite(value):
             self.optimizer.step()
-            if self.rows is not None:
+            if self.rows is not None and rows_R is not None and table_IC.grad is not None:
                 self.rows.step(rows_R, table_IC.grad)
         return value
 

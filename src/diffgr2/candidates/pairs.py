@@ -147,7 +147,8 @@ class PairCounts:
         work: Path | None = None,
     ) -> PairCounts:
         """The counts of these histories; with `work` they lie in files there, not in memory."""
-        return PairCounts.counted(train.n_items, window, kinds, *first_purchases(train), work)
+        key_M, position_M, day_M = first_purchases(train)
+        return PairCounts.counted(train.n_items, window, kinds, key_M, position_M, day_M, work)
 
     @staticmethod
     def counted(

@@ -86,8 +86,8 @@ def recounted_pairs(
         np.concatenate([one[stays_M], two]) for one, two in zip(old, (key_M, *rest), strict=True)
     ]
     order_M = np.argsort(parts[0], kind="stable")
-    given = (n, pairs.window, pairs.kinds)
-    return PairCounts.counted(*given, *(part[order_M] for part in parts))
+    key_M, position_M, day_M = (part[order_M] for part in parts)
+    return PairCounts.counted(n, pairs.window, pairs.kinds, key_M, position_M, day_M)
 
 
 def recounted(

@@ -337,8 +337,7 @@ def rerank(
         said = telling if reasons or markdown or not asked.in_shares else False
         work = asked.run if asked.in_shares else partial(rank_lines_of, asked)
         raise typer.Exit(work(telling=said, top_k=top_k, batch=batch))
-    if engine or workers or gpus or form:
-        raise ConfigError("--input: needed with --engine, --workers, --gpus and --format")
+    in_shares.without_input(engine, workers, gpus, form)
     arguments = arguments_given(history, candidates, user)
     changed(arguments, wanted, rules)
     arguments |= {"strict": True} if strict else {}

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from diffgr2.bulk.cluster import cause_of, elsewhere, joined
 from diffgr2.errors import ConfigError
@@ -54,7 +54,7 @@ class Ranker:
     """One replica, as Serve makes it."""
 
     async def __init__(self, crew: Crew) -> None:  # type: ignore[misc]  # Serve waits for it
-        from ray import serve
+        from ray import serve  # pyright: ignore[reportMissingImports]
 
         from diffgr2.model import backends
         from diffgr2.rerank.reranker import Reranker
@@ -70,7 +70,7 @@ class Ranker:
             keys=Believed(),
             names=crew.names,
             shown=replace(crew.shown, cors=()),
-            log_to=Gathered() if crew.keeps else None,
+            log_to=cast(Any, Gathered()) if crew.keeps else None,
         )
         app.state.shared.any_worth = crew.any_worth
         self.replica = Replica(app, serve.get_replica_context().replica_tag)
@@ -93,7 +93,7 @@ class Ranker:
 
 def deployment_of(crew: Crew) -> Any:
     """The deployment of a crew."""
-    from ray import serve
+    from ray import serve  # pyright: ignore[reportMissingImports]
 
     scaled: dict[str, Any] = {"num_replicas": crew.least}
     if crew.most > crew.least:
@@ -128,8 +128,8 @@ class RayFleet:
     def deploy(self) -> None:
         """Until every replica answers; what keeps them from it is one line."""
         ray = joined()
-        from ray import serve
-        from ray.serve import exceptions
+        from ray import serve  # pyright: ignore[reportMissingImports]
+        from ray.serve import exceptions  # pyright: ignore[reportMissingImports]
 
         self._lost = (
             ray.exceptions.RayActorError,
@@ -146,7 +146,7 @@ class RayFleet:
 
     def _why(self) -> str:
         """What Serve says of an application that it could not deploy: its last line."""
-        from ray import serve
+        from ray import serve  # pyright: ignore[reportMissingImports]
 
         told = serve.status().applications[APP]
         lines = [one.message for one in told.deployments.values()] or [told.message]
@@ -164,8 +164,8 @@ class RayFleet:
 
     def end(self) -> None:
         """All of it."""
-        import ray
-        from ray import serve
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray import serve  # pyright: ignore[reportMissingImports]
 
         with suppress(Exception):
             serve.shutdown()
@@ -176,7 +176,7 @@ class RayFleet:
         return await asyncio.to_thread(self._running)
 
     def _running(self) -> int:
-        from ray import serve
+        from ray import serve  # pyright: ignore[reportMissingImports]
 
         told = serve.status().applications.get(APP)
         found = told.deployments.get(RANKER) if told is not None else None

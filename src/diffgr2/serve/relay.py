@@ -275,16 +275,16 @@ async def ranked(request: Request) -> Response:
     gate: Gate = request.app.state.shared
     batch = request.scope["path"] == BATCH_PATH
     caller = request.scope["state"].get("caller")
-    counts = batch and caller is not None and caller.bucket is not None
+    bucket = caller.bucket if batch and caller is not None else None
 
     def read(body: bytes, limits: Limits) -> tuple[bytes, int]:
-        lists = len(many.asks_of(parse_body(body, limits), limits)) if counts else 1
+        lists = len(many.asks_of(parse_body(body, limits), limits)) if bucket is not None else 1
         return body, lists
 
     async def work(_: State, read: tuple[bytes, int], deadline: float, visit: Visit) -> Response:
         body, lists = read
-        if counts:
-            caller.bucket.charge(lists - 1)  # the door took one
+        if bucket is not None:
+            bucket.charge(lists - 1)  # the door took one
         asking = Asking(gate, request, body, deadline)
         try:
             if batch or b'"stream"' in body:

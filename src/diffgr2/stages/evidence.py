@@ -65,15 +65,15 @@ class Known:
 
     def take(self, rows: slice | np.ndarray) -> "Known":
         """These lists alone."""
-        arrays = vars(self).items()
-        return Known(**{name: None if a is None else a[rows] for name, a in arrays})
+        taken = {name: a[rows] for name, a in vars(self).items() if a is not None}
+        return Known(**taken)
 
 
 def teaching(known: Known) -> slice | np.ndarray:
     """The lists that are learned from; all of them where some are shorter than others."""
     if not known.there_LK.all():
         return slice(None)
-    return (known.gains_LK > 0).any(1)
+    return np.any(known.gains_LK > 0, axis=1)
 
 
 @dataclass(frozen=True)
