@@ -65,15 +65,15 @@ class Known:
 
     def take(self, rows: slice | np.ndarray) -> "Known":
         """These lists alone."""
-        arrays = vars(self).items()
-        return Known(**{name: None if a is None else a[rows] for name, a in arrays})
+        arrays: dict[str, Any] = {n: a[rows] for n, a in vars(self).items() if a is not None}
+        return Known(**arrays)
 
 
 def teaching(known: Known) -> slice | np.ndarray:
     """The lists that are learned from; all of them where some are shorter than others."""
     if not known.there_LK.all():
         return slice(None)
-    return (known.gains_LK > 0).any(1)
+    return np.flatnonzero((known.gains_LK > 0).any(1))
 
 
 @dataclass(frozen=True)
