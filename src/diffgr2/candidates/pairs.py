@@ -148,7 +148,8 @@ class PairCounts:
     ) -> PairCounts:
         """The counts of these histories; with `work` they lie in files there, not in memory."""
         key_M, position_M, day_M = first_purchases(train)
-        return PairCounts.counted(train.n_items, window, kinds, key_M, position_M, day_M, work)
+        given = (train.n_items, window, kinds, key_M, position_M, day_M)
+        return PairCounts.counted(*given, work=work)
 
     @staticmethod
     def counted(
@@ -158,6 +159,7 @@ class PairCounts:
         key_M: np.ndarray,
         position_M: np.ndarray,
         day_M: np.ndarray,
+        *,
         work: Path | None = None,
     ) -> PairCounts:
         """The counts of these first purchases, of n items; keys are sorted."""

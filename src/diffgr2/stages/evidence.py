@@ -65,15 +65,15 @@ class Known:
 
     def take(self, rows: slice | np.ndarray) -> "Known":
         """These lists alone."""
-        taken = {name: a[rows] for name, a in vars(self).items() if a is not None}
-        return Known(**taken)
+        arrays: dict[str, Any] = {n: a[rows] for n, a in vars(self).items() if a is not None}
+        return Known(**arrays)
 
 
 def teaching(known: Known) -> slice | np.ndarray:
     """The lists that are learned from; all of them where some are shorter than others."""
     if not known.there_LK.all():
         return slice(None)
-    return np.any(known.gains_LK > 0, axis=1)
+    return np.flatnonzero((known.gains_LK > 0).any(1))
 
 
 @dataclass(frozen=True)
