@@ -335,6 +335,22 @@ def test_what_stands_at_the_place_stays(tmp_path) -> None:
     assert (tmp_path / "out" / "mine").read_text() == "x"
 
 
+def test_no_export_lies_within_what_it_reads(tmp_path) -> None:
+    model_directory(tmp_path / "m")
+    before = sorted((tmp_path / "m").iterdir())
+    for out in (tmp_path / "m" / "out", tmp_path / "x" / ".." / "m" / "a" / "b"):
+        with pytest.raises(ConfigError, match="lies within"):
+            export(tmp_path / "m", out, "qwen3")
+    assert sorted((tmp_path / "m").iterdir()) == before
+
+
+def test_a_threshold_is_refused_where_nothing_would_read_it(tmp_path) -> None:
+    model_directory(tmp_path / "m")
+    for format in ("qwen3", "gguf"):
+        with pytest.raises(ConfigError, match="--threshold: for --format sdar and hf only"):
+            export(tmp_path / "m", tmp_path / "out", format, threshold=0.5)
+
+
 def test_every_page_says_what_is_in_its_directory(tmp_path) -> None:
     pytest.importorskip("gguf")
     model_directory(tmp_path / "m")

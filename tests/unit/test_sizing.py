@@ -45,6 +45,14 @@ def test_a_recipe_is_planned_without_data_or_weights(
     assert said.splitlines()[-1] == "all stages fit"
 
 
+@pytest.mark.parametrize("name", ["text_smol", "text_gpu", "paper"])
+def test_a_recipe_with_a_base_names_one_whose_size_is_known(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "stages fit" in planned(name, "--gpus", "8")[1]
+
+
 def test_gpus_that_would_have_nothing_to_do_are_told() -> None:
     words = ("text_gpu", "--base-config", "qwen3-0.6b", "--gpus")
     assert "sft: 2 forwards a step for 8 GPUs" in planned(*words, "8")[1]
@@ -55,7 +63,8 @@ def test_known_bases_are_as_large_as_their_names_say() -> None:
     for name in KNOWN:
         sizes, source = base_sizes(load_recipe("text_gpu"), Path(name))
         assert source == name
-        millions = float(name.removeprefix("qwen3-").removesuffix("b")) * 1e3
+        unit = {"b": 1e3, "m": 1}[name[-1]]
+        millions = float(name.rpartition("-")[2][:-1]) * unit
         assert parameters(sizes) / 1e6 == pytest.approx(millions, rel=0.05)
 
 

@@ -38,7 +38,10 @@ Aligned = Annotated[
     ),
 ]
 Threshold = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="sdar, hf: commit what is surer than this.")
+    float | None,
+    typer.Option(
+        min=0.0, max=1.0, help="sdar, hf: commit what is surer than this.", show_default="0.9"
+    ),
 ]
 
 
@@ -48,7 +51,7 @@ def export(
     format: Format,
     pad_vocab: PadVocab = False,
     aligned_prompts: Aligned = False,
-    threshold: Threshold = 0.9,
+    threshold: Threshold = None,
 ) -> None:
     """Write a model in a format that other engines serve (docs/export.md)."""
     from diffgr2.export import writing

@@ -17,6 +17,7 @@ from diffgr2.export import hugging_face, llama_cpp, sdar
 from diffgr2.export.given import Given, opened
 
 FORMATS = ("sdar", "hf", "gguf", "qwen3")
+DIFFUSE = ("sdar", "hf")  # decoded by confidence
 THRESHOLD = 0.9
 """τ of the preset `raw`: an engine has no grammar, so the recipe's own τ is for something else."""
 
@@ -37,7 +38,7 @@ def export(
     *,
     pad_vocab: bool = False,
     aligned: bool = False,
-    threshold: float = THRESHOLD,
+    threshold: float | None = None,
 ) -> list[str]:
     """Write `source` as `format` into `out`; the names of the files."""
     if format not in FORMATS:
@@ -45,10 +46,15 @@ def export(
     for flag, given in (("--pad-vocab", pad_vocab), ("--aligned-prompts", aligned)):
         if given and format != "sdar":
             raise ConfigError(f"{flag}: for --format sdar only")
+    if threshold is not None and format not in DIFFUSE:
+        raise ConfigError("--threshold: for --format sdar and hf only")
+    threshold = THRESHOLD if threshold is None else threshold
     if not 0.0 <= threshold <= 1.0:
         raise ConfigError(f"--threshold: {threshold:g} is not within 0 … 1")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: stands already")
+    if out.resolve().is_relative_to(source.resolve()):  # what no manifest lists breaks a bundle
+        raise ConfigError(f"{out}: lies within {source}, which stays as it is")
     given = opened(source)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -59,7 +59,21 @@ def _qwen3(hidden: int, layers: int, heads: int, ffn: int, tied: bool) -> dict[s
     }
 
 
+SMOL = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "intermediate_size": 1536,
+    "tie_word_embeddings": True,
+    "vocab_size": 49_152,
+    "max_position_embeddings": 8192,
+}
+
 KNOWN = {
+    "smollm2-135m": SMOL,
     "qwen3-0.6b": _qwen3(1024, 28, 16, 3072, True),
     "qwen3-1.7b": _qwen3(2048, 28, 16, 6144, True),
     "qwen3-4b": _qwen3(2560, 36, 32, 9728, True),
