@@ -1,68 +1,150 @@
-"""The Ray examples on a local Ray of two workers."""
+"""Batches and traffic on a Ray of this machine: the promises of one process, on several."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import signal
+import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import polars as pl
 import pytest
+from replica_kills import Load, example, replicas
 
+from diffgr2.bulk.rank_all import rank_all
 from diffgr2.rerank.reranker import Reranker
+from support.live import Process, body_of
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SOURCE = Path(__file__).parents[2] / "src"
 pytestmark = pytest.mark.slow
+POISON = 7
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray():
+    """One line where it is not installed."""
+    return pytest.importorskip("ray", reason="needs the extra ray: pip install 'diffgr2[ray]'")
+
+
+def lists_of(reranker: Reranker, n: int, path: Path) -> Path:
+    raw = reranker.catalogue.raw_ids
+    some = len(raw) - 60
+    rows = {
+        "history": [raw[i % some :][:2] for i in range(n)],
+        "candidates": [raw[30 + i % some :][:4] if i != POISON else [] for i in range(n)],
+    }
+    pl.DataFrame(rows, dict.fromkeys(rows, pl.List(pl.String))).write_parquet(path)
+    return path
+
+
+def begun(bundle: Path, lists: Path, output: Path) -> subprocess.Popen:
+    line = ["rerank", "-m", bundle, "--engine", "ray", "--workers", "2", "-i", lists, "-o", output]
+    env = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "diffgr2.cli", *map(str, line)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def actors() -> list[int]:
+    """Processes of a batch's actors, by the titles that Ray gives them."""
+    titles = {int(p.parent.name): p for p in Path("/proc").glob("[0-9]*/cmdline")}
+    found = []
+    for pid, place in titles.items():
+        try:
+            title = place.read_bytes()
+        except OSError:
+            continue
+        if title.startswith(b"ray::MapWorker(Map(RankShares))"):
+            found.append(pid)
+    return found
+
+
+def test_kills_of_actors_and_of_the_driver_lose_and_double_nothing(
+    run_dir: Path, reranker: Reranker, tmp_path: Path
+) -> None:
+    n = 2_000
+    lists, output = lists_of(reranker, n, tmp_path / "lists.parquet"), tmp_path / "ranked"
+    kills = int(os.environ.get("DIFFGR2_RAY_KILLS", "4"))  # the full measure is 20
+    for kill in range(kills):
+        driver, before = begun(run_dir / "bundle", lists, output), _standing(output)
+        while driver.poll() is None and _standing(output) <= before:
+            time.sleep(0.05)
+        if driver.poll() is None:
+            victim = driver.pid if kill % 2 else next(iter(actors()), driver.pid)
+            os.kill(victim, signal.SIGKILL)
+        if kill % 2:
+            driver.wait()
+        elif driver.poll() is None:
+            now = _standing(output)
+            while driver.poll() is None and _standing(output) <= now:  # it goes on by itself
+                time.sleep(0.05)
+            driver.kill()
+            driver.wait()
+        driver.communicate()
+    out, _ = begun(run_dir / "bundle", lists, output).communicate(timeout=600)
+    assert f"{n - 1} rankings, 1 rows set aside" in out
+    rows = pl.concat(pl.read_parquet(path) for path in output.glob("part-*.parquet"))
+    assert Counter(rows["row"]) == Counter(set(range(n)) - {POISON})
+    named = [json.loads(line) for line in (output / "_set_aside.jsonl").read_text().splitlines()]
+    assert [one["row"] for one in named] == [POISON]
+
+
+def _standing(output: Path) -> int:
+    return len(list((output / "_ledger").glob("*.json")))
+
+
+def test_two_actors_share_a_file_of_one_block_and_write_what_one_process_does(
+    run_dir: Path, reranker: Reranker, tmp_path: Path
+) -> None:
+    lists = lists_of(reranker, 600, tmp_path / "lists.parquet")
+    out, _ = begun(run_dir / "bundle", lists, tmp_path / "ray").communicate(timeout=600)
+    shares = [int(text) for text in re.findall(r"(\d+)%", out)]
+    assert len(shares) == 2
+    assert min(shares) >= 20  # 40 on cores that nobody else uses
+    rank_all(run_dir / "bundle", lists, tmp_path / "local", workers=2)
+    for path in (tmp_path / "local").glob("part-*"):
+        assert (tmp_path / "ray" / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator:
-    module = pytest.importorskip("ray", reason="needs the extra ray: pip install 'diffgr2[ray]'")
-    paths = os.pathsep.join([str(SOURCE), str(EXAMPLES)])
-    env = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    module.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": env})
-    sys.path.insert(0, str(EXAMPLES))
-    yield module
-    module.shutdown()
+def served(run_dir: Path) -> Iterator[Process]:
+    with Process(run_dir / "bundle", "--engine", "ray", "--replicas", "2") as server:
+        yield server
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=60) == 0
 
 
-def test_a_parquet_file_is_ranked_row_by_row(ray, run_dir, reranker: Reranker, tmp_path) -> None:
-    import ray_batch
-
-    raw = reranker.catalogue.raw_ids
-    rows = [(raw[i : i + 3], raw[30 + i : 34 + i]) for i in range(40)]
-    rows[7] = (["zqxwv"], raw[:4])
-    table = pl.DataFrame(
-        {"history": [h for h, _ in rows], "candidates": [c for _, c in rows]},
-    )
-    source, output = tmp_path / "lists.parquet", tmp_path / "ranked"
-    table.write_parquet(source)
-    ray_batch.rank_file(str(run_dir / "bundle"), str(source), str(output), workers=2, batch=10)
-    got = {
-        (tuple(row["history"]), tuple(row["candidates"])): row
-        for path in output.glob("*.parquet")
-        for row in pl.read_parquet(path).to_dicts()
-    }
-    assert len(got) == len(rows)
-    for number, (history, candidates) in enumerate(rows):
-        row = got[tuple(history), tuple(candidates)]
-        if number == 7:
-            assert row["error"].startswith("history[0]")
-        else:
-            assert row["ranked"] == list(reranker.rank(history, candidates).items)
+def test_replicas_answer_like_one_model(served: Process, reranker: Reranker) -> None:
+    with httpx.Client(base_url=served.url, timeout=60) as client:
+        for seed in range(12):
+            body = body_of(reranker, seed)
+            answer = client.post("/v1/rerank", json=body).json()
+            wanted = reranker.rank(body["history"], body["documents"])
+            assert [one["id"] for one in answer["results"]] == list(wanted.items)
+        assert client.get("/health/ready").status_code == 200
+        assert 'outcome="ok"} 12.0' in client.get("/metrics").text
 
 
-def test_two_replicas_answer_like_one_model(ray, run_dir, reranker: Reranker) -> None:
-    import ray_serve
-
-    serve = pytest.importorskip("ray.serve")
-    handle = serve.run(ray_serve.application(str(run_dir / "bundle"), replicas=2, batch=4))
-    raw = reranker.catalogue.raw_ids
-    asked = [{"history": raw[i : i + 2], "candidates": raw[50 + i : 54 + i]} for i in range(24)]
-    answers = [handle.rank.remote(body) for body in asked]
-    for body, answer in zip(asked, answers, strict=True):
-        wanted = reranker.rank(body["history"], body["candidates"])
-        assert answer.result(timeout_s=120)["items"] == list(wanted.items)
-    serve.shutdown()
+def test_replicas_killed_under_load_cost_no_500(served: Process) -> None:
+    load = Load(served.url, example(served.url), clients=3)
+    try:
+        for _ in range(10):
+            time.sleep(4)
+            for pid in replicas()[:1]:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(4)
+    finally:
+        load.stop()
+    assert load.seen["200"] > 100
+    assert not load.seen.keys() - {"200", "503 with retry-after"}

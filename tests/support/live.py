@@ -34,7 +34,9 @@ def app_of(reranker: Reranker, limits: Limits, keys: Keys | None, log_to: LogTo 
         return make_app(reranker, limits=limits, keys=keys, log_to=log_to)
     from support.replicated import InProcess, on_ray
 
-    fleet = on_ray(reranker, limits, log_to) if door == "ray" else InProcess(reranker, limits)
+    fleet = (
+        on_ray(reranker, limits, log_to) if door == "ray" else InProcess(reranker, limits, log_to)
+    )
     return make_relay(fleet, limits=limits, keys=keys, log_to=log_to)
 
 

@@ -19,9 +19,11 @@ from diffgr2.serve.replica import Believed, Call, End, Gathered, Headers, Replic
 class InProcess:
     """A fleet of `n` replicas on the door's own event loop, of which some may be `cut`."""
 
-    def __init__(self, reranker: Reranker, limits: Limits, n: int = 2) -> None:
-        within = replace(limits, hosts=())
-        given: dict[str, Any] = {"limits": within, "keys": Believed(), "log_to": Gathered()}
+    def __init__(
+        self, reranker: Reranker, limits: Limits, log_to: LogTo | None = None, n: int = 2
+    ) -> None:
+        given: dict[str, Any] = {"limits": replace(limits, hosts=()), "keys": Believed()}
+        given["log_to"] = Gathered() if log_to is not None else None
         self.every = [Replica(make_app(reranker, **given), f"replica-{i}") for i in range(n)]
         self.there = list(self.every)
         self.asked: list[str] = []  # who was, in order

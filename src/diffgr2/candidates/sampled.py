@@ -25,7 +25,7 @@ def chances(count_I: np.ndarray, size: int, power: float = POWER, even: float = 
     n = len(count_I)
     if size >= n:
         return np.ones(n)
-    weight_I: np.ndarray = np.maximum(count_I, 0).astype(np.float64) ** power
+    weight_I = np.power(np.maximum(count_I, 0).astype(np.float64), power)
     total = weight_I.sum()
     weight_I = even / n + (1.0 - even) * (weight_I / total if total > 0 else np.full(n, 1 / n))
     chance_I, free_I = np.ones(n), np.ones(n, dtype=bool)

@@ -334,23 +334,23 @@ def rerank(
         if candidates or history or user or wanted or direct or rules or strict:
             raise ConfigError("--input: its lines hold the requests, no other request options")
         asked = in_shares.Asked(model, source, output, engine, workers, gpus, form)
-        said = telling if reasons or markdown or not asked.in_shares else False
         work = asked.run if asked.in_shares else partial(rank_lines_of, asked)
+        said = telling if reasons or markdown or not asked.in_shares else False
         raise typer.Exit(work(telling=said, top_k=top_k, batch=batch))
-    in_shares.without_input(engine, workers, gpus, form)
-    arguments = arguments_given(history, candidates, user)
-    changed(arguments, wanted, rules)
-    arguments |= {"strict": True} if strict else {}
-    arguments |= {"reasoning": False} if direct else {}
+    if engine or workers or gpus or form:
+        raise ConfigError("--input: needed with --engine, --workers, --gpus and --format")
+    arguments = changed(arguments_given(history, candidates, user), wanted, rules)
+    arguments |= ({"strict": True} if strict else {}) | ({"reasoning": False} if direct else {})
     opened = Reranker.from_pretrained(model)
     rank_one(opened, arguments, as_json=as_json, telling=telling, top_k=top_k)
 
 
-def changed(arguments: dict[str, Any], wanted: dict[str, Any], rules: dict[str, Any]) -> None:
+def changed(
+    arguments: dict[str, Any], wanted: dict[str, Any], rules: dict[str, Any]
+) -> dict[str, Any]:
     """What options say stands above what the request says."""
-    for name, given in (("decode", wanted), ("rules", rules)):
-        if given:
-            arguments[name] = {**arguments.get(name, {}), **given}
+    more = {name: given for name, given in (("decode", wanted), ("rules", rules)) if given}
+    return arguments | {name: {**arguments.get(name, {}), **more[name]} for name in more}
 
 
 def arguments_given(

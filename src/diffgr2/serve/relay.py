@@ -142,10 +142,12 @@ def call_of(request: Request, body: bytes, deadline: float) -> Call:
     scope = request.scope
     left_ms = max(1, round((deadline - time.monotonic()) * 1e3))
     caller = scope["state"].get("caller")
+    # The default may be longer than what a client may ask for: then it is the replica's too.
+    most_ms = request.app.state.shared.limits.max_timeout_s * 1e3
     headers = [(key, value) for key, value in scope["headers"] if key not in DROPPED]
     headers += [
         (b"x-request-id", scope["state"]["request_id"].encode()),
-        (b"x-request-timeout-ms", str(left_ms).encode()),
+        *([(b"x-request-timeout-ms", str(left_ms).encode())] if left_ms <= most_ms else []),
         *([(b"authorization", told_to(caller))] if caller is not None else []),
         *([(b"content-length", str(len(body)).encode())] if body else []),
     ]
