@@ -27,12 +27,6 @@ Form = Annotated[str | None, typer.Option("--format", help="Of part files: parqu
 Reasons = Annotated[bool, typer.Option("--reasoning", help="Of --engine: reasons in part files.")]
 
 
-def without_input(*options: Any) -> None:
-    """One request needs none of these."""
-    if any(options):
-        raise ConfigError("--input: needed with --engine, --workers, --gpus and --format")
-
-
 @dataclass(frozen=True)
 class Asked:
     """See the module's docstring."""
