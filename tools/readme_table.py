@@ -4,8 +4,8 @@ Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands wh
 `results/NAME.json` says and nothing else: its main rows (`rows:NAME`: all of them; `days:NAME`: its
 rows on targets of the same day and of others; `budget:NAME`: quality over steps of a stage;
 `speed:NAME`: its timing run; `serving:NAME`: a serving benchmark; `growth:NAME`: costs of larger
-lists; `sids:NAME`: semantic IDs; `lists:NAME`: a shop's own lists, fold by fold; `text:NAME` and
-`gpu:NAME`: `trial_tables`); running it twice changes nothing. Not here: measuring.
+lists; `sids:NAME`: semantic IDs; `lists:NAME`: a shop's own lists, fold by fold; `text:NAME`,
+`ids:NAME` and `gpu:NAME`: `trial_tables`); running it twice changes nothing. Not here: measuring.
 Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from own_table import lists_table
-from trial_tables import gpu_table, text_table
+from trial_tables import gpu_table, ids_table, text_table
 
 from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error
@@ -38,7 +38,7 @@ from diffgr2.evaluate.tables import (
 )
 from diffgr2.pipeline import DIRTY
 
-KINDS = "results|rows|days|budget|serving|speed|growth|sids|lists|text|gpu"
+KINDS = "results|rows|days|budget|serving|speed|growth|sids|ids|lists|text|gpu"
 OPEN = re.compile(rf"^<!-- ({KINDS}):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
@@ -325,7 +325,7 @@ def to_none(metric: str) -> Callable[[dict[str, Any]], str]:
     return lambda row: span(row["over_none"][metric]["ci"]) if row["steps"] else "–"
 
 
-OTHERS = {"lists": lists_table, "text": text_table, "gpu": gpu_table}
+OTHERS = {"lists": lists_table, "text": text_table, "gpu": gpu_table, "ids": ids_table}
 
 
 def table_of(kind: str, report: dict[str, Any]) -> str:

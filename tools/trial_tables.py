@@ -1,7 +1,7 @@
-"""Tables of two trials: a small language model that was trained, and what a token costs on a GPU.
+"""Tables of trials: a small language model that was trained, other IDs, tokens on a GPU.
 
-Contract: `text_table(report, made)` and `gpu_table(report, made)` are what stands between the marks
-of `text:NAME` and `gpu:NAME`. Not here: other tables, and the marks (`readme_table`).
+Contract: `text_table(report, made)`, `ids_table` and `gpu_table` are what stands between the marks
+of `text:NAME`, `ids:NAME` and `gpu:NAME`. Not here: other tables, and the marks (`readme_table`).
 """
 
 from __future__ import annotations
@@ -44,6 +44,16 @@ def text_table(report: dict[str, Any], made: str) -> str:
     )
     tables = (markdown_table(rows, columns), markdown_table(masked, words))
     return "\n\n".join((*tables, markdown_table(report["curves"], losses), note))
+
+
+def ids_table(report: dict[str, Any], made: str) -> str:
+    """The same re-ranker's SFT under other semantic IDs."""
+    columns: list[Any] = [("IDs", lambda row: f"`{row['ids']}`"), ("natural", at("natural", 3))]
+    for metric in ("r@1", "ndcg@3"):
+        columns.append((metric.upper(), at(f"metrics.{metric}")))
+        columns.append(("over rqvae, 95 %", interval_at(f"over_rqvae.{metric}.ci")))
+    lists = f"{report['rows'][0]['n']:,} lists of selection users"
+    return f"{markdown_table(report['rows'], columns)}\n\n{report['data']}: {lists}. {made}"
 
 
 def gpu_table(report: dict[str, Any], made: str) -> str:
