@@ -318,8 +318,8 @@ def test_files_exchanged_while_they_are_read_make_no_bundle(run_dir, tmp_path, m
     other = bundles.other_weights(run_dir / "bundle", tmp_path / "other")
     opening = Reranker.__init__
 
-    def slowly(self: Reranker, directory: Path) -> None:
-        opening(self, directory)
+    def slowly(self: Reranker, directory: Path, **given: bool) -> None:
+        opening(self, directory, **given)
         bundles.put_in_place(other, bundle)
 
     with monkeypatch.context() as patch:
