@@ -285,7 +285,7 @@ async def ranked(request: Request) -> Response:
 
     async def work(_: State, read: tuple[bytes, int], deadline: float, visit: Visit) -> Response:
         body, lists = read
-        if counts:
+        if counts and caller is not None:
             caller.bucket.charge(lists - 1)  # the door took one
         asking = Asking(gate, request, body, deadline)
         try:
