@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from itertools import cycle
+from itertools import count, cycle
 from typing import Any
 
 from diffgr2.rerank.reranker import Reranker
@@ -14,6 +14,8 @@ from diffgr2.serve.ledger import LogTo
 from diffgr2.serve.limits import Limits
 from diffgr2.serve.relay import Fleet, LostError
 from diffgr2.serve.replica import Believed, Call, End, Gathered, Headers, Replica, Reply
+
+APPS = count(1)
 
 
 class InProcess:
@@ -93,5 +95,7 @@ def on_ray(reranker: Reranker, limits: Limits, log_to: LogTo | None) -> Fleet:
     from diffgr2.serve.on_serve import Crew, RayFleet
 
     bundles = ((reranker.name, str(reranker.directory)),)
-    crew = Crew(bundles=bundles, limits=limits, keeps=log_to is not None, least=2, most=2)
+    # Several may run in one test: each has an application of its own.
+    more: dict[str, Any] = {"keeps": log_to is not None, "least": 2, "most": 2, "cpus": 0.1}
+    crew = Crew(bundles=bundles, limits=limits, app=f"test-{next(APPS)}", **more)
     return RayFleet(crew)

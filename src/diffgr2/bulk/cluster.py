@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from typing import Any
 
 from diffgr2.errors import MissingExtraError, first_line
@@ -16,16 +17,13 @@ from diffgr2.errors import MissingExtraError, first_line
 ADDRESS = "RAY_ADDRESS"
 
 
-def imported() -> Any:
-    """Ray with both of its parts, or the one line that says what brings it."""
+def part(name: str) -> Any:
+    """Ray, or one of its parts such as `ray.serve`; or the one line that says what brings it."""
     try:
-        import ray  # pyright: ignore[reportMissingImports]
-        import ray.data  # pyright: ignore[reportMissingImports]
-        import ray.serve  # pyright: ignore[reportMissingImports]
+        return import_module(name)
     except ImportError as error:
         told = f"{error.name} is missing: pip install 'diffgr2[ray]'"
         raise MissingExtraError(told) from None
-    return ray
 
 
 def elsewhere() -> bool:
@@ -35,7 +33,7 @@ def elsewhere() -> bool:
 
 def joined() -> Any:
     """See the module's docstring."""
-    ray = imported()
+    ray = part("ray")
     if not ray.is_initialized():
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diffgr2.bulk.cluster import cause_of, joined
+from diffgr2.bulk.cluster import cause_of, joined, part
 from diffgr2.bulk.job import Share
 from diffgr2.bulk.places import Place
 from diffgr2.bulk.processes import Done
@@ -32,13 +32,11 @@ class RankShares:
     """One actor; a row of its input is a share, a row of its output what became of it."""
 
     def __init__(self, output: str, threads: int) -> None:
-        import ray  # pyright: ignore[reportMissingImports]
-
         from diffgr2.bulk.work import Worker
         from diffgr2.model import backends
 
         backends.use(threads=threads)
-        self.worker = Worker(output, f"actor-{ray.get_runtime_context().get_actor_id()}")
+        self.worker = Worker(output, f"actor-{part('ray').get_runtime_context().get_actor_id()}")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         entry = self.worker.do(Share(int(row["first"]), int(row["count"])))
@@ -56,17 +54,15 @@ def run(
     gpus: float = 0.0,
 ) -> None:
     """See the module's docstring."""
-    ray = joined()
-    from ray.data import ActorPoolStrategy, DataContext  # pyright: ignore[reportMissingImports]
-
-    context = DataContext.get_current()
+    ray, data = joined(), part("ray.data")
+    context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.wait_for_min_actors_s = START_S
     rows = [{"first": share.first, "count": share.count} for share in shares]
     # A block a share: what Ray hands out, moves and tries again is one of them.
-    given = ray.data.from_items(rows, override_num_blocks=len(rows))
+    given = data.from_items(rows, override_num_blocks=len(rows))
     size = min(workers, len(rows))
-    pool = ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=AHEAD)
+    pool = data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=AHEAD)
     more: dict[str, Any] = {"num_gpus": gpus} if gpus else {}
     made = given.map(
         RankShares,

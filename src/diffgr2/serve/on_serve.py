@@ -14,9 +14,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
-from diffgr2.bulk.cluster import cause_of, elsewhere, joined
+from diffgr2.bulk.cluster import cause_of, elsewhere, joined, part
 from diffgr2.errors import ConfigError
 from diffgr2.serve.app import Shown, make_app
 from diffgr2.serve.limits import Limits
@@ -48,14 +48,13 @@ class Crew:
     )
     cpus: float = 1.0  # of each
     gpus: float = 0.0
+    app: str = APP  # what Serve calls it
 
 
 class Ranker:
     """One replica, as Serve makes it."""
 
     async def __init__(self, crew: Crew) -> None:  # type: ignore[misc]  # Serve waits for it
-        from ray import serve  # pyright: ignore[reportMissingImports]
-
         from diffgr2.model import backends
         from diffgr2.rerank.reranker import Reranker
 
@@ -70,10 +69,10 @@ class Ranker:
             keys=Believed(),
             names=crew.names,
             shown=replace(crew.shown, cors=()),
-            log_to=cast(Any, Gathered()) if crew.keeps else None,
+            log_to=Gathered() if crew.keeps else None,  # type: ignore[arg-type]
         )
         app.state.shared.any_worth = crew.any_worth
-        self.replica = Replica(app, serve.get_replica_context().replica_tag)
+        self.replica = Replica(app, part("ray.serve").get_replica_context().replica_tag)
         await self.replica.start()
 
     async def ask(self, call: Call) -> Reply:
@@ -93,15 +92,13 @@ class Ranker:
 
 def deployment_of(crew: Crew) -> Any:
     """The deployment of a crew."""
-    from ray import serve  # pyright: ignore[reportMissingImports]
-
     scaled: dict[str, Any] = {"num_replicas": crew.least}
     if crew.most > crew.least:
         load = crew.load or max(1.0, crew.limits.running / 2)
         bounds = {"min_replicas": crew.least, "max_replicas": crew.most}
         scaled = {"autoscaling_config": {**bounds, "target_ongoing_requests": load}}
     actor = {"num_cpus": crew.cpus, **({"num_gpus": crew.gpus} if crew.gpus else {})}
-    made = serve.deployment(
+    made = part("ray.serve").deployment(
         Ranker,  # type: ignore[arg-type]
         name=RANKER,
         ray_actor_options=actor,
@@ -127,10 +124,8 @@ class RayFleet:
 
     def deploy(self) -> None:
         """Until every replica answers; what keeps them from it is one line."""
-        ray = joined()
-        from ray import serve  # pyright: ignore[reportMissingImports]
-        from ray.serve import exceptions  # pyright: ignore[reportMissingImports]
-
+        ray, serve = joined(), part("ray.serve")
+        exceptions = part("ray.serve.exceptions")
         self._lost = (
             ray.exceptions.RayActorError,
             ray.exceptions.WorkerCrashedError,
@@ -140,15 +135,15 @@ class RayFleet:
         )
         serve.start(proxy_location="Disabled")
         try:
-            self._handle = serve.run(deployment_of(self.crew), name=APP, route_prefix=None)
+            self._handle = serve.run(
+                deployment_of(self.crew), name=self.crew.app, route_prefix=None
+            )
         except RuntimeError as error:
             raise ConfigError(f"Ray Serve: {self._why() or cause_of(error)}") from None
 
     def _why(self) -> str:
         """What Serve says of an application that it could not deploy: its last line."""
-        from ray import serve  # pyright: ignore[reportMissingImports]
-
-        told = serve.status().applications[APP]
+        told = part("ray.serve").status().applications[self.crew.app]
         lines = [one.message for one in told.deployments.values()] or [told.message]
         words = [line.strip() for text in lines for line in text.splitlines() if line.strip()]
         return words[-1][:300] if words else ""
@@ -163,22 +158,21 @@ class RayFleet:
             await asyncio.to_thread(self.end)
 
     def end(self) -> None:
-        """All of it."""
-        import ray  # pyright: ignore[reportMissingImports]
-        from ray import serve  # pyright: ignore[reportMissingImports]
-
+        """Without the replicas nothing of Ray is needed."""
         with suppress(Exception):
+            serve = part("ray.serve")
+            serve.delete(self.crew.app)
+            if serve.status().applications:
+                return  # somebody else's, in this process
             serve.shutdown()
-        ray.shutdown()
+        part("ray").shutdown()
         self._handle = None
 
     async def running(self) -> int:
         return await asyncio.to_thread(self._running)
 
     def _running(self) -> int:
-        from ray import serve  # pyright: ignore[reportMissingImports]
-
-        told = serve.status().applications.get(APP)
+        told = part("ray.serve").status().applications.get(self.crew.app)
         found = told.deployments.get(RANKER) if told is not None else None
         return 0 if found is None else int(found.replica_states.get("RUNNING", 0))
 

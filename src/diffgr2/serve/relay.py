@@ -87,7 +87,7 @@ class Gate(State):
     def __init__(self, fleet: Fleet, limits: Limits, keys: Keys, log_to: LogTo | None) -> None:
         super().__init__({}, limits, keys, (), log_to)
         self.fleet, self.totals = fleet, Totals()
-        self.replicas = 0
+        self.replicas, self.lost_at = 0, 0.0  # and when there were last fewer than before
         self._features: set[str] = set()
         self._adding = asyncio.Lock()
 
@@ -122,11 +122,17 @@ class Gate(State):
     def features(self) -> set[str]:
         return self._features
 
+    def saw(self, replicas: int) -> None:
+        """So many answer now."""
+        if replicas < self.replicas:
+            self.lost_at = time.monotonic()
+        self.replicas = replicas
+
     async def watch(self) -> None:
         """How many replicas there are, and so how much may be in flight."""
         while True:
             with suppress(Exception):  # one look that fails is no news
-                self.replicas = await self.fleet.running()
+                self.saw(await self.fleet.running())
                 self.slots.limit = self.limits.in_flight * max(1, self.replicas)
                 if not self._features and self.ledger is not None:
                     told = await self.fleet.everyone("features", ASK_S)
@@ -193,21 +199,27 @@ class Asking:
                 working.cancel()
                 await asyncio.wait({working}, timeout=1.0)
 
+    async def _anybody(self) -> None:
+        """A 503 at once where nobody is there to ask."""
+        if not self.gate.replicas:
+            self.gate.saw(await self.meanwhile(self.gate.fleet.running()))
+        if not self.gate.replicas:
+            raise lost()
+
     async def whole(self) -> Reply:
         """The answer of a replica; of another, where the first one is lost."""
         for last in (False, True):
-            if not self.gate.replicas:
-                self.gate.replicas = await self.meanwhile(self.gate.fleet.running())
-            if not self.gate.replicas:
-                raise lost()
+            await self._anybody()
             try:
                 return await self.meanwhile(self.gate.fleet.ask(self._call()))
             except LostError:
+                self.gate.lost_at = time.monotonic()
                 if last:
                     raise lost() from None
-                self.gate.replicas = await self.meanwhile(self.gate.fleet.running())
+                self.gate.saw(await self.meanwhile(self.gate.fleet.running()))
             except Problem as problem:
-                if problem.status == 504 and last:  # it was lost before: its time was not its own
+                # Who waited while replicas went had no whole time of its own.
+                if problem.status == 504 and self.gate.lost_at >= self.arrived:
                     raise lost() from None
                 raise
         raise AssertionError("two tries end in one way or another")
@@ -215,12 +227,14 @@ class Asking:
     async def begin(self) -> tuple[int, Headers, AsyncGenerator[bytes | End]]:
         """A stream's status and headers, and what follows."""
         for last in (False, True):
+            await self._anybody()
             parts = self.gate.fleet.stream(self._call())
             try:
                 first = await self.meanwhile(anext(parts))  # type: ignore[arg-type]
                 assert isinstance(first, tuple)
                 return *first, parts  # type: ignore[return-value]
             except LostError:
+                self.gate.lost_at = time.monotonic()
                 await parts.aclose()
                 if last:
                     raise lost() from None
@@ -277,16 +291,16 @@ async def ranked(request: Request) -> Response:
     gate: Gate = request.app.state.shared
     batch = request.scope["path"] == BATCH_PATH
     caller = request.scope["state"].get("caller")
-    bucket = caller.bucket if batch and caller is not None else None
+    counts = batch and caller is not None and caller.bucket is not None
 
     def read(body: bytes, limits: Limits) -> tuple[bytes, int]:
-        lists = len(many.asks_of(parse_body(body, limits), limits)) if bucket is not None else 1
+        lists = len(many.asks_of(parse_body(body, limits), limits)) if counts else 1
         return body, lists
 
     async def work(_: State, read: tuple[bytes, int], deadline: float, visit: Visit) -> Response:
         body, lists = read
-        if bucket is not None:
-            bucket.charge(lists - 1)  # the door took one
+        if counts and caller is not None:
+            caller.bucket.charge(lists - 1)  # the door took one
         asking = Asking(gate, request, body, deadline)
         try:
             if batch or b'"stream"' in body:
@@ -351,7 +365,7 @@ def make_relay(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         gate.start()
         await fleet.start()
-        gate.replicas = await fleet.running()
+        gate.saw(await fleet.running())
         watching = asyncio.create_task(gate.watch())
         yield
         gate.draining = True
