@@ -127,7 +127,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch, shop: Shop) -> list[tuple[str, str,
         if on_done := given.get("on_done"):
             for n in range(len(requests)):
                 on_done(n)
-        return SimpleNamespace(readings=[weigh(request) for request in requests], seconds=0.0)
+        return SimpleNamespace(readings=[weigh(request) for request in requests], seconds=0.001)
 
     for module in (calibrate, probes):
         monkeypatch.setattr(module, "decode_requests", decode_requests)
