@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffgr2.capacity.costtable import processor
 from diffgr2.model.contract import read_config
 
 FLOAT = 4  # bytes
@@ -196,17 +197,9 @@ def command(script: str, subject: str) -> str:
 def about() -> dict[str, Any]:
     """The machine in words, and how busy it was."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "clock": "processor time on one thread, the clock on more",
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")

@@ -26,7 +26,8 @@ import httpx
 import machine
 import numpy as np
 
-from diffgr2.capacity.servicing import asked_once, message_of, place_of, server
+from diffgr2.capacity.servicing import asked_once, closed_loop, message_of, place_of, server
+from diffgr2.errors import Diffgr2Error
 from diffgr2.pipeline import source_commit
 
 DECODERS = ("ar", "block", "verify")
@@ -54,36 +55,20 @@ def bodies(url: str, count: int) -> list[dict[str, Any]]:
     return found
 
 
-async def closed_loop(
+def row_of(
     url: str, asked: list[dict[str, Any]], decoder: str, clients: int, requests: int
 ) -> dict[str, Any]:
-    """`clients` that each ask again as soon as they are answered."""
+    """What `clients` saw that each ask again as soon as they are answered."""
     messages = [message_of(url, {**body, "decode": {"decoder": decoder}}) for body in asked]
-    numbers, seconds, answers = iter(range(requests)), list[float](), list[bytes]()
-
-    async def one() -> None:
-        reader, writer = await asyncio.open_connection(*place_of(url))
-        for number in numbers:
-            begun = time.perf_counter()
-            status, answer = await asked_once(reader, writer, messages[number % len(messages)])
-            seconds.append(time.perf_counter() - begun)
-            if status != 200:
-                raise SystemExit(f"status {status}: {answer[:200]!r}")
-            answers.append(answer)
-        writer.close()
-
-    begun = time.perf_counter()
-    await asyncio.gather(*(one() for _ in range(clients)))
-    wall = time.perf_counter() - begun
-    told = [json.loads(answer)["decode"] for answer in answers]
-    tokens, forwards = (sum(one[name] for one in told) for name in ("tokens", "forwards"))
+    loop = asyncio.run(closed_loop(url, messages, clients, requests))
+    tokens, forwards = (sum(one[name] for one in loop.told) for name in ("tokens", "forwards"))
     return {
         "decoder": decoder,
         "clients": clients,
         "requests": requests,
-        "p50_ms": round(float(np.percentile(seconds, 50)) * 1e3, 1),
-        "p99_ms": round(float(np.percentile(seconds, 99)) * 1e3, 1),
-        "requests_per_s": round(requests / wall, 2),
+        "p50_ms": round(float(np.percentile(loop.seconds, 50)) * 1e3, 1),
+        "p99_ms": round(float(np.percentile(loop.seconds, 99)) * 1e3, 1),
+        "requests_per_s": round(loop.per_s, 2),
         "tokens_per_request": round(tokens / requests, 1),
         "tokens_per_forward": round(tokens / forwards, 2),
     }
@@ -137,13 +122,13 @@ def measured(urls: list[str], requests: int) -> list[list[dict[str, Any]]]:
     asked = [bodies(url, 40) for url in urls]
     for url, some in zip(urls, asked, strict=True):
         for decoder in DECODERS:  # warm
-            asyncio.run(closed_loop(url, some, decoder, 4, 8))
+            row_of(url, some, decoder, 4, 8)
     found: list[list[dict[str, Any]]] = [[] for _ in urls]
     for clients in CLIENTS:
         for decoder in DECODERS:
             count = max(requests, 4 * clients)
             for url, some, rows in zip(urls, asked, found, strict=True):
-                rows.append(asyncio.run(closed_loop(url, some, decoder, clients, count)))
+                rows.append(row_of(url, some, decoder, clients, count))
                 print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     return found
 
@@ -218,4 +203,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Diffgr2Error as error:
+        raise SystemExit(str(error)) from None

@@ -12,7 +12,7 @@ from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.app import make_app
 from diffgr2.serve.ledger import LogTo
 from diffgr2.serve.limits import Limits
-from diffgr2.serve.relay import Fleet, LostError
+from diffgr2.serve.relay import Fleet, ReplicaLostError
 from diffgr2.serve.replica import Believed, Call, End, Gathered, Headers, Replica, Reply
 
 APPS = count(1)
@@ -51,7 +51,7 @@ class InProcess:
 
     def _next(self) -> Replica:
         if not self.there:
-            raise LostError
+            raise ReplicaLostError
         found = self.there[next(self._turn) % len(self.there)]
         self.asked.append(found.name)
         return found
@@ -64,7 +64,7 @@ class InProcess:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if replica not in self.there:
-                raise LostError from None
+                raise ReplicaLostError from None
             task.cancel()
             raise
         finally:

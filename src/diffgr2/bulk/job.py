@@ -28,10 +28,14 @@ FORMATS = ("parquet", "jsonl")
 MOST = 4_096  # rows of a share: what a kill costs at most
 TURNS = 16  # shares a worker, at least, so that all end together
 
+FACTS = ("valid", "repaired", "fallback", "identity", "sure", "failures")
+DECODED = ("decoder", "tokens", "forwards")
+
 OWN = (
     *("row", "items", "order", "scores", "levels", "placed", "warnings"),
-    *("valid", "repaired", "fallback", "identity", "sure", "failures"),
-    *("reasoning", "decisions", "decoder", "tokens", "forwards"),
+    *FACTS,
+    *("reasoning", "decisions"),
+    *DECODED,
 )
 """The columns of the output; those of the input that are carried along follow."""
 

@@ -31,16 +31,12 @@ from diffgr2.errors import (
     Diffgr2Error,
     MissingExtraError,
 )
+from diffgr2.model.backends import cores
 
 DEATHS = 40  # at one share: what kills so often is no row
 STARTS = 3  # of one worker without a word
 
 Done = Callable[[dict[str, Any]], None]
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Hand:

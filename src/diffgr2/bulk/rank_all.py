@@ -23,7 +23,7 @@ from diffgr2.bulk.job import FORMATS, Job, Summary, Wish, begun, finished, stand
 from diffgr2.bulk.places import Place
 from diffgr2.bulk.sources import kind_of
 from diffgr2.errors import ConfigError
-from diffgr2.model.backends import chosen
+from diffgr2.model.backends import chosen, cores
 from diffgr2.progress import Progress
 from diffgr2.rerank.result import Telling
 
@@ -70,7 +70,7 @@ def rank_all(
             many = workers or on_ray.workers_of(joined(), gpus)
             work = partial(on_ray.run, cpus=cpus, gpus=gpus)
         else:
-            many = workers or (1 if chosen() == "torch" else processes.cores())
+            many = workers or (1 if chosen() == "torch" else cores())
             work = processes.run
         if not isinstance(source, str | Path):
             source = on_ray.brought(source, place)

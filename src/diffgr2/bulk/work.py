@@ -18,7 +18,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from diffgr2.bulk.job import OWN, Share, entry_of, fingerprint_of, opened, told_of
+from diffgr2.bulk.job import (
+    DECODED,
+    FACTS,
+    OWN,
+    Share,
+    entry_of,
+    fingerprint_of,
+    opened,
+    told_of,
+)
 from diffgr2.bulk.places import Place, arrow
 from diffgr2.bulk.sources import Reader, Row
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error, first_line
@@ -177,10 +186,10 @@ class Worker:
             "levels": list(result.levels),
             "placed": list(result.placed),
             "warnings": list(result.warnings),
-            **{name: facts[name] for name in OWN[7:13]},
+            **{name: facts[name] for name in FACTS},
             "reasoning": result.reasoning,
             "decisions": decided and json.dumps(decided, ensure_ascii=False),
-            **{name: result.decode[name] for name in OWN[15:18]},
+            **{name: result.decode[name] for name in DECODED},
             **{name: given.get(name) for name in self.job.carried},
         }
 

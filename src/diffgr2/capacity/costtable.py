@@ -23,6 +23,7 @@ from diffgr2.artifacts import read_json, write_json
 from diffgr2.capacity.powerlaw import Law, fit
 from diffgr2.capacity.queueing import Replica
 from diffgr2.errors import ArtifactError
+from diffgr2.model.backends import cores
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "costs.json"
@@ -251,11 +252,6 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     named = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.machine())
-
-
-def cores() -> int:
-    able = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if able else os.cpu_count() or 1
 
 
 def memory() -> float:

@@ -26,9 +26,10 @@ import numpy as np
 
 from diffgr2.artifacts import digest, read_manifest
 from diffgr2.candidates.retrieval import prefixes, top_k
-from diffgr2.capacity.costtable import Round, Served, cores
+from diffgr2.capacity.costtable import Round, Served
 from diffgr2.capacity.matching import matched
 from diffgr2.errors import ArtifactError
+from diffgr2.model.backends import cores
 from diffgr2.model.contract import read_config
 from diffgr2.model.family import sizes_of
 from diffgr2.rerank.world import World
@@ -136,8 +137,12 @@ class Loop:
     """What clients saw."""
 
     seconds: list[float]
-    forwards: list[int]
+    told: list[dict[str, Any]]  # of each answer, how it was decoded
     per_s: float
+
+    @property
+    def forwards(self) -> list[int]:
+        return [max(1, int(one["forwards"])) for one in self.told]
 
 
 async def closed_loop(url: str, messages: Sequence[bytes], clients: int, requests: int) -> Loop:
@@ -158,8 +163,8 @@ async def closed_loop(url: str, messages: Sequence[bytes], clients: int, request
     begun = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(clients)))
     wall = time.perf_counter() - begun
-    forwards = [max(1, int(json.loads(answer)["decode"]["forwards"])) for answer in answers]
-    return Loop(seconds, forwards, requests / wall)
+    told = [json.loads(answer)["decode"] for answer in answers]
+    return Loop(seconds, told, requests / wall)
 
 
 def lanes_of(weights: int, threads: int) -> int:

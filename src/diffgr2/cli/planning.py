@@ -158,8 +158,9 @@ def fleet_of(text: str | None) -> Machines:
     """The machines that were named, else this one."""
     from diffgr2.capacity import costtable
     from diffgr2.capacity.machines import Machines, machines_of
+    from diffgr2.model.backends import cores
 
-    here = (1, costtable.cores(), costtable.memory())
+    here = (1, cores(), costtable.memory())
     return Machines(*here) if text is None else machines_of(text)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from diffgr2.data.columns import guarded
 from diffgr2.data.gather import RawData, coded
 from diffgr2.data.lines import BadLine, Intake
 from diffgr2.data.values import (
@@ -28,7 +29,7 @@ from diffgr2.data.values import (
     milliseconds,
     whole_number,
 )
-from diffgr2.errors import ConfigError, DataError, first_line
+from diffgr2.errors import DataError
 
 ROWS = 1 << 18
 """Rows that are looked at together, where some cannot be used."""
@@ -49,18 +50,6 @@ def opened(
         raise DataError(f"{path}: no such file")
     known = guarded(path, lambda: list(pl.read_parquet_schema(path)))
     return pl.scan_parquet(path, glob=False), find(known), known
-
-
-def guarded(path: Path, read: Callable[[], Any]) -> Any:
-    """What `read` gives; whatever it fails of is one line about the file."""
-    try:
-        return read()
-    except (ConfigError, DataError):
-        raise
-    except (Exception, pl.exceptions.PanicException) as error:
-        # The reader of a foreign binary file can fail in any way; all of them mean the same here.
-        reason = first_line(error)
-        raise DataError(f"{path.name}: not a readable parquet file ({reason})") from None
 
 
 def interactions(

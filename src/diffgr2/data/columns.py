@@ -316,6 +316,20 @@ def _dicts(
         yield from each((line for line in lines if needed(line[1])), intake, python_dict)
 
 
+def guarded(path: Path, read: Callable[[], Any]) -> Any:
+    """What `read` gives of a parquet file; whatever it fails of is one line about the file."""
+    import polars as pl
+
+    try:
+        return read()
+    except (ConfigError, DataError):
+        raise
+    except (Exception, pl.exceptions.PanicException) as error:
+        # The reader of a foreign binary file can fail in any way; all of them mean the same here.
+        reason = first_line(error)
+        raise DataError(f"{path.name}: not a readable parquet file ({reason})") from None
+
+
 def _parquet(
     path: Path, find: Callable[[Collection[str]], Names], intake: Intake, *, whole: bool
 ) -> tuple[Names, Records]:
@@ -324,15 +338,8 @@ def _parquet(
 
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    try:
-        names = find(list(pl.read_parquet_schema(path)))
-        needed = None if whole and "timestamp" not in names else list(dict.fromkeys(names.values()))
-        table = pl.read_parquet(path, columns=needed)
-    except (ConfigError, DataError):
-        raise
-    except (Exception, pl.exceptions.PanicException) as error:
-        # The reader of a foreign binary file can fail in any way; all of them mean the same here.
-        reason = first_line(error)
-        raise DataError(f"{path.name}: not a readable parquet file ({reason})") from None
+    names = find(guarded(path, lambda: list(pl.read_parquet_schema(path))))
+    needed = None if whole and "timestamp" not in names else list(dict.fromkeys(names.values()))
+    table = guarded(path, lambda: pl.read_parquet(path, columns=needed))
     intake.lines = len(table)
     return names, ((n, "", row) for n, row in enumerate(table.iter_rows(named=True), 1))

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from diffgr2.data.columns import Records, cells, separated
+from diffgr2.data.columns import Records, cells, guarded, separated
 from diffgr2.data.lines import (
     BadLine,
     Intake,
@@ -29,7 +29,7 @@ from diffgr2.data.lines import (
     read_lines,
 )
 from diffgr2.data.values import milliseconds
-from diffgr2.errors import DataError, first_line
+from diffgr2.errors import DataError
 
 MOST_ROWS = 200_000
 LOOKED_AT = 5_000  # values of a column that tell its kind
@@ -270,11 +270,7 @@ def _records(path: Path, kind: str, intake: Intake) -> Records:
 def _parquet(path: Path) -> tuple[list[Row], bool]:
     import polars as pl
 
-    try:
-        table = pl.scan_parquet(path).head(MOST_ROWS + 1).collect()
-    except (Exception, pl.exceptions.PanicException) as error:
-        reason = first_line(error)
-        raise DataError(f"{path.name}: not a readable parquet file ({reason})") from None
+    table = guarded(path, lambda: pl.scan_parquet(path).head(MOST_ROWS + 1).collect())
     if not len(table):
         raise DataError(f"{path.name}: holds no lines")
     return [*table.head(MOST_ROWS).to_dicts()], len(table) <= MOST_ROWS

@@ -175,6 +175,11 @@ def use(name: str = "auto", threads: int = 0) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_threads() -> int:
     """As many as was said, torch uses, or the environment says; else all cores."""
     if _wish.threads or "torch" in sys.modules:
@@ -182,7 +187,7 @@ def default_threads() -> int:
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told) > 0:
         return int(told)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def _facts(config: Mapping[str, Any]) -> Any:

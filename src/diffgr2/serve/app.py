@@ -257,6 +257,22 @@ def add_doors(app: FastAPI, state: State, shown: Shown) -> None:
         )
 
 
+def bare(state: State, lifespan: Any, openapi_url: str | None = None) -> FastAPI:
+    """An application without routes."""
+    # The framework's own viewers load their scripts from a public host; `docs` is ours.
+    app = FastAPI(
+        title="diffgr2",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        openapi_url=openapi_url,
+    )
+    app.state.shared = state
+    return app
+
+
 def make_app(
     rerankers: Reranker | Mapping[str, Reranker],
     *,
@@ -280,17 +296,7 @@ def make_app(
         state.draining = True
         await asyncio.to_thread(state.stop)
 
-    # The framework's own viewers load their scripts from a public host; `docs` is ours.
-    app = FastAPI(
-        title="diffgr2",
-        version=__version__,
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        openapi_url="/openapi.json" if shown.docs else None,
-    )
-    app.state.shared = state
+    app = bare(state, lifespan, "/openapi.json" if shown.docs else None)
     for path in LIST_PATHS:
         app.post(path, summary="Rank documents for a shopper", name=path)(rank)
     app.post(BATCH_PATH, summary="Rank many lists of one body")(rank_batch)

@@ -20,7 +20,7 @@ from diffgr2.bulk.cluster import cause_of, elsewhere, joined, part
 from diffgr2.errors import ConfigError
 from diffgr2.serve.app import Shown, make_app
 from diffgr2.serve.limits import Limits
-from diffgr2.serve.relay import LostError
+from diffgr2.serve.relay import ReplicaLostError
 from diffgr2.serve.replica import Believed, Call, End, Gathered, Headers, Replica, Reply
 
 APP, RANKER = "diffgr2", "Ranker"
@@ -183,7 +183,7 @@ class RayFleet:
         try:
             return await answer
         except self._lost:
-            raise LostError from None
+            raise ReplicaLostError from None
         except asyncio.CancelledError:
             answer.cancel()  # the client has left
             raise
@@ -197,7 +197,7 @@ class RayFleet:
             ended = True
         except self._lost:
             ended = True
-            raise LostError from None
+            raise ReplicaLostError from None
         finally:
             if not ended:
                 answer.cancel()

@@ -21,10 +21,9 @@ from typing import Any, Protocol, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from diffgr2 import __version__
 from diffgr2.errors import ArtifactError
 from diffgr2.serve import feedback, many
-from diffgr2.serve.app import Shown, add_doors, add_errors, add_health, visited
+from diffgr2.serve.app import Shown, add_doors, add_errors, add_health, bare, visited
 from diffgr2.serve.door import BATCH_PATH, LIST_PATHS
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.ledger import LogTo
@@ -51,7 +50,7 @@ DROPPED = {
 """Headers that end at the door, or that it writes anew."""
 
 
-class LostError(Exception):
+class ReplicaLostError(Exception):
     """The replica that was asked has gone, or none is there."""
 
 
@@ -67,7 +66,7 @@ class Fleet(Protocol):
         ...
 
     def ask(self, call: Call) -> Coroutine[Any, Any, Reply]:
-        """One of them; LostError where it went away meanwhile."""
+        """One of them; ReplicaLostError where it went away meanwhile."""
         ...
 
     def stream(self, call: Call) -> AsyncGenerator[tuple[int, Headers] | bytes | End]:
@@ -212,7 +211,7 @@ class Asking:
             await self._anybody()
             try:
                 return await self.meanwhile(self.gate.fleet.ask(self._call()))
-            except LostError:
+            except ReplicaLostError:
                 self.gate.lost_at = time.monotonic()
                 if last:
                     raise lost() from None
@@ -233,7 +232,7 @@ class Asking:
                 first = await self.meanwhile(anext(parts))  # type: ignore[arg-type]
                 assert isinstance(first, tuple)
                 return *first, parts  # type: ignore[return-value]
-            except LostError:
+            except ReplicaLostError:
                 self.gate.lost_at = time.monotonic()
                 await parts.aclose()
                 if last:
@@ -251,7 +250,7 @@ class Asking:
                     one = await self.meanwhile(anext(rest))  # type: ignore[arg-type]
                 except StopAsyncIteration:
                     return
-                except LostError:
+                except ReplicaLostError:
                     raise lost() from None
                 if isinstance(one, End):
                     self.noted(one)
@@ -373,16 +372,7 @@ def make_relay(
         await fleet.stop()
         await asyncio.to_thread(gate.stop)
 
-    app = FastAPI(
-        title="diffgr2",
-        version=__version__,
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        openapi_url=None,
-    )
-    app.state.shared = gate
+    app = bare(gate, lifespan)
     for path in (*LIST_PATHS, BATCH_PATH):
         app.post(path)(ranked)
     if gate.ledger is not None:
