@@ -10,7 +10,7 @@ from diffgr2.config import TracesConfig
 from diffgr2.prompts.english import AGAINST, FOR, Phrases, wording
 from diffgr2.prompts.request import NONE
 from diffgr2.prompts.said import order_by_level
-from diffgr2.traces.decide import LEAST, Scale, Traces, counting, decide
+from diffgr2.traces.decide import ALONE, LEAST, Scale, Traces, counting, decide
 from diffgr2.traces.words import falling, from_orders
 from diffgr2.types import MISS
 
@@ -73,7 +73,27 @@ def test_what_counts_moved_the_score_to_the_side_of_its_grade() -> None:
             or (side_F[f] == AGAINST and moved_F[f] <= -least)
         ]
         wanted = sorted(counts, key=lambda f: (-abs(moved_F[f]), f))
-        assert CITES_LKC[place].tolist() == wanted + [NONE] * (F - len(wanted))
+        cited = [f for f in CITES_LKC[place].tolist() if f != NONE]
+        if wanted:
+            assert cited == wanted
+        else:
+            assert len(cited) <= 1
+
+
+@pytest.mark.parametrize(
+    ("moved", "cited"),
+    [
+        ([LEAST, 0.9 * LEAST, 2 * LEAST], [2, 0]),
+        ([0.9 * LEAST, 0.8 * LEAST, 0.0], [0]),
+        ([0.8 * LEAST, 0.9 * LEAST, -5.0], [1]),
+        ([0.9 * ALONE, 0.0, 0.0], []),
+        ([-1.0, -1.0, 0.0], []),
+    ],
+)
+def test_where_nothing_moves_much_the_weightiest_is_the_reason(moved, cited) -> None:
+    moved_LKF = np.array([[moved]])
+    counts_LKC = counting(moved_LKF, np.ones_like(moved_LKF), Scale(0.0, 1.0, 16))
+    assert counts_LKC[0, 0].tolist() == cited + [NONE] * (3 - len(cited))
 
 
 def test_targeted_puts_every_target_above_all_others_and_leaves_these_in_order() -> None:

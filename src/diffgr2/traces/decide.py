@@ -25,6 +25,9 @@ from diffgr2.types import MISS
 LEAST = 0.06
 """Share of the whole scale that a field has to move a score by to count: about one level of 16."""
 
+ALONE = LEAST / 4
+"""The same of the weightiest field where none moves that much, so that few lack a reason."""
+
 BULK = (0.001, 0.999)
 """Quantiles of the scores that the lowest and the highest level stand for."""
 
@@ -86,10 +89,15 @@ class Traces:
 
 
 def counting(contribution_LKF: np.ndarray, side_LKF: np.ndarray, scale: Scale) -> np.ndarray:
-    """The fields that count for or against each candidate, int8 (L, K, F); see `Traces`."""
-    least = LEAST * (scale.high - scale.low)
+    """The fields that count for or against each candidate, int8 (L, K, F); see `Traces`.
+
+    Those that moved it enough; where none did, the one that moved it most, if by anything much.
+    """
+    span = scale.high - scale.low
     moved_LKF = contribution_LKF * side_LKF  # positive where both say the same
-    counts_LKF = (moved_LKF > 0) & (moved_LKF >= least)
+    most_LK1 = moved_LKF.max(-1, keepdims=True)
+    least_LK1 = np.minimum(LEAST * span, np.maximum(most_LK1, ALONE * span))
+    counts_LKF = (moved_LKF > 0) & (moved_LKF >= least_LK1)
     order_LKF = np.argsort(-np.where(counts_LKF, moved_LKF, 0.0), axis=-1, kind="stable")
     in_order_LKF = np.take_along_axis(counts_LKF, order_LKF, axis=-1)
     return np.where(in_order_LKF, order_LKF, NONE).astype(np.int8)
