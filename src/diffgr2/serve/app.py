@@ -303,8 +303,10 @@ def make_app(
     feedback.add(app, state)
     add_health(app, state)
     add_models(app, state)
+    if shown.page or shown.docs:
+        page.add_files(app)
     if shown.page:
-        page.add(app, state)
+        page.add(app, state, docs=shown.docs)
     if shown.docs:
         docs.add(app)
         describe(app, state)

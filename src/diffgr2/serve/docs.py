@@ -1,22 +1,23 @@
 """The page at `/docs`: every operation of the API, with requests that can be edited and sent.
 
-Contract: the page is written from `app.openapi()`, so it says what `/openapi.json` says; its
-examples are answered by the served model; it loads nothing but itself. It shows items and a shopper
-of the catalogue and therefore lies behind the key. Not here: the description itself (`openapi`).
+Contract: the page is a shell that needs no key and holds no data; `/docs/operations`, which it asks
+for, is written from `app.openapi()`, so it says what `/openapi.json` says. That shows items and a
+shopper of the catalogue and therefore lies behind the key, for which the shell has a field. Its
+examples are answered by the served model; it loads nothing from outside. Not here: the description
+itself (`openapi`), the files it is made of (`page`).
 """
 
 import json
 import shlex
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-from diffgr2.serve.page import HEADERS
+from diffgr2.serve.page import HEADERS, STATIC
 
-SHELL = Path(__file__).parent / "static" / "docs.html"
+SHELL = STATIC / "docs.html"
 ORIGIN = "http://127.0.0.1:8000"  # the page's script puts its own in its place
 PARAMETERS = {"name": "default"}  # values of parameters in paths that always work
 KINDS = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false"}
@@ -66,7 +67,8 @@ def sending(method: str, path: str, body: str | None) -> str:
         f'<button type="button">Send</button> <b class="status" role="status"></b>'
         f'<pre class="answer" tabindex="0" hidden></pre>'
         f"<details><summary>For a shell</summary><pre>curl "
-        f'<span class="origin">{ORIGIN}</span>{escape(line)}</pre></details></div>'
+        f'<span class="origin">{ORIGIN}</span><span class="with-key" hidden> '
+        f'-H "authorization: Bearer $DIFFGR2_KEY"</span>{escape(line)}</pre></details></div>'
     )
 
 
@@ -110,10 +112,14 @@ def written(spec: dict[str, Any]) -> str:
 
 
 def add(app: FastAPI) -> None:
-    """Add the route."""
+    """Add the routes."""
     shell = SHELL.read_text(encoding="utf-8")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        text = shell.replace("<!-- operations -->", written(app.openapi()))
+        return Response(shell, media_type="text/html; charset=utf-8", headers=HEADERS)
+
+    @app.get("/docs/operations", include_in_schema=False)
+    async def operations() -> Response:
+        text = written(app.openapi())
         return Response(text, media_type="text/html; charset=utf-8", headers=HEADERS)

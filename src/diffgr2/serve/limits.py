@@ -13,8 +13,15 @@ from dataclasses import dataclass
 ANY_ADDRESS = "<address>"
 """Among the hosts: any address. A foreign page can point a name of its own at us, no address."""
 
-PUBLIC = ("/", "/health/live", "/health/ready")
-"""What answers without a key: the page (it holds no data) and the two health routes."""
+FILES = (
+    *("look.css", "page.css", "docs.css"),
+    *("ask.js", "dom.js", "fields.js", "items.js", "link.js", "race.js", "ranking.js"),
+    *("words.js", "page.js", "docs.js"),
+)
+"""What the two pages are made of, below `/static/`."""
+
+PUBLIC = ("/", "/docs", "/health/live", "/health/ready", *(f"/static/{name}" for name in FILES))
+"""What answers without a key: the two pages (they hold no data) and the two health routes."""
 
 
 @dataclass(frozen=True)

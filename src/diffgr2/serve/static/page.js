@@ -1,0 +1,271 @@
+// Contract: the page at `/`: one state (see `link`), whose example is ranked on load and anew after
+// every change; the address follows the state, so a copied link shows the same. What is wrong stands
+// beside its field. Not here: the pieces (`items`, `ranking`, `race`, `fields`), the server's words.
+
+import { ask, askJson, hasKey, Problem, useKey } from "./ask.js";
+import { $, copy, make, plural } from "./dom.js";
+import * as fields from "./fields.js";
+import { chips, nameOf, Picker, rows, valueOf } from "./items.js";
+import * as link from "./link.js";
+import { race, told } from "./race.js";
+import { judged, showRanking, summary } from "./ranking.js";
+import { Words } from "./words.js";
+
+const DECODERS = {
+  ar: ["Token by token (ar)", "Each step of the model writes one token: the plain way, and the slowest."],
+  block: ["Block diffusion (block)",
+    "Each step fills many places and keeps those that it is sure of."],
+  verify: ["Verified blocks (verify)",
+    "A step drafts many places, the next one checks them: the text is that of ar."],
+};
+const VIEWS = [
+  [1, "Once", "It sees the list in the shop's order."],
+  [3, "Three times", "Three orders, strengths averaged: the place in the list matters less."],
+  [5, "Five times", "The same with five orders, at five times the work."],
+];
+
+let state = link.read(location.hash), facts = null, words = null, shown = null, last = null;
+let busy = null;
+
+const say = (text) => { $("say").textContent = text; };
+const shopper = () => facts.shoppers.find((one) => one.user === state.user);
+const ofModel = (pairs) => {
+  if (state.model) pairs.push(["model", state.model]);
+  return "?" + new URLSearchParams(pairs);
+};
+
+function fail(error) {
+  if (error.name === "AbortError") return;
+  if (!(error instanceof Problem)) throw error;
+  if (error.status === 401 || (error.status === 403 && !hasKey())) {
+    $("keyform").hidden = false;
+    $("key-wrong").textContent = error.message;
+    if (error.status === 401) $("summary").textContent = "Nothing is shown without a key.";
+  } else fields.show(error);
+  say("");
+}
+
+/** What the page knows of the served model, and the state completed by it. */
+async function load() {
+  facts = await askJson("/page/shoppers" + ofModel([]));
+  words = new Words(facts);
+  $("docs").hidden = !facts.docs;
+  if (state.user === null && state.history === null) {
+    state.user = facts.example.user ?? null;
+    state.history = facts.example.history || null;
+  }
+  if (!facts.decoders.includes(state.decoder)) state.decoder = null;
+  options($("model"), facts.models.map((name) => [name, name]), state.model || facts.model);
+  $("modelbox").hidden = facts.models.length < 2;
+  $("userbox").hidden = !facts.shoppers.length;
+  radios("decoders", "decoder", facts.decoders.map((name) => [name,
+    DECODERS[name][0] + (name === facts.recommended ? ", recommended" : ""), DECODERS[name][1]]),
+  state.decoder || facts.recommended);
+  $("viewbox").hidden = facts.views === null;
+  radios("views", "views", VIEWS, state.views || facts.views);
+  const names = facts.decoders.join(" · ");
+  $("run").textContent = facts.decoders.length > 1 ? `Race ${names}` : "Watch it write";
+}
+
+function options(select, pairs, chosen) {
+  select.replaceChildren(...pairs.map(([value, text]) =>
+    make("option", { value, text, selected: value === chosen })));
+}
+
+function radios(box, name, choices, chosen) {
+  $(box).replaceChildren(...choices.map(([value, title, about]) => make("label", {},
+    make("input", { type: "radio", name, value: String(value), checked: value === chosen }),
+    make("span", { text: title }), make("small", { text: about }))));
+}
+
+const history = () => state.history || (shopper()?.history || []).map(nameOf);
+
+function bodyOf(decoder) {
+  const decode = { details: true };
+  if (decoder) decode.decoder = decoder;
+  if (state.views) decode.views = state.views;
+  const documents = shown.candidates.map((card, at) => {
+    const features = state.features[at], name = state.own ? state.own[at] : card.id;
+    return features && Object.keys(features).length ? { ...(card.id ? { id: card.id }
+      : { text: name }), features } : name;
+  });
+  const body = { history: history(), documents, return_reasoning: true, decode };
+  if (state.model) body.model = state.model;
+  if (state.user !== null) body.user_id = state.user;
+  const scores = shown.candidates.map((card) => card.score);
+  if (scores.length && scores.every((score) => score !== null)) body.scores = scores;
+  return body;
+}
+
+async function find(signal) {
+  const pairs = history().map((entry) => ["h", entry]);
+  if (state.user !== null) pairs.push(["user", state.user]);
+  for (const entry of state.own || []) pairs.push(["c", entry]);
+  if (state.own && state.features.some((one) => one && Object.keys(one).length)) {
+    state.own.forEach((_, at) => pairs.push(["f", JSON.stringify(state.features[at] || {})]));
+  }
+  const data = await askJson("/page/candidates" + ofModel(pairs), { signal });
+  shown = { ...data, next: state.history === null ? shopper()?.next : null };
+}
+
+/** What is asked, as it stands on the right. */
+function draw() {
+  const own = facts.shoppers.length && (state.history || !shopper()) ? [["", "a history of your own"]]
+    : [];
+  options($("user"), [...own, ...facts.shoppers.map((one) =>
+    [one.user, `${one.user}, ${plural(one.history.length, "purchase")}`])],
+  state.history ? "" : state.user);
+  chips($("past"), shown.history, (at) => change(() => {
+    state.history = history().filter((_, n) => n !== at);
+    state.user = null;
+  }, $("q-past")));
+  rows($("before"), shown.candidates, { features: facts.features, given: state.features,
+    remove: (at) => change(() => {
+      ownList();
+      state.own.splice(at, 1);
+      state.features.splice(at, 1);
+      if (!state.own.length) state.own = null;
+    }, $("candidates").querySelector("summary")),
+    changed: (at, feature, text) => change(() => {
+      ownList();
+      const value = valueOf(feature, text), given = { ...state.features[at] };
+      if (value === undefined) delete given[feature.name]; else given[feature.name] = value;
+      state.features[at] = given;
+    }) });
+  $("whose").textContent = state.own ? `${shown.candidates.length} of your own, in this order.`
+    : `${shown.candidates.length}, as the shop's retriever ordered them.`;
+  $("retrieved").hidden = !state.own;
+}
+
+function ownList() {
+  state.own = state.own || shown.candidates.map(nameOf);
+  state.features = state.own.map((_, at) => state.features[at] || {});
+}
+
+/** Rank what the state says, and show it. */
+async function rank() {
+  busy?.abort();
+  const mine = busy = new AbortController(), signal = mine.signal;
+  fields.clear();
+  $("result").setAttribute("aria-busy", "true");
+  $("run").disabled = true;
+  say("Ranking…");
+  try {
+    await find(signal);
+    draw();
+    const body = bodyOf(state.decoder), begun = performance.now();
+    $("curl").textContent = link.curl(body, hasKey());
+    const answer = last = await askJson("/v1/rerank", { body, signal });
+    const ms = Math.round(performance.now() - begun), { decode } = answer;
+    showRanking($("ranking"), answer, shown, words);
+    $("summary").textContent = summary(answer, words);
+    $("answer").textContent = JSON.stringify(answer, null, 1);
+    say([`Ranked ${plural(answer.results.length, "candidate")} in ${ms} ms with ${decode.decoder}: `
+      + `${plural(decode.tokens, "token")} in ${plural(decode.forwards, "forward")}.`,
+    judged(answer)].filter(Boolean).join(" "));
+    fields.warn(answer.meta.warnings);
+    $("run").disabled = false;
+  } finally {
+    if (mine === busy) $("result").setAttribute("aria-busy", "false");
+  }
+}
+
+async function runRace() {
+  busy?.abort();
+  const { signal } = busy = new AbortController();
+  $("trouble").textContent = "";
+  $("race").hidden = false;
+  $("run").disabled = true;
+  state.race = true;
+  address();
+  say("Racing…");
+  const kept = new Set(last.results.filter((one) => one.placed === "kept").map((one) => one.index));
+  const titles = shown.candidates.filter((_, at) => !kept.has(at)).map((card) => card.title);
+  const fits = titles.length <= facts.k_max;  // longer lists are dealt out: numbers say enough
+  try {
+    const lanes = await race($("lanes"), facts.decoders, bodyOf, { words, signal,
+      titles: fits ? titles : null, together: $("together").checked, raw: $("raw").checked });
+    $("raw").onchange = () => lanes.forEach((lane) => lane.show($("raw").checked));
+    say(told(lanes));
+  } finally {
+    $("run").disabled = false;
+  }
+}
+
+function address() {
+  window.history.replaceState(null, "", "#" + link.written(state));
+}
+
+const guarded = (work) => (...given) => work(...given).catch(fail);
+
+/** Change the state, then rank; the focus goes to `focus` where its element may be gone. */
+const change = guarded(async (how, focus) => {
+  how();
+  state.race = false;
+  $("race").hidden = true;
+  address();
+  focus?.focus();
+  await rank();
+});
+
+const begin = guarded(async () => {
+  $("race").hidden = true;
+  await load();
+  await rank();
+  if (state.race) await runRace();
+});
+
+function adds(picker, add) {
+  return new Picker($(picker), { model: () => state.model, failed: fail,
+    chosen: (value) => change(() => add(value)) });
+}
+
+adds("pick-past", (value) => {
+  state.history = [...history(), value];
+  state.user = null;
+});
+adds("pick-own", (value) => {
+  ownList();
+  state.own.push(value);
+  state.features.push({});
+  $("candidates").open = true;
+});
+$("user").addEventListener("change", () => change(() => {
+  if (!$("user").value) return;
+  Object.assign(state, { user: $("user").value, history: null, own: null, features: [] });
+}));
+$("model").addEventListener("change", guarded(async () => {
+  state = { ...link.read(""), model: $("model").value };
+  address();
+  await begin();
+}));
+$("decoders").addEventListener("change", (event) => change(() => {
+  state.decoder = event.target.value;
+}));
+$("views").addEventListener("change", (event) => change(() => {
+  state.views = Number(event.target.value);
+}));
+$("retrieved").addEventListener("click", () => change(() => {
+  Object.assign(state, { own: null, features: [] });
+}, $("candidates").querySelector("summary")));
+$("run").addEventListener("click", guarded(runRace));
+$("link").addEventListener("click", () => {
+  address();
+  copy(location.href, $("say"));
+});
+$("copy").addEventListener("click", () => copy($("curl").textContent, $("copied"), $("curl")));
+$("ask").addEventListener("submit", (event) => event.preventDefault());
+$("keyform").addEventListener("submit", guarded(async (event) => {
+  event.preventDefault();
+  useKey($("key").value);
+  await ask("/page/items");
+  $("keyform").hidden = true;
+  await begin();
+  $("run").focus();
+}));
+window.addEventListener("hashchange", () => {
+  if (location.hash === "#ask") return;
+  state = link.read(location.hash);
+  begin();
+});
+begin();
