@@ -20,7 +20,16 @@ from diffgr2.serve.replies import event, line_of
 from support.live import Live, body_of, idle, ids
 from support.raw import JSON, body_of_answer, head_of, request, talk
 
-GETS = ("/", "/docs", "/openapi.json", "/health/live", "/health/ready", "/metrics", "/v1/models")
+GETS = (
+    "/",
+    "/docs",
+    "/static/page.js",
+    "/openapi.json",
+    "/health/live",
+    "/health/ready",
+    "/metrics",
+    "/v1/models",
+)
 
 
 @pytest.mark.parametrize("path", GETS)

@@ -1,183 +1,285 @@
-"""The page in a real browser: pick a shopper, run, see two decoders end in permutations."""
+"""The page in a real browser: what it shows at once, the race, links, errors, keys."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diffgr2.rerank.reranker import Reranker
+from diffgr2.serve.keys import Keys
+from diffgr2.serve.limits import FILES
 from diffgr2.serve.page import STATIC
 from support import bundles
 from support.live import Live
+from support.tab import Tab
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
+WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
+SIZES = pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+KEY = "a-key-of-sixteen-or-more"
+MOST_LINES = 400
 
 
-def test_the_page_needs_nothing_from_outside() -> None:
-    text = STATIC.read_text(encoding="utf-8")
-    assert not re.findall(r"""(?:src|href)=["']?(?!data:)[^"'\s>]*//""", text)
-    assert "@import" not in text
-    assert not re.findall(r"https?://", text)
-    controls = re.findall(r"<(?:select|textarea|input)[^>]*id=\"(\w+)\"", text)
-    for name in controls:  # every control stands inside a label
-        before = text[: text.index(f'id="{name}"')]
-        assert before.count("<label") > before.count("</label>"), name
-
-
-def test_its_data_is_that_of_the_catalogue(live: Live, reranker) -> None:
-    with live.client() as client:
-        shoppers = client.get("/page/shoppers").json()["shoppers"]
-        assert len(shoppers) >= 20
-        first = shoppers[0]
-        history = [card["id"] for card in first["history"]]
-        data = client.get("/page/candidates", params={"h": history, "user": first["user"]}).json()
-    assert len(data["candidates"]) == reranker.k
-    assert not set(history) & {card["id"] for card in data["candidates"]}
-    for card in data["candidates"]:
-        assert all(0 <= piece["level"] < data["levels"] for piece in card["evidence"])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        chromium.close()
-
-
-def shot(page, name: str) -> None:
+def shot(tab: Tab, name: str) -> None:
     """Keep a picture where one is asked for."""
     folder = os.environ.get("DIFFGR2_SHOTS")
     if folder:
-        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
+        tab.page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
 
 
-def run_page(live: Live, browser, width: int, height: int, name: str) -> None:
-    page = browser.new_page(viewport={"width": width, "height": height})
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-    # Newer Chromium may call a stream aborted that the page has read to its end; that both streams
-    # did end is what the lanes and "Done." say below.
-    page.on(
-        "requestfailed",
-        lambda r: None if r.url.endswith("/v1/rerank") else problems.append(r.url),
-    )
-    outside = []
-    page.on("request", lambda r: outside.append(r.url) if not r.url.startswith(live.url) else None)
-    page.goto(live.url)
-    page.wait_for_selector("#before li")
-    page.wait_for_selector("text=Ready")
-    page.select_option("#shopper", index=3)
-    page.wait_for_timeout(300)
-    # By keyboard alone: from the shopper to the button, and press it.
-    page.focus("#shopper")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "run"
-    page.keyboard.press("Enter")
-    for side in ("left", "right"):
-        page.wait_for_selector(f"#lane-{side}[data-state=done]", timeout=60_000)
-    page.wait_for_selector("text=Done.")
-    shot(page, name)
-    k = live.reranker.k
-    for side in ("left", "right"):
-        lane = page.locator(f"#lane-{side}")
-        was = lane.locator(".ranking li").evaluate_all("nodes => nodes.map(n => +n.dataset.was)")
-        assert sorted(was) == list(range(k))
-        tokens = int(lane.locator("[data-n=tokens]").inner_text())
-        forwards = int(lane.locator("[data-n=forwards]").inner_text())
-        assert forwards > 0
-        assert lane.locator(".canvas .in").count() >= tokens
-        text = lane.locator(".why").inner_text()
-        first = lane.locator(".ranking .title").first.inner_text()
-        assert first in text.splitlines()[1]  # the verdict names it
-        assert lane.locator(".ranking .how").count() == k
-    left = int(page.locator("#lane-left [data-n=tokens]").inner_text())
-    assert left >= int(page.locator("#lane-left [data-n=forwards]").inner_text())
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert not outside
-    assert not problems
-    page.close()
+# --------------------------------------------------------------------------------- without one
 
 
-def test_a_shopper_is_ranked_by_two_decoders_side_by_side(live: Live, browser) -> None:
-    run_page(live, browser, 1200, 900, "wide")
+def test_the_files_are_small_say_what_they_are_and_need_nothing_from_outside(live: Live) -> None:
+    pages = {"index.html", "docs.html"}
+    assert {path.name for path in STATIC.iterdir()} == pages | {*FILES}
+    for path in STATIC.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert not re.findall(r"https?://|@import|\burl\(", text), path.name
+        assert len(text.splitlines()) <= MOST_LINES, path.name
+        if path.suffix == ".js":
+            assert text.startswith("// Contract: "), path.name
+            assert "Not here: " in text.split("\n\n")[0], path.name
+        if path.suffix == ".html":  # the policy allows neither
+            assert not re.findall(r"<script(?![^>]*\ssrc=)|<style| style=| on\w+=", text), path.name
+    with live.client() as client:
+        for name in FILES:
+            answer = client.get(f"/static/{name}")
+            assert answer.status_code == 200
+            assert answer.headers["content-type"].startswith("text/")
+        policy = client.get("/").headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
 
 
-def test_it_works_at_a_phones_width(live: Live, browser) -> None:
-    run_page(live, browser, 375, 740, "phone")
+def test_its_data_is_that_of_the_catalogue(live: Live, reranker: Reranker) -> None:
+    with live.client() as client:
+        told = client.get("/page/shoppers").json()
+        assert len(told["shoppers"]) >= 20
+        first = told["shoppers"][0]
+        assert told["example"]["user"] in {one["user"] for one in told["shoppers"]}
+        history = [card["id"] for card in first["history"]]
+        data = client.get("/page/candidates", params={"h": history, "user": first["user"]}).json()
+    assert len(data["candidates"]) == reranker.k
+    assert [card["id"] for card in data["history"]] == history
+    assert not set(history) & {card["id"] for card in data["candidates"]}
+    phrases = {text for one in told["tokens"].values() if (text := one.get("text"))}
+    for card in data["candidates"]:
+        assert all(0 <= piece["level"] < data["levels"] for piece in card["evidence"])
+        assert {piece["said"] for piece in card["evidence"]} <= phrases
 
 
-def test_a_pasted_history_and_what_cannot_be_read(live: Live, browser) -> None:
-    page = browser.new_page()
-    page.goto(live.url)
-    page.wait_for_selector("text=Ready")
-    title = live.reranker.catalogue.titles[12]
-    page.fill("#history", f"{title}\n{live.reranker.catalogue.raw_ids[5]}")
-    page.click("#run")
-    page.wait_for_selector("#lane-right[data-state=done]", timeout=60_000)
-    assert title in page.inner_text("#past")
-    page.fill("#history", "zqxwv")
-    page.click("#run")
-    page.wait_for_selector("#say.bad")
-    assert "none of its words is known" in page.inner_text("#say")
-    page.close()
+def test_a_list_of_ones_own_has_its_evidence_and_its_errors(live: Live, reranker: Reranker) -> None:
+    raw = reranker.catalogue.raw_ids
+    with live.client() as client:
+        own = client.get("/page/candidates", params={"h": raw[:2], "c": ["mild soap", raw[7]]})
+        cards = own.json()["candidates"]
+        assert [card.get("id") for card in cards] == [None, raw[7]]
+        assert cards[0]["title"] == "mild soap"
+        for params, field in (
+            ({"h": "zqxwv"}, "history"),
+            ({"h": raw[0], "c": ""}, "documents"),
+            ({"h": raw[0], "c": ["x"] * 101}, "documents"),
+            ({"h": raw[0], "c": raw[7], "f": "{"}, "features"),
+            ({"h": raw[0], "c": raw[7], "f": "3"}, "documents"),
+        ):
+            answer = client.get("/page/candidates", params=params)
+            assert answer.status_code == 422, params
+            assert answer.json()["error"]["param"] == field, answer.text
+        assert client.get("/page/candidates", params={"model": "none"}).status_code == 404
 
 
-def test_where_shoppers_are_private_a_history_is_written(
+def test_the_search_finds_by_all_words(live: Live, reranker: Reranker) -> None:
+    catalogue = reranker.catalogue
+    with live.client() as client:
+
+        def found(words: str) -> list[str]:
+            answer = client.get("/page/items", params={"q": words})
+            return [card["id"] for card in answer.json()["items"]]
+
+        assert found(catalogue.raw_ids[17].lower()) == [catalogue.raw_ids[17]]
+        title = catalogue.titles[12]
+        assert catalogue.raw_ids[12] in found(" ".join(reversed(title.upper().split())))
+        assert found("zqxwv") == []
+        assert 0 < len(found("")) <= 12
+        assert client.get("/page/items", params={"q": "x" * 2049}).status_code == 422
+
+
+# ----------------------------------------------------------------------------------- in a browser
+
+
+@SIZES
+def test_an_example_is_ranked_on_the_first_screen(live: Live, browser, size: Any) -> None:
+    with Tab(browser, live.url, viewport=size) as tab:
+        order = tab.ranked()
+        assert sorted(order) == list(range(live.reranker.k))
+        for what in ("h1", "header p", "#summary", "#run", ".result:first-child .why"):
+            box = tab.page.locator(what).bounding_box()
+            assert box["y"] + box["height"] <= size["height"], what
+        with live.client() as client:
+            answer = client.post("/v1/rerank", json=tab.request()).json()
+        assert [one["index"] for one in answer["results"]] == order
+        said = tab.page.locator(".result .why").all_inner_texts()
+        for text in said[:3]:  # what the server itself says of the first ones
+            assert text[0].lower() + text[1:] in answer["reasoning"], text
+        for now, was in enumerate(order):
+            mark = tab.page.locator(".result .move > :first-child").nth(now).inner_text()
+            up = was - now
+            assert mark == ("=" if not up else f"▲{up}" if up > 0 else f"▼{-up}")
+        cited = tab.page.locator(".side > .evidence q").all_inner_texts()
+        assert all(any(phrase in text for text in said) for phrase in cited)
+        tab.sound()
+
+
+@SIZES
+def test_decoders_race_side_by_side_where_the_eye_is(live: Live, browser, size: Any) -> None:
+    with Tab(browser, live.url, viewport=size) as tab:
+        tab.ranked()
+        tab.race()
+        lanes = tab.page.locator(".lane")
+        names = lanes.evaluate_all("all => all.map(n => n.dataset.decoder)")
+        assert names == list(live.reranker.decoders)
+        boxes = [lanes.nth(n).locator(".figures").bounding_box() for n in range(len(names))]
+        assert len({round(box["y"]) for box in boxes}) == 1
+        assert all(box["y"] + box["height"] < size["height"] for box in boxes)
+        assert all(a["x"] + a["width"] <= b["x"] for a, b in pairwise(boxes))
+        with live.client() as client:
+            for n, name in enumerate(names):
+                body = tab.request()
+                body["decode"]["decoder"] = name
+                decode = client.post("/v1/rerank", json=body).json()["decode"]
+                time, forwards, each = lanes.nth(n).locator(".figures b").all_inner_texts()
+                assert int(time) > 0
+                assert int(forwards) == decode["forwards"]
+                assert float(each) == pytest.approx(decode["tokens_per_forward"], abs=0.06)
+                assert lanes.nth(n).locator(".cell").count() == decode["tokens"]
+                steps = lanes.nth(n).locator(".steps li b").all_text_contents()
+                committed = sum(int(re.findall(r"(\d+) token", text)[0]) for text in steps)
+                assert committed >= decode["tokens"]
+        words = lanes.first.locator(".cell").all_inner_texts()
+        assert not any("<" in word for word in words)
+        tab.page.check("#raw")
+        assert lanes.first.locator(".cell").first.inner_text() == "<c_1>"
+        tab.page.uncheck("#raw")
+        assert lanes.first.locator(".cell").all_inner_texts() == words
+        tab.sound()
+        shot(tab, "wide" if size is WIDE else "phone")
+
+
+def test_a_link_shows_the_same(live: Live, browser) -> None:
+    catalogue = live.reranker.catalogue
+    with Tab(browser, live.url) as tab:
+        tab.ranked()
+        tab.add("past", catalogue.raw_ids[5])
+        tab.ranked()
+        tab.add("own", catalogue.titles[12])
+        assert len(tab.ranked()) == live.reranker.k + 1
+        tab.page.check("input[name=decoder][value=ar]")
+        tab.page.wait_for_function("() => document.getElementById('say').innerText.includes('ar:')")
+        order, body = tab.ranked(), tab.request()
+        assert body["history"][-1] == catalogue.raw_ids[5]
+        assert body["documents"][-1] == catalogue.raw_ids[12]
+        assert body["decode"]["decoder"] == "ar"
+        assert "user_id" not in body  # a history of one's own is nobody's
+        tab.race()
+        link = tab.page.url
+        tab.sound()
+    with Tab(browser, live.url, link.removeprefix(live.url)) as tab:
+        assert tab.ranked() == order
+        assert tab.request() == body
+        tab.page.wait_for_selector(".lane:last-child[data-state=done]")
+        tab.page.click("#link")
+        tab.page.wait_for_function("() => document.getElementById('say').innerText.length > 5")
+        tab.sound()
+
+
+def test_errors_stand_where_the_mistake_is(live: Live, browser) -> None:
+    with Tab(browser, live.url) as tab:
+        k = len(tab.ranked())
+        tab.add("past", "zqxwv", found=False)
+        told = tab.page.locator("#past-wrong:not(:empty)")
+        assert "none of its words is known" in told.inner_text()
+        wrong = tab.page.locator("#past [aria-invalid=true]")
+        assert wrong.inner_text().startswith("zqxwv")
+        assert tab.page.locator(".result").count() == 0
+        wrong.get_by_role("button", name="Remove zqxwv").press("Enter")
+        assert len(tab.ranked()) == k
+        assert tab.page.inner_text("#past-wrong") == ""
+        tab.add("own", "zqxwv", found=False)
+        assert len(tab.ranked()) == k + 1
+        told = tab.page.locator("#own-wrong:not(:empty)")
+        assert "keeps its place" in told.inner_text()
+        assert tab.page.locator("#before [aria-invalid=true]").inner_text().startswith("zqxwv")
+        assert "Not judged" in tab.page.inner_text(f".result:nth-child({k + 1}) .why")
+        tab.page.evaluate("location.hash = 'h=P0&v=99'")
+        tab.page.wait_for_selector("#decode-wrong:not(:empty), #past-wrong:not(:empty)")
+        tab.sound()
+
+
+def test_where_shoppers_are_private_items_are_the_example(
     run_dir: Path, tmp_path: Path, browser
 ) -> None:
     closed = Reranker.from_pretrained(bundles.private(run_dir / "bundle", tmp_path / "bundle"))
-    with Live(closed) as server:
-        page = browser.new_page()
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(server.url)
-        page.wait_for_selector("text=Ready: write a history")
-        assert not page.is_visible("#shopper")
-        page.fill("#history", closed.catalogue.raw_ids[5])
-        page.click("#run")
-        page.wait_for_selector("#lane-right[data-state=done]", timeout=60_000)
-        assert not problems
-        page.close()
+    with Live(closed) as server, Tab(browser, server.url) as tab:
+        assert len(tab.ranked()) == closed.k
+        assert not tab.page.is_visible("#user")
+        assert "user_id" not in tab.request()
+        tab.sound()
+
+
+def test_where_keys_are_set_both_pages_ask_for_one(reranker: Reranker, browser) -> None:
+    with Live(reranker, keys=Keys([KEY])) as server:
+        with Tab(browser, server.url) as tab:
+            tab.page.wait_for_selector("#key-wrong:not(:empty)")
+            assert "API key" in tab.page.inner_text("#key-wrong")
+            tab.page.fill("#key", KEY)
+            tab.page.keyboard.press("Enter")
+            tab.ranked()
+            assert not tab.page.is_visible("#key")
+            assert KEY not in tab.page.content() + tab.page.url
+            assert "$DIFFGR2_KEY" in tab.page.text_content("#curl")
+            tab.race()
+            tab.sound()
+        with Tab(browser, server.url, "/docs") as tab:
+            tab.page.wait_for_selector("#key-wrong:not(:empty)")
+            tab.page.fill("#key", "no-key-of-this-server")
+            tab.page.keyboard.press("Enter")
+            assert tab.page.is_visible("#key")
+            assert not tab.page.locator(".try").count()
+            tab.page.fill("#key", KEY)
+            tab.page.keyboard.press("Enter")
+            box = tab.page.locator(".try").first
+            box.locator("button").click()
+            box.locator(".status.good").wait_for()
+            tab.sound()
 
 
 def test_the_api_page_sends_its_examples(live: Live, browser) -> None:
-    page = browser.new_page(viewport={"width": 375, "height": 740})
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-    outside = []
-    page.on("request", lambda r: outside.append(r.url) if not r.url.startswith(live.url) else None)
-    page.goto(f"{live.url}/docs")
-    box = page.locator(".try").first
-    assert live.url in box.locator("details pre").text_content()
-    box.locator("button").click()
-    box.locator(".status.good").wait_for(timeout=60_000)
-    assert '"results"' in box.locator(".answer").inner_text()
-    shot(page, "docs")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    assert not problems
-    box.locator("textarea").fill("{")
-    box.locator("button").click()
-    box.locator(".status.bad").wait_for(timeout=60_000)
-    assert not outside
-    page.close()
+    with Tab(browser, live.url, "/docs", viewport=PHONE) as tab:
+        box = tab.page.locator(".try").first
+        box.wait_for()
+        assert live.url in box.locator("details pre").text_content()
+        box.locator("button").click()
+        box.locator(".status.good").wait_for()
+        assert '"results"' in box.locator(".answer").inner_text()
+        shot(tab, "docs")
+        tab.sound()
+        box.locator("textarea").fill("{")
+        box.locator("button").click()
+        box.locator(".status.bad").wait_for()
+        assert '"error"' in box.locator(".answer").inner_text()
+        assert not tab.outside
+
+
+def test_motion_is_for_who_wants_it(live: Live, browser) -> None:
+    moving = "getComputedStyle(document.querySelector('.pace i')).transitionDuration"
+    with Tab(browser, live.url) as tab:
+        tab.ranked()
+        tab.race()
+        assert tab.page.evaluate(moving) == "0s"
+        tab.page.emulate_media(reduced_motion="no-preference")
+        assert tab.page.evaluate(moving) != "0s"

@@ -194,14 +194,17 @@ def test_naming_a_shopper_is_refused_before_anything_is_looked_up(
             for user in (known, unknown):
                 answer = send(client, user)
                 assert answer.status_code < 500
-        for path in ("/page/shoppers", "/docs", "/openapi.json"):
+        for path in ("/page/shoppers", "/docs/operations", "/openapi.json"):
             assert client.get(path).status_code == 200
 
 
 def test_no_answer_names_a_shopper_or_shows_a_history(server: Live, closed: Reranker) -> None:
     users = re.compile("|".join(map(re.escape, closed.raw_users)))
     with client_of(server, RANK) as client:
-        for path in ("/", "/docs", "/openapi.json", "/metrics", "/v1/models", "/page/shoppers"):
+        for path in (
+            *("/", "/docs", "/docs/operations", "/openapi.json", "/metrics", "/v1/models"),
+            *("/page/shoppers", "/page/items"),
+        ):
             answer = client.get(path)
             assert answer.status_code == 200
             assert not users.search(answer.text), path

@@ -54,7 +54,15 @@ def test_answers_are_those_of_one_server(behind: Behind, live: Live, reranker: R
             assert got.json()["id"] == got.headers["x-request-id"]
             drop = {"date", "content-length", "x-request-id"}
             assert {*got.headers} - drop == {*wanted.headers} - drop
-        for path in ("/v1/models", "/v1/models/none", "/nothing", "/openapi.json", "/docs", "/"):
+        for path in (
+            "/v1/models",
+            "/v1/models/none",
+            "/nothing",
+            "/openapi.json",
+            "/docs",
+            "/docs/operations",
+            "/",
+        ):
             got, wanted = (c.get(path) for c in (ours, single))
             assert got.status_code == wanted.status_code, path
     assert {*behind.fleet.asked} == {"replica-0", "replica-1"}

@@ -22,6 +22,7 @@ from support.raw import head_of, request, talk
 
 SHORT = Limits(header_s=2.0, body_s=2.0, write_s=2.0, timeout_s=20.0)
 ALIVE = request(method="GET", target="/health/live")
+DOCS = "/docs/operations"
 
 
 def connect(port: int, source: str = "127.0.0.1") -> socket.socket:
@@ -68,7 +69,7 @@ def kinds(reranker: Reranker) -> dict[str, Callable[[int], bytes]]:
         "before a chunk": lambda number: coded + b"5\r\n[1,2,",
         "large and unfinished": lambda number: request(b" " * 1_500_000)[:60_000],
         "answers unread": lambda number: page * 40,
-        "closing and unread": lambda number: page * 20 + request(method="GET", target="/docs"),
+        "closing and unread": lambda number: page * 20 + request(method="GET", target=DOCS),
         "body for nobody": lambda number: ALIVE.replace(
             b"\r\n\r\n", b"\r\ncontent-length: 9\r\n\r\n"
         ),
@@ -204,7 +205,7 @@ def test_a_connection_at_work_is_never_the_one_that_gives_way(reranker: Reranker
     """Only idle ones make room, those that idle longest first."""
     with Live(reranker, limits=Limits(connections=4)) as server, ExitStack() as stack:
         working = stack.enter_context(connect(server.port))
-        parts = [request(body_of(reranker, 2), close=False), request(method="GET", target="/docs")]
+        parts = [request(body_of(reranker, 2), close=False), request(method="GET", target=DOCS)]
         slow = [server.state.readers.submit(time.sleep, 1.0) for _ in range(4)]
         working.sendall(b"".join(parts))  # pipelined: at work from the first to the second
         idling = [stack.enter_context(connect(server.port)) for _ in range(12)]

@@ -26,6 +26,7 @@ const VIEWS = [
 
 let state = link.read(location.hash), facts = null, words = null, shown = null, last = null;
 let busy = null;
+const seen = new Map();  // cards of items, by the name by which they are asked for
 
 const say = (text) => { $("say").textContent = text; };
 const shopper = () => facts.shoppers.find((one) => one.user === state.user);
@@ -49,6 +50,7 @@ function fail(error) {
 async function load() {
   facts = await askJson("/page/shoppers" + ofModel([]));
   words = new Words(facts);
+  for (const one of facts.shoppers) for (const card of one.history) seen.set(card.id, card);
   $("docs").hidden = !facts.docs;
   if (state.user === null && state.history === null) {
     state.user = facts.example.user ?? null;
@@ -106,20 +108,26 @@ async function find(signal) {
   }
   const data = await askJson("/page/candidates" + ofModel(pairs), { signal });
   shown = { ...data, next: state.history === null ? shopper()?.next : null };
+  const past = history().slice(-data.history.length);
+  if (past.length === data.history.length) past.forEach((name, at) => seen.set(name, data.history[at]));
+  data.candidates.forEach((card, at) => seen.set(state.own ? state.own[at] : card.id, card));
 }
 
-/** What is asked, as it stands on the right. */
+const cardOf = (name) => seen.get(name) || { title: name };
+
+/** What is asked, as it stands beside the ranking, whether or not it can be ranked. */
 function draw() {
+  const listed = state.own ? state.own.map(cardOf) : shown?.candidates || [];
   const own = facts.shoppers.length && (state.history || !shopper()) ? [["", "a history of your own"]]
     : [];
   options($("user"), [...own, ...facts.shoppers.map((one) =>
     [one.user, `${one.user}, ${plural(one.history.length, "purchase")}`])],
   state.history ? "" : state.user);
-  chips($("past"), shown.history, (at) => change(() => {
+  chips($("past"), history().map(cardOf), (at) => change(() => {
     state.history = history().filter((_, n) => n !== at);
     state.user = null;
   }, $("q-past")));
-  rows($("before"), shown.candidates, { features: facts.features, given: state.features,
+  rows($("before"), listed, { features: facts.features, given: state.features,
     remove: (at) => change(() => {
       ownList();
       state.own.splice(at, 1);
@@ -132,13 +140,13 @@ function draw() {
       if (value === undefined) delete given[feature.name]; else given[feature.name] = value;
       state.features[at] = given;
     }) });
-  $("whose").textContent = state.own ? `${shown.candidates.length} of your own, in this order.`
-    : `${shown.candidates.length}, as the shop's retriever ordered them.`;
+  $("whose").textContent = state.own ? `${listed.length} of your own, in this order.`
+    : `${listed.length}, as the shop's retriever ordered them.`;
   $("retrieved").hidden = !state.own;
 }
 
 function ownList() {
-  state.own = state.own || shown.candidates.map(nameOf);
+  state.own = state.own || (shown?.candidates || []).map(nameOf);
   state.features = state.own.map((_, at) => state.features[at] || {});
 }
 
@@ -151,8 +159,7 @@ async function rank() {
   $("run").disabled = true;
   say("Ranking…");
   try {
-    await find(signal);
-    draw();
+    try { await find(signal); } finally { if (!signal.aborted) draw(); }
     const body = bodyOf(state.decoder), begun = performance.now();
     $("curl").textContent = link.curl(body, hasKey());
     const answer = last = await askJson("/v1/rerank", { body, signal });
@@ -165,6 +172,12 @@ async function rank() {
     judged(answer)].filter(Boolean).join(" "));
     fields.warn(answer.meta.warnings);
     $("run").disabled = false;
+  } catch (error) {
+    if (error instanceof Problem) {
+      $("ranking").replaceChildren();
+      $("summary").textContent = `Not ranked: ${error.message}.`;
+    }
+    throw error;
   } finally {
     if (mine === busy) $("result").setAttribute("aria-busy", "false");
   }

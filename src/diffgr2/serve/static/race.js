@@ -12,7 +12,8 @@ export const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Lane {
   constructor(decoder, words, titles) {
-    Object.assign(this, { decoder, words, titles, windows: [], tokens: 0, fresh: [], raw: false });
+    Object.assign(this, { decoder, words, titles, windows: [], log: [], tokens: 0, fresh: [],
+      raw: false });
     const figure = (name, unit) => make("p", {}, this[name] = make("b", { text: "–" }),
       make("span", { text: unit }));
     this.canvas = make("div", { class: "canvas", role: "group", tabindex: "0",
@@ -21,7 +22,7 @@ export class Lane {
     this.root = make("article", { class: "lane", "data-state": "waiting", "data-decoder": decoder },
       make("h3", {}, decoder, " ", make("small", { text: ABOUT[decoder] || "" })),
       make("div", { class: "figures" }, figure("time", "ms"), figure("count", "forwards"),
-        figure("each", "tokens a forward")),
+        figure("each", "tokens each")),
       make("div", { class: "pace", "aria-hidden": "true" }, this.pace = make("i")),
       this.last = make("p", { class: "last", text: "waits" }),
       this.canvas,
@@ -55,12 +56,12 @@ export class Lane {
     const { kind, text } = this.words.of(cell.dataset.token, cell.number ? null : this.titles);
     cell.className = `cell ${kind}`;
     cell.textContent = this.raw ? cell.dataset.token : text;
-    return cell.textContent;
   }
 
   /** What one forward committed. */
-  commit({ window: number, forward, committed }) {
-    const window = this.window(number), said = [];
+  commit({ window: number, forward, committed, compute_ms }) {
+    this.compute_ms = Math.max(this.compute_ms || 0, compute_ms);
+    const window = this.window(number);
     window.forward = forward;
     this.fresh.forEach((cell) => cell.classList.remove("new"));
     this.fresh = [];
@@ -73,7 +74,7 @@ export class Lane {
       const cell = window.cells[at];
       cell.number = number;
       cell.dataset.token = token;
-      said.push(this.text(cell));
+      this.text(cell);
       cell.classList.add("new");
       this.fresh.push(cell);
       this.tokens += 1;
@@ -82,13 +83,22 @@ export class Lane {
     this.figures(this.tokens, forwards);
     this.last.textContent = `forward ${forward}: ${plural(committed.length, "token")}`;
     const where = this.windows.length > 1 ? `list ${number + 1}, ` : "";
+    const said = make("span");
+    this.log.push({ said, cells: this.fresh });
     this.steps.append(make("li", {}, make("b", {
-      text: `${where}forward ${forward}, ${plural(committed.length, "token")}: ` }),
-    said.join("; ")));
+      text: `${where}forward ${forward}, ${plural(committed.length, "token")}: ` }), said));
+    this.tell(this.log.slice(-1));
     if (this.fresh.length) {
       const cell = this.fresh[this.fresh.length - 1];
       const low = cell.offsetTop + cell.offsetHeight - this.canvas.clientHeight;
       if (low > this.canvas.scrollTop) this.canvas.scrollTop = low;
+    }
+  }
+
+  /** What each forward committed, in the form that is shown. */
+  tell(log) {
+    for (const { said, cells } of log) {
+      said.textContent = cells.map((cell) => cell.textContent).join("; ");
     }
   }
 
@@ -112,7 +122,8 @@ export class Lane {
     this.tokens = answer.decode.tokens;
     this.figures(answer.decode.tokens, answer.decode.forwards);
     this.time.textContent = Math.round(this.ms);
-    this.last.textContent = plural(answer.decode.tokens, "token") + " written";
+    const model = this.compute_ms === undefined ? "" : `, ${Math.round(this.compute_ms)} ms in the model`;
+    this.last.textContent = plural(answer.decode.tokens, "token") + model;
   }
 
   /** Beside the others: how long it took of the longest, and whether its order is the first's. */
@@ -135,6 +146,7 @@ export class Lane {
     for (const { cells } of this.windows) {
       for (const cell of cells) if (cell.dataset.token) this.text(cell);
     }
+    this.tell(this.log);
   }
 }
 
