@@ -26,7 +26,7 @@ def answered(entry: Mapping[str, Any]) -> str:
     low, high = entry["ci"]
     said = equivalence(low, high)
     if said not in ANSWERS:
-        ends = f"from {number(-low, 3)} worse to {number(high, 3)} better"
+        ends = f"from {number(abs(low), 3)} worse to {number(abs(high), 3)} better"
         return f"not shown, {ends} ({signed(entry['diff'])})"
     within = f" within ±{number(MARGIN, 2)}" if said == "level" else ""
     return f"{ANSWERS[said]}{within}: {signed(entry['diff'])} {span(entry['ci'])}"
