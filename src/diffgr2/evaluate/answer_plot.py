@@ -18,6 +18,7 @@ from diffgr2.evaluate.plots import (
     GREY,
     PAIRED,
     heading,
+    legend_below,
     new_figure,
     of_lists,
     signed_tick,
@@ -83,7 +84,8 @@ def answer_figure(found: Sequence[Difference], judged: str, rival: str | None, n
             place = names.index(judged)
             ax.axhspan(place - 0.5, place + 0.5, color="#FFF3C4", zorder=0, lw=0)
         if other == "rival" and rival in names:
-            ax.text(0, names.index(rival), " the rival itself", fontsize=8.5, va="center")
+            look = {"fontsize": 8.5, "va": "center", "ha": "right", "color": DARK}
+            ax.text(0, names.index(rival), "the rival itself ", **look)
         ax.set_yticks(range(len(names)), names)
         for label in ax.get_yticklabels():
             label.set_fontweight("bold" if label.get_text() == judged else "normal")
@@ -91,7 +93,7 @@ def answer_figure(found: Sequence[Difference], judged: str, rival: str | None, n
         ax.margins(x=0.04)
         ax.locator_params(axis="x", nbins=6)
         ax.xaxis.set_major_formatter(signed_tick)
-        ax.tick_params(labelleft=ax is axes[0, 0])
+        ax.tick_params(labelleft=ax is axes[0, 0], left=False)
         ax.grid(visible=False, axis="y")
         heading(ax, titles[other], 10)
     first = axes[0, 0]
@@ -99,8 +101,7 @@ def answer_figure(found: Sequence[Difference], judged: str, rival: str | None, n
         decides = metric == DECIDES
         look = {"marker": mark, "ms": 7 if decides else 4.5, "color": GREY, "ls": "none"}
         first.plot([], [], label=metric.upper() + (", decides" if decides else ""), **look)
-    marks, told = first.get_legend_handles_labels()
-    figure.legend(marks, told, loc="outside lower center", ncols=2, frameon=False)
+    legend_below(figure, *first.get_legend_handles_labels(), ncols=2)
     figure.suptitle(f"Is {judged} better?", x=0.01, ha="left", fontsize=13, fontweight="bold")
     note = "filled blue: better, filled orange: worse, hollow grey: no difference shown"
     return states(figure, of_lists(n), PAIRED, note)

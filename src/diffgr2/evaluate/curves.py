@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from diffgr2.evaluate.plots import COLOURS, DARK, heading, new_figure, states
+from diffgr2.evaluate.plots import COLOURS, heading, new_figure, states
 
 DRIVEN = ("reward", "kl", "loss")
 """What a panel shows: the first that the stage logged."""
@@ -79,13 +79,13 @@ def training_curves(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
         ax.set_ylim(*curve.room)
         ax.locator_params(nbins=5)
         heading(ax, f"{name}: {curve.key}", 10)
-        ends = f"{curve.mean_S[0]:.3g} → {curve.mean_S[-1]:.3g}"
-        told = ends if curve.valid is None else f"{ends}, {curve.valid:.0%} valid at last"
-        look: dict[str, Any] = {"transform": ax.transAxes, "fontsize": 8.5, "color": DARK}
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8}
-        ax.text(0.98, 0.97, told, ha="right", va="top", bbox=box, **look)
+        said = [f"{curve.mean_S[0]:.3g} → {curve.mean_S[-1]:.3g}".replace("-", "−")]
+        said += [] if curve.valid is None else [f"{curve.valid:.0%} valid"]
+        ax.set_xlabel(" · ".join(["step", *said]), fontsize=9)
         ax.tick_params(labelsize=8.5)
-        ax.set_xlabel("step", fontsize=9)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if len(curve.step_S) == 1:
+            ax.set_xticks(curve.step_S)
     steps = sum(len(curve.value_S) for curve in found.values())
-    facts = "thin: every step, thick: mean of a tenth of the steps around"
+    facts = "thin: every step, thick: mean of a tenth of the steps around; valid: rollouts at last"
     return states(figure, f"n = {steps:,} steps on training lists, none of validation", facts)

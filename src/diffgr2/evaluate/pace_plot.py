@@ -13,7 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffgr2.evaluate.metrics import MAIN
-from diffgr2.evaluate.plots import DARK, GREY, LOOKS, heading, new_figure, of_lists, states
+from diffgr2.evaluate.plots import (
+    DARK,
+    GREY,
+    LOOKS,
+    heading,
+    legend_below,
+    new_figure,
+    of_lists,
+    states,
+)
 
 RIVALS = ("evidence", "evidence_mlp", "tutor", "lambdamart")
 RIVAL_MARKS = "PshX"
@@ -70,12 +79,12 @@ def quality_speed(rows: Points, batched: Points = (), views: Points = ()) -> Fig
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
         ax.margins(x=0.1)
+        ax.set_ylim(bottom=max(0.0, ax.get_ylim()[0]))  # a gain's interval may reach below
     heading(axes[0, 0], "Quality against time")
     found: dict[str, Any] = {}
     for ax in axes.flat:
         found |= {name: mark for mark, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    look: dict[str, Any] = {"ncols": 5, "frameon": False, "fontsize": 9}
-    figure.legend(found.values(), found.keys(), loc="outside lower center", **look)
+    legend_below(figure, found.values(), list(found), ncols=5)
     n = of_lists(max(row["n"] for row in rows))
     facts = "95 % bootstrap intervals of each row by itself; sideways least and most of the rounds"
     more = ""

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from diffgr2.evaluate.plots import COLOURS, DARK, GREY, LOOKS, heading, new_figure, of_lists, states
 from diffgr2.types import MISS
@@ -96,6 +97,9 @@ def sid_usage(codes_IL: np.ndarray, size: int) -> Figure:
         ax.plot(np.arange(1, len(share_C) + 1), count_C, label=label, **look)
     ax.axhline(len(codes_IL) / size, color=GREY, ls=":", lw=1.2, label="even split")
     ax.set(yscale="log", xlabel="code, most used first", ylabel="items with this code")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
     heading(ax, f"Semantic-ID usage of {len(codes_IL):,} items")
     ax.legend(loc="lower left", fontsize=9, frameon=False)
     return states(figure, f"n = {len(codes_IL):,} items, all of the catalogue")

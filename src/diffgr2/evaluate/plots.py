@@ -10,7 +10,7 @@ things (`pictures`).
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from diffgr2.evaluate.metrics import MAIN
 from diffgr2.evaluate.significance import wilson
@@ -70,22 +71,35 @@ def states(figure: Figure, *facts: str) -> Figure:
     return figure
 
 
+def legend_below(figure: Figure, marks: Iterable[Any], names: Sequence[str], ncols: int) -> None:
+    """One legend for all axes, in a strip of its own below them."""
+    look: dict[str, Any] = {"loc": "lower center", "frameon": False, "fontsize": 9.5}
+    figure.legend(marks, names, ncols=max(1, min(ncols, len(names))), **look)
+    _strip(figure, 0.1 + 0.22 * -(-len(names) // max(1, ncols)))
+
+
+def _strip(figure: Figure, inches: float) -> float:
+    """The share of the figure, made higher by this much, that lies below its axes now."""
+    engine, (width, height) = figure.get_layout_engine(), figure.get_size_inches()
+    assert isinstance(engine, ConstrainedLayoutEngine), "made by new_figure"
+    before = engine.get()["rect"][1] * height
+    whole = height + inches
+    figure.set_size_inches(width, whole)
+    share = (before + inches) / whole
+    engine.set(rect=(0.0, share, 1.0, 1.0 - share))
+    return inches / whole
+
+
 def captioned(figure: Figure, command: str) -> Figure:
     """The figure with a strip below: what it states, and the command that makes it again."""
-    width, height = figure.get_size_inches()
     text = " · ".join(part for part in (str(figure.get_label()), command) if part)
+    width = figure.get_size_inches()[0]
     lines = textwrap.wrap(text, int(width * LETTERS), break_on_hyphens=False)
-    strip = 0.1 + 0.15 * len(lines)
-    whole = height + strip
-    figure.set_size_inches(width, whole)
-    below = (0.0, strip / whole, 1.0, height / whole)
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.set(rect=below)  # type: ignore[call-arg]
+    share = _strip(figure, 0.1 + 0.15 * len(lines))
     for legend in figure.legends:
-        legend.set_bbox_to_anchor(below)
+        legend.set_bbox_to_anchor((0.0, share, 1.0, 1.0 - share))
     look: dict[str, Any] = {"fontsize": 8, "color": "#555555", "va": "bottom", "parse_math": False}
-    figure.text(0.07 / width, 0.05 / whole, "\n".join(lines), **look)
+    figure.text(0.07 / width, 0.05 / figure.get_size_inches()[1], "\n".join(lines), **look)
     return figure
 
 
@@ -266,7 +280,7 @@ def frontier(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float], x:
     ax.set_ylabel("R@1")
     ax.margins(x=0.08)
     heading(ax, "Block decoding: quality against speed over τ")
-    figure.legend(loc="outside lower center", ncols=len(rules), frameon=False)
+    legend_below(figure, *ax.get_legend_handles_labels(), ncols=len(rules))
     n = of_lists(points[0]["n"], split="selection")
     return states(figure, n, "one run; 95 % Wilson intervals of R@1")
 
@@ -287,5 +301,5 @@ def throughput(points: Sequence[Mapping[str, Any]]) -> Figure:
     ax.set(xlabel="output length, tokens", ylabel="tokens/s")
     ax.yaxis.set_major_formatter("{x:,.0f}")
     heading(ax, "Tokens a second, one list at a time")
-    figure.legend(loc="outside lower center", ncols=len(decoders), frameon=False)
+    legend_below(figure, *ax.get_legend_handles_labels(), ncols=len(decoders))
     return states(figure, "random texts of these lengths, decoders taking turns; medians of rounds")

@@ -18,6 +18,7 @@ from diffgr2.evaluate.plots import (
     LOOKS,
     PAIRED,
     heading,
+    legend_below,
     new_figure,
     of_lists,
     states,
@@ -140,7 +141,7 @@ def reliability_figure(points: Points) -> Figure:
 def _legend(figure: Figure, ax: Any, names: list[str]) -> None:
     """One line below the panels, the same in all of them; one row per name is drawn first."""
     lines = [line for line in ax.lines if line.get_marker() not in ("", "None", None)]
-    figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
+    legend_below(figure, lines[: len(names)], names, ncols=len(names))
 
 
 FIGURES = {

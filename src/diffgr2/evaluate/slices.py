@@ -20,6 +20,7 @@ from diffgr2.evaluate.plots import (
     DARK,
     PAIRED,
     heading,
+    legend_below,
     new_figure,
     of_lists,
     signed_tick,
@@ -120,8 +121,10 @@ def slices_figure(
     for place, other in enumerate(present):
         look = {"color": COLOURS[place], "marker": "os^D"[place % 4], "ls": "none", "ms": 6.5}
         axes[0, 0].plot([], [], label=f"minus {names.get(other, other)}", **look)
-    marks, told = axes[0, 0].get_legend_handles_labels()
-    figure.legend(marks, told, loc="outside lower center", ncols=len(told), frameon=False)
+    legend_below(figure, *axes[0, 0].get_legend_handles_labels(), ncols=len(present))
+    for ax in axes[0, 1:]:
+        ax.sharey(axes[0, 0])
+        ax.tick_params(labelleft=False)
     n = max(sum(entry["n"] for entry in entries) for entries in found.values())
     return states(figure, of_lists(n), f"{PAIRED}, not adjusted for the number of bins")
 

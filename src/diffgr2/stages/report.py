@@ -79,7 +79,7 @@ def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Pat
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "report.json", report)
     (out / "report.md").write_text(text, encoding="utf-8")
-    again = f"{command}; diffgr2 report"
+    again = f"{command}; diffgr2 report runs/{recipe.name}"
     pictures = [
         plots.save_figure(plots.captioned(figure, again), out / f"{name}.png")
         for name, figure in figures.items()
