@@ -15,10 +15,9 @@ from typing import Any
 
 from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, Diffgr2Error
-from diffgr2.evaluate.plots import quality_speed, save_figure
+from diffgr2.evaluate.pace_plot import TIMES, quality_speed
+from diffgr2.evaluate.plots import captioned, save_figure
 from diffgr2.evaluate.tables import rows_of
-
-TIMES = ("ms_per_list", "low_ms", "high_ms")
 
 
 def picture_rows(quality: dict[str, Any], timed: dict[str, Any]) -> list[dict[str, Any]]:
@@ -52,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyError, TypeError, AttributeError) as error:
         print(f"{given.quality}, {given.timed}: not reports ({error!r})", file=sys.stderr)
         return ArtifactError.exit_code
-    save_figure(quality_speed(rows), given.out)
+    save_figure(captioned(quality_speed(rows), found[1].get("command", "")), given.out)
     return 0
 
 

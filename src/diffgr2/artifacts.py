@@ -259,6 +259,13 @@ def _state(path: Path) -> tuple[Path, int, int]:
     return path.absolute(), facts.st_size, facts.st_mtime_ns
 
 
+def known_sha256(path: Path) -> str:
+    """Hex digest of a file, read once per process as long as its size and time stay."""
+    state = _state(path)
+    _HASHES[state] = _HASHES.get(state) or sha256_of(path)
+    return _HASHES[state]
+
+
 def read_manifest(directory: Path, *, verify: bool = False) -> dict[str, Any]:
     """The manifest of a complete directory; raises ArtifactError that says what is wrong."""
     if not directory.is_dir():
@@ -274,9 +281,6 @@ def read_manifest(directory: Path, *, verify: bool = False) -> dict[str, Any]:
             raise ArtifactError(f"{path}: listed in the manifest but missing")
         if path.stat().st_size != entry["size"]:
             raise ArtifactError(f"{path}: size differs from the manifest")
-        if verify:
-            state = _state(path)
-            _HASHES[state] = _HASHES.get(state) or sha256_of(path)
-            if _HASHES[state] != entry["sha256"]:
-                raise ArtifactError(f"{path}: content differs from the manifest")
+        if verify and known_sha256(path) != entry["sha256"]:
+            raise ArtifactError(f"{path}: content differs from the manifest")
     return manifest

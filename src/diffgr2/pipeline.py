@@ -30,6 +30,7 @@ from diffgr2.artifacts import (
     fingerprint,
     held,
     is_held,
+    known_sha256,
     publish,
     read_json,
     read_manifest,
@@ -168,19 +169,33 @@ class Runner:
         return origin
 
     def outside(self, stage: Stage) -> dict[str, list[int] | None]:
-        """Size and time of the outside files that the stage reads, None for one that is gone."""
+        """Size and time of the outside files that the stage reads, None for one that is gone.
+
+        A file that was only written to again, its content as it was, has the time it was read at.
+        """
+        paths = stage.files(self.recipe) if stage.files else []
+        made = self._made(stage) if paths else {}
         found: dict[str, list[int] | None] = {}
-        for path in stage.files(self.recipe) if stage.files else []:
+        for path in paths:
             facts = path.stat() if path.is_file() else None
-            found[str(path)] = [facts.st_size, facts.st_mtime_ns] if facts else None
+            state = [facts.st_size, facts.st_mtime_ns] if facts else None
+            before = made.get("outside", {}).get(str(path))
+            content = made.get("contents", {}).get(str(path))
+            if state and before and content and state != before and state[0] == before[0]:
+                state = before if known_sha256(path) == content else state
+            found[str(path)] = state
         return found
+
+    def _made(self, stage: Stage) -> dict[str, Any]:
+        """The manifest of the stage's directory, {} without a complete one."""
+        try:
+            return read_manifest(self.directory(stage.name))
+        except ArtifactError:
+            return {}
 
     def standing(self, stage: Stage, key: str) -> dict[str, Any] | None:
         """The manifest of the stage's directory if it is complete and of this key."""
-        try:
-            manifest = read_manifest(self.directory(stage.name))
-        except ArtifactError:
-            return None
+        manifest = self._made(stage)
         return manifest if manifest.get("key") == key else None
 
     def survey(self, goals: list[str], *, gone: bool = False) -> dict[str, str]:
@@ -236,6 +251,10 @@ class Runner:
 
     def _run_one(self, stage: Stage, key: str) -> dict[str, Any]:
         origin = self._origin(stage)
+        # Before it runs: what is written to meanwhile is not what this stage read.
+        read = [*origin["outside"]]
+        contents = self.on_first(lambda: {path: known_sha256(Path(path)) for path in read})
+        origin |= {"contents": contents} if read else {}
         fresh = self.on_first(lambda: self._prepare(stage, key))
         self.progress.line(f"{stage.name}: {'runs' if fresh else 'continues'} ({stage.summary})")
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Every figure draws its data, and has the same bytes twice."""
+"""Every figure draws its data, states what it is about, and has the same bytes twice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from diffgr2.evaluate import plots, probed
+from diffgr2.evaluate import pictures, plots, probed
+from diffgr2.evaluate.curves import training_curves
 from diffgr2.types import FAILURES
 
 NONE = dict.fromkeys(FAILURES, 0.0)
@@ -84,12 +85,14 @@ DRAW = {
     "validity": lambda: plots.validity(ROWS[2:]),
     "coherence": lambda: plots.coherence(SURE),
     **{f"probed {name}": lambda n=name: probed.figures(PROBES)[n] for name in PROBES},
-    "curves": lambda: plots.training_curves(LOG),
-    "trajectory": lambda: plots.trajectory(np.array([0, 1, 0, 2]), ["a", "$x", "\n", " b"], 2, 2),
-    "trajectory_given": lambda: plots.trajectory(np.array([-1, 0, -1, 1]), ["a"] * 4, 4, 4),
-    "trajectory_long": lambda: plots.trajectory(np.arange(150) // 4, ["a"] * 150, 32, 8),
-    "moves": lambda: plots.rank_moves(np.array([0, 2, -1]), np.array([0, 0, -1]), 3, "ar"),
-    "sids": lambda: plots.sid_usage(CODES_IL, 16),
+    "curves": lambda: training_curves(LOG),
+    "trajectory": lambda: pictures.trajectory(
+        np.array([0, 1, 0, 2]), ["a", "$x", "\n", " b"], 2, 2
+    ),
+    "trajectory_given": lambda: pictures.trajectory(np.array([-1, 0, -1, 1]), ["a"] * 4, 4, 4),
+    "trajectory_long": lambda: pictures.trajectory(np.arange(150) // 4, ["a"] * 150, 32, 8),
+    "moves": lambda: pictures.rank_moves(np.array([0, 2, -1]), np.array([0, 0, -1]), 3, "ar"),
+    "sids": lambda: pictures.sid_usage(CODES_IL, 16),
 }
 
 
@@ -113,31 +116,38 @@ def test_ladder_shows_each_row_but_random_and_oracle_at_its_value():
     assert [text.get_text() for text in ax.texts] == ["0.280", "0.340", "0.330"]
 
 
+@pytest.mark.parametrize("name", DRAW)
+def test_every_picture_says_what_it_is_about_and_how_to_make_it_again(name):
+    figure = DRAW[name]()
+    stated, height = str(figure.get_label()), figure.get_size_inches()[1]
+    assert stated
+    plots.captioned(figure, "diffgr2 run x; diffgr2 report runs/x")
+    (caption,) = [text.get_text() for text in figure.texts if "diffgr2 run x" in text.get_text()]
+    assert " ".join(caption.split()).startswith(stated)
+    assert figure.get_size_inches()[1] > height, "the strip is added, nothing is covered"
+
+
+@pytest.mark.parametrize("name", [*DRAW])
+def test_no_text_of_the_strips_covers_an_axes(name):
+    figure = plots.captioned(DRAW[name](), "diffgr2 run x")
+    figure.draw_without_rendering()
+    lowest = min(box.y0 for ax in figure.axes if (box := ax.get_tightbbox()) is not None)
+    strips = [*figure.texts, *figure.legends]
+    assert all(strip.get_window_extent().y1 <= lowest + 2 for strip in strips)
+
+
 def test_rank_moves_count_targets_up_kept_and_down():
-    figure = plots.rank_moves(np.array([0, 2, 1, 1, -1]), np.array([0, 0, 1, 2, -1]), 3, "ar")
+    figure = pictures.rank_moves(np.array([0, 2, 1, 1, -1]), np.array([0, 0, 1, 2, -1]), 3, "ar")
     assert figure.axes[0].get_title(loc="left") == "Targets moved: 1 up, 2 kept, 1 down"
 
 
 def test_trajectory_names_tokens_forwards_and_rate():
     title = (
-        plots.trajectory(np.array([0, 0, 1, 1, 1, 1]), ["a"] * 6, 4, 4)
+        pictures.trajectory(np.array([0, 0, 1, 1, 1, 1]), ["a"] * 6, 4, 4)
         .axes[0]
         .get_title(loc="left")
     )
     assert "6 tokens, 2 forwards, 3.0 per forward" in title
-
-
-def test_curves_have_a_row_per_stage_and_a_column_per_metric():
-    log = {
-        "sft": [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}],
-        "rl": [{"step": 1, "loss": 1.0, "reward": 0.1}, {"step": 2, "loss": 1.0}],
-    }
-    drawn = {
-        ax.get_title(loc="left"): ax.lines[0].get_xdata().tolist()
-        for ax in plots.training_curves(log).axes
-        if ax.lines
-    }
-    assert drawn == {"sft: loss": [1, 2], "rl: loss": [1, 2], "rl: reward": [1]}
 
 
 def test_frontier_names_its_levels_and_each_threshold_that_has_room():
@@ -157,7 +167,7 @@ def test_validity_prints_every_share():
 
 def test_coherence_has_a_panel_per_share_that_some_row_has():
     figure = plots.coherence(SURE)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["raw valid", "coherent"]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["valid", "coherent"]
     ends = [line.get_xdata() for line in figure.axes[1].lines if len(line.get_xdata()) == 2]
     assert [list(pair) for pair in ends] == [[0.996, 1.0]] * 2  # `naive` recorded none
 

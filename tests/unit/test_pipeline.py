@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,7 @@ def test_missing_outside_file_is_one_line(tmp_path: Path) -> None:
         Runner(recipe(), tmp_path, one).run(["a"])
 
 
-def test_a_touched_outside_file_runs_its_stage(tmp_path: Path) -> None:
+def test_a_changed_outside_file_runs_its_stage(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("1")
     table_stage = Stage("a", write, (), ("data",), "toy", files=lambda _: [table])
@@ -257,6 +258,21 @@ def test_a_touched_outside_file_runs_its_stage(tmp_path: Path) -> None:
     assert ran(tmp_path, ["b"], stages=only) == "ab"
     table.write_text("22")
     assert ran(tmp_path, ["b"], stages=only) == "a", "its output did not change"
+    table.write_text("33")
+    os.utime(table, ns=(5, 5))
+    assert ran(tmp_path, ["b"], stages=only) == "a", "as long, another content"
+
+
+def test_an_outside_file_with_another_time_alone_runs_nothing(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("1")
+    table_stage = Stage("a", write, (), ("data",), "toy", files=lambda _: [table])
+    only = {**stages(), "a": table_stage}
+    assert ran(tmp_path, ["b"], stages=only) == "ab"
+    for moment in (1, 2):
+        os.utime(table, ns=(moment, moment))
+        assert ran(tmp_path, ["b"], stages=only) == ""
+    assert Runner(recipe(), tmp_path, only).survey(["b"]) == {"a": STANDS, "b": STANDS}
 
 
 def test_an_error_of_a_stage_reaches_the_caller(tmp_path: Path) -> None:

@@ -121,11 +121,17 @@ def test_outside_files_say_what_became_of_them(tmp_path: Path) -> None:
     runner(tmp_path, stages=table).run(["a"])
     assert told(tmp_path, stages=table) == {}
     os.utime(one, ns=(1, 1))
+    assert told(tmp_path, stages=table) == {}, "its content is as it was"
+    one.write_text("7")
     two.write_text("x" * 1234)
     assert told(tmp_path, stages=table)["a"].own == (
-        f"{one}: was written to, as long as before",
+        f"{one}: was written to, as long as before, its content another",
         f"{two}: 1 → 1,234 bytes",
     )
+    manifest = read_json(tmp_path / "a" / MANIFEST)
+    del manifest["contents"]  # of a run from before digests were kept
+    write_json(tmp_path / "a" / MANIFEST, manifest)
+    assert "unknown (not recorded then)" in told(tmp_path, stages=table)["a"].own[0]
     one.unlink()
     read[1] = tmp_path / "three.csv"
     read[1].write_text("3")
@@ -134,7 +140,7 @@ def test_outside_files_say_what_became_of_them(tmp_path: Path) -> None:
         f"{one}: no such file any more",
         f"{read[1]}: is read now",
     )
-    assert moved({}, {}) == []
+    assert moved({}, {}, {}) == []
 
 
 def test_values_are_told_by_key_shortly_and_a_new_key_is_not_null() -> None:

@@ -137,4 +137,4 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
 def test_sizes_and_times_in_words() -> None:
     assert bytes_of("80GB") == bytes_of("80") == 80e9
     assert bytes_of("1.5 GiB") == 1.5 * 2**30
-    assert [clock(s) for s in (40, 720, 12_600)] == ["40 s", "12 min", "3.5 h"]
+    assert [clock(s) for s in (0.02, 40, 720, 12_600)] == ["< 1 s", "40 s", "12 min", "3.5 h"]

@@ -53,7 +53,9 @@ class Asked:
 
 
 def clock(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`, `9 days`."""
+    """`< 1 s`, `40 s`, `12 min`, `3.5 h`, `9 days`."""
+    if seconds < 1:
+        return "< 1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

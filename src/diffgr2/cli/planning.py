@@ -292,6 +292,7 @@ def training(
     checked: Recipe, gpus: int, room: float, base_config: Path | None, tflops: float, mfu: float
 ) -> bool:
     """Memory per GPU and time of training stages; whether all fit."""
+    from diffgr2.capacity.machines import count_said
     from diffgr2.capacity.sheet import clock
     from diffgr2.stages import sizing
     from diffgr2.train.memory import parameters
@@ -303,7 +304,7 @@ def training(
     )
     prompt, response = sizing.lengths(checked, checked.candidates.k_max)
     typer.echo(
-        f"{checked.name}: {parameters(sizes) / 1e6:,.1f} M weights ({source}), {sizes.layers} "
+        f"{checked.name}: {count_said(parameters(sizes))} weights ({source}), {sizes.layers} "
         f"layers of {sizes.hidden}, {sizes.vocab:,} tokens"
     )
     typer.echo(

@@ -62,9 +62,8 @@ def report(
         paths.append(save)
     for path in paths:
         typer.echo(str(path))
-    if found.judged_row is not None:
-        for line in runs.lines_of(found.verdict):
-            typer.echo(line)
+    for line in found.closing:
+        typer.echo(line)
 
 
 def convert_dir(

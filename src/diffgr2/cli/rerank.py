@@ -4,7 +4,8 @@ Contract: `rerank` ranks one request (options, or one JSON object on stdin) or a
 line; every input line gives exactly one output line, a ranking or an error, in order, and the same
 command goes on where an interrupted one stopped. Bad lines are counted and shown, they stop
 nothing. With `--engine` a folder of part files is made of any source, by many workers
-(`cli.in_shares`). `serve` starts the server. Not here: ranking (`rerank`) and HTTP (`serve`).
+(`cli.in_shares`). `serve` starts the server. Not here: how a ranking is
+shown (`shown`), ranking (`rerank`) and HTTP (`serve`).
 """
 
 from __future__ import annotations
@@ -23,18 +24,17 @@ import typer
 from diffgr2 import strict_json
 from diffgr2.cli import in_shares
 from diffgr2.cli.serve import serve
+from diffgr2.cli.shown import show
 from diffgr2.config import DECODERS
 from diffgr2.errors import ConfigError, DataError, Diffgr2Error
 from diffgr2.progress import Progress
 
 if TYPE_CHECKING:
-    from diffgr2.rerank.decisions import Decision
     from diffgr2.rerank.reranker import Reranker
     from diffgr2.rerank.result import RankResult, Telling
 
 PANEL = "Using a model"
 SHOWN_ERRORS = 5
-SHOWN_CHANCES = 3
 Model = Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="A bundle directory.")]
 
 Answers = Annotated[str | None, typer.Option(help="said (strengths) or written (permutation).")]
@@ -111,53 +111,6 @@ def answer_of(result: RankResult) -> dict[str, Any]:
 # ------------------------------------------------------------------------------- one request
 
 
-def described(decision: Decision) -> str:
-    """A decision in a few lines: its likeliest strengths, and the likeliest at each place."""
-    ranked = sorted(enumerate(decision.strengths), key=lambda pair: -pair[1])[:SHOWN_CHANCES]
-    lines = ["strength " + ", ".join(f"{level} ({chance:.0%})" for level, chance in ranked)]
-    for place, pieces in enumerate(decision.evidence):
-        none = "nothing more" if place else "nothing"
-        shown = pieces[:SHOWN_CHANCES]
-        said = (f"{one.phrase or none} ({one.probability:.0%})" for one in shown)
-        lines.append("counts: " + ", ".join(said))
-    return "\n  ".join(lines) if decision.strengths else "not judged"
-
-
-def show(reranker: Reranker, result: RankResult, titles: list[str]) -> None:
-    """A ranking for people."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("place", "was", "score", "strength"):
-        table.add_column(name, justify="right")
-    table.add_column("item")
-    rows = zip(result.order, result.scores, result.levels, strict=True)
-    for place, (was, score, level) in enumerate(rows, 1):
-        move = was + 1 - place
-        mark = f" [green]▲{move}[/]" if move > 0 else f" [red]▼{-move}[/]" if move < 0 else ""
-        told = "–" if level is None else f"{level:.1f}"
-        why = result.placed[place - 1]
-        mark += f" [yellow]{why}[/]" if why else ""
-        table.add_row(str(place), f"{was + 1}{mark}", f"{score:.3f}", told, escape(titles[was]))
-    console = Console()
-    console.print(table)
-    if result.reasoning:
-        # Markdown is to be copied, so no line of it is broken.
-        console.print(f"\n{escape(result.reasoning)}", highlight=False, soft_wrap=True)
-    for was, decision in zip(result.order, result.decisions or (), strict=False):
-        console.print(f"\n{escape(titles[was])}: {escape(described(decision))}", highlight=False)
-    facts = result.decode
-    state = "valid" if result.valid else "repaired" if result.repaired else "fell back to the floor"
-    forwards = f"{facts['forwards']} forward{'s' * (facts['forwards'] != 1)}"
-    console.print(
-        f"\n[dim]{facts['decoder']}, {facts['tokens']} tokens in {forwards} "
-        f"({facts['tokens_per_forward']:g} each), {state}[/]",
-        highlight=False,
-    )
-
-
 def rank_one(
     reranker: Reranker,
     arguments: dict[str, Any],
@@ -170,12 +123,13 @@ def rank_one(
     task = reranker.prepare(**arguments)
     reranker.run([task], batch=1)
     result = task.result(return_reasoning=telling, top_k=top_k)
-    for warning in result.warnings:
-        typer.echo(f"warning: {warning}", err=True)
     if as_json:
+        for warning in result.warnings:
+            typer.echo(f"warning: {warning}", err=True)
         typer.echo(json.dumps(answer_of(result), ensure_ascii=False))
     else:
-        show(reranker, result, [reranker.names.title(item) for item in task.query.candidates])
+        titles = [reranker.names.title(item) for item in task.query.candidates]
+        show(result, titles, blank=task.blank)
 
 
 # ------------------------------------------------------------------------------- many requests

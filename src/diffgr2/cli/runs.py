@@ -96,15 +96,8 @@ def say_verdict(run: Run) -> None:
     runner = run.runner()
     if runner.survey(["evidence"])["evidence"] != STANDS:
         return
-    found = Standing.of(runner)
-    if found.judged_row is not None:
-        for line in lines_of(found.verdict):
-            print(line)
-
-
-def lines_of(verdict: dict[str, Any] | None) -> list[str]:
-    """A verdict in words, or why there is none."""
-    return verdict["lines"] if verdict else ["Not judged: no test list holds its target."]
+    for line in Standing.of(runner).closing:
+        print(line)
 
 
 def work(run: Run, goals: list[str], *, force: bool = False) -> dict[str, dict[str, Any]]:

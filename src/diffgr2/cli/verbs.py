@@ -151,20 +151,25 @@ def status(
     runner = run.runner()
     states = runner.survey(list(runner.stages), gone=True)
     why, said = reasons(runner, states), set[str]()
+    wide = max(map(len, states))
     for name, state in states.items():
         reason, told = why.get(name, Reason()), runner.stages[name].summary
         if state == OUTDATED and reason.above:
             told = f"because of {', '.join(reason.above)}"
-        typer.echo(f"{name:20} {state:12} {told}")
+        typer.echo(f"{name:{wide}} {state:12} {told}")
         for line in reason.own:
             if line not in said:  # a key that several stages read is told at the first
-                typer.echo(f"{'':33} {line}")
+                typer.echo(f"{'':{wide + 13}} {line}")
         said |= {*reason.own}
+    ends = set[str]()
     for name, reason in why.items():
         after = [one for one in why if name in why[one].above and states[one] == OUTDATED]
         cause = "; ".join(reason.own) or states[name]
         if after:
             typer.echo(f"because of {name} ({cause}): {len(after)} outdated")
+        elif own := [line for line in reason.own if line not in ends]:
+            typer.echo(f"{'besides' if reason.above else 'alone'}, {name} ({'; '.join(own)})")
+        ends |= {*reason.own}
     standing = sum(state == STANDS for state in states.values())
     typer.echo(f"{run.root}: {standing} of {len(states)} stages stand")
 

@@ -11,7 +11,19 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from diffgr2.evaluate.metrics import MAIN
-from diffgr2.evaluate.plots import COLOURS, DARK, GREY, LOOKS, heading, new_figure
+from diffgr2.evaluate.plots import (
+    COLOURS,
+    DARK,
+    GREY,
+    LOOKS,
+    PAIRED,
+    heading,
+    legend_below,
+    new_figure,
+    of_lists,
+    states,
+)
+from diffgr2.evaluate.significance import wilson
 from diffgr2.evaluate.tables import Columns, at, interval_at, markdown_table, number, span
 
 Probes = Mapping[str, Any]
@@ -26,7 +38,7 @@ def by_row(points: Points, key: str) -> dict[str, list[dict[str, Any]]]:
 
 def lengths_figure(points: Points) -> Figure:
     """NDCG@3 and R@1 against the length of the list, a line per row."""
-    figure, axes = new_figure(9.5, 4.0, 1, len(MAIN))
+    figure, axes = new_figure(8.5, 3.8, 1, len(MAIN))
     ticks: list[int] = []
     for length in sorted({point["length"] for point in points}):
         if not ticks or length >= 1.15 * ticks[-1]:  # room for the number
@@ -47,12 +59,15 @@ def lengths_figure(points: Points) -> Figure:
         ax.set(xlabel="candidates in the list", ylabel=metric.upper())
     _legend(figure, axes[0, 0], list(series))
     heading(axes[0, 0], "Quality against list length")
-    return figure
+    n = max(point["n"] for point in points)
+    return states(
+        figure, of_lists(n) + " at most", "95 % bootstrap intervals of each row by itself"
+    )
 
 
 def views_figure(points: Points) -> Figure:
     """What more views gain over one (paired intervals), and what they cost."""
-    figure, axes = new_figure(11, 3.8, 1, len(MAIN) + 1)
+    figure, axes = new_figure(9, 3.4, 1, len(MAIN) + 1)
     series = by_row(points, "views")
     for place, own in enumerate(series.values()):
         look, xs = LOOKS[place % len(LOOKS)], [p["views"] for p in own]
@@ -76,7 +91,8 @@ def views_figure(points: Points) -> Figure:
     axes[0, -1].set_ylim(bottom=0)
     _legend(figure, axes[0, 0], list(series))
     heading(axes[0, 0], "Views: gain and cost")
-    return figure
+    n = of_lists(max(point["n"] for point in points))
+    return states(figure, n, f"{PAIRED} of the gain over one view; times in batches")
 
 
 def faithfulness_figure(found: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -93,28 +109,39 @@ def faithfulness_figure(found: Mapping[str, Mapping[str, Any]]) -> Figure:
     ax.set_xlabel("share whose strength moves in the cited direction", fontsize=9)
     ax.grid(visible=False, axis="y")
     heading(ax, "One field hidden from the prompt")
-    return figure
+    return states(figure, "n: fields taken away", "95 % bootstrap intervals")
+
+
+def bins_told(bins: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Of every bin the mean chance, the share right with its Wilson interval, the candidates."""
+    return [
+        {"said": said, "right": right, "n": int(n), "ci": wilson(round(right * n), int(n))}
+        for said, right, n in bins
+    ]
 
 
 def reliability_figure(points: Points) -> Figure:
     """Share right against stated probability; on the diagonal a number means what it says."""
-    figure, [[ax]] = new_figure(5.4, 5.2)
-    ax.plot([0, 1], [0, 1], color=GREY, ls=":", lw=1.2)
-    for place, point in enumerate(points):
-        xs, ys, _ = zip(*point["bins"], strict=True)
-        error = f"{point['row']}, error {number(point.get('ece'), 3)}"
-        ax.plot(xs, ys, ms=6, lw=1.2, label=error, **LOOKS[place % len(LOOKS)])
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    ax.set(xlabel="stated probability (mean of the bin)", ylabel="share right")
-    ax.legend(loc="upper left", fontsize=9, frameon=False)
-    heading(ax, "Calibration")
-    return figure
+    figure, axes = new_figure(8.5, 4.3, 1, len(points))
+    for place, (ax, point) in enumerate(zip(axes[0], points, strict=True)):
+        told, look = bins_told(point["bins"]), LOOKS[place % len(LOOKS)]
+        ax.plot([0, 1], [0, 1], color=GREY, ls=":", lw=1.2)
+        for one in told:
+            ax.plot([one["said"]] * 2, one["ci"], color=look["color"], lw=1.6, alpha=0.7)
+        ax.plot([one["said"] for one in told], [one["right"] for one in told], ms=6, lw=1.2, **look)
+        reach = 1.05 * max(max(one["said"], one["ci"][1]) for one in told)
+        ax.set(xlim=(0, min(1.02, reach)), ylim=(0, min(1.02, reach)))
+        ax.set(xlabel="stated probability (mean of the bin)", ylabel="share right")
+        heading(ax, f"{point['row']}: error {number(point.get('ece'), 3)}")
+    n = sum(int(n) for _, _, n in points[0]["bins"])
+    facts = "bins of equal count, 95 % Wilson intervals; dotted: what is said is so"
+    return states(figure, f"n = {n:,} candidates of test lists that hold their target", facts)
 
 
 def _legend(figure: Figure, ax: Any, names: list[str]) -> None:
     """One line below the panels, the same in all of them; one row per name is drawn first."""
     lines = [line for line in ax.lines if line.get_marker() not in ("", "None", None)]
-    figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
+    legend_below(figure, lines[: len(names)], names, ncols=len(names))
 
 
 FIGURES = {

@@ -27,6 +27,7 @@ from diffgr2.evaluate.faithfulness import Removal, choose, faithfulness
 from diffgr2.evaluate.metrics import MAIN, METRICS, values_of
 from diffgr2.evaluate.outputs import stacked
 from diffgr2.evaluate.significance import bootstrap_means, interval
+from diffgr2.evaluate.verdict import DECIDES
 from diffgr2.pipeline import StageContext
 from diffgr2.prompts.english import NEITHER
 from diffgr2.prompts.request import Request, request_at
@@ -146,6 +147,14 @@ def holding(hit_L: np.ndarray, n: int, most_lists: int) -> np.ndarray:
     return np.flatnonzero((hit_L != MISS) & (hit_L < n))[:most_lists]
 
 
+def gain_over(bench: Bench, ranks: dict[str, np.ndarray], other: str, n: int) -> dict[str, Any]:
+    """What the row gains over another on the same lists, by the metric that decides."""
+    at = METRICS.index(DECIDES)
+    gain_L1 = values_of(ranks[ROW], n)[:, [at]] - values_of(ranks[other], n)[:, [at]]
+    (ends,) = bench.means(gain_L1, "lengths", n, ROW, other)
+    return {"diff": float(gain_L1.mean()), "ci": ends}
+
+
 def probe_lengths(bench: Bench) -> list[dict[str, Any]]:
     """Quality against the number of candidates."""
     config, histories = bench.ctx.recipe.evaluate, bench.corpus.dataset.histories
@@ -164,13 +173,19 @@ def probe_lengths(bench: Bench) -> list[dict[str, Any]]:
         answered = float(np.mean([not np.isnan(level_K).any() for level_K in levels]))
         by_row = {ROW: levels, "floor": [np.zeros(n)] * len(rows)}
         by_row["evidence"] = [long.scores[row][:n] for row in rows]
-        for name, level_LK in by_row.items():
-            hits = zip(level_LK, long.hit_L[rows].tolist(), strict=True)
-            values_L2 = main_values(np.array([target_rank(*pair) for pair in hits]), n)
+        ranks = {
+            name: np.array([target_rank(*pair) for pair in zip(own, long.hit_L[rows], strict=True)])
+            for name, own in by_row.items()
+        }
+        for name, rank_L in ranks.items():
+            values_L2 = main_values(rank_L, n)
             r_ci, ndcg_ci = bench.means(values_L2, "lengths", n, name)
             point = {"length": n, "row": name, "n": len(rows)}
             point |= dict(zip(MAIN, values_L2.mean(0).tolist(), strict=True))
             point |= {"r_ci": r_ci, "ndcg_ci": ndcg_ci}
+            if name == ROW:
+                others = [other for other in ranks if other != ROW]
+                point["vs"] = {other: gain_over(bench, ranks, other, n) for other in others}
             points.append(point | {"answered": answered if name == ROW else 1.0})
     return points
 

@@ -3,8 +3,8 @@
 Contract: `reasons(runner, states)` compares each stage that was made with what it would be made of
 now: keys of the recipe with their old and new values, outside files, inputs that were made anew,
 the stage's version; a stage that is outdated by others names those with which it began. Nothing is
-run, and no file but manifests is read. Not here: whether a stage stands (`pipeline.Runner.survey`,
-whose states are given).
+run, and no file is read but manifests, and outside files that are as long as before but were
+written to. Not here: whether a stage stands (`pipeline.Runner.survey`, whose states are given).
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def changed(runner: Runner, stage: Stage) -> list[str]:
         now, then = find_spec(name) is not None, name in made.get("packages", ())
         if now != then:
             lines.append(f"{name}: is {'installed now' if now else 'no longer installed'}")
-    return lines + (moved(made["outside"], runner.outside(stage)) if "outside" in made else [])
+    if "outside" in made:
+        lines += moved(made["outside"], runner.outside(stage), made.get("contents", {}))
+    return lines
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -96,8 +98,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {shown(old, key)} → {shown(new, key)}" for key in differ]
 
 
-def moved(old: Mapping[str, list[int]], new: Mapping[str, list[int] | None]) -> list[str]:
-    """What became of outside files since they were read."""
+def moved(
+    old: Mapping[str, list[int]],
+    new: Mapping[str, list[int] | None],
+    contents: Mapping[str, str],
+) -> list[str]:
+    """What became of outside files since they were read; `contents` are digests known of then."""
     lines = [f"{path}: is no longer read" for path in old if path not in new]
     for path, state in new.items():
         if path not in old:
@@ -107,5 +113,6 @@ def moved(old: Mapping[str, list[int]], new: Mapping[str, list[int] | None]) -> 
         elif state[0] != old[path][0]:
             lines.append(f"{path}: {old[path][0]:,} → {state[0]:,} bytes")
         elif state != old[path]:
-            lines.append(f"{path}: was written to, as long as before")
+            content = "another" if path in contents else "unknown (not recorded then)"
+            lines.append(f"{path}: was written to, as long as before, its content {content}")
     return lines

@@ -7,17 +7,16 @@ row puts what is wanted and what its output was worth: what `compare` and `seeds
 per figure. Besides the rows,
 report.json holds `speed` (all decoders and batch sizes of the timing run), `retriever` (its own
 figures over all users), `rival` (the row to beat, and what chose it), `verdict` (what the run is
-worth) and `probes` (list lengths, views, faithfulness, reliability). Not here: measuring and
-drawing (`evaluate`), decoding (`score`).
+worth), `slices` (where the judged row gains) and `probes` (list lengths, views, faithfulness,
+reliability). Not here: measuring and drawing (`evaluate`), which figures there are (`drawing`),
+decoding (`score`).
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from diffgr2.artifacts import load_arrays, read_json, read_manifest, save_arrays, write_json
 from diffgr2.data.columnar import texts_of
@@ -30,21 +29,14 @@ from diffgr2.evaluate.results import (
     ranks_by_system,
     values_by_system,
 )
-from diffgr2.evaluate.tables import number, render_markdown, rows_of, timings_table
+from diffgr2.evaluate.tables import number, render_markdown, timings_table
 from diffgr2.evaluate.trec import write_qrels, write_run
-from diffgr2.model.layout import response_shift
 from diffgr2.stages import ties
+from diffgr2.stages.drawing import figures_of, slices_of
 from diffgr2.stages.judge import LAMBDAMART, meta_of
-from diffgr2.stages.plan import TRAINED
 from diffgr2.stages.standing import Standing
 from diffgr2.streams import key_of
 from diffgr2.types import MISS
-
-DRAWN = ("block_rl", "cft_rl", "opd", "cft", "convert")
-"""Diffusion models; the first that stands decodes the list of the trajectory picture."""
-
-MOVED = ("cft_opd_rl", "cft_opd", "cft", "ar", "evidence")
-"""Rows; the first that stands has its rank moves drawn."""
 
 
 def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Path]]:
@@ -76,16 +68,22 @@ def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Pat
     if found.probes:
         report["probes"] = found.probes
     ranks = ranks_by_system(found.lists, systems, found.truth)
-    figures = {f"{name}.png": figure for name, figure in figures_of(found, report, ranks).items()}
-    text = render_markdown(report, list(figures)) + notes(found, report)
+    if cut := slices_of(found):
+        report["slices"] = cut
+    figures = figures_of(found, report, ranks)
+    text = render_markdown(report, [f"{name}.png" for name in figures]) + notes(found, report)
     text += probed.sections(found.probes)
-    figures |= {f"{name}.png": figure for name, figure in probed.figures(found.probes).items()}
+    figures |= probed.figures(found.probes)
 
     out = found.root / "report"
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "report.json", report)
     (out / "report.md").write_text(text, encoding="utf-8")
-    pictures = [plots.save_figure(figure, out / name) for name, figure in figures.items()]
+    again = f"{command}; diffgr2 report runs/{recipe.name}"
+    pictures = [
+        plots.save_figure(plots.captioned(figure, again), out / f"{name}.png")
+        for name, figure in figures.items()
+    ]
     ranks |= identities(found) | values_by_system(found.lists, systems, found.truth)
     ranks |= accounts_by_system(systems)
     save_arrays(out / "ranks.safetensors", **ranks)
@@ -232,62 +230,3 @@ def write_trec(found: Standing, out: Path) -> list[Path]:
         paths.append(out / f"{outputs.name}.run")
         write_run(paths[-1], lists, outputs, users, items)
     return paths
-
-
-def figures_of(
-    found: Standing, report: dict[str, Any], ranks: dict[str, np.ndarray]
-) -> dict[str, Figure]:
-    """Every figure whose data stands."""
-    rows = rows_of(report, "hit")
-    answered = [row for row in rows if "raw_valid" in row]
-    result = {}
-    if rows:
-        result["stages"] = plots.stage_ladder(rows)
-    if answered:
-        result["validity"] = plots.validity(answered)
-        result["coherence"] = plots.coherence(answered)
-    if found.pace:
-        result["quality_speed"] = plots.quality_speed(rows)
-    result |= speed_figures(found.speed) if found.speed else {}
-    logs = {name: found.root / name / "metrics.jsonl" for name in TRAINED if name in found.stages}
-    logs = {name: path for name, path in logs.items() if path.is_file()}  # of those with steps
-    if logs:
-        result["training"] = plots.training_curves(
-            {name: [*map(json.loads, path.open())] for name, path in logs.items()}
-        )
-    stage, hits = found.last(DRAWN), np.flatnonzero(found.lists.hit_L != MISS)
-    if stage and len(hits):
-        result["trajectory"] = trajectory(found, stage, hits[:1])
-    name = next((name for name in MOVED if f"rank.{name}" in ranks), None)
-    if name:
-        rank_L = ranks[f"rank.{name}"]
-        result["rank_moves"] = plots.rank_moves(ranks["hit"], rank_L, found.lists.k, name)
-    if "items" in found.stages:
-        codes_IL = load_arrays(found.root / "items" / "codes.safetensors")["codes_IL"]
-        result["semantic_ids"] = plots.sid_usage(codes_IL, found.recipe.items.codes)
-    return result
-
-
-def speed_figures(speed: dict[str, Any]) -> dict[str, Figure]:
-    """Quality against speed on lists of selection users; speed over length."""
-    result = {}
-    if points := speed["frontier"]:
-        ar = next(e for e in speed["decoders"] if e["decoder"] == "ar" and e["batch"] == 1)
-        base = ar["tokens_per_s"]
-        points = [{**p, "speedup": p["tokens_per_s"] / base} for p in points]
-        for x in ("tpf", "speedup"):
-            result[f"frontier_{x}"] = plots.frontier(points, {"floor": points[0]["floor"]}, x)
-    if speed["lengths"]:
-        result["throughput"] = plots.throughput(speed["lengths"])
-    return result
-
-
-def trajectory(found: Standing, stage: str, rows: np.ndarray) -> Figure:
-    """One test list decoded as recommended: position × step."""
-    decoded = found.decoded(stage, rows, "recommended")
-    written, settings = decoded.trajectories[0], decoded.settings
-    texts = [found.corpus.vocab.names[token] for token in written.tokens_T.tolist()]
-    length = len(decoded.prompts[0].prompt)
-    shift = response_shift(length, settings.block_size, settings.origin)
-    border = -(length + shift) % settings.block_size or settings.block_size
-    return plots.trajectory(written.step_of_T, texts, settings.block_size, border)

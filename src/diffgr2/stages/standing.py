@@ -22,7 +22,9 @@ from diffgr2.data.store import Dataset, read_dataset
 from diffgr2.errors import ArtifactError
 from diffgr2.evaluate.baselines import order_from_scores
 from diffgr2.evaluate.calibration import chances
+from diffgr2.evaluate.closing import closing
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
+from diffgr2.evaluate.validity import accounting, intervals
 from diffgr2.pipeline import STANDS, Runner
 from diffgr2.stages import ties, timely
 from diffgr2.stages.corpus import Corpus, open_corpus
@@ -30,7 +32,7 @@ from diffgr2.stages.judge import JUDGED, scored, strongest, verdict_of
 from diffgr2.stages.plan import CORPUS
 from diffgr2.stages.rows import read_row, rows_of_recipe
 from diffgr2.stages.score import Decoded, Model, decode_requests
-from diffgr2.types import CandidateLists
+from diffgr2.types import MISS, CandidateLists
 
 SCALED = {"ar": "teacher_ar", "cft_opd_rl": "block", "verify": "verify", "student_ar": "ar"}
 """Row -> the scale that was fitted for its model and decoder."""
@@ -54,7 +56,7 @@ class Standing:
         if not {"data", "candidates"} <= stages:
             raise ArtifactError(
                 f"{runner.root}: no candidate lists stand for recipe {runner.recipe.name} "
-                f"(run: diffgr2 candidates {named or runner.recipe.name})"
+                f"(diffgr2 status says why; run: diffgr2 candidates {named or runner.recipe.name})"
             )
         return cls(runner.recipe, runner.root, stages)
 
@@ -136,6 +138,32 @@ class Standing:
         """What the run is worth; None as long as no row of a model stands."""
         row = self.judged_row
         return verdict_of(self.recipe, self.places, row) if row else None
+
+    @cached_property
+    def account(self) -> dict[str, Any]:
+        """What the judged row's outputs and times are, on the lists that it is judged by."""
+        by_name = {outputs.name: outputs for outputs in self.systems}
+        outputs = by_name.get(self.judged_row or "")
+        if outputs is None:
+            return {}
+        keep_L = self.lists.hit_L[outputs.rows] != MISS
+        few = self.recipe.evaluate.bootstrap
+        found = accounting(outputs, keep_L)
+        if found:
+            found["ci"] = intervals(outputs, keep_L, few, self.recipe.seed, "closing")
+        ar = by_name.get("ar")
+        if ar is not None and ar is not outputs and ar.timing:
+            found["ar"] = ar.timing
+        return found
+
+    @property
+    def closing(self) -> list[str]:
+        """What the run is worth, in the three lines that it ends with; [] without a model's row."""
+        if self.judged_row is None:
+            return []
+        if self.verdict is None:
+            return ["Not judged: no test list holds its target."]
+        return closing(self.verdict, self.account)
 
     def _chances(self, outputs: SystemOutputs) -> np.ndarray | None:
         """Calibrated probabilities, where strengths are said and their scale is known."""
