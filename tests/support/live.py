@@ -72,7 +72,7 @@ class Live:
 
     def __enter__(self) -> Live:
         self._thread.start()
-        for _ in range(3000):
+        for _ in range(30_000):  # replicas on a busy machine take minutes
             if self._server.started or not self._thread.is_alive():
                 break
             time.sleep(0.01)
