@@ -1,10 +1,11 @@
 """Whether the simulated server keeps a real one's time: an open loop at three loads, against it.
 
-Starts `diffgr2 serve` on a bundle, measures how it answers (`diffgr2.capacity.servicing`), then
-sends Poisson arrivals at shares of the rate that it reached at most, and compares the 50th and 99th
-percentile with the simulation of the same arrivals. Intervals of what was measured are from blocks
-of requests. A client on the same cores takes some of them: its share is told. Wants a machine with
-nothing else to do. Not a test: nothing passes or fails.
+Starts `diffgr2 serve` on a bundle, and in rounds that take turns measures how it answers
+(`diffgr2.capacity.servicing`) and sends Poisson arrivals at shares of the rate that it reached at
+most; then compares the 50th and 99th percentile with the simulation of such arrivals. Intervals of
+what was measured are from blocks of requests. A client on the same cores takes some of them: its
+share is told, and how late it sent. Wants a machine with nothing else to do. Not a test: nothing
+passes or fails.
 
     python benchmarks/queueing.py runs/demo/bundle --requests 6000 --out results/queueing.json
 """
@@ -17,23 +18,28 @@ import json
 import os
 import resource
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import machine
 import numpy as np
 
+from diffgr2.capacity.costtable import Served
 from diffgr2.capacity.queueing import simulate
 from diffgr2.capacity.servicing import (
-    OPTIONS,
-    RUNNING,
+    CLIENTS,
+    Loop,
+    Server,
     asked_once,
     bodies,
-    message_of,
+    closed_loop,
+    looped,
+    messages_of,
+    options_of,
     place_of,
+    served_of,
     server,
-    serviced,
 )
 from diffgr2.pipeline import source_commit
 from diffgr2.rerank.world import World
@@ -45,16 +51,17 @@ BLOCKS = 20
 
 async def open_loop(
     url: str, messages: list[bytes], rate: float, requests: int, seed: int
-) -> np.ndarray:
-    """Seconds from when each request was due to its answer."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds from when each request was due to its answer, and those by which it was sent late."""
     due_N = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, requests))
     free: asyncio.Queue[Any] = asyncio.Queue()
     for _ in range(CONNECTIONS):
         free.put_nowait(await asyncio.open_connection(*place_of(url)))
-    seconds_N = np.full(requests, np.nan)
+    seconds_N, late_N = np.full(requests, np.nan), np.full(requests, np.nan)
 
     async def one(number: int, due: float) -> None:
         reader, writer = await free.get()
+        late_N[number] = time.perf_counter() - due
         status, answer = await asked_once(reader, writer, messages[number % len(messages)])
         seconds_N[number] = time.perf_counter() - due
         free.put_nowait((reader, writer))
@@ -70,7 +77,7 @@ async def open_loop(
     await asyncio.gather(*tasks)
     while not free.empty():
         free.get_nowait()[1].close()
-    return seconds_N
+    return seconds_N, late_N
 
 
 def interval(seconds_N: np.ndarray, percent: float) -> list[float]:
@@ -86,16 +93,31 @@ def cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def compared(url: str, messages: list[bytes], served: Any, requests: int) -> list[dict[str, Any]]:
-    """A row of each load."""
-    most, rows = max(one.per_s for one in served.rounds), []
-    asyncio.run(open_loop(url, messages, 0.5 * most, 200, 9))  # warm
-    for number, load in enumerate(LOADS):
-        rate, begun, wall = load * most, cpu_s(), time.perf_counter()
-        seconds_N = asyncio.run(open_loop(url, messages, rate, requests, number))
-        share = (cpu_s() - begun) / (time.perf_counter() - wall)
-        seen = simulate(served.replica, 1, rate, requests=40_000, seed=number)
-        row: dict[str, Any] = {"decoder": served.decoder, "load": load, "rate": round(rate, 1)}
+@dataclass
+class Open:
+    """What open loops of one load saw, round after round."""
+
+    load: float
+    rate: float
+    seconds: list[np.ndarray] = field(default_factory=list)
+    late: list[np.ndarray] = field(default_factory=list)
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+
+    def add(self, url: str, messages: list[bytes], requests: int, seed: int) -> None:
+        begun, wall = cpu_s(), time.perf_counter()
+        seconds_N, late_N = asyncio.run(open_loop(url, messages, self.rate, requests, seed))
+        self.cpu_s += cpu_s() - begun
+        self.wall_s += time.perf_counter() - wall
+        self.seconds.append(seconds_N)
+        self.late.append(late_N)
+
+    def row(self, served: Served) -> dict[str, Any]:
+        """Beside what the simulation says."""
+        seen = simulate(served.replica, 1, self.rate, requests=40_000, seed=0)
+        seconds_N = np.concatenate(self.seconds)
+        row: dict[str, Any] = {"decoder": served.decoder, "load": self.load}
+        row["rate"] = round(self.rate, 1)
         for percent in (50, 99):
             real, said = float(np.percentile(seconds_N, percent)), seen.at(percent)
             row |= {
@@ -104,9 +126,42 @@ def compared(url: str, messages: list[bytes], served: Any, requests: int) -> lis
                 f"p{percent}_simulated_ms": round(said * 1e3, 2),
                 f"p{percent}_off": round(said / real - 1, 3),
             }
-        rows.append(row | {"client_cores": round(share, 3)})
-        print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-    return rows
+        late = float(np.percentile(np.concatenate(self.late), 99)) * 1e3
+        row |= {"client_cores": round(self.cpu_s / self.wall_s, 3)}
+        return row | {"sent_late_p99_ms": round(late, 2)}
+
+
+def joined(rounds: list[dict[int, Loop]]) -> dict[int, Loop]:
+    """Rounds of closed loops as one."""
+    found = {}
+    for n in rounds[0]:
+        loops = [one[n] for one in rounds]
+        seconds = [value for loop in loops for value in loop.seconds]
+        told = [value for loop in loops for value in loop.told]
+        wall = sum(len(loop.seconds) / loop.per_s for loop in loops)
+        found[n] = Loop(seconds, told, len(seconds) / wall)
+    return found
+
+
+def compared(
+    running: Server, world: World, decoder: str, given: argparse.Namespace
+) -> tuple[list[dict[str, Any]], Served]:
+    """A row of each load; closed and open loops take turns, so that both meet the same machine."""
+    url, closed, opened = running.url, [], []
+    messages = messages_of(url, bodies(world, 64), decoder)
+    asyncio.run(closed_loop(url, messages, 4, 64))  # warm
+    for number in range(given.rounds):
+        closed.append(looped(url, messages, CLIENTS, max(1, given.asked // given.rounds)))
+        if not opened:
+            most = max(one.per_s for one in closed[0].values())
+            opened = [Open(load, load * most) for load in LOADS]
+        for one in opened:
+            one.add(url, messages, given.requests // given.rounds, number)
+    served = served_of(world, decoder, joined(closed), given.threads, running.memory)
+    rows = [one.row(served) for one in opened]
+    for row in rows:
+        print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+    return rows, served
 
 
 def main() -> None:
@@ -115,19 +170,18 @@ def main() -> None:
     parser.add_argument("--decoders", default="block,verify,ar")
     parser.add_argument("--requests", type=int, default=6_000, help="at each load")
     parser.add_argument("--asked", type=int, default=256, help="in each closed loop")
+    parser.add_argument("--rounds", type=int, default=6, help="in which both loops take turns")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    before, decoders = os.getloadavg()[0], given.decoders.split(",")
-    found = serviced(given.bundle, decoders, given.threads, print, asked=given.asked)
+    before, world = os.getloadavg()[0], World(given.bundle)
     rows: list[dict[str, Any]] = []
-    options = (*OPTIONS, "--threads", str(given.threads), "--running", str(RUNNING))
-    with server(given.bundle, *options) as running:
-        lists = bodies(World(given.bundle), 64)
-        for served in found:
-            asks = [{**one, "decode": {"decoder": served.decoder}} for one in lists]
-            messages = [message_of(running.url, one) for one in asks]
-            rows += compared(running.url, messages, served, given.requests)
+    found: list[Served] = []
+    with server(given.bundle, *options_of(given.threads)) as running:
+        for decoder in given.decoders.split(","):
+            some, served = compared(running, world, decoder, given)
+            rows += some
+            found.append(served)
     report = {
         "command": machine.command("queueing", f"runs/{given.bundle.parent.name}/bundle"),
         "commit": source_commit(),

@@ -65,7 +65,7 @@ def actors() -> list[int]:
             title = place.read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::MapWorker(Map(RankShares))"):
+        if title.startswith(b"ray::RankShares"):
             found.append(pid)
     return found
 

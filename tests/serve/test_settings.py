@@ -45,6 +45,7 @@ FLAGS: dict[str, bool] = {
     "no-keys": False,
     "strict": False,
     "force": False,
+    "mapped": False,
 }
 LISTS = ("name", "allow-host", "cors")
 REPLICAS = ("engine", "replicas", "replica-load", "replica-cpus", "replica-gpus")
@@ -93,7 +94,11 @@ def start(monkeypatch, capsys, bundle: Path):
             seen.update(host=host, port=port, log=log)
             return True
 
-        monkeypatch.setattr(Reranker, "from_pretrained", lambda path: Stub())
+        def opened(path: Path, mapped: bool) -> Stub:
+            seen["mapped"] = mapped
+            return Stub()
+
+        monkeypatch.setattr(Reranker, "from_pretrained", opened)
         monkeypatch.setattr("diffgr2.serve.app.make_app", make_app)
         monkeypatch.setattr(verb, "run", serves)
         monkeypatch.setattr("torch.set_num_threads", lambda n: seen.update(threads=n))
@@ -146,7 +151,7 @@ def test_flag_before_environment_before_file_before_default(start, option: str) 
 
 
 def test_flags_are_set_by_each_and_unset_by_the_stronger(start) -> None:
-    for name, given in ((name, name) for name in ("page", "docs", "log", "force")):
+    for name, given in ((name, name) for name in ("page", "docs", "log", "force", "mapped")):
         default = FLAGS[name]
         assert effective(start(), given) is default
         assert effective(start(file={name: not default}), given) is not default

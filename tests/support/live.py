@@ -72,7 +72,7 @@ class Live:
 
     def __enter__(self) -> Live:
         self._thread.start()
-        for _ in range(3000):
+        for _ in range(30_000):  # replicas on a busy machine take minutes
             if self._server.started or not self._thread.is_alive():
                 break
             time.sleep(0.01)
@@ -101,8 +101,11 @@ def idle(state: State, timeout_s: float = 30.0) -> bool:
     return False
 
 
+ON_RAY = ("--engine", "ray", "--replicas", "2", "--replica-cpus", "0.1")
+
+
 class Process:
-    """`diffgr2 serve` as its own process."""
+    """`diffgr2 serve` as its own process; on Ray where DIFFGR2_TEST_DOOR says so."""
 
     def __init__(self, bundle: Path, *options: str, env: dict[str, str] | None = None) -> None:
         source = Path(__file__).parents[2] / "src"
@@ -112,6 +115,8 @@ class Process:
             "OMP_NUM_THREADS": "1",
             **(env or {}),
         }
+        if os.environ.get(DOOR) == "ray" and "--engine" not in options:
+            options = (*options, *ON_RAY)
         command = [sys.executable, "-m", "diffgr2.cli", "serve", "--model", str(bundle)]
         # The micro shop's model is hardly trained, and worse than its scorer.
         self.process = subprocess.Popen(

@@ -94,8 +94,14 @@ def on_ray(reranker: Reranker, limits: Limits, log_to: LogTo | None) -> Fleet:
     """Two replicas on a Ray of this machine."""
     from diffgr2.serve.on_serve import Crew, RayFleet
 
+    class Ours(RayFleet):
+        """Its replicas end with the test, wherever Ray runs."""
+
+        async def stop(self) -> None:
+            await asyncio.to_thread(self.end)
+
     bundles = ((reranker.name, str(reranker.directory)),)
     # Several may run in one test: each has an application of its own.
     more: dict[str, Any] = {"keeps": log_to is not None, "least": 2, "most": 2, "cpus": 0.1}
     crew = Crew(bundles=bundles, limits=limits, app=f"test-{next(APPS)}", **more)
-    return RayFleet(crew)
+    return Ours(crew)

@@ -1,8 +1,8 @@
 """Ray, as every part of this package that runs on it begins: started here, or joined.
 
 Contract: `joined()` starts Ray on this machine, or joins the cluster that RAY_ADDRESS names, and
-returns its module; without the extra it is one line. `cause_of` is what was wrong, out of Ray's
-many lines. Not here: what is run on it (`on_ray`, `serve.on_serve`).
+returns its module; without the extra, or where that fails, it is one line. `cause_of` is what was
+wrong, out of Ray's many lines. Not here: what is run on it (`on_ray`, `serve.on_serve`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from diffgr2.errors import MissingExtraError, first_line
+from diffgr2.errors import ConfigError, MissingExtraError, first_line
 
 ADDRESS = "RAY_ADDRESS"
 
@@ -42,7 +42,10 @@ def joined() -> Any:
             paths = os.pathsep.join(path for path in sys.path if path)
             options |= {"include_dashboard": False}
             options |= {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except Exception as error:  # Ray has no kind of its own for it
+            raise ConfigError(f"Ray did not start or was not found: {cause_of(error)}") from None
     return ray
 
 

@@ -2,7 +2,8 @@
 
 Contract: a source is a file, or a folder of files of one kind, here or behind a URI: `.parquet`,
 `.jsonl` (`.ndjson`) or `.csv`, texts also as `.gz`; names that begin with `_` or `.` are passed
-over. `survey` says how many rows each file has and what its bytes are; `Reader.rows(first, count)`
+over. `survey` says how many rows each file has and what its bytes are, from one reading of it;
+`Reader.rows(first, count)`
 gives rows by their numbers, which count through all files in the order of their names, whatever
 blocks a file has. A row is a request's JSON object (`rerank.query`), or the error that it is none.
 In tables, columns that are no part of a request are carried along; lists may be text, and ids whole
@@ -16,11 +17,13 @@ import gzip
 import hashlib
 import io
 import re
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from diffgr2 import strict_json
 from diffgr2.bulk.places import Place, arrow
@@ -66,26 +69,46 @@ def survey(place: Place) -> tuple[str, list[File]]:
     if len(set(known.values())) > 1:
         raise DataError(f"{place}: holds files of several kinds ({', '.join(set(known.values()))})")
     kind = next(iter(known.values()))
-    return kind, [File(name, _count(place, name, kind), _hash(place, name)) for name in known]
+    return kind, [_surveyed(place, name, kind) for name in known]
 
 
 def _hidden(name: str) -> bool:
     return any(part.startswith(("_", ".")) for part in PurePosixPath(name).parts)
 
 
-def _hash(place: Place, name: str) -> str:
-    digest = hashlib.sha256()
-    with place.open(name) as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+class Digested(io.RawIOBase):
+    """A file whose bytes are digested as they are read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        piece = self.file.read(len(into))
+        into[: len(piece)] = piece
+        self.digest.update(piece)
+        return len(piece)
 
 
-def _count(place: Place, name: str, kind: str) -> int:
-    if kind == "parquet":
-        with place.open(name) as file:
-            return _parquet(file, place, name).metadata.num_rows
-    return sum(1 for _ in (_lines if kind == "jsonl" else _csv)(place, name))
+def buffered(file: Any) -> BinaryIO:
+    """In pieces that suit a file far away, too."""
+    return io.BufferedReader(file, PIECE)  # type: ignore[return-value]
+
+
+def _surveyed(place: Place, name: str, kind: str) -> File:
+    with place.open(name) as raw:
+        seen = Digested(raw)
+        file, rows = buffered(seen), 0
+        if kind == "parquet":
+            rows = _parquet(raw, place, name).metadata.num_rows
+            raw.seek(0)
+        else:
+            rows = sum(1 for _ in (_lines if kind == "jsonl" else _csv)(place, name, file))
+        while file.read(PIECE):
+            pass  # what no row is made of is part of the file's bytes too
+        return File(name, rows, seen.digest.hexdigest())
 
 
 def _parquet(file: Any, place: Place, name: str) -> Any:
@@ -96,21 +119,24 @@ def _parquet(file: Any, place: Place, name: str) -> Any:
         raise DataError(f"{told}: not a readable parquet file ({first_line(error)})") from None
 
 
-def _lines(place: Place, name: str) -> Iterator[bytes]:
-    """A text file's lines, unpacked."""
-    with place.open(name) as raw:
-        packed = (name or place.base).lower().endswith(".gz")
-        with gzip.open(raw) if packed else io.BufferedReader(raw, PIECE) as file:  # type: ignore
-            try:
-                yield from file
-            except (OSError, EOFError) as error:
-                raise DataError(f"{name or place}: {first_line(error)}") from None
+def _lines(place: Place, name: str, file: BinaryIO | None = None) -> Iterator[bytes]:
+    """A text file's lines, unpacked; of one that is open already where it is given."""
+    if file is None:
+        with place.open(name) as raw:
+            yield from _lines(place, name, buffered(raw))
+        return
+    packed = (name or place.base).lower().endswith(".gz")
+    try:
+        with gzip.open(file) if packed else nullcontext(file) as unpacked:
+            yield from unpacked
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{name or place}: {first_line(error)}") from None
 
 
-def _csv(place: Place, name: str) -> Iterator[Row | DataError]:
+def _csv(place: Place, name: str, file: BinaryIO | None = None) -> Iterator[Row | DataError]:
     """A CSV file's records under their header's names."""
-    told = name or str(place)
-    texts = (line.decode("utf-8-sig", errors="surrogateescape") for line in _lines(place, name))
+    told, lines = name or str(place), _lines(place, name, file)
+    texts = (line.decode("utf-8-sig", errors="surrogateescape") for line in lines)
     try:
         reader = csv.reader(texts)
         header = next(reader, None)
@@ -131,7 +157,7 @@ class Reader:
     def __init__(self, place: Place, kind: str, files: Sequence[File]) -> None:
         self.place, self.kind, self.files = place, kind, files
         self._at: tuple[str, int] = ("", -1)  # what `_rest` gives next
-        self._rest: Iterator[Row | DataError] = iter(())
+        self._rest: Iterator[Any] = iter(())  # lines or records, unread: most are others' rows
         self._group: tuple[tuple[str, int], Any] = (("", -1), None)  # the row group that is held
 
     def rows(self, first: int, count: int) -> Iterator[Row | DataError]:
@@ -156,23 +182,14 @@ class Reader:
             yield from map(table_row, self._slices(file, first, count))
             return
         if self._at[0] != file.name or not 0 <= self._at[1] <= first:
-            self._rest, self._at = self._texts(file.name), (file.name, 0)
+            read = _lines if self.kind == "jsonl" else _csv
+            self._rest, self._at = read(self.place, file.name), (file.name, 0)
         skip = first - self._at[1]
         got = list(islice(self._rest, skip, skip + count))
         self._at = (file.name, first + len(got))
         if len(got) < count:
             raise DataError(f"{file.name or self.place}: has fewer rows than it had")
-        yield from got
-
-    def _texts(self, name: str) -> Iterator[Row | DataError]:
-        if self.kind == "jsonl":
-            return (_object(line) for line in _lines(self.place, name))
-        return (one if isinstance(one, DataError) else table_row(one) for one in self._cells(name))
-
-    def _cells(self, name: str) -> Iterator[Row | DataError]:
-        """CSV: an empty cell is nothing, and what is no text is JSON."""
-        for one in _csv(self.place, name):
-            yield one if isinstance(one, DataError) else _typed(one)
+        yield from map(_object if self.kind == "jsonl" else _record, got)
 
     def _slices(self, file: File, first: int, count: int) -> Iterator[Row]:
         """Rows of a parquet file; the group that they stand in is read once."""
@@ -194,6 +211,11 @@ def _object(line: bytes) -> Row | DataError:
     except DataError as error:
         return error
     return value if isinstance(value, dict) else DataError("expected a JSON object")
+
+
+def _record(cells: Row | DataError) -> Row | DataError:
+    """CSV: an empty cell is nothing, and what is no text is JSON."""
+    return cells if isinstance(cells, DataError) else table_row(_typed(cells))
 
 
 def _typed(cells: Row) -> Row | DataError:

@@ -88,7 +88,7 @@ class Worker:
 
     def do(self, share: Share) -> dict[str, Any]:
         """The share's ledger entry, which stands then."""
-        begun, tries = time.monotonic(), Tries(self.output, share)
+        begun, used, tries = time.monotonic(), time.process_time(), Tries(self.output, share)
         rows = enumerate(self.reader.rows(share.first, share.count), share.first)
         ranked: dict[int, Row] = {}
         aside: dict[int, str] = {}
@@ -107,6 +107,7 @@ class Worker:
             ],
             "worker": self.name,
             "seconds": round(time.monotonic() - begun, 3),
+            "cpu_seconds": round(time.process_time() - used, 3),
         }
         self.output.write_json(entry_of(share), entry)
         tries.over()

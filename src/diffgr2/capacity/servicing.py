@@ -184,34 +184,47 @@ def serviced(
 ) -> list[Served]:
     """See the module's docstring."""
     threads, clients, asked = min(threads, cores()), clients or CLIENTS, asked or ASKED
-    world, index = World(bundle), index_bytes(bundle)
-    weights = sizes_of(read_config(bundle)).weights
-    lanes = lanes_of(weights, threads)
-    options = (*OPTIONS, "--threads", str(threads), "--running", str(RUNNING))
-    found = []
-    with server(bundle, *options) as running:
-        lists = bodies(world, 64)
+    world = World(bundle)
+    with server(bundle, *options_of(threads)) as running:
+        lists, found = bodies(world, 64), []
         for decoder in decoders:
-            asks = [{**one, "decode": {"decoder": decoder}} for one in lists]
-            messages = [message_of(running.url, one) for one in asks]
+            messages = messages_of(running.url, lists, decoder)
             asyncio.run(closed_loop(running.url, messages, 4, 32))  # warm
-            loops = []
-            for n in clients:
-                count = max(asked * (ALONE if n == 1 else 1), 8 * n)
-                loops.append(asyncio.run(closed_loop(running.url, messages, n, count)))
-                told(f"{decoder}: {n} clients: {loops[-1].per_s:.0f} lists a second")
-            rounds = [_round(n, loop) for n, loop in zip(clients, loops, strict=True)]
-            replica, misfit = matched(
-                [(one.clients, one.mean) for one in rounds],
-                loops[0].seconds,
-                loops[0].forwards,
-                lanes,
-                RUNNING,
-            )
-            facts = (world.name, mark_of(bundle), decoder, weights, world.k)
-            held = (threads, running.memory, index, sizes_in(world))
-            found.append(Served(*facts, *held, tuple(rounds), replica, misfit))
+            loops = looped(running.url, messages, clients, asked)
+            for n, loop in loops.items():
+                told(f"{decoder}: {n} clients: {loop.per_s:.0f} lists a second")
+            found.append(served_of(world, decoder, loops, threads, running.memory))
     return found
+
+
+def options_of(threads: int) -> tuple[str, ...]:
+    """Of a server that is measured."""
+    return (*OPTIONS, "--threads", str(threads), "--running", str(RUNNING))
+
+
+def messages_of(url: str, lists: Sequence[dict[str, Any]], decoder: str) -> list[bytes]:
+    return [message_of(url, {**one, "decode": {"decoder": decoder}}) for one in lists]
+
+
+def looped(
+    url: str, messages: Sequence[bytes], clients: Sequence[int], asked: int
+) -> dict[int, Loop]:
+    """A closed loop of each number of clients."""
+    counts = {n: max(asked * (ALONE if n == 1 else 1), 8 * n) for n in clients}
+    return {n: asyncio.run(closed_loop(url, messages, n, count)) for n, count in counts.items()}
+
+
+def served_of(
+    world: World, decoder: str, loops: Mapping[int, Loop], threads: int, memory: float
+) -> Served:
+    """What the table keeps of loops; the least number of clients is one."""
+    weights = sizes_of(read_config(world.directory)).weights
+    rounds, alone = [_round(n, loop) for n, loop in loops.items()], loops[min(loops)]
+    means, lanes = [(one.clients, one.mean) for one in rounds], lanes_of(weights, threads)
+    replica, misfit = matched(means, alone.seconds, alone.forwards, lanes, RUNNING)
+    facts = (world.name, mark_of(world.directory), decoder, weights, world.k)
+    held = (threads, memory, index_bytes(world.directory), sizes_in(world))
+    return Served(*facts, *held, tuple(rounds), replica, misfit)
 
 
 def _round(clients: int, loop: Loop) -> Round:

@@ -51,6 +51,7 @@ def app_on_ray(
         names=names,
         shown=given["shown"],
         any_worth=how.force,
+        mapped=how.mapped,
         keeps=given["log_to"] is not None,
         backend=how.backend,
         threads=how.threads,

@@ -85,6 +85,20 @@ def read_value(parameter: Any, value: Any, where: str) -> Any:
     return [value] if parameter.multiple and not isinstance(value, list) else value
 
 
+@dataclass(frozen=True)
+class How:
+    """How and where models are run; what begins with `replica` is of Ray's."""
+
+    force: bool
+    mapped: bool
+    backend: str
+    threads: int
+    replicas: str
+    replica_load: float
+    replica_cpus: float
+    replica_gpus: float
+
+
 # ------------------------------------------------------------------------------------ bundles
 
 
@@ -125,18 +139,16 @@ def is_bundle(directory: Path) -> bool:
     return (directory / "diffgr2.json").is_file()
 
 
-def opened(
-    bundles: list[tuple[str, Path]], names: tuple[str, ...], *, force: bool
-) -> dict[str, Any]:
+def opened(bundles: list[tuple[str, Path]], names: tuple[str, ...], how: How) -> dict[str, Any]:
     """The bundles by name: the one given, else the first of `--name`, else their run's. What is to
     be said of them is said, for only whole bundles have a verdict to believe."""
     from diffgr2.rerank.reranker import Reranker
 
     rerankers: dict[str, Any] = {}
     for given, directory in bundles:
-        reranker = Reranker.from_pretrained(directory)
+        reranker = Reranker.from_pretrained(directory, mapped=how.mapped)
         rerankers[named(given, reranker.name, directory, names, rerankers)] = reranker
-    for line in judged([directory for _, directory in bundles], force=force):
+    for line in judged([directory for _, directory in bundles], force=how.force):
         print(line, file=sys.stderr)
     return rerankers
 
@@ -228,19 +240,7 @@ ReplicaGpus = Annotated[
 Force = Annotated[
     bool, option("--force", help="Serve even a bundle that is worse than its floor or its scorer.")
 ]
-
-
-@dataclass(frozen=True)
-class How:
-    """How and where models are run; what begins with `replica` is of Ray's."""
-
-    force: bool
-    backend: str
-    threads: int
-    replicas: str
-    replica_load: float
-    replica_cpus: float
-    replica_gpus: float
+Mapped = Annotated[bool, option("--mapped", help="Leave counts and histories in their files.")]
 
 
 # ----------------------------------------------------------------------------------- the verb
@@ -274,6 +274,7 @@ def serve(
     log_keep: LogKeep = 0,
     traces: TracesTo = None,
     force: Force = False,
+    mapped: Mapped = False,
     engine: EngineOf = "local",
     replicas: Replicas = "1",
     replica_load: ReplicaLoad = 0.0,
@@ -290,7 +291,8 @@ def serve(
     hosted = answered(host, tuple(hosts or ()), keyed=bool(keys))
     limits = replace(given["limits"], hosts=hosted)
     given |= {"limits": limits, "keys": keys}
-    how = How(force, backend, threads, replicas, replica_load, replica_cpus, replica_gpus)
+    ray = (replicas, replica_load, replica_cpus, replica_gpus)
+    how = How(force, mapped, backend, threads, *ray)
     made = app_here if engine == "local" else elsewhere(engine)
     app = made(bundles, tuple(names or ()), given, how)
     app.state.shared.traces, app.state.shared.any_worth = tracing, force
@@ -333,7 +335,7 @@ def app_here(
     from diffgr2.serve.app import make_app
 
     backends.use(how.backend, how.threads)
-    return make_app(opened(bundles, names, force=how.force), names=names, **given)
+    return make_app(opened(bundles, names, how), names=names, **given)
 
 
 def keys_of(path: Path | None, host: str, *, insecure: bool) -> Any:

@@ -76,7 +76,7 @@ class World:
     """See the module's docstring."""
 
     def __init__(self, directory: Path, *, mapped: bool = False) -> None:
-        self.directory = directory
+        self.directory, self.mapped = directory, mapped
         note = read_note(directory)
         self.recipe, self.simulated = note.recipe, note.simulated
         self.name, self.k = self.recipe.name, self.recipe.candidates.k

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from diffgr2.bulk.cluster import cause_of, elsewhere, joined, part
@@ -38,6 +39,7 @@ class Crew:
     names: tuple[str, ...] = ()
     shown: Shown = field(default_factory=Shown)
     any_worth: bool = True  # False: a bundle that is worse than its floor is not taken in
+    mapped: bool = False  # counts and histories stay in their files
     keeps: bool = False  # impressions go to the door
     backend: str = "auto"
     threads: int = 0  # of the model; 0: as many as CPUs were given
@@ -59,10 +61,8 @@ class Ranker:
         from diffgr2.rerank.reranker import Reranker
 
         backends.use(crew.backend, crew.threads or max(1, int(crew.cpus)))
-        rerankers = {
-            name: await asyncio.to_thread(Reranker.from_pretrained, directory)
-            for name, directory in crew.bundles
-        }
+        opened = partial(Reranker.from_pretrained, mapped=crew.mapped)
+        rerankers = {name: await asyncio.to_thread(opened, at) for name, at in crew.bundles}
         app = make_app(
             rerankers,
             limits=replace(crew.limits, hosts=()),

@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
@@ -168,8 +167,7 @@ class State:
         fresh: dict[str, Served] = {}
         try:
             for name, old in self.served.items():
-                path = old.reranker.directory
-                fresh[name] = await asyncio.to_thread(self._open, name, path)
+                fresh[name] = await asyncio.to_thread(self._open, name, old.reranker)
             if self.draining:
                 raise ArtifactError("the server is shutting down")
         except BaseException:
@@ -187,11 +185,13 @@ class State:
             served.retire()
         self.metrics.reloads.inc()
 
-    def _open(self, name: str, directory: Path) -> Served:
-        """A bundle that has shown that it decodes."""
+    def _open(self, name: str, old: Reranker) -> Served:
+        """A bundle that has shown that it decodes, opened as the old one was."""
+        directory = old.directory
         if not self.any_worth:
             refuse_worse(directory)
-        served = Served(name, Reranker.from_pretrained(directory), self.limits, self.metrics)
+        fresh = Reranker.from_pretrained(directory, mapped=old.mapped)
+        served = Served(name, fresh, self.limits, self.metrics)
         served.engine.start(self.post.wake)
         if not served.engine.probe(self.limits.stall_s):
             served.engine.end()
