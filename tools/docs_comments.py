@@ -2,7 +2,8 @@
 
 Contract: `of_class(kind)` gives each annotated field of a class, inherited ones too, the comment
 that stands on its lines and goes on in comment lines right below it, or the text below it; a field
-without one is absent. Not here: what is made of them (`docs_reference`).
+without one is absent. `of_source` reads the same off a module that need not be imported. Not here:
+what is made of them (`docs_reference`, `docs_python`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ import inspect
 import io
 import tokenize
 from functools import cache
-from types import ModuleType
 
 
 @cache
-def _module(module: ModuleType) -> dict[str, dict[str, str]]:
-    """Class -> field -> comment of one module's source."""
-    source = inspect.getsource(module)
+def of_source(source: str) -> dict[str, dict[str, str]]:
+    """Class -> field -> what is said of it, of a module's source."""
     said: dict[int, tuple[str, bool]] = {}  # line -> comment, and whether it has the line alone
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -55,5 +54,5 @@ def of_class(kind: type) -> dict[str, str]:
     for base in reversed(kind.__mro__):
         module = inspect.getmodule(base)
         if module is not None and module.__name__.startswith("diffgr2"):
-            found |= _module(module).get(base.__name__, {})
+            found |= of_source(inspect.getsource(module)).get(base.__name__, {})
     return found

@@ -112,7 +112,7 @@ Decode: Any = create_model(
     "Decode",
     __config__=ConfigDict(strict=True, extra="forbid", frozen=True),
     __doc__="How to decode; what is absent follows the recipe's recommendation.",
-    details=(Optional[bool], None),  # noqa: UP045
+    details=(Optional[bool], Field(None, description="Also every decision with its chances.")),  # noqa: UP045
     **{  # type: ignore[call-overload]
         key: (optional(DecodeConfig.model_fields[key]), None)
         for key in DECODE_KEYS
