@@ -19,6 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
+from docs_flow import drawn
 from docs_python import python_page
 from docs_reference import UndocumentedError, cli_page, http_page, recipe_page
 
@@ -50,8 +51,8 @@ def page_of(path: Path) -> str | None:
     return "index" if path == ROOT / "README.md" else path.stem.lower()
 
 
-def mended(text: str, page: Path, broken: list[str]) -> str:
-    """The page with links as they are in the site; code is left alone."""
+def mended(text: str, page: Path, out: Path, broken: list[str]) -> str:
+    """The page with links as they are in the site; code is left alone, but for flowcharts."""
 
     def link(match: re.Match[str]) -> str:
         image, words, target = match.groups()
@@ -68,8 +69,13 @@ def mended(text: str, page: Path, broken: list[str]) -> str:
         return f"`{place.relative_to(ROOT).as_posix()}`" if words.strip("/`") in path else words
 
     parts, at = [], 0
-    for fence in FENCE.finditer(text):
-        parts += [LINK.sub(link, text[at : fence.start()]), fence[0]]
+    for number, fence in enumerate(FENCE.finditer(text)):
+        code = fence[0]
+        if code.startswith("```mermaid\n"):
+            picture = f"{page.stem.lower()}_{number}.svg"
+            (out / picture).write_text(drawn(code.strip("`\n")), encoding="utf-8")
+            code = f"![a flowchart, in words in the page's source]({picture})"
+        parts += [LINK.sub(link, text[at : fence.start()]), code]
         at = fence.end()
     return "".join([*parts, LINK.sub(link, text[at:])])
 
@@ -95,7 +101,7 @@ def gather(out: Path) -> None:
     broken: list[str] = []
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         name = page_of(path)
-        text = mended(path.read_text(encoding="utf-8"), path, broken)
+        text = mended(path.read_text(encoding="utf-8"), path, out, broken)
         if name == "index":
             text = f"{text}\n{sidebar(NAV)}"
         (out / f"{name}.md").write_text(text, encoding="utf-8")
