@@ -14,13 +14,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 from docs_flow import drawn
-from docs_python import python_page
+from docs_python import pages, python_page
 from docs_reference import UndocumentedError, cli_page, http_page, recipe_page
 
 ROOT = Path(__file__).parents[1]
@@ -29,13 +29,18 @@ NAV = {
     "Begin": "first_ranking own_lists how_it_works",
     "Use": "serving export bases scaling",
     "Understand": "pipeline evidence templates backends",
-    "Look up": "recipe cli http python compatibility",
+    "Look up": "recipe cli http python",
     "Judge": "results paper_map lab",
     "Work on it": "architecture contributing security changelog",
 }
-"""The sidebar: titles, and pages by the names of their files."""
+"""The sidebar: titles, and pages by the names of their files; the others are to look up."""
 
-MADE = {"recipe": recipe_page, "cli": cli_page, "http": http_page}
+MADE = {
+    "recipe": recipe_page,
+    "cli": cli_page,
+    "http": http_page,
+    "python": partial(python_page, ROOT),
+}
 LINK = re.compile(r"(?<!\\)(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^(```+).*?^\1\s*$", re.MULTILINE | re.DOTALL)
 
@@ -80,14 +85,14 @@ def mended(text: str, page: Path, out: Path, broken: list[str]) -> str:
     return "".join([*parts, LINK.sub(link, text[at:])])
 
 
-def sidebar(names: Mapping[str, str]) -> str:
+def sidebar(pages: set[str]) -> str:
     """The tables of contents that the first page carries for the sidebar."""
+    others = sorted(pages - {"index", *" ".join(NAV.values()).split()})
     parts = []
-    for title, pages in names.items():
+    for title, names in NAV.items():
+        shown = [*names.split(), *(others if title == "Look up" else ())]
         parts.append(
-            f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n"
-            + "\n".join(pages.split())
-            + "\n```\n"
+            f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n" + "\n".join(shown) + "\n```\n"
         )
     return "\n".join(parts)
 
@@ -99,17 +104,16 @@ def gather(out: Path) -> None:
         ROOT / "docs", out, ignore=shutil.ignore_patterns("*.md", "*.py", "__pycache__")
     )
     broken: list[str] = []
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
-        name = page_of(path)
-        text = mended(path.read_text(encoding="utf-8"), path, out, broken)
-        if name == "index":
-            text = f"{text}\n{sidebar(NAV)}"
-        (out / f"{name}.md").write_text(text, encoding="utf-8")
+    texts = {
+        page_of(path): mended(path.read_text(encoding="utf-8"), path, out, broken)
+        for path in pages(ROOT)
+    }
     if broken:
         raise BrokenLinkError("\n".join(broken))
-    for name, made in MADE.items():
-        (out / f"{name}.md").write_text(made(), encoding="utf-8")
-    (out / "python.md").write_text(python_page(ROOT), encoding="utf-8")
+    texts |= {name: made() for name, made in MADE.items()}
+    texts["index"] += "\n" + sidebar({*texts})
+    for name, text in texts.items():
+        (out / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------- built pages
