@@ -5,7 +5,7 @@ Contract: Markdown alone, nothing of the built site is loaded from elsewhere.
 
 project = "diffgr2"
 author = "the diffgr2 authors"
-project_copyright = "Apache-2.0"
+project_copyright = "the diffgr2 authors, Apache-2.0"
 extensions = ["myst_parser"]
 myst_enable_extensions = ["attrs_inline"]
 myst_heading_anchors = 6  # links to headings as GitHub spells them

@@ -3,7 +3,7 @@
 Contract: `drawn(text)` takes what README and docs use of mermaid (`flowchart`, `A[label]`,
 `A & B --> C --> D`, `-->|label|`, subgraphs, which only name nodes) and returns an SVG that runs
 downwards, as a column of text does: layers by the longest way from a source, edges behind boxes.
-Not here: circles, which are refused.
+Not here: circles and other kinds, which are refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ Edge = tuple[str, str, str]
 
 def read(text: str) -> tuple[dict[str, str], list[Edge]]:
     """Nodes with their labels, edges with theirs."""
-    _, *lines = [line.strip() for line in text.strip().splitlines()]
+    first, *lines = [line.strip() for line in text.strip().splitlines()]
+    if not first.startswith("flowchart "):
+        raise ValueError(f"{first}: only flowcharts can be drawn")
     nodes: dict[str, str] = {}
     edges: list[Edge] = []
 

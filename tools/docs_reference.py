@@ -242,10 +242,10 @@ def http_page() -> str:
             for example in body["examples"].values():
                 text = json.dumps(example["value"], ensure_ascii=False, indent=1)
                 lines += ["", f"{example['summary']}:", "", f"```json\n{text}\n```"]
-        lines += table(
-            ("status", "when"),
-            sorted((c, one["description"]) for c, one in route["responses"].items()),
-        )
+        coded = sorted(route["responses"].items())
+        good = [f"`{code}` {one['description']}" for code, one in coded if code < "400"]
+        bad = [f"`{code}` {one['description']}" for code, one in coded if code >= "400"]
+        lines += ["", f"Answers: {'; '.join(good)}. [Errors](#error): {', '.join(bad)}."]
     answers = {"A ranking": ANSWER, "Stored feedback": STORED}
     said = of_class(DecodeConfig)
     for name, schema in [*parts.items(), *answers.items()]:

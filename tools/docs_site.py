@@ -78,7 +78,8 @@ def mended(text: str, page: Path, out: Path, broken: list[str]) -> str:
         code = fence[0]
         if code.startswith("```mermaid\n"):
             picture = f"{page.stem.lower()}_{number}.svg"
-            (out / picture).write_text(drawn(code.strip("`\n")), encoding="utf-8")
+            flow = code.split("\n", 1)[1].rpartition("```")[0]
+            (out / picture).write_text(drawn(flow), encoding="utf-8")
             code = f"![a flowchart, in words in the page's source]({picture})"
         parts += [LINK.sub(link, text[at : fence.start()]), code]
         at = fence.end()

@@ -152,9 +152,16 @@ def test_a_flowchart_is_drawn_whole(page: str) -> None:
     assert all(depth[source] < depth[target] for source, target, _ in edges)
 
 
-def test_a_circle_is_refused() -> None:
-    with pytest.raises(ValueError, match="circle"):
-        drawn("flowchart TB\n a --> b --> a")
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("flowchart TB\n a --> b --> a", "circle"),
+        ("sequenceDiagram\n a->>b: hi", "only flowcharts"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        drawn(text)
 
 
 def test_what_is_wrong_with_a_built_site_is_named(tmp_path: Path) -> None:

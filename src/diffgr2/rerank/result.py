@@ -26,9 +26,9 @@ class RankResult:
     Where rules moved somebody, they only follow the order; `placed` says who was moved, and why.
     """
 
-    order: tuple[int, ...]
+    order: tuple[int, ...]  # positions in the list that was given
     items: tuple[Any, ...]  # as the caller named them
-    scores: tuple[float, ...]
+    scores: tuple[float, ...]  # falling strictly
     levels: tuple[float | None, ...]  # expected strength of each item, None where none is stated
     sure: float | None  # the first place's; None of a written answer, and where nothing was judged
     valid: bool  # every answer was complete, a written one a permutation, before any repair
