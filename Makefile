@@ -7,7 +7,7 @@ WORKERS ?= 2
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ladder test test-slow test-clients lint format beauty games bench peers readme clean
+.PHONY: help setup demo ladder test test-slow test-clients docs lint format beauty games bench peers readme clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,18 @@ test-clients: $(STAMP) .venv-clients/.stamp  ## unmodified public clients agains
 	  -r requirements-clients.txt
 	@$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
 	  > "$$(.venv-clients/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	@touch $@
+
+# The site needs neither torch nor what tests need: an environment of its own is made in a minute.
+docs: .venv-docs/.stamp  ## the documentation as a site in build/docs/site; a broken link fails
+	.venv-docs/bin/python tools/docs_site.py build/docs
+
+.venv-docs/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "error: Python 3.11 or newer is needed (make PYTHON=/path/to/python3.11)"; exit 2; }
+	@.venv-docs/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
+	  -c constraints.txt -e '.[docs]'
 	@touch $@
 
 lint: $(STAMP)  ## ruff and pyright

@@ -57,11 +57,11 @@ COLUMN_WORDS = ("user", "item", "timestamp", "position", *TEXT_WORDS)
 class DataConfig(Section):
     """Where interactions come from and how they become histories (data.*)."""
 
-    source: Source = "shop"
+    source: Source = "shop"  # kind of the interactions; table = your columns
     interactions: str | None = None  # file with interactions; not for the shop
     items: str | None = None  # file with item metadata; optional
-    columns: dict[str, str] = {}  # table only: our word -> column, of both files unless
-    item_columns: dict[str, str] = {}  # the item file has others; or columns: {interactions, items}
+    columns: dict[str, str] = {}  # table only: our word -> column, of both files
+    item_columns: dict[str, str] = {}  # the item file's, where it has others
     category_separator: str | None = None  # between a path's parts; null = seen, none = no paths
     repeats: Literal["drop", "keep"] = "drop"  # identical lines of a file without a clock
     k_core: Count = 5  # iterative: every user and item keeps at least this many; 0 = off
@@ -107,8 +107,8 @@ class ItemsConfig(Section):
 
     vectors: str = "tfidf"  # or sentence-transformers:<name or path>
     vector_dim: Positive = 64  # SVD dimensions of the TF-IDF vectors
-    quantizer: Literal["blend", "rqvae", "rkmeans"] = "blend"
-    levels: Annotated[int, Field(ge=1, le=8)] = 4
+    quantizer: Literal["blend", "rqvae", "rkmeans"] = "blend"  # blend: text and purchases
+    levels: Annotated[int, Field(ge=1, le=8)] = 4  # codes per item
     codes: Annotated[int, Field(ge=2, le=65_536)] = 256  # codes per level
     text_dim: Positive = 16  # blend: leading dimensions of the text vectors
     bought_dim: Positive = 16  # blend: SVD dimensions of the co-purchase vectors
@@ -117,10 +117,10 @@ class ItemsConfig(Section):
     hidden_dim: Positive = 128  # RQ-VAE encoder and decoder
     epochs: Count = 30  # RQ-VAE; 0 = k-means codes of an untrained network
     min_steps: Count = 1_000  # small catalogues get more epochs, until this many batches
-    batch: Positive = 1024
-    lr: Rate = 1e-3
+    batch: Positive = 1024  # RQ-VAE: items per step
+    lr: Rate = 1e-3  # RQ-VAE's learning rate
     ema: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.97  # codebook decay
-    commitment: Amount = 0.25
+    commitment: Amount = 0.25  # RQ-VAE: weight that holds encodings near their codes
     copurchase_weight: Amount = 0.0  # RQ-VAE: contrastive loss on co-purchases
     dead_after: Count = 20  # batches without use until a code is reset; 0 = never
     random_last: Count = 1  # how many last levels take free codes at random for uniqueness
@@ -144,16 +144,16 @@ class RetrieverConfig(Section):
 
     SILENT = ("loss", "negatives", "search")
 
-    kind: Literal["sasrec", "itemknn", "popularity"] = "sasrec"
-    dim: Positive = 64
-    layers: Positive = 2
-    heads: Positive = 2
-    dropout: Share = 0.5
-    max_len: Positive = 50
-    lr: Rate = 1e-3
-    weight_decay: Amount = 0.0
-    batch_users: Positive = 128
-    epochs: Positive = 30
+    kind: Literal["sasrec", "itemknn", "popularity"] = "sasrec"  # SASRec, or counts, ready at once
+    dim: Positive = 64  # width
+    layers: Positive = 2  # transformer blocks
+    heads: Positive = 2  # attention heads
+    dropout: Share = 0.5  # on embeddings and blocks
+    max_len: Positive = 50  # purchases that it reads, the latest
+    lr: Rate = 1e-3  # learning rate
+    weight_decay: Amount = 0.0  # AdamW's
+    batch_users: Positive = 128  # users per step
+    epochs: Positive = 30  # at most; validation stops earlier
     patience: Positive = 2  # epochs without a better validation NDCG@10 until it stops
     init: Literal["copurchase", "random"] = "copurchase"  # of the item embeddings
     precision: Literal["fp32", "bf16"] = "fp32"  # of the item logits in training
@@ -183,7 +183,7 @@ class EvidenceConfig(Section):
 
     fields: list[Counted] | None = list(SHOWN)  # what is counted; null = all that the data can tell
     moment: bool = False  # also what only the moment of a request tells; serving takes the clock's
-    buckets: Annotated[int, Field(ge=2, le=16)] = 8
+    buckets: Annotated[int, Field(ge=2, le=16)] = 8  # quantile buckets per field
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8  # recency weight per step back in history
     history: Positive = 20  # how far back evidence looks
     scorer: Literal["linear", "mlp", "gbdt"] = "linear"  # the row `evidence`; all are reported
@@ -198,7 +198,7 @@ class EvidenceConfig(Section):
 class PromptConfig(Section):
     """Template and tokenizer (prompt.*)."""
 
-    template: Literal["compact", "gr2", "brief"] = "compact"
+    template: Literal["compact", "gr2", "brief"] = "compact"  # see docs/templates.md
     history: Positive = 8  # most recent items shown
     text_vocab: Annotated[int, Field(ge=256, le=65_536)] = 512  # BPE size when trained here
     cites: Annotated[int, Field(ge=1, le=8)] = 3  # pieces of evidence cited per candidate, at most
@@ -210,17 +210,17 @@ class PromptConfig(Section):
 class LlmConfig(Section):
     """An OpenAI-compatible endpoint (traces.llm.*)."""
 
-    base_url: str = "http://127.0.0.1:8000/v1"
-    model: str = "default"
+    base_url: str = "http://127.0.0.1:8000/v1"  # where it is served
+    model: str = "default"  # its name there
     api_key_env: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.8
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.8  # of its samples
     n: Positive = 4  # samples per prompt at most; the first accepted one ends it
     wave: Positive = 1  # samples asked per call; more saves prompt tokens, fewer saves answers
-    max_tokens: Positive = 1024
-    concurrency: Positive = 8
-    retries: Count = 6
+    max_tokens: Positive = 1024  # of an answer
+    concurrency: Positive = 8  # calls under way at once
+    retries: Count = 6  # of a call, later and later
     timeout_s: Rate = 60.0  # per try; all tries of a question share (retries + 1) times as much
-    knowledge_priming: bool = True
+    knowledge_priming: bool = True  # also tells how people buy
     price_in: Amount = 0.0  # per million prompt tokens, for the report
     price_out: Amount = 0.0  # per million completion tokens
 
@@ -228,11 +228,11 @@ class LlmConfig(Section):
 class TracesConfig(Section):
     """Teacher traces (traces.*)."""
 
-    teacher: Literal["evidence", "llm"] = "evidence"
+    teacher: Literal["evidence", "llm"] = "evidence"  # llm: an endpoint writes them
     tutor: Literal["scorer", "trees", "both"] = "scorer"  # whose ranking: evidence.scorer's, trees'
     # or the mean of scorecard and trees, which few lists are taught best by
     train_weight: Amount | None = None  # trees: of a training list; null = .5, of own lists 1
-    mode: Literal["plain", "targeted", "rejection"] = "plain"
+    mode: Literal["plain", "targeted", "rejection"] = "plain"  # the last two know the target
     attempts: Positive = 8  # rejection: orders sampled per list
     noise: Amount = 1.0  # rejection: scale of the Gumbel noise
     max_lists: Count = 0  # 0 = all
@@ -243,14 +243,14 @@ class ModelConfig(Section):
     """The backbone: a checkpoint directory (docs/bases.md) or dimensions (model.*)."""
 
     base: str | None = None  # directory of a Qwen3-, Qwen2- or Llama-family checkpoint
-    dim: Positive = 128
-    layers: Positive = 4
-    heads: Positive = 4
-    kv_heads: Positive = 2
-    head_dim: Positive = 32
-    ffn: Positive = 512
-    rope_theta: Rate = 10_000.0
-    pad_vocab_to: Positive = 64
+    dim: Positive = 128  # width
+    layers: Positive = 4  # decoder layers
+    heads: Positive = 4  # query heads
+    kv_heads: Positive = 2  # key and value heads
+    head_dim: Positive = 32  # per head
+    ffn: Positive = 512  # feed-forward width
+    rope_theta: Rate = 10_000.0  # base of the rotary embedding
+    pad_vocab_to: Positive = 64  # rows of the vocabulary are a multiple of this
 
 
 # ------------------------------------------------------------------------------- decode and report
@@ -259,31 +259,31 @@ class ModelConfig(Section):
 class DecodeConfig(Section):
     """The recommended way to decode the final model (decode.*); requests may change most of it."""
 
-    decoder: Decoder = "block"
-    accept: Literal["threshold", "static", "entropy"] = "threshold"
+    decoder: Decoder = "block"  # token by token, blocks in parallel, or drafts that are verified
+    accept: Literal["threshold", "static", "entropy"] = "threshold"  # what a step commits
     threshold: Share = 0.2  # tau
-    per_step: Annotated[int, Field(ge=1, le=256)] = 8  # static accept
-    entropy_bound: Annotated[float, Field(gt=0.0, le=100.0)] = 0.3
-    rule: Rule = "grammar"
-    answer: Answering = "said"
+    per_step: Annotated[int, Field(ge=1, le=256)] = 8  # static accept: positions a step
+    entropy_bound: Annotated[float, Field(gt=0.0, le=100.0)] = 0.3  # entropy: of a step
+    rule: Rule = "grammar"  # grammar: held to the template; raw: to nothing
+    answer: Answering = "said"  # read from the strengths, or the permutation that is written
     views: Annotated[int, Field(ge=1, le=16)] = 1  # shuffled presentations, strengths averaged
-    clean_kv: Literal["causal", "block_causal"] = "causal"
+    clean_kv: Literal["causal", "block_causal"] = "causal"  # attention of committed blocks
     canvas: Annotated[int, Field(ge=1, le=256)] = 64  # verify: positions looked ahead
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0  # 0 = greedy
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None  # null = the template's most
-    repair: Literal["repair", "floor"] = "repair"
+    repair: Literal["repair", "floor"] = "repair"  # of a written answer that is none
 
 
 class EvaluateConfig(Section):
     """Evaluation and report (evaluate.*)."""
 
-    bootstrap: Positive = 10_000
-    batch: Positive = 64
+    bootstrap: Positive = 10_000  # resamples behind every interval
+    batch: Positive = 64  # lists at once
     users: Literal["hit", "all"] = "hit"  # which test lists are decoded; misses count 0 anyway
     max_users: Count = 0  # at most this many of them; 0 = no limit
     speed_lists: Positive = 8  # lists timed per decoder
     rounds: Positive = 3  # timing rounds, decoders interleaved
-    thresholds: list[float] = [1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
+    thresholds: list[float] = [1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]  # of tau
     frontier_lists: Positive = 200  # hit lists decoded per threshold
     lengths: list[Positive] = [64, 128, 256, 512, 1024]  # output tokens, for throughput
     list_lengths: list[Positive] = [*range(1, 21), 25, 40, 100]  # candidates, for the probes
@@ -293,8 +293,8 @@ class EvaluateConfig(Section):
 class Recipe(Section):
     """Everything one run depends on."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    seed: Count = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # runs/<name>
+    seed: Count = 0  # every random draw is a function of it
     threads: Count = 0  # torch threads; 0 = torch's own choice
     start: str | None = (
         None  # bundle whose vocabulary, semantic IDs and weights training starts from

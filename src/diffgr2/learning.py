@@ -38,13 +38,13 @@ class TrainConfig(Section):
     steps: Steps = None  # null = chosen from the data; 0 = the stage passes its input through
     rows: Positive = 16  # rows per optimizer step, over all processes
     micro_rows: Positive = 16  # rows per forward
-    lr: Rate = 1e-3
+    lr: Rate = 1e-3  # peak learning rate
     final_lr: Share = 0.1  # cosine ends at this share of lr
     warmup: Count = 50  # steps
-    weight_decay: Amount = 0.01
+    weight_decay: Amount = 0.01  # of matrices
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices in layers (one process)
     muon_lr: Rate = 6e-3  # its peak learning rate, in AdamW's units
-    clip: Rate = 1.0
+    clip: Rate = 1.0  # of the gradient's norm
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast
     weights: Literal["fp32", "bf16"] = "fp32"  # bf16: computed with, beside an fp32 master
     checkpoint_activations: bool = False  # layers are computed again on the way back: less memory
@@ -72,10 +72,10 @@ class MidtrainConfig(TrainConfig):
     """Item alignment (midtrain.*)."""
 
     precision: Literal["fp32", "bf16"] = "bf16"  # weights and optimizer stay fp32
-    sequential: Share = 0.6  # shares of the four tasks, normalised
-    caption: Share = 0.15
-    persona: Share = 0.2
-    general: Share = 0.05
+    sequential: Share = 0.6  # share: the next item; the four are normalised
+    caption: Share = 0.15  # share: an item's words from its ID
+    persona: Share = 0.2  # share: a summary of a history
+    general: Share = 0.05  # share: plain text
 
 
 class SftConfig(TrainConfig, ShowConfig):
@@ -101,10 +101,10 @@ class RlConfig(TrainConfig, ShowConfig):
     group: Annotated[int, Field(ge=2)] = 8  # G
     prompts: Positive = 8  # groups per step
     answer: Answering = "said"  # the read-out that is rewarded
-    rule: Rule = "grammar"
-    temperature: Rate = 1.0
-    clip_low: Rate = 0.2
-    clip_high: Rate = 0.28
+    rule: Rule = "grammar"  # of rollouts: held to the template, or to nothing
+    temperature: Rate = 1.0  # of rollouts
+    clip_low: Rate = 0.2  # epsilon below 1
+    clip_high: Rate = 0.28  # epsilon above 1
     reward: Literal["rank", "ndcg"] | None = None  # what is raised: the best outcome's rank, or the
     # whole list's NDCG with gains; null = ndcg where the lists are a shop's own, else rank
     alpha: Amount = 0.2  # weight of the conditional format reward
@@ -121,10 +121,10 @@ class ConvertConfig(Section):
 
     SILENT: ClassVar[tuple[str, ...]] = ("adapter",)
 
-    block_size: Positive = 64
-    alignment: Literal["same_position", "shifted"] = "same_position"
-    clean_attention: Literal["either", "causal", "block_causal"] = "either"
-    origin: Literal["document", "response"] = "response"
+    block_size: Positive = 64  # tokens per block
+    alignment: Literal["same_position", "shifted"] = "same_position"  # its own token
+    clean_attention: Literal["either", "causal", "block_causal"] = "either"  # either: per row
+    origin: Literal["document", "response"] = "response"  # where blocks are counted from
     adapter: AdapterConfig | None = None  # diffusion lives in it, active at masks only; null = in
     # all weights
 
@@ -135,7 +135,7 @@ class DistillConfig(ShowConfig):
     lists: Count = 4_000  # training and validation lists decoded; 0 = all
     direct: Share = 0.15  # share answered without reasoning
     keep: Literal["valid", "all"] = "valid"  # outputs that train; all only for dry runs
-    batch: Positive = 64
+    batch: Positive = 64  # lists decoded at once
 
 
 class CftConfig(TrainConfig):
@@ -147,8 +147,8 @@ class CftConfig(TrainConfig):
     muon_lr: Rate = 4e-3
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: Positive = 100
-    reasoning_weight: Amount = 1.0
-    answer_weight: Rate = 3.0
+    reasoning_weight: Amount = 1.0  # of masked positions of the reasoning
+    answer_weight: Rate = 3.0  # of strengths and permutation
     ar_weight: Amount = 0.5  # AR loss on the clean half
     fully_masked: Share = 0.2  # share of blocks masked entirely
     draws: Positive = 1  # noise draws per row, which share its clean half
@@ -159,7 +159,7 @@ class CftConfig(TrainConfig):
     displaced: Share = 0.0  # share of those whose permutation shows one candidate out of its order
     settled: Share = 0.0  # share of those whose reasoning stands while the permutation is masked
     hesitate: Share = 0.0  # of their permutation's targets, as far as strengths are masked
-    loss_scale: Literal["uniform", "inverse_t"] = "uniform"
+    loss_scale: Literal["uniform", "inverse_t"] = "uniform"  # by 1 / share masked
     sharpen: Amount = 0.0  # entropy term on correct predictions
 
 
@@ -169,14 +169,14 @@ class OpdConfig(TrainConfig):
     lr: Rate = 2e-5
     warmup: Count = 5
     checkpoint_every: Positive = 10
-    teacher: Literal["ar", "self_careful"] = "ar"
-    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    teacher: Literal["ar", "self_careful"] = "ar"  # or the student, careful
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"  # forward = teacher to student
     positions: Literal["frontier", "all"] = "frontier"  # all: the trap of a causal teacher
     rollouts: Positive = 1  # per prompt
     temperature: Amount = 0.0  # of the student's rollouts; hotter ones blur the targets
     teacher_temperature: Rate = 0.25  # below 1: nearer to its greedy choice; strengths keep 1
-    threshold: Share = 0.2
-    rule: Rule = "grammar"
+    threshold: Share = 0.2  # tau of rollouts
+    rule: Rule = "grammar"  # of rollouts: held to the template, or to nothing
     answer: Answering = "said"  # what is rolled out: to the last strength, or the permutation too
     ar_weight: Amount = 0.2  # keeps the AR head
 
@@ -189,7 +189,7 @@ class BlockRlConfig(RlConfig):
     checkpoint_every: Positive = 5
     prompts: Positive = 4
     micro_rows: Positive = 8
-    threshold: Share = 0.2
+    threshold: Share = 0.2  # tau of rollouts
     clip_high: Rate = 0.2  # symmetric, as in the paper
     objective: Literal["policy", "preference"] = "policy"  # by replay, or between best and worst
     beta: Rate = 0.1  # preference: how far from where it began a bound may move

@@ -96,15 +96,15 @@ class OwnFeature(_Section):
 class ListsConfig(_Section):
     """The shop's own lists (lists.*); they take the retriever's place where `file` is given."""
 
-    file: str | None = None
+    file: str | None = None  # table of lists, one row per candidate; null = the retriever's
     columns: dict[str, str] = {}  # our word -> column of the file
     gains: dict[str, Worth] = {"bought": 1.0}  # outcome column -> worth
-    features: dict[str, OwnFeature] = {}
+    features: dict[str, OwnFeature] = {}  # name -> how a column becomes evidence
     split: Literal["list", "time", "user"] = "list"  # user: each one's last list is a test list
     validation: Cut = 0.1  # share, or a moment (time)
     test: Cut = 0.2  # share, or a moment (time)
-    folds: Annotated[int, Field(ge=2, le=100)] | None = None  # split list: cross-validation, of …
-    fold: Annotated[int, Field(ge=0)] = 0  # … which this fold is the test lists
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None  # split list: how many parts
+    fold: Annotated[int, Field(ge=0)] = 0  # which of them is the test lists
     propensity: Literal["none", "position"] = "none"  # position: what came far down counts more
     point_in_time: bool = False  # evidence from what lies strictly before each list's moment
     max_bad_share: Share = 0.01  # above, the import stops

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from diffgr2.cli import run
 from diffgr2.rerank.bundle import VERDICT, read_verdict
@@ -37,6 +38,12 @@ def test_every_bundle_is_packed_with_its_verdict_in_the_card(run_dir: Path) -> N
         whole = json.loads((run_dir / name / VERDICT).read_text())
         assert f"| {row} |" in card
         assert [one["part"] for one in whole["against"]] == ["floor", "rival", "scorer"]
+        (index,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
+        hit, everybody = index["results"]
+        floor = whole["against"][0]
+        value = hit["metrics"][0]["value"], hit["dataset"]["args"]["n"]
+        assert value == (floor["metrics"]["ndcg@10"]["value"], floor["n"])
+        assert everybody["dataset"]["args"] == {"population": "all", "n": whole["n_lists"]}
 
 
 def test_what_is_worse_is_not_served_and_says_what_to_do(run_dir, tmp_path, capsys) -> None:

@@ -176,9 +176,9 @@ def standing(job: Job, output: Place) -> set[str]:
 class Summary:
     """What became of a batch."""
 
-    rows: int
-    ranked: int
-    set_aside: int
+    rows: int  # of the source
+    ranked: int  # that have a ranking now
+    set_aside: int  # that could not be ranked
     by_worker: Counter[str]  # rows, of every command that worked here
 
 

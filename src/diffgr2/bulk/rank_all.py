@@ -49,11 +49,11 @@ def rank_all(
     per_share: int = 0,
     progress: Progress | None = None,
 ) -> Summary:
-    """See the module's docstring.
+    """Rank all rows of `source` with the bundle `model` into the folder `output`.
 
-    `workers` 0 are as many as there are cores (GPUs, where `gpus` says what share of one each
-    takes); `per_share` 0 is chosen by the number of rows. `form` is one of `FORMATS`: the source's
-    own where it is one, else jsonl.
+    `source` is a file or folder of lists, a URI, or a Ray Dataset. `workers` 0 are as many as there
+    are cores (GPUs, where `gpus` says what share of one each takes); `per_share` 0 is chosen by the
+    number of rows. `form` is one of `FORMATS`: the source's own where it is one, else jsonl.
     """
     if engine not in ENGINES:
         raise ConfigError(f"--engine {engine}: expected {', '.join(ENGINES)}")

@@ -71,7 +71,7 @@ def convert_dir(
         Path, typer.Argument(metavar="SRC", help="A Qwen3-, Qwen2- or Llama-family directory.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New directory.")],
-    block_size: Annotated[int, typer.Option("--block-size", min=1)] = 32,
+    block_size: Annotated[int, typer.Option("--block-size", min=1, help="Tokens per block.")] = 32,
     alignment: Annotated[str, typer.Option("--alignment", help="same_position or shifted.")] = (
         "same_position"
     ),

@@ -19,10 +19,11 @@ from diffgr2.rerank.reranker import Reranker
 class CrossEncoder:
     """A bundle that ranks like a cross-encoder; scores are probabilities within the list."""
 
-    reranker: Reranker
+    reranker: Reranker  # an opened bundle
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> CrossEncoder:
+        """Open a bundle."""
         return cls(Reranker.from_pretrained(directory))
 
     def rank(

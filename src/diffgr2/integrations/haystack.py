@@ -32,21 +32,24 @@ class DiffusionRanker:
         self._reranker: Reranker | None = None
 
     def warm_up(self) -> None:
+        """Open the bundle, once."""
         if self._reranker is None:
             self._reranker = Reranker.from_pretrained(self.model)
 
     def to_dict(self) -> dict[str, Any]:
+        """As a pipeline stores it."""
         return default_to_dict(self, model=self.model, top_k=self.top_k)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DiffusionRanker:
+        """From what `to_dict` made."""
         return default_from_dict(cls, data)
 
     @component.output_types(documents=list[Document])
     def run(
         self, query: str, documents: list[Document], top_k: int | None = None
     ) -> dict[str, list[Document]]:
-        """See the class."""
+        """Rank documents for a query: `user:<id>`, a history as JSON, or words."""
         self.warm_up()
         assert self._reranker is not None
         entries = [entry(document.content or "", document.meta) for document in documents]

@@ -26,13 +26,13 @@ class DiffusionRerank(BaseDocumentCompressor):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    reranker: Reranker
-    top_n: int | None = None
+    reranker: Reranker  # an opened bundle
+    top_n: int | None = None  # how many to return; None = all
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Any = None
     ) -> Sequence[Document]:
-        """See the class."""
+        """Rank documents for a query: `user:<id>`, a history as JSON, or words."""
         entries = [entry(document.page_content, document.metadata) for document in documents]
         result = rank(self.reranker, query, entries, self.top_n)
         if result is None:

@@ -24,7 +24,7 @@ except ImportError:
 class DiffusionRerank(BaseNodePostprocessor):
     """Nodes in the model's order; their scores are made of the rank alone."""
 
-    top_n: int | None = None
+    top_n: int | None = None  # how many to return; None = all
     _reranker: Reranker = PrivateAttr()
 
     def __init__(self, reranker: Reranker, top_n: int | None = None, **options: Any) -> None:
@@ -33,6 +33,7 @@ class DiffusionRerank(BaseNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
+        """What LlamaIndex calls it."""
         return "DiffusionRerank"
 
     def _postprocess_nodes(

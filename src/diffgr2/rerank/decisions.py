@@ -28,10 +28,10 @@ SIDES = {FOR: "for", AGAINST: "against"}
 class Piece:
     """Something that could stand at a place for evidence; without a field: nothing more counts."""
 
-    field: str | None
-    phrase: str
+    field: str | None  # of the evidence
+    phrase: str  # in English
     side: str  # for, against, or nothing
-    probability: float
+    probability: float  # of this piece at this place
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Decision:
     evidence: tuple[tuple[Piece, ...], ...] = ()  # of each place, the most probable first
 
     def as_json(self) -> dict[str, Any]:
+        """As answers over HTTP hold it."""
         return {
             "strengths": [round(chance, DIGITS) for chance in self.strengths],
             "evidence": [

@@ -42,7 +42,7 @@ from diffgr2.rerank.world import SEATS, World
 
 
 class Reranker(World):
-    """See the module's docstring."""
+    """An opened bundle: `rank` for one list, `rank_many` for several at once."""
 
     def __init__(self, directory: Path, *, mapped: bool = False) -> None:
         super().__init__(directory, mapped=mapped)

@@ -26,20 +26,20 @@ class RankResult:
     Where rules moved somebody, they only follow the order; `placed` says who was moved, and why.
     """
 
-    order: tuple[int, ...]
+    order: tuple[int, ...]  # positions in the list that was given
     items: tuple[Any, ...]  # as the caller named them
-    scores: tuple[float, ...]
+    scores: tuple[float, ...]  # falling strictly
     levels: tuple[float | None, ...]  # expected strength of each item, None where none is stated
     sure: float | None  # the first place's; None of a written answer, and where nothing was judged
     valid: bool  # every answer was complete, a written one a permutation, before any repair
     repaired: bool  # some answer was completed by the policy, or in floor order
     fallback: bool  # some answer was of no use: its window kept its floor order
     identity: bool  # the order is the one that came in
-    failures: tuple[str, ...]
+    failures: tuple[str, ...]  # kinds of what written answers lacked
     reasoning: str | None  # plain English or Markdown, where asked for
     raw: tuple[str, ...]  # what the model wrote, window by window
-    trajectories: tuple[Trajectory, ...]
-    decode: dict[str, Any] = field(default_factory=dict)
+    trajectories: tuple[Trajectory, ...]  # how it was written, window by window
+    decode: dict[str, Any] = field(default_factory=dict)  # the settings, tokens and forwards
     decisions: tuple[Decision, ...] | None = None  # of each item, with `decode.details`
     placed: tuple[Moved | None, ...] = ()  # of each item: pinned, boosted, kept or limited
     warnings: tuple[str, ...] = ()  # what of the request was passed over

@@ -79,7 +79,7 @@ class Part:
 
 
 class RankTask:
-    """See the module's docstring."""
+    """One ranking on its way, for callers that decode themselves (`Reranker.prepare` makes it)."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class RankTask:
     # ------------------------------------------------------------------------------ decodes
 
     def pending(self) -> list[tuple[int, DecodeRequest]]:
-        """See the module's docstring."""
+        """The decodes that may begin now, each once and with its number."""
         fresh, self._said = self._said, []
         if self._written and all(part.trajectory is not None for part in self.parts):
             fresh = [self.order[slice(*self._written[-1])]]

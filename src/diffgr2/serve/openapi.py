@@ -20,6 +20,12 @@ from diffgr2.serve.state import Served, State
 
 REFERENCE = "#/components/schemas/{model}"
 
+
+def said(kind: str, description: str) -> dict[str, str]:
+    """A field of this type, and what it holds."""
+    return {"type": kind, "description": description}
+
+
 RESULT = {
     "type": "object",
     "required": ["index", "relevance_score"],
@@ -38,9 +44,9 @@ RESULT = {
             "description": "Why it does not stand where the model alone would put it; kept: where "
             "the list had it, as nothing is known of it",
         },
-        "id": {"type": "string"},
-        "sid": {"type": "string"},
-        "document": {"type": "object", "properties": {"text": {"type": "string"}}},
+        "id": said("string", "The item's own, of items of the catalogue"),
+        "sid": said("string", "Its semantic ID"),
+        "document": said("object", "Its text, with return_documents"),
     },
 }
 PIECE = {
@@ -48,16 +54,16 @@ PIECE = {
     "required": ["field", "phrase", "side", "probability"],
     "properties": {
         "field": {"type": ["string", "null"], "description": "null: nothing more counts"},
-        "phrase": {"type": "string"},
-        "side": {"enum": ["for", "against", ""]},
-        "probability": {"type": "number"},
+        "phrase": said("string", "In English"),
+        "side": {"enum": ["for", "against", ""], "description": "Which way it counts"},
+        "probability": said("number", "Of this piece at this place"),
     },
 }
 DECISION = {
     "type": "object",
     "required": ["index", "strengths", "evidence"],
     "properties": {
-        "index": {"type": "integer"},
+        "index": said("integer", "Position in the documents that came in"),
         "strengths": {
             "type": "array",
             "items": {"type": "number"},
@@ -74,12 +80,13 @@ ANSWER = {
     "type": "object",
     "required": ["id", "results", "ranking"],
     "properties": {
-        "id": {"type": "string"},
-        "model": {"type": "string"},
-        "results": {"type": "array", "items": RESULT},
-        "usage": {"type": "object"},
+        "id": said("string", "The request's: its x-request-id, or one made here"),
+        "model": said("string", "Which bundle ranked"),
+        "results": {"type": "array", "items": RESULT, "description": "Best first"},
+        "usage": said("object", "Tokens that were read and written"),
         "meta": {
             "type": "object",
+            "description": "What else there is to say",
             "properties": {
                 "warnings": {
                     "type": "array",
@@ -90,23 +97,31 @@ ANSWER = {
         },
         "ranking": {
             "type": "object",
+            "description": "How far the order is the model's own",
             "required": ["valid", "repaired", "fallback", "identity"],
             "properties": {
-                **{n: {"type": "boolean"} for n in ("valid", "repaired", "fallback", "identity")},
+                "valid": said("boolean", "Its own answer was whole, before any repair"),
+                "repaired": said("boolean", "It was completed, or put in floor order"),
+                "fallback": said("boolean", "It was of no use: the order as it came"),
+                "identity": said("boolean", "The order is the one that came in"),
                 "sure": {
                     "type": ["number", "null"],
                     "description": "The first place's probability; null of a written answer",
                 },
-                "failures": {"type": "array", "items": {"type": "string"}},
+                "failures": {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "description": "Kinds of what a written answer lacked",
+                },
             },
         },
-        "decode": {"type": "object"},
+        "decode": said("object", "The settings that were used"),
         "decisions": {
             "type": "array",
             "items": DECISION,
             "description": "With decode.details: of each result, in their order",
         },
-        "reasoning": {"type": "string"},
+        "reasoning": said("string", "Why, in English, with return_reasoning"),
     },
 }
 TEI_ANSWER = {
@@ -121,11 +136,15 @@ ERROR = {
     "type": "object",
     "required": ["message", "id", "error"],
     "properties": {
-        "message": {"type": "string"},
-        "detail": {"type": "string"},
-        "id": {"type": "string"},
-        "error": {},
-        "indices": {"type": "array", "items": {"type": "integer"}},
+        "message": said("string", "What is wrong, in one line"),
+        "detail": said("string", "The same, for clients that look there"),
+        "id": said("string", "The request's"),
+        "error": {"description": "The kind of error, in the shape of the client's own service"},
+        "indices": {
+            "type": "array",
+            "items": {"type": "integer"},
+            "description": "Entries of a list that are wrong",
+        },
     },
 }
 BATCH = {
@@ -166,11 +185,15 @@ STORED = {
     "type": "object",
     "required": ["id", "stored", "duplicates", "results"],
     "properties": {
-        "id": {"type": "string"},
+        "id": said("string", "The request's"),
         "stored": {"type": "integer", "description": "Events that are new"},
-        "duplicates": {"type": "integer"},
-        "results": {"type": "array", "items": {"enum": ["stored", "duplicate"]}},
-        "meta": {"type": "object"},
+        "duplicates": said("integer", "Events that were known"),
+        "results": {
+            "type": "array",
+            "items": {"enum": ["stored", "duplicate"]},
+            "description": "Of each event, in their order",
+        },
+        "meta": said("object", "Warnings, where there are any"),
     },
 }
 FAILURES = (400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 500, 503, 504)

@@ -98,13 +98,13 @@ FEATURES = {
 class Document(Lenient):
     """An item as an object: an id, a semantic ID, a title, or words that describe it."""
 
-    id: str | None = None
-    sid: str | None = None
-    title: str | None = None
-    text: str | None = None
-    brand: str | None = None
-    categories: list[str] | None = None
-    description: str | None = None
+    id: str | None = Field(None, description="The catalogue's own id.")
+    sid: str | None = Field(None, description="A semantic ID.")
+    title: str | None = Field(None, description="An exact title of the catalogue, or words.")
+    text: str | None = Field(None, description="Words that describe it.")
+    brand: str | None = Field(None, description="Its brand, if nobody knows the item.")
+    categories: list[str] | None = Field(None, description="Its categories, the widest first.")
+    description: str | None = Field(None, description="More words.")
     features: Annotated[Any, WithJsonSchema(FEATURES)] = None  # read by `rerank.brought`
 
 
@@ -112,7 +112,7 @@ Decode: Any = create_model(
     "Decode",
     __config__=ConfigDict(strict=True, extra="forbid", frozen=True),
     __doc__="How to decode; what is absent follows the recipe's recommendation.",
-    details=(Optional[bool], None),  # noqa: UP045
+    details=(Optional[bool], Field(None, description="Also every decision with its chances.")),  # noqa: UP045
     **{  # type: ignore[call-overload]
         key: (optional(DecodeConfig.model_fields[key]), None)
         for key in DECODE_KEYS
@@ -128,7 +128,7 @@ Where = tuple[int | str, ...]
 class RerankRequest(Lenient):
     """A re-ranking request; `documents` (or TEI's `texts`) come in their present order."""
 
-    model: str | None = None
+    model: str | None = Field(None, description="One of /v1/models; else the first.")
     query: str | dict[str, Any] | list[Any] | None = Field(
         None,
         description="A shopper as `user:<id>`, a history as JSON, or words for what is wanted now.",
@@ -136,16 +136,22 @@ class RerankRequest(Lenient):
     documents: list[Entry] | None = Field(None, description="Candidates, best first.")
     texts: list[str] | None = Field(None, description="The same in TEI's shape.")
     top_n: int | None = Field(None, ge=0, description="How many to return; 0 = all.")
-    return_documents: bool | None = None
-    return_text: bool | None = None
+    return_documents: bool | None = Field(None, description="Whether results hold their documents.")
+    return_text: bool | None = Field(None, description="The same in TEI's word.")
     history: list[Entry] | None = Field(None, description="Items, oldest first.")
-    user_id: str | None = None
+    user_id: str | None = Field(None, description="A shopper of the bundle.")
     scores: list[float] | None = Field(None, description="The retriever's, one per document.")
-    return_reasoning: Literal["markdown"] | bool | None = None
-    reasoning: Literal["on", "off", "auto"] | bool | None = None
-    decode: Optional[Decode] = None  # type: ignore[valid-type]  # noqa: UP045
-    seed: int | None = Field(None, ge=0)
-    stream: bool | None = None
+    return_reasoning: Literal["markdown"] | bool | None = Field(
+        None, description="Whether the answer says why; markdown has bold names."
+    )
+    reasoning: Literal["on", "off", "auto"] | bool | None = Field(
+        None, description="Whether the model writes evidence before strengths."
+    )
+    decode: Optional[Decode] = Field(  # type: ignore[valid-type]  # noqa: UP045
+        None, description="How to decode; what is absent is as recommended."
+    )
+    seed: int | None = Field(None, ge=0, description="Names the random draws, where there are any.")
+    stream: bool | None = Field(None, description="Server-sent events as the ranking is made.")
     strict: bool | None = Field(
         None, description="Unknown items and fields are an error instead of a warning."
     )

@@ -2,8 +2,9 @@
 
 Contract: `scored` are the rows of scorers without a language model, `strongest` the one to beat,
 chosen on selection lists; `verdict_of` reads a row's outputs of the test lists beside them, from
-the directories of stages. So what a bundle carries is what the report says. Not here: the figures
-(`evaluate.verdict`), whether a stage stands (`standing`).
+the directories of stages; `rows_of_verdict` are the report's rows of these. So what a bundle
+carries is what the report says. Not here: the figures (`evaluate.verdict`), whether a stage stands
+(`standing`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from diffgr2.candidates.scorers import KINDS
 from diffgr2.config import Recipe
 from diffgr2.evaluate.baselines import order_from_scores
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
+from diffgr2.evaluate.results import build_report
 from diffgr2.evaluate.verdict import judge
 from diffgr2.pipeline import source_commit
 
@@ -113,4 +115,21 @@ def verdict_of(recipe: Recipe, places: Mapping[str, Path], row: str) -> dict[str
         strongest=not kinds or worth[kinds[0]] > worth[taught_by],
         resamples=recipe.evaluate.bootstrap,
         seed=recipe.seed,
+    )
+
+
+def rows_of_verdict(
+    recipe: Recipe, places: Mapping[str, Path], verdict: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """The report's rows of what a verdict is about, whether or not a report was made."""
+    if verdict is None:
+        return []
+    names = [verdict["row"], *dict.fromkeys(one["row"] for one in verdict["against"])]
+    lists = load_lists(places["candidates"], "test", recipe.candidates.k)
+    systems = [one for one in scored(recipe, places) if one.name in names]
+    systems.append(load_outputs(places[f"score_{names[0]}"], names[0]))
+    resamples, seed = recipe.evaluate.bootstrap, recipe.seed
+    rows = build_report({}, lists, systems, resamples=resamples, seed=seed)["rows"]
+    return sorted(
+        (row for row in rows if row["name"] in names), key=lambda r: names.index(r["name"])
     )
