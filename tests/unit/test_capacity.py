@@ -177,6 +177,46 @@ def test_advice_is_a_change_that_keeps_it_within() -> None:
     assert "a machine with more memory" in forecast.advice(table(), recipe, size, data, 1e9, day)
 
 
+def with_samples(found: Table) -> Table:
+    """The same where a loss over a sample and a search in cells were measured, too."""
+    points = dict(found.points)
+    for part, seconds in (("epoch:sampled", 2e-5), ("candidates:cells", 4e-5)):
+        points[part] = tuple(
+            Point(s, seconds * s["interactions"], 6e8 + 40 * s["interactions"])
+            for s in (sizes_at(n, i) for n, i in GRID)
+        )
+    return replace(found, points=points)
+
+
+def test_a_size_at_which_the_loss_is_over_a_sample_is_planned_with_its_cost() -> None:
+    recipe, small, large = load_recipe("demo"), sizes_at(1e6, 1e4), sizes_at(2e7, 1e6)
+    both = with_samples(table())
+
+    def seconds(found: Table, sizes: dict[str, float], *keys: str) -> dict[str, float]:
+        taken = forecast.costs(found, load_recipe("demo", [*keys]), sizes)
+        return {cost.stage: cost.seconds.value for cost in taken}
+
+    assert seconds(both, small) == seconds(table(), small)
+    assert seconds(both, large, "retriever.loss=full", "retriever.search=exact") == seconds(
+        table(), large
+    )
+    rest = TRUE["retriever:sasrec"][0](2e7, 1e6, 0)
+    wanted = rest + EPOCHS * 2e-5 * 2e7
+    assert seconds(both, large)["retriever"] == pytest.approx(wanted, rel=0.2)
+    assert seconds(both, large)["candidates"] == pytest.approx(EPOCHS * 400 + 800, rel=0.2)
+    assert seconds(both, small, "retriever.loss=sampled")["retriever"] == pytest.approx(
+        TRUE["retriever:sasrec"][0](1e6, 1e4, 0) + EPOCHS * 20, rel=0.1
+    )
+    full = load_recipe("demo", ["retriever.loss=full", "retriever.search=exact"])
+    size = Size(2_500_000, 1_000_000, 20_000_000)
+    broken = [forecast.Break(stage, "time", 0.1) for stage in ("retriever", "candidates")]
+    told = [forecast.advice(both, full, size, one, 64e9, 86_400.0) for one in broken]
+    assert told[0].startswith("--set retriever.loss=sampled keeps it within")
+    ways = "retriever.loss=sampled retriever.search=approximate"
+    assert told[1].startswith(f"--set {ways} keeps it within")
+    assert recipe.retriever.loss == "auto"
+
+
 # ------------------------------------------------------------------------------------------ marks
 
 

@@ -14,6 +14,7 @@ from diffgr2.candidates.sampled import Proposal, RowAdam, chances
 from diffgr2.candidates.sasrec import SasRec
 from diffgr2.candidates.softmax import SampledCrossEntropy
 from diffgr2.config import RetrieverConfig
+from diffgr2.errors import ConfigError
 from diffgr2.types import Histories
 from support.losses import assert_same_loss
 
@@ -91,20 +92,30 @@ def test_chances_add_up_and_follow_popularity(size: int) -> None:
     assert chances(np.zeros(10), 4) == pytest.approx(np.full(10, 0.4))
 
 
-def test_stepping_every_row_is_adam_and_others_stand_still() -> None:
+@pytest.mark.parametrize(("decay", "steps"), [(0.0, 60), (0.1, 60), (2.0, 900)])
+def test_steps_of_some_rows_are_adamw_of_the_whole_table(decay: float, steps: int) -> None:
+    """Rows that are seen always, often, in the beginning alone, late for the first time, never."""
     source = torch.Generator().manual_seed(0)
     table = torch.nn.Parameter(torch.randn(9, 4, generator=source))
-    ours, theirs = table.detach().clone(), torch.optim.AdamW([table], lr=0.01, weight_decay=0.1)
-    rows = RowAdam(ours, 0.01, 0.1)
-    for _ in range(5):
-        table.grad = torch.randn(9, 4, generator=source)
+    ours, theirs = table.detach().clone(), torch.optim.AdamW([table], lr=0.01, weight_decay=decay)
+    rows = RowAdam(ours, 0.01, decay)
+    for step in range(steps):
+        seen = torch.rand(9, generator=source) < torch.arange(9) / 8
+        seen[1], seen[2] = step < 3, step == steps - 20
+        seen[3] = step in (0, steps // 2)
+        seen = seen.nonzero()[:, 0]
+        table.grad = torch.zeros(9, 4)
+        table.grad[seen] = torch.randn(len(seen), 4, generator=source)
+        torch.testing.assert_close(rows.current(seen), table.detach()[seen], rtol=1e-4, atol=1e-5)
         theirs.step()
-        rows.step(torch.arange(9), table.grad)
-    torch.testing.assert_close(ours, table.detach())
-    before = ours.clone()
-    rows.step(torch.tensor([2, 5]), torch.ones(2, 4))
-    changed = (ours != before).any(1)
-    assert changed.nonzero()[:, 0].tolist() == [2, 5]
+        rows.step(seen, table.grad[seen])
+    rows.settle()
+    torch.testing.assert_close(ours, table.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_decay_that_outruns_the_moments_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^retriever.weight_decay: .* at most 0.09"):
+        RowAdam(torch.zeros(2, 2), 0.1, 1.5)
 
 
 def test_a_step_changes_the_rows_that_it_saw_alone() -> None:

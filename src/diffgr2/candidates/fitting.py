@@ -3,10 +3,11 @@
 Contract: `train(histories, ...)` fits on each user's train part and stops early on the validation
 items' NDCG@10. The loss is over all items, or over a sample of them (`samples`: as the recipe says,
 by default where all would take minutes an epoch); with a sample, a step reads and changes the rows
-of the items that it saw alone. Same seed, data and threads give the same bits on CPUs, also when
-training was cut off and continued from `work`. Several processes share each batch and add up their
-gradients: what one process trains, up to the order of sums. Only real (non-padded) positions reach
-the item logits. Not here: the model (`sasrec`) and the losses (`softmax`).
+of the items that it saw alone, and the others follow when they are seen. Same seed, data and
+threads give the same bits on CPUs, also when training was cut off and continued from `work`.
+Several processes share each batch and add up their gradients: what one process trains, up to the
+order of sums. Only real (non-padded) positions reach the item logits. Not here: the
+model (`sasrec`) and the losses (`softmax`).
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ class Training:
             if not np.isfinite(loss):
                 raise NonFiniteError(f"retriever: loss is {loss} in epoch {epoch} step {step}")
             losses.append(loss)
+        if self.rows is not None:
+            self.rows.settle()
         return float(np.mean(losses))
 
     def _step(self, queries: Histories, epoch: int, step: int) -> float:
@@ -124,7 +127,7 @@ class Training:
         items_LT = padded_last(queries, int(length_L.max()), fill).astype(np.int64)
         sample: tuple[Tensor, ...] = ()
         rows_R = None
-        if self.proposal is not None:
+        if self.proposal is not None and self.rows is not None:
             sample_M, weight_M = self.proposal.draw(epoch, step)
             rows, place = np.unique(
                 np.concatenate([items_LT.ravel(), sample_M]), return_inverse=True
@@ -135,7 +138,7 @@ class Training:
             )
             sample = (torch.from_numpy(place_M).to(device), torch.from_numpy(weight_M).to(device))
             rows_R = torch.from_numpy(rows).to(device)
-            table_IC = table_IC.detach()[rows_R].requires_grad_()
+            table_IC = self.rows.current(rows_R).requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)
         mine, loss = self.ranks.share(len(items_LT)), torch.zeros((), device=device)
         if mine.stop > mine.start:

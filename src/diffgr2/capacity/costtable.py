@@ -34,14 +34,17 @@ GROWS: dict[str, dict[str, float]] = {
     "retriever:sasrec": {"interactions": 0.5, "items": 0.5},
     "retriever:itemknn": {"interactions": 1.0, "items": 0.0},
     "epoch:sasrec": {"interactions": 1.0, "items": 1.0},
+    "epoch:sampled": {"interactions": 1.0, "items": 0.0},
     "candidates:sasrec": {"lists": 1.0, "items": 1.0},
+    "candidates:cells": {"lists": 1.0, "items": 0.5},
     "candidates:itemknn": {"lists": 1.0, "items": 1.0},
     "candidates:popularity": {"lists": 1.0, "items": 1.0},
     "evidence": {"shown": 1.0},
 }
 """Parts of stages and the sizes they grow with, by the power that their loops suggest. `shown` is
 lists times candidates of one. A retriever's part is all but its epochs, and so are the candidates':
-each fold trains on its share of the users."""
+each fold trains on its share of the users. `sampled` is SASRec with a loss over a sample, `cells`
+with approximate search."""
 
 MEMORY: dict[str, dict[str, float]] = {
     "data": {"interactions": 1.0},
@@ -49,7 +52,9 @@ MEMORY: dict[str, dict[str, float]] = {
     "retriever:sasrec": {"interactions": 0.5, "items": 0.5},
     "retriever:itemknn": {"interactions": 1.0},
     "epoch:sasrec": {"interactions": 0.5, "items": 0.5},
+    "epoch:sampled": {"interactions": 0.5, "items": 0.5},
     "candidates:sasrec": {"lists": 1.0},
+    "candidates:cells": {"lists": 1.0},
     "candidates:itemknn": {"lists": 1.0},
     "candidates:popularity": {"lists": 1.0},
     "evidence": {"shown": 1.0},
@@ -170,7 +175,7 @@ class Table:
             for what, grows in (("seconds", GROWS), ("peak", MEMORY), ("kept", KEPT)):
                 values = [(p.sizes, getattr(p, what)) for p in points]
                 if part in grows and values and all(value > 0 for _, value in values):
-                    based = (part, what) != ("epoch:sasrec", "seconds")
+                    based = not part.startswith("epoch:") or what != "seconds"
                     found[part, what] = fit(values, grows[part], GRAIN[what], based=based)
         return found
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from diffgr2.candidates.extent import FULL_UP_TO, approximates
 from diffgr2.capacity.costtable import Table
 from diffgr2.config import Recipe
 from diffgr2.stages.effort import EPOCHS, Size
@@ -30,10 +31,14 @@ LARGEST = 1e5
 """Multiple of the data up to which is looked."""
 
 HELPS: dict[tuple[str, What], tuple[str, ...]] = {
-    ("retriever", "time"): ("retriever.kind=itemknn",),
+    ("retriever", "time"): ("retriever.loss=sampled", "retriever.kind=itemknn"),
     ("retriever", "memory"): ("retriever.kind=itemknn",),
     ("candidates", "time"): (
+        "retriever.search=approximate",
+        "retriever.loss=sampled",
+        "retriever.loss=sampled retriever.search=approximate",
         "candidates.prefixes=1",
+        "retriever.loss=sampled retriever.search=approximate candidates.prefixes=1",
         "retriever.kind=itemknn",
         "retriever.kind=itemknn candidates.prefixes=1",
     ),
@@ -112,14 +117,30 @@ def costs(table: Table, recipe: Recipe, sizes: Sizes) -> list[Cost]:
         return _cost(table, part, sizes, not any(key.startswith(f"{section}.") for key in others))
 
     found = [cost("data", "data"), cost("items", "items")]
+    loss, search = ways(table, recipe, sizes)
     trained = cost(f"retriever:{kind}", "retriever")  # popularity is a count, which has none
-    asked = None if own else cost(f"candidates:{kind}", "retriever")
-    epoch = cost(f"epoch:{kind}", "retriever")
+    asked = None if own else cost(f"candidates:{search}", "retriever")
+    epoch = cost(f"epoch:{loss}", "retriever")
     if epoch is not None:
         trained = _with_epochs(trained, epoch, epochs)
         # Each fold trains on the users outside it.
         asked = _with_epochs(asked, epoch, (recipe.candidates.folds - 1) * epochs)
     return _there([*found, trained, asked, cost("evidence", "evidence")])
+
+
+def ways(table: Table, recipe: Recipe, sizes: Sizes) -> tuple[str, str]:
+    """Which parts of the table say what an epoch and the lists take: a loss over a sample and a
+    search in cells have their own, where they were measured."""
+    config, kind = recipe.retriever, recipe.retriever.kind
+    if kind != "sasrec":
+        return kind, kind
+    asked = max(sizes["interactions"] - 3.0 * sizes["users"], 0.0)  # next items of train parts
+    sampled = config.loss == "sampled" or (
+        config.loss == "auto" and asked * sizes["items"] > FULL_UP_TO
+    )
+    loss = "sampled" if sampled and "epoch:sampled" in table.points else kind
+    cells = approximates(round(sizes["items"]), config) and "candidates:cells" in table.points
+    return loss, "cells" if cells else kind
 
 
 def other_keys(table: Table, recipe: Recipe) -> list[str]:

@@ -36,6 +36,14 @@ THOROUGH = ((100_000, 10_000), (300_000, 30_000), (1_000_000, 40_000), (3_000_00
 EPOCHS = (1, 3)
 FOLDS = 2
 
+RETRIEVERS = {
+    "plain": {"kind": "popularity"},  # lists at the least cost
+    "itemknn": {"kind": "itemknn"},
+    "sasrec": {"kind": "sasrec", "loss": "full", "search": "exact"},
+    "sampled": {"kind": "sasrec", "loss": "sampled", "search": "approximate"},
+}
+"""Runs at one size, by what retrieves."""
+
 INDEX = {
     "data": ("histories.safetensors", "items.parquet", "users.parquet"),
     "evidence": ("index.safetensors", "index.json"),
@@ -92,12 +100,12 @@ class Bench:
         sizes = {name: float(facts[name]) for name in ("interactions", "users", "items")}
         self._add("data", sizes, data, place / "plain" / "data")
         self._add("items", sizes, self._stage(place, "plain", "items", paths))
-        keys = recipe_of(paths, "popularity", 1)["candidates"]
+        keys = recipe_of(paths, RETRIEVERS["plain"], 1)["candidates"]
         each = min(keys["prefixes"], sizes["interactions"] / sizes["users"] - 3)
         about = {**sizes, "lists": sizes["users"] * (2 + each)}
         if not self._affords("candidates:popularity", about):  # nothing follows without lists
             return
-        self._stage(place, "plain", "retriever", paths)  # popularity: lists at the least cost
+        self._stage(place, "plain", "retriever", paths)
         lists = self._stage(place, "plain", "candidates", paths)
         kept = read_manifest(place / "plain" / "candidates")["metrics"]
         sizes["lists"] = float(sum(kept[f"{s}_lists"] for s in ("train", "validation", "test")))
@@ -107,8 +115,9 @@ class Bench:
         self._add("evidence", sizes, evidence, place / "plain" / "evidence")
         if self._affords("candidates:itemknn", sizes):
             self._counted(place, paths, sizes)
-        if self._affords("epoch:sasrec", sizes, float(max(EPOCHS))):
-            self._trained(place, paths, sizes)
+        for run, search in (("sasrec", "sasrec"), ("sampled", "cells")):
+            if self._affords(f"epoch:{run}", sizes, float(max(EPOCHS))):
+                self._trained(place, paths, sizes, run, search)
 
     def _counted(self, place: Path, paths: tuple[Path, Path], sizes: dict[str, float]) -> None:
         run = self._beside(place, "itemknn")
@@ -116,20 +125,30 @@ class Bench:
         self._add("retriever:itemknn", sizes, found, run / "retriever")
         self._add("candidates:itemknn", sizes, self._stage(place, "itemknn", "candidates", paths))
 
-    def _trained(self, place: Path, paths: tuple[Path, Path], sizes: dict[str, float]) -> None:
+    def _trained(
+        self,
+        place: Path,
+        paths: tuple[Path, Path],
+        sizes: dict[str, float],
+        name: str,
+        search: str,
+    ) -> None:
         """One epoch and three: the difference is two epochs, the rest is all else."""
-        run, few, many = self._beside(place, "sasrec"), *EPOCHS
-        one = self._stage(place, "sasrec", "retriever", paths, few)
-        lists = self._stage(place, "sasrec", "candidates", paths, few)
-        kept = run / "retriever"
-        more = self._stage(place, f"sasrec-{many}", "retriever", paths, many)
+        run, few, many = self._beside(place, name), *EPOCHS
+        one = self._stage(place, name, "retriever", paths, few)
+        lists = self._stage(place, name, "candidates", paths, few)
+        more = self._stage(place, f"{name}-{many}", "retriever", paths, many)
         epoch = max((more.seconds - one.seconds) / (many - few), 1e-3)
-        rest = max(one.seconds - few * epoch, 1e-3)
+        self._add(f"epoch:{name}", sizes, Used(epoch, more.peak))
+        if name == "sasrec":  # beside its epochs a retriever takes the same whatever its loss
+            rest = max(one.seconds - few * epoch, 1e-3)
+            self._add("retriever:sasrec", sizes, Used(rest, one.peak), run / "retriever")
         # Each fold trains on the users outside it.
         asked = max(lists.seconds - (FOLDS - 1) * few * epoch, 1e-3)
-        self._add("epoch:sasrec", sizes, Used(epoch, more.peak))
-        self._add("retriever:sasrec", sizes, Used(rest, one.peak), kept)
-        self._add("candidates:sasrec", sizes, Used(asked, lists.peak))
+        metrics = read_manifest(run / "candidates")["metrics"]
+        # Few items have no cells that are worth looking into.
+        if metrics["search"] == ("approximate" if search == "cells" else "exact"):
+            self._add(f"candidates:{search}", sizes, Used(asked, lists.peak))
 
     def _affords(self, part: str, sizes: dict[str, float], times: float = 1.0) -> bool:
         """Whether it ends in time, by what the sizes before took."""
@@ -150,9 +169,9 @@ class Bench:
     def _stage(
         self, place: Path, run: str, stage: str, paths: tuple[Path, Path], epochs: int = 1
     ) -> Used:
-        kind = "popularity" if run == "plain" else run.partition("-")[0]
+        retriever = RETRIEVERS[run.partition("-")[0]]
         recipe = place / f"{run}.yaml"
-        recipe.write_text(yaml.safe_dump(recipe_of(paths, kind, epochs)), encoding="utf-8")
+        recipe.write_text(yaml.safe_dump(recipe_of(paths, retriever, epochs)), encoding="utf-8")
         words = ["data", "run"] if stage == "data" else [stage]
         command = [sys.executable, "-m", "diffgr2.cli", *words, str(recipe)]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -171,7 +190,7 @@ class Bench:
         )
 
 
-def recipe_of(paths: tuple[Path, Path], kind: str, epochs: int) -> dict[str, Any]:
+def recipe_of(paths: tuple[Path, Path], retriever: dict[str, str], epochs: int) -> dict[str, Any]:
     """What is measured: the defaults of a recipe, on one thread."""
     return {
         "name": "costs",
@@ -183,16 +202,15 @@ def recipe_of(paths: tuple[Path, Path], kind: str, epochs: int) -> dict[str, Any
             "columns": {"user": "user", "item": "item", "timestamp": "timestamp"},
         },
         "items": {"min_unique": 0.0},
-        "retriever": {"kind": kind, "epochs": epochs, "patience": epochs, "dim": 64},
+        "retriever": {**retriever, "epochs": epochs, "patience": epochs, "dim": 64},
         "candidates": {"k": 10, "k_max": 20, "folds": FOLDS, "prefixes": 4},
     }
 
 
 def keys_of() -> dict[str, dict[str, Any]]:
     """The keys of what is measured on which costs depend, beside those that are counted with."""
-    recipe = validate(recipe_of((Path("a"), Path("b")), "sasrec", 1), "costs").model_dump(
-        mode="json"
-    )
+    plain = recipe_of((Path("a"), Path("b")), {"kind": "sasrec"}, 1)
+    recipe = validate(plain, "costs").model_dump(mode="json")
     return {name: {key: recipe[name][key] for key in keys} for name, keys in MATTER.items()}
 
 

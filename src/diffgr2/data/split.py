@@ -20,9 +20,10 @@ import polars as pl
 
 from diffgr2.config import DataConfig
 from diffgr2.data.gather import ItemText, RawData
+from diffgr2.data.shuffles import shuffled
 from diffgr2.data.store import Dataset
 from diffgr2.errors import DataError
-from diffgr2.streams import generator, permutation
+from diffgr2.streams import permutation
 from diffgr2.types import Catalogue, Histories
 
 USERS = 1 << 16  # whose ids are texts at a time
@@ -92,16 +93,9 @@ def ordered(events: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
         return events[np.lexsort((position_N, time_N, user_N))]
     # Before the shuffle ties stand by item id, so the result does not depend on the file's order.
     events = events[np.lexsort((position_N, item_N, time_N, user_N))]
-    order, spans_S2 = np.arange(len(events)), tie_spans(events)
-    user_S = events["user"][spans_S2[:, 0]]
-    users = user_S.cast(pl.String).to_list()
-    stream, current = None, None
-    for user, (start, end) in zip(users, spans_S2.tolist(), strict=True):
-        if stream is None or user != current:
-            current = user
-            stream = generator(config.tie_seed, "data", "ties", user)
-        order[start:end] = order[start:end][stream.permutation(end - start)]
-    return events[order]
+    spans_S2 = tie_spans(events)
+    users = events["user"][spans_S2[:, 0]].cast(pl.String).to_list()
+    return events[shuffled(len(events), spans_S2, users, config.tie_seed, "data", "ties")]
 
 
 def build(raw: RawData, config: DataConfig, seed: int, report: dict[str, Any]) -> Dataset:

@@ -129,6 +129,7 @@ def notes(found: Standing, report: dict[str, Any]) -> str:
             "order, so the row `floor` over all users is the retriever itself up to rank "
             f"{k}. Its own evaluation over the whole catalogue: R@10 "
             f"{number(about.get('test_r@10'))}, NDCG@10 {number(about['test_ndcg@10'])}."
+            + searched_told(about)
         )
     lines += own_notes(found) or tie_notes(report)
     lines += [
@@ -156,6 +157,18 @@ def notes(found: Standing, report: dict[str, Any]) -> str:
         title = "## Speed, decoders taking turns in one run"
         lines += ["", title, "", timings_table(report["speed"])]
     return "\n".join(lines) + "\n"
+
+
+def searched_told(about: dict[str, Any]) -> str:
+    """What lists of an approximate search lack, nothing of an exact one."""
+    if about.get("search") != "approximate":
+        return ""
+    name = next(key for key in about if key.startswith("search_recall@"))
+    return (
+        f" Lists are searched for in {about['search_probes']:,} of {about['search_cells']:,} parts "
+        f"of the catalogue, where {about[name]:.2%} of the exact best {name.partition('@')[2]} "
+        "are, by queries that did not choose how many."
+    )
 
 
 def rival_told(rival: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 Reads data; writes model.safetensors and config.json. Its metrics hold R@10 and NDCG@10 over all
 users (of many a random choice) for validation (which stops the training early) and test (which
-decides nothing), and whether the loss was over all items or a sample. Where the
+decides nothing), whether the loss was over all items or a sample, and where lists are searched for
+approximately, what share of the exact ten best that finds (`search_recall@10`). Where the
 lists are a shop's own, it only ranks requests that come without scores: it learns from all that
 their split allows to know, and where nothing was bought it is the popularity of what came of the
 lists that train. Run: `diffgr2 retriever RECIPE`.
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from diffgr2.candidates import kinds
-from diffgr2.candidates.extent import large
+from diffgr2.candidates.extent import approximates, large
 from diffgr2.candidates.own_split import TRAIN
 from diffgr2.candidates.ranks import Ranks
 from diffgr2.candidates.retrieval import evaluate, prefixes
+from diffgr2.candidates.search import searched
 from diffgr2.config import RetrieverConfig
 from diffgr2.data.own_store import OwnLists
 from diffgr2.data.store import read_dataset
@@ -80,6 +82,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
             queries = prefixes(histories, asked, end_L)
             scores = evaluate(model, queries, target_L, ranks=ranks)
             metrics |= {f"{split}_{name}": value for name, value in scores.items()}
+        if approximates(histories.n_items, config):
+            asking = key_of(ctx.seed, "candidates")  # as the lists will be
+            metrics |= searched(model, histories, config, asking, ctx.progress.line)[1]
         return metrics
 
     return together(large(histories, config), work)
