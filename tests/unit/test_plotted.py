@@ -157,6 +157,7 @@ def test_probed_lengths_are_bins_of_one_length_and_the_scorecard_a_rival_only_if
 
 def test_a_running_mean_is_centred_and_cut_at_its_ends() -> None:
     assert smoothed(np.arange(5.0)).tolist() == [0, 1, 2, 3, 4], "few steps stay as they are"
+    assert smoothed(np.arange(8.0)).tolist() == [0.5, 1, 2, 3, 4, 5, 6, 6.5]
     value_S = np.zeros(40)
     value_S[20] = 5.0
     assert smoothed(value_S, 10).tolist() == [0] * 18 + [1.0] * 5 + [0] * 17

@@ -24,8 +24,8 @@ from diffgr2.evaluate.plots import (
     states,
 )
 
-RIVALS = ("evidence", "evidence_mlp", "tutor", "lambdamart")
-RIVAL_MARKS = "PshX"
+RIVALS = ("evidence", "tutor", "lambdamart")
+RIVAL_MARKS = "PhX"
 OURS = ("ar_direct", "block_direct", "ar", "cft_opd_rl", "verify", "student_ar")
 TIMES = ("ms_per_list", "low_ms", "high_ms")
 
@@ -107,8 +107,8 @@ def _row(ax: Axes, row: Mapping[str, Any], metric: str) -> None:
         return
     if name == "floor" or "ms_per_list" not in row:
         ax.axhline(value, color=GREY, ls=":", lw=1.2)
-        place = ax.get_yaxis_transform()
-        ax.text(0.99, value, name, transform=place, ha="right", va="bottom", fontsize=8.5)
+        look = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+        ax.text(0.99, value, name, fontsize=8.5, **look)
         return
     look, x = _look(name), row["ms_per_list"]
     line = {"color": look["color"], "lw": 1.4, "solid_capstyle": "round"}
