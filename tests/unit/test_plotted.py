@@ -9,7 +9,7 @@ from test_evaluate_report import first, lists_with_hits
 from diffgr2.evaluate.answer_plot import answer_figure, answers
 from diffgr2.evaluate.curves import curve_of, smoothed, training_curves
 from diffgr2.evaluate.outputs import SystemOutputs
-from diffgr2.evaluate.pace_plot import quality_speed, timed_points, view_points
+from diffgr2.evaluate.pace_plot import quality_speed, room, timed_points, view_points
 from diffgr2.evaluate.plots import captioned, save_figure
 from diffgr2.evaluate.slices import bin_told, bins_of, by_lengths, sliced, slices_figure
 from diffgr2.evaluate.verdict import DECIDES
@@ -106,6 +106,18 @@ def test_time_has_a_lower_row_with_every_view_count_where_batches_are_timed() ->
     assert len(figure.axes) == 4
     assert {"1", "3"} <= {text.get_text() for text in figure.axes[2].texts}
     assert "40 of these lists" in str(figure.get_label())
+
+
+def test_what_was_timed_sets_the_scale_and_the_floor_off_it_is_told_in_words() -> None:
+    timed = timed_points(ROWS, TIMES, 1)
+    low, high = room([*timed, ROWS[0]], "r@1")
+    assert (low, high) == (pytest.approx(0.08), pytest.approx(0.32))
+    far = report_row("floor", 0.02)
+    left, _ = quality_speed([far, *timed]).axes
+    assert left.get_ylim() == pytest.approx((low, high))
+    assert "floor 0.020, below ↓" in [text.get_text() for text in left.texts]
+    near, _ = quality_speed([report_row("floor", 0.15), *timed]).axes
+    assert [text.get_text() for text in near.texts] == ["floor"]
 
 
 # ---------------------------------------------------------------------------------------- slices

@@ -88,5 +88,6 @@ def training_curves(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
         if len(curve.step_S) == 1:
             ax.set_xticks(curve.step_S)
     steps = sum(len(curve.value_S) for curve in found.values())
-    facts = "thin: every step, thick: mean of a tenth of them around, of three at least; valid: rollouts at last"
+    facts = "thin: every step, thick: mean of a tenth of them around, of three at least"
+    facts += "; valid: rollouts at last"
     return states(figure, f"n = {steps:,} steps on training lists, none of validation", facts)
