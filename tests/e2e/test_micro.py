@@ -122,6 +122,7 @@ def test_a_changed_key_runs_exactly_its_dependents(root: Path, tmp_path: Path) -
 
 def test_report_has_the_documented_shape(report: dict[str, Any], root: Path) -> None:
     parts = {"seed", "rows", "speed", "pace", "retriever", "rival", "verdict", "probes"}
+    parts |= {"closing", "slices"}
     assert set(report) == META | parts
     assert report["recipe"] == "micro"
     assert report["command"] == "diffgr2 run micro"
@@ -209,7 +210,7 @@ def test_report_files_are_there_and_figures_are_pictures(
     folder = root / "report"
     figures = {
         *("stages", "validity", "coherence", "frontier_tpf", "frontier_speedup"),
-        "quality_speed",
+        *("answer", "quality_speed", "slices"),
         *("throughput", "training"),
         *("trajectory", "rank_moves", "semantic_ids"),
         *("lengths", "views", "reliability"),
@@ -231,6 +232,13 @@ def test_run_report_and_bundle_say_the_same_verdict(root: Path, report: dict[str
     verdict = report["verdict"]
     assert (verdict["row"], verdict["taught"]) == ("cft_opd_rl", True)
     assert [one["part"] for one in verdict["against"]] == ["floor", "rival", "scorer"]
+    cut = report["slices"]
+    assert (cut["row"], cut["metric"], cut["rival"]) == (
+        *("cft_opd_rl", "ndcg@10"),
+        report["rival"]["row"],
+    )
+    assert cut["by"].keys() == {"length", "history", "popularity"}
+    assert sum(entry["n"] for entry in cut["by"]["history"]) == verdict["n"]
     rows = {row["name"]: row for row in rows_of(report, "hit")}
     for one in verdict["against"]:
         entry = one["metrics"]["ndcg@10"]
@@ -239,8 +247,9 @@ def test_run_report_and_bundle_say_the_same_verdict(root: Path, report: dict[str
     for part in ("floor", "rival") if verdict["strongest"] else ("floor",):
         (one,) = (one for one in verdict["against"] if one["part"] == part)
         assert one["metrics"]["ndcg@10"]["ci"] == rows["cft_opd_rl"][f"vs_{part}"]["ndcg@10"]
-    assert (root / "said.txt").read_text().splitlines()[-3:] == verdict["lines"]
-    assert cli("run", "micro", "--runs", str(root)).stdout.splitlines()[-3:] == verdict["lines"]
+    assert len(report["closing"]) == 3
+    assert (root / "said.txt").read_text().splitlines()[-3:] == report["closing"]
+    assert cli("run", "micro", "--runs", str(root)).stdout.splitlines()[-3:] == report["closing"]
     assert json.loads((root / "bundle" / "verdict.json").read_text()) == verdict
     head = (root / "report" / "report.md").read_text().split("## Hit users")[0]
     card = (root / "bundle" / "README.md").read_text()
