@@ -58,7 +58,7 @@ function row(result, place, shown, decision, words) {
   } else if (result.placed) text.append(make("p", { class: "why", text: why[result.placed] }));
   const chance = (100 * result.relevance_score).toFixed(1) + " %";
   const side = make("div", { class: "side" }, make("p", { class: "chance" },
-    make("b", { text: chance }), " ", make("span", { text: "that it is the one" })));
+    make("b", { text: chance }), " ", make("span", { text: "chance to be the one" })));
   if (pieces.length) {
     side.append(make("ul", { class: "evidence", "aria-label": "Evidence that it cites" },
       ...pieces.map((piece) => evidence(
