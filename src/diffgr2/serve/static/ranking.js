@@ -39,7 +39,7 @@ function evidence(said, field, side, piece, levels) {
 }
 
 const why = {
-  kept: "kept where the list had it: nothing is known of it", pinned: "placed by a rule",
+  kept: "kept where the list had it", pinned: "placed by a rule",
   boosted: "moved by a rule", limited: "moved back by a rule",
 };
 
