@@ -1,13 +1,15 @@
 """A golden bundle: a tiny recipe trained by some version of the source, and how that version ranks.
 
-    python tools/golden.py 5                   # by this checkout
-    python tools/golden.py 1 --source ../old   # by a checkout of an earlier version
+    python tools/golden.py 5                               # by this checkout
+    python tools/golden.py 2 --source ../a3feee4           # by a checkout of an earlier version
+    python tools/golden.py 1 --source ../a5508df --unanswered
+    (3: d5e36de, 4: df6d318, 5-early: 769685d)
 
-Contract: writes tests/golden/format-N.tar.xz (the bundle, as its version packed it) and
-format-N.json (requests, and what that version answers; nothing of a version that knows no read-out
-to compare). The version works in processes of its own, in a directory that is thrown away. What
-the tests do with them stands in tests/e2e/test_golden.py. Not here: reading older formats
-(`stages.upgrade`).
+Contract: writes tests/golden/format-NAME.tar.xz (the bundle, as its version packed it) and, unless
+nobody can ask that version any more, format-NAME.json (requests, and what that version answers).
+NAME begins with the number of the format. The version works in processes of its own, in a directory
+that is thrown away. Not here: what the tests do with them (tests/oracle/test_golden_oracle.py),
+reading older formats (`stages.upgrade`).
 """
 
 from __future__ import annotations
@@ -105,16 +107,20 @@ def packed(bundle: Path) -> bytes:
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description="A golden bundle of a format.")
-    parser.add_argument("format", type=int)
-    parser.add_argument("--source", type=Path, default=ROOT, help="checkout that makes it")
-    parser.add_argument("--unanswered", action="store_true", help="the bundle alone")
+    parser.add_argument("name", help="the format's number, and -WORD where it has several goldens")
+    parser.add_argument("--source", type=Path, default=ROOT, help="the checkout that makes it")
+    parser.add_argument(
+        "--unanswered",
+        action="store_true",
+        help="the bundle alone, for a version that is not to be compared",
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         bundle = trained(given.source, Path(work))
         found = json.loads((bundle / "diffgr2.json").read_text())["format"]
-        if found != given.format:
+        if str(found) != given.name.partition("-")[0]:
             raise SystemExit(f"{given.source}: packs format {found}")
-        place = GOLDEN / f"format-{found}"
+        place = GOLDEN / f"format-{given.name}"
         if not given.unanswered:
             answers = json.loads(_by(given.source, Path(work), ["-c", ANSWERS, str(bundle)]))
             place.with_suffix(".json").write_text(json.dumps(answers, indent=1) + "\n")

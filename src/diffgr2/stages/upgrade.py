@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +82,15 @@ def upgrade(bundle: Path, out: Path | None = None) -> Path:
 
 def _older(directory: Path) -> dict[str, dict[str, Any]]:
     """The listed files of a bundle that can be lifted; what cannot says what to do instead."""
-    path, files = directory / NOTE, listed_files(directory)
+    path = directory / NOTE
     note = read_strict(path)
     if format_of(note) not in UPGRADED:
         check_format(path, note)
-        raise OtherError(f"{path}: a bundle of format {format_of(note)} already")
-    return files
+        files = listed_files(directory)
+        if has_all_tokens(directory):
+            raise OtherError(f"{path}: a bundle of format {format_of(note)} already")
+        return files
+    return listed_files(directory)
 
 
 def _lift(old: Path, new: Path) -> None:
@@ -97,8 +99,10 @@ def _lift(old: Path, new: Path) -> None:
     for name in listed_files(old):
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(old / name, new / name)
-    for step in chain(*STEPS[found["format"] - UPGRADED.start :]):
+    for step in STEPS[found["format"] - UPGRADED.start :]:
         step(new)
+    if not has_all_tokens(new):
+        tokens_of_the_missing(new)
     recipe = validate(found["recipe"], str(old / NOTE)).model_dump(include=set(SECTIONS))
     fields = read_fields(new / "evidence")
     recipe["evidence"]["fields"] = [field.name for field in fields if field.counted]
@@ -132,8 +136,16 @@ def counts_that_are_read(bundle: Path) -> None:
     save_arrays(path, **arrays)
 
 
+def has_all_tokens(bundle: Path) -> bool:
+    """Whether what is missing has tokens of its own, which the first bundles of 5 did without."""
+    spec = read_strict(bundle / "vocabulary.json")
+    return isinstance(spec, dict) and (
+        bool(spec.get("words")) or "missing" in spec.get("bases", ())
+    )
+
+
 def tokens_of_the_missing(bundle: Path) -> None:
-    """4 to 5: what is missing had no tokens of its own. No prompt of such a model has them now."""
+    """Tokens for what is missing; no prompt of a model that was trained without has them now."""
     spec = read_json(bundle / "vocabulary.json")
     tokenizer, start = Tokenizer.from_file(str(bundle / "tokenizer.json")), spec["size"]
     tokenizer.add_special_tokens(
@@ -162,9 +174,9 @@ def _grow(bundle: Path, size: int, mask_id: int) -> None:
     write_json(bundle / "config.json", {**config, "vocab_size": config["vocab_size"] + more})
 
 
-STEPS: tuple[tuple[Callable[[Path], None], ...], ...] = (
-    (data_as_arrays,),
-    (fields_with_kinds,),
-    (counts_that_are_read, tokens_of_the_missing),
+STEPS: tuple[Callable[[Path], None], ...] = (
+    data_as_arrays,
+    fields_with_kinds,
+    counts_that_are_read,
 )
 """From each of `UPGRADED` to the next."""

@@ -1,0 +1,114 @@
+"""Names that others build on: how they are collected, and the lists that hold them.
+
+`DIFFGR2_NAMES=grow pytest tests/contract/test_names.py` adds names that are new to the lists; no
+command takes any away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+
+import diffgr2
+from diffgr2 import errors
+from diffgr2.config import Recipe
+
+LISTS = Path(__file__).parents[1] / "golden" / "names"
+
+
+def gone(which: str, there: Iterable[str]) -> list[str]:
+    """Names of a list that are no longer there."""
+    path, now = LISTS / f"{which}.txt", {*there}
+    promised = {*path.read_text(encoding="utf-8").splitlines()} if path.exists() else set[str]()
+    if os.environ.get("DIFFGR2_NAMES") == "grow":
+        path.write_text("".join(f"{name}\n" for name in sorted(promised | now)), encoding="utf-8")
+    return sorted(promised - now)
+
+
+def fields_of(value: Any, at: str = "") -> Iterator[str]:
+    """Where values stand in a JSON document; entries of a list are alike."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from fields_of(inner, f"{at}.{key}" if at else key)
+    elif isinstance(value, list) and value:
+        for inner in value:
+            yield from fields_of(inner, f"{at}[]")
+    else:
+        yield at
+
+
+def recipe_keys(model: type[BaseModel] = Recipe, above: str = "") -> Iterator[str]:
+    """Every key of a recipe, dotted."""
+    for key, field in model.model_fields.items():
+        inner = field.annotation
+        kinds = [inner, *getattr(inner, "__args__", ())]
+        sections = [
+            kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if not sections:
+            yield f"{above}{key}"
+        for section in sections:
+            yield from recipe_keys(section, f"{above}{key}.")
+
+
+def python_names() -> Iterator[str]:
+    """What `diffgr2` exports: functions and methods with their parameters, fields; exit codes."""
+    for name in diffgr2.__all__:
+        thing = getattr(diffgr2, name)
+        yield name
+        if dataclasses.is_dataclass(thing):
+            yield from (f"{name}.{field.name}" for field in dataclasses.fields(thing))
+        if not isinstance(thing, type):
+            continue
+        for key, member in inspect.getmembers_static(thing):
+            if key.startswith("_"):
+                continue
+            call = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+            if not inspect.isfunction(call):
+                continue
+            yield f"{name}.{key}"
+            for parameter in inspect.signature(call).parameters:
+                if parameter not in ("self", "cls"):
+                    yield f"{name}.{key}({parameter})"
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and issubclass(kind, errors.Diffgr2Error):
+            yield f"{name}: exit code {kind.exit_code}"
+
+
+def verbs(app: typer.Typer) -> Iterator[str]:
+    """Every verb, and its arguments and options."""
+
+    def walk(command: Any, path: str) -> Iterator[str]:
+        for parameter in command.params:
+            options = [*parameter.opts, *parameter.secondary_opts]
+            argument = parameter.param_type_name == "argument"
+            for option in [parameter.name.upper()] if argument else options:
+                yield f"{path} {option}".strip()
+        for name, inner in getattr(command, "commands", {}).items():
+            yield f"{path} {name}".strip()
+            yield from walk(inner, f"{path} {name}".strip())
+
+    yield from walk(typer.main.get_command(app), "")
+
+
+def http_names(client: Any, requests: dict[str, tuple[str, Any]]) -> Iterator[str]:
+    """Paths and fields of requests that the server describes, and fields that it answers with."""
+    described = client.get("/openapi.json").json()
+    for path, methods in described["paths"].items():
+        yield from (f"{method.upper()} {path}" for method in methods)
+    for model, schema in described["components"]["schemas"].items():
+        yield from (f"{model}.{field}" for field in schema.get("properties", {}))
+    for name, (path, body) in requests.items():
+        answer = client.get(path) if body is None else client.post(path, json=body)
+        lines = answer.text.splitlines() if "ndjson" in answer.headers["content-type"] else []
+        read = [json.loads(line) for line in lines] or [answer.json()]
+        for value in read:
+            yield from (f"{name} -> {field}" for field in fields_of(value))
