@@ -60,19 +60,32 @@ import json, sys
 from diffgr2.rerank.reranker import Reranker
 one = Reranker.from_pretrained(sys.argv[1])
 ids, users = one.catalogue.raw_ids, one.raw_users
-requests = [
-    {"history": ids[:3], "candidates": ids[10:14]},
-    {"history": ids[20:22], "candidates": ids[30:33], "decode": {"decoder": "ar"}},
-    {"history": ids[5:9], "candidates": ids[40:52]},
-    {"history": None, "user": users[4], "candidates": ids[52:57], "decode": {"decoder": "verify"}},
-    {"history": [], "candidates": [ids[3], {"title": "a title that nobody has"}, ids[8]]},
-]
-found = [one.rank(**request) for request in requests]
-answers = [
-    {"request": q, "order": a.order, "scores": a.scores, "levels": a.levels}
-    for q, a in zip(requests, found)
-]
-json.dump(answers, sys.stdout, default=list)
+
+def kinds(n):
+    some = lambda start, count: [ids[(start + 7 * n + i) % len(ids)] for i in range(count)]
+    yield {"history": some(0, 3), "candidates": some(10, 4)}
+    yield {"history": some(20, 2), "candidates": some(30, 3), "decode": {"decoder": "ar"}}
+    yield {"history": some(5, 4), "candidates": some(40, 9)}
+    verify = {"decoder": "verify"}
+    yield {"history": None, "user": users[n], "candidates": some(52, 5), "decode": verify}
+    new = {"title": "a title that nobody has"}
+    yield {"history": some(1, 1), "candidates": [some(3, 1)[0], new, some(8, 1)[0]]}
+
+def margin(answer):
+    levels = [level for level in answer.levels if level is not None]
+    moved = list(answer.order) != sorted(answer.order)
+    return moved, min((a - b for a, b in zip(levels, levels[1:])), default=0.0)
+
+found = []
+for asked in zip(*map(kinds, range(30))):  # of each kind the one whose order is the surest
+    pairs = [(request, one.rank(**request)) for request in asked]
+    request, answer = max(pairs, key=lambda pair: margin(pair[1]))
+    print(margin(answer), file=sys.stderr)
+    found.append({
+        "request": request, "order": answer.order,
+        "scores": answer.scores, "levels": answer.levels,
+    })
+json.dump(found, sys.stdout, default=list)
 """
 
 
@@ -108,6 +121,7 @@ def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description="A golden bundle of a format.")
     parser.add_argument("name", help="the format's number, and -WORD where it has several goldens")
+    parser.add_argument("--ask", action="store_true", help="ask anew about the bundle there is")
     parser.add_argument("--source", type=Path, default=ROOT, help="the checkout that makes it")
     parser.add_argument(
         "--unanswered",
@@ -115,17 +129,24 @@ def main() -> None:
         help="the bundle alone, for a version that is not to be compared",
     )
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work:
-        bundle = trained(given.source, Path(work))
-        found = json.loads((bundle / "diffgr2.json").read_text())["format"]
-        if str(found) != given.name.partition("-")[0]:
-            raise SystemExit(f"{given.source}: packs format {found}")
-        place = GOLDEN / f"format-{given.name}"
+    archive = GOLDEN / f"format-{given.name}.tar.xz"
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        if given.ask:
+            with tarfile.open(archive) as packed_one:
+                packed_one.extractall(work, filter="data")
+            bundle = work / "bundle"
+        else:
+            bundle = trained(given.source, work)
+            found = json.loads((bundle / "diffgr2.json").read_text())["format"]
+            if str(found) != given.name.partition("-")[0]:
+                raise SystemExit(f"{given.source}: packs format {found}")
+            archive.write_bytes(packed(bundle))
         if not given.unanswered:
-            answers = json.loads(_by(given.source, Path(work), ["-c", ANSWERS, str(bundle)]))
-            place.with_suffix(".json").write_text(json.dumps(answers, indent=1) + "\n")
-        place.with_suffix(".tar.xz").write_bytes(packed(bundle))
-        print(f"{place}.tar.xz: {place.with_suffix('.tar.xz').stat().st_size:,} bytes")
+            answers = json.loads(_by(given.source, work, ["-c", ANSWERS, str(bundle)]))
+            text = json.dumps(answers, indent=1) + "\n"
+            (GOLDEN / f"format-{given.name}.json").write_text(text)
+    print(f"{archive}: {archive.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

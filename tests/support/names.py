@@ -42,7 +42,7 @@ def fields_of(value: Any, at: str = "") -> Iterator[str]:
         for inner in value:
             yield from fields_of(inner, f"{at}[]")
     else:
-        yield at
+        yield at.removesuffix("[]")
 
 
 def recipe_keys(model: type[BaseModel] = Recipe, above: str = "") -> Iterator[str]:
@@ -68,16 +68,16 @@ def python_names() -> Iterator[str]:
             yield from (f"{name}.{field.name}" for field in dataclasses.fields(thing))
         if not isinstance(thing, type):
             continue
-        for key, member in inspect.getmembers_static(thing):
+        for key, member in vars(thing).items():
             if key.startswith("_"):
                 continue
-            call = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+            call = member.__func__ if isinstance(member, classmethod) else member
             if not inspect.isfunction(call):
                 continue
-            yield f"{name}.{key}"
-            for parameter in inspect.signature(call).parameters:
-                if parameter not in ("self", "cls"):
-                    yield f"{name}.{key}({parameter})"
+            given = [*inspect.signature(call).parameters.values()][1:]  # behind self or cls
+            yield from (f"{name}.{key}({one.name})" for one in given)
+            needed = [one.name for one in given if one.default is one.empty]
+            yield f"{name}.{key}: needs {', '.join(needed) or 'nothing'}"
     for name, kind in vars(errors).items():
         if isinstance(kind, type) and issubclass(kind, errors.Diffgr2Error):
             yield f"{name}: exit code {kind.exit_code}"
@@ -92,8 +92,9 @@ def verbs(app: typer.Typer) -> Iterator[str]:
             argument = parameter.param_type_name == "argument"
             for option in [parameter.name.upper()] if argument else options:
                 yield f"{path} {option}".strip()
+        needed = sorted(str(one.name) for one in command.params if one.required)
+        yield f"{path}: needs {', '.join(needed) or 'nothing'}"
         for name, inner in getattr(command, "commands", {}).items():
-            yield f"{path} {name}".strip()
             yield from walk(inner, f"{path} {name}".strip())
 
     yield from walk(typer.main.get_command(app), "")
@@ -105,7 +106,10 @@ def http_names(client: Any, requests: dict[str, tuple[str, Any]]) -> Iterator[st
     for path, methods in described["paths"].items():
         yield from (f"{method.upper()} {path}" for method in methods)
     for model, schema in described["components"]["schemas"].items():
-        yield from (f"{model}.{field}" for field in schema.get("properties", {}))
+        for field in schema.get("properties", {}):
+            yield f"{model}.{field}"
+            if field not in schema.get("required", ()):
+                yield f"{model}.{field}: may be left out"
     for name, (path, body) in requests.items():
         answer = client.get(path) if body is None else client.post(path, json=body)
         lines = answer.text.splitlines() if "ndjson" in answer.headers["content-type"] else []
