@@ -56,7 +56,7 @@ class Standing:
         if not {"data", "candidates"} <= stages:
             named = named or runner.recipe.name
             told = f"no candidate lists stand for recipe {runner.recipe.name}"
-            mend = f"diffgr2 status says why; run: diffgr2 candidates {named}"
+            mend = f"run: diffgr2 candidates {named}"
             if {states["data"], states["candidates"]} <= {STANDS, OUTDATED}:
                 told = "its candidate lists are those of another version, recipe or file"
                 mend = f"what differs: diffgr2 status {runner.root}"
