@@ -8,13 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from diffgr2.artifacts import read_json
 from diffgr2.cli import run
 from diffgr2.errors import ArtifactError
 from diffgr2.rerank.bundle import FORMAT, NOTE, UPGRADED
+from diffgr2.rerank.parts import check_config
 from diffgr2.rerank.reranker import Reranker
-from diffgr2.stages.upgrade import upgrade
+from diffgr2.stages.upgrade import ROWS, grow, upgrade
 from support.goldens import ANSWERED, GOLDEN, NAMES, answers, unpacked
 
 LARGEST = 300_000  # bytes of an archive
@@ -83,3 +85,19 @@ def test_a_bundle_of_this_format_needs_no_upgrade(tmp_path: Path, capsys) -> Non
     bundle = unpacked(f"format-{FORMAT}", tmp_path)
     assert run(["upgrade", str(bundle)]) == 3
     assert f"a bundle of format {FORMAT} already" in capsys.readouterr().err
+
+
+def test_rows_for_more_tokens_are_like_the_masks(tmp_path: Path) -> None:
+    bundle = unpacked(f"format-{FORMAT}", tmp_path)
+    (known,) = (load_file(path) for path in bundle.glob("*.safetensors"))
+    size, mask_id = read_json(bundle / "config.json")["vocab_size"], 300
+    grow(bundle, size, mask_id)
+    assert read_json(bundle / "config.json")["vocab_size"] == size
+    grow(bundle, size + 1, mask_id)
+    check_config(bundle)  # the sizes are those of the weights
+    (grown,) = (load_file(path) for path in bundle.glob("*.safetensors"))
+    assert grown.keys() == known.keys()
+    for name, tensor in known.items():
+        assert (grown[name][: len(tensor)] == tensor).all()
+        assert (grown[name][len(tensor) :] == tensor[mask_id : mask_id + 1]).all()
+    assert len(grown["model.embed_tokens.weight"]) == size + ROWS

@@ -156,10 +156,10 @@ def tokens_of_the_missing(bundle: Path) -> None:
         tokenizer, VocabularySpec(**{**spec, **more, "fields": tuple(spec["fields"])})
     )
     vocabulary.save(bundle)
-    _grow(bundle, more["size"], spec["mask_id"])
+    grow(bundle, more["size"], spec["mask_id"])
 
 
-def _grow(bundle: Path, size: int, mask_id: int) -> None:
+def grow(bundle: Path, size: int, mask_id: int) -> None:
     """Rows for that many tokens; new ones are like the mask's, which was never to be written."""
     config = read_json(bundle / "config.json")
     more = -(-size // ROWS) * ROWS - config["vocab_size"]
