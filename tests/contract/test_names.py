@@ -94,4 +94,8 @@ def test_a_name_that_goes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "rerank --model" in gone("cli", [])
     names = [name for name in python_names() if name != "Reranker.rank(candidates)"]
     assert gone("python", names) == ["Reranker.rank(candidates)"]
+    call = "Reranker.rank: needs history, candidates"
+    names = [name for name in python_names() if name != call]
+    assert gone("python", [*names, f"{call}, more"]) == [call]
+    assert gone("python", [*names, "Reranker.rank: needs candidates"]) == []  # asks for less
     assert [*fields_of({"a": [{"b": 1}, {"c": []}], "d": {}})] == ["a[].b", "a[].c", "d"]

@@ -25,12 +25,28 @@ LISTS = Path(__file__).parents[1] / "golden" / "names"
 
 
 def gone(which: str, there: Iterable[str]) -> list[str]:
-    """Names of a list that are no longer there."""
+    """Names of a list that are no longer there, and calls that need more than they did."""
     path, now = LISTS / f"{which}.txt", {*there}
     promised = {*path.read_text(encoding="utf-8").splitlines()} if path.exists() else set[str]()
+    needed = dict(map(_needs, (name for name in now if NEEDS in name)))
+    lost = []
+    for name in sorted(promised - now):
+        call, most = _needs(name)
+        if NEEDS not in name or call not in needed or not needed[call] <= most:
+            lost.append(name)
     if os.environ.get("DIFFGR2_NAMES") == "grow":
-        path.write_text("".join(f"{name}\n" for name in sorted(promised | now)), encoding="utf-8")
-    return sorted(promised - now)
+        kept = {name for name in promised if NEEDS not in name or _needs(name)[0] not in needed}
+        path.write_text("".join(f"{name}\n" for name in sorted(kept | now)), encoding="utf-8")
+    return lost
+
+
+NEEDS = ": needs "
+
+
+def _needs(name: str) -> tuple[str, frozenset[str]]:
+    """A call, and what it cannot do without."""
+    call, _, words = name.partition(NEEDS)
+    return call, frozenset(words.split(", ")) - {"nothing"}
 
 
 def fields_of(value: Any, at: str = "") -> Iterator[str]:
@@ -77,7 +93,7 @@ def python_names() -> Iterator[str]:
             given = [*inspect.signature(call).parameters.values()][1:]  # behind self or cls
             yield from (f"{name}.{key}({one.name})" for one in given)
             needed = [one.name for one in given if one.default is one.empty]
-            yield f"{name}.{key}: needs {', '.join(needed) or 'nothing'}"
+            yield f"{name}.{key}{NEEDS}{', '.join(needed) or 'nothing'}"
     for name, kind in vars(errors).items():
         if isinstance(kind, type) and issubclass(kind, errors.Diffgr2Error):
             yield f"{name}: exit code {kind.exit_code}"
@@ -93,7 +109,7 @@ def verbs(app: typer.Typer) -> Iterator[str]:
             for option in [parameter.name.upper()] if argument else options:
                 yield f"{path} {option}".strip()
         needed = sorted(str(one.name) for one in command.params if one.required)
-        yield f"{path}: needs {', '.join(needed) or 'nothing'}"
+        yield f"{path}{NEEDS}{', '.join(needed) or 'nothing'}"
         for name, inner in getattr(command, "commands", {}).items():
             yield from walk(inner, f"{path} {name}".strip())
 
