@@ -20,6 +20,7 @@ from diffgr2.data.store import read_dataset
 from diffgr2.evaluate.tables import rows_of
 from diffgr2.stages.plan import STAGES
 from diffgr2.stages.rows import ROWS
+from support.names import fields_of, gone
 
 META = {"recipe", "data", "tie_order", "commit", "commits", "command"}
 METRICS = {"r@1", "r@3", "r@5", "ndcg@3", "ndcg@5", "ndcg@10", "mrr"}
@@ -30,6 +31,9 @@ DOCUMENTED_ROWS = {
 }
 HAS = set(STAGES) - {"bundle_ar", "tutor"}
 """What the recipe has and `run` makes."""
+
+LEARNED = ("probes.faithfulness.", "rows[].reasoning_share.")
+"""Parts of a report that only a model has that learned something."""
 
 SILENT = {"ar_direct", "ar_direct_written", "block_direct"}  # cite nothing: no reasoning
 AFTER_OPD = {
@@ -161,6 +165,12 @@ def test_report_has_the_documented_shape(report: dict[str, Any], root: Path) -> 
                     # A model that was hardly trained may cite nothing at all.
                     assert row.get("evidence_true", 1) == 1, row["name"]
                 assert row["tpf"] > 0
+
+
+def test_no_field_of_a_report_is_gone(report: dict[str, Any]) -> None:
+    """Nobody's reader of `report.json` finds less than it did (docs/compatibility.md)."""
+    lost = [name for name in gone("report", fields_of(report)) if not name.startswith(LEARNED)]
+    assert lost == []
 
 
 def test_every_decoded_row_is_timed_beside_the_rivals(report: dict[str, Any]) -> None:
