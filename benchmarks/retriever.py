@@ -141,6 +141,7 @@ def epoch(
     once_s, begin = time.process_time() - begin, time.process_time()
     loss = state.epoch(prefixes(part, some, part.lengths_U[some]))
     spent_s, begin = time.process_time() - begin, time.process_time()
+    assert state.rows is not None
     state.rows.settle()  # as an epoch has done in its end, however many its steps
     settled_s = time.process_time() - begin
     done = positions_of(part.lengths_U[some], config) / positions_of(part.lengths_U, config)
