@@ -5,6 +5,7 @@ import pytest
 
 from diffgr2.data import shuffles
 from diffgr2.data.shuffles import shuffled
+from diffgr2.data.split import sorted_by
 from diffgr2.streams import generator, key_of, keys_of, words
 
 NAMES = ["", "a", "A", "ü 名", "u" * 300, "1"]
@@ -56,3 +57,15 @@ def test_every_user_has_the_order_of_a_generator_of_its_own(
 
 def test_nothing_tied_stays() -> None:
     assert shuffled(4, np.empty((0, 2), np.int64), [], 7, "t").tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("largest", [3, 1 << 20, 1 << 40, 1 << 62])
+@pytest.mark.parametrize("rows", [1, 2, 500])
+def test_columns_packed_into_one_number_sort_as_columns_do(largest: int, rows: int) -> None:
+    """Few values and many, below 0 as well; the last column ascends, falls or does neither."""
+    rng = np.random.default_rng(largest)
+    one_N, two_N, three_N = (rng.integers(-3, largest, rows) for _ in range(3))
+    few_N = rng.integers(0, 2, rows).astype(np.uint32)
+    for last_N in (np.arange(rows), -np.arange(rows), three_N, np.zeros(rows, int)):
+        for columns in ((one_N, few_N, last_N), (few_N, one_N, two_N, last_N)):
+            assert sorted_by(*columns).tolist() == np.lexsort(columns[::-1]).tolist()

@@ -242,7 +242,7 @@ def test_the_seed_changes_the_numbers_and_nothing_else(rows: list, one: int, two
         assert (first.histories.items_N == second.histories.items_N).all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000))
 def test_numbers_do_not_follow_first_appearance(seed: int) -> None:
     rows = [(user, item, item) for user in range(40) for item in range(40)]

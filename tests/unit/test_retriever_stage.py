@@ -38,18 +38,19 @@ def context(place: Path, wanted: str) -> StageContext:
 def test_an_approximate_search_is_judged_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cells, "ITEMS_PER_CELL", 8)
+    monkeypatch.setattr(cells, "ITEMS_PER_CELL", 20)
     monkeypatch.setattr(search, "ASKED", 0.2)
+    monkeypatch.setattr(search, "FEWEST", 1)
     ctx = context(tmp_path, "approximate")
     metrics = retriever.run(ctx)
     model, histories = kinds.load(ctx.out), read_dataset(tmp_path / "data").histories
     asked = (histories, ctx.recipe.retriever, key_of(ctx.seed, "candidates"))
     facts = search.searched(model, *asked)[1]  # as the stage `candidates` asks
     assert {key: metrics[key] for key in facts} == facts
-    assert (facts["search"], facts["search_cells"]) == ("approximate", 50)
+    assert (facts["search"], facts["search_cells"]) == ("approximate", 20)
     assert 0.2 < facts["search_recall@10"] < 1.0
     told = report.searched_told(metrics)
-    assert f"{facts['search_probes']} of 50 parts" in told
+    assert f"{facts['search_probes']} of 20 parts" in told
     assert f"{facts['search_recall@10']:.2%} of the exact best 10" in told
 
 

@@ -131,6 +131,30 @@ def test_a_step_changes_the_rows_that_it_saw_alone() -> None:
     assert set(part.items_N.tolist()) <= changed
 
 
+def test_the_batchs_items_count_once_and_all_others_by_their_chance(monkeypatch) -> None:
+    h = walkers(items=900)
+    part = prefixes(h, np.arange(30), h.lengths_U[:30] - 2)
+    seen_I, told = np.bincount(part.items_N, minlength=900), []
+    proposal = Proposal(seen_I, 60, 0)
+    training = Training(SasRec(900, CONFIG, 0), 0, proposal)
+    before = training._loss
+
+    def noted(items_LT, length_L, table_RC, sample, noise):
+        told.append((items_LT, len(table_RC), *sample))
+        return before(items_LT, length_L, table_RC, sample, noise)
+
+    monkeypatch.setattr(training, "_loss", noted)
+    training.epoch(part)
+    ((items_LT, rows, sample_M, weight_M),) = told
+    own = np.unique(part.items_N)
+    drawn_M, chance_M = proposal.draw(0, 0)
+    others_M = ~np.isin(drawn_M, own)
+    assert sample_M.tolist() == list(range(rows)) == list(range(len(own) + others_M.sum()))
+    assert weight_M[: len(own)].tolist() == [0.0] * len(own)
+    assert weight_M[len(own) :].tolist() == chance_M[others_M].tolist()
+    assert set(items_LT.unique().tolist()) <= set(range(len(own)))
+
+
 def test_it_learns_from_a_sixth_of_the_items() -> None:
     h = walkers(300)
     users = np.arange(h.n_users)

@@ -129,14 +129,13 @@ class Training:
         rows_R = None
         if self.proposal is not None and self.rows is not None:
             sample_M, weight_M = self.proposal.draw(epoch, step)
-            rows, place = np.unique(
-                np.concatenate([items_LT.ravel(), sample_M]), return_inverse=True
-            )
-            items_LT, place_M = (
-                place[: items_LT.size].reshape(items_LT.shape),
-                place[items_LT.size :],
-            )
-            sample = (torch.from_numpy(place_M).to(device), torch.from_numpy(weight_M).to(device))
+            rows, place_LT = np.unique(items_LT, return_inverse=True)
+            # The batch's own items are at hand, and likely for its users: they stand for
+            # themselves, the sample for all others, so the sum is right on average as before.
+            others_M = ~np.isin(sample_M, rows, assume_unique=True)
+            weight_M = np.concatenate([np.zeros(len(rows), np.float32), weight_M[others_M]])
+            rows, items_LT = np.append(rows, sample_M[others_M]), place_LT.reshape(items_LT.shape)
+            sample = (torch.arange(len(rows)).to(device), torch.from_numpy(weight_M).to(device))
             rows_R = torch.from_numpy(rows).to(device)
             table_IC = self.rows.current(rows_R).requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)

@@ -55,13 +55,18 @@ class Lists:
     def __len__(self) -> int:
         return len(self.raw_LKF)
 
-    def take(self, which: np.ndarray) -> Lists:
+    @property
+    def teaches(self) -> np.ndarray:
+        """Which hold something worth more than the rest."""
+        return (self.gains_LK * self.valid_LK).max(1, initial=0.0) > 0
+
+    def take(self, which: np.ndarray | slice) -> Lists:
         given: dict[str, Any] = {n: a if a is None else a[which] for n, a in vars(self).items()}
         return Lists(**given)
 
     def taught(self) -> Lists:
-        """Those that hold something worth more than the rest."""
-        return self.take((self.gains_LK * self.valid_LK).max(1, initial=0.0) > 0)
+        """Those that teach."""
+        return self.take(self.teaches)
 
     @staticmethod
     def join(parts: Sequence[Lists]) -> Lists:

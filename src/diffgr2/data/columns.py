@@ -137,7 +137,7 @@ def read_texts(
             if item in wanted and item not in texts:
                 whole = record.get(column) if column else None
                 parts = () if isinstance(whole, str) else category_path(whole, column)
-                texts[item] = replace(item_text(record, names), categories=parts)
+                texts[item] = item_text(record, names, parts)
                 if isinstance(whole, str):
                     spelled[item] = whole
         except BadLine as bad:

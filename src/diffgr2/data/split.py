@@ -40,13 +40,34 @@ def drop_repeats(raw: RawData, keep_earliest: bool) -> pl.DataFrame:
     if not (raw.timed or keep_earliest):
         return raw.events if raw.again is None else raw.events.filter(~raw.again)
     user_N, item_N, time_N, position_N = columns_of(raw.events)
-    order_N = np.lexsort((position_N, time_N, item_N, user_N))
+    order_N = sorted_by(user_N, item_N, time_N, position_N)
     keep_N, same = np.ones(len(order_N), bool), np.ones(max(len(order_N) - 1, 0), bool)
     for column_N in (user_N, item_N) if keep_earliest else (user_N, item_N, time_N):
         sorted_N = column_N[order_N]
         same &= sorted_N[1:] == sorted_N[:-1]
     keep_N[order_N[1:][same]] = False
     return raw.events.filter(keep_N)
+
+
+def sorted_by(*column_N: np.ndarray) -> np.ndarray:
+    """The rows' order by these whole numbers, the first column first; equal rows as they stand.
+
+    Neighbouring columns that fit a number together are one, and a last one that already ascends
+    says nothing: each costs a pass over all rows.
+    """
+    columns = list(column_N)
+    if (columns[-1][1:] >= columns[-1][:-1]).all():
+        columns.pop()
+    packed: list[tuple[np.ndarray, int]] = []
+    for column in columns:
+        low = int(column.min()) if len(column) else 0
+        span = int(column.max(initial=low)) - low + 1
+        if packed and packed[-1][1] * span < 1 << 63:
+            first, before = packed[-1]
+            packed[-1] = first * span + (column.astype(np.int64) - low), before * span
+        else:
+            packed.append((column.astype(np.int64) - low, span))
+    return np.lexsort([column for column, _ in reversed(packed)])
 
 
 def columns_of(events: pl.DataFrame) -> tuple[np.ndarray, ...]:
@@ -90,9 +111,9 @@ def ordered(events: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
     """The interactions sorted by (user, time, order within ties)."""
     user_N, item_N, time_N, position_N = columns_of(events)
     if config.tie_order == "file":
-        return events[np.lexsort((position_N, time_N, user_N))]
+        return events[sorted_by(user_N, time_N, position_N)]
     # Before the shuffle ties stand by item id, so the result does not depend on the file's order.
-    events = events[np.lexsort((position_N, item_N, time_N, user_N))]
+    events = events[sorted_by(user_N, time_N, item_N, position_N)]
     spans_S2 = tie_spans(events)
     users = events["user"][spans_S2[:, 0]].cast(pl.String).to_list()
     return events[shuffled(len(events), spans_S2, users, config.tie_seed, "data", "ties")]

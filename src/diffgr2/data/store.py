@@ -7,6 +7,7 @@ or unreadable; that the files are the ones written is for the manifest's hashes 
 where the interactions come from (`data.records`) and how they are split (`data.split`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def write_dataset(out: Path, dataset: Dataset) -> None:
         timestamps=histories.timestamps_N.astype(np.int64),
     )
     items = {
-        column: pl.Series(column, getattr(catalogue, field), dtype=kind)
+        column: _lists(column, catalogue.categories)
+        if field == "categories"
+        else pl.Series(column, getattr(catalogue, field), dtype=kind)
         for column, (field, kind) in ITEM_COLUMNS.items()
     }
     users = {"raw_id": pl.Series("raw_id", dataset.raw_users, dtype=pl.String)}
@@ -59,6 +62,16 @@ def write_dataset(out: Path, dataset: Dataset) -> None:
         table = pl.DataFrame(columns).with_row_index(key).cast({key: pl.Int32}).fill_nan(None)
         table.write_parquet(out / name, compression="zstd")
     write_json(out / REPORT, dataset.report)
+
+
+def _lists(name: str, rows: Sequence[Sequence[str]]) -> pl.Series:
+    """A column of lists of texts, many times faster than polars makes one of Python's lists."""
+    count_R = np.fromiter(map(len, rows), np.int64, len(rows))
+    row_N = np.repeat(np.arange(len(rows), dtype=np.uint32), count_R)
+    texts = pl.Series(name, [text for row in rows for text in row], dtype=pl.String)
+    full = pl.DataFrame({"row": row_N, name: texts}).group_by("row", maintain_order=True).agg(name)
+    every = pl.DataFrame({"row": np.arange(len(rows), dtype=np.uint32)})
+    return every.join(full, on="row", how="left", maintain_order="left")[name].fill_null([])
 
 
 def _read_table(path: Path) -> pl.DataFrame:

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from diffgr2.data.gather import ItemText
@@ -97,6 +97,12 @@ def clean(text: str, longest: int) -> str:
     return text[:longest].strip()
 
 
+@lru_cache(1 << 14)
+def _name(text: str) -> str:
+    """`clean` of a name that many items share."""
+    return clean(text, LONGEST_BRAND)
+
+
 def words(value: Any, name: str, longest: int) -> str:
     """Descriptive text: a string, a list of strings, or nothing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -120,7 +126,7 @@ def category_path(value: Any, name: str) -> tuple[str, ...]:
         value = max(value, key=len)
     if not all(isinstance(part, str) for part in value):
         raise BadLine(f"{name} is not a list of text")
-    cleaned = (clean(part, LONGEST_BRAND) for part in value[:20])
+    cleaned = (_name(part) for part in value[:20])
     return tuple(part for part in cleaned if part)
 
 
@@ -141,13 +147,14 @@ def price(value: Any, name: str) -> float:
 _READERS: dict[str, Callable[[Any, str], Any]] = {
     "title": partial(words, longest=LONGEST_TITLE),
     "brand": partial(words, longest=LONGEST_BRAND),
-    "categories": category_path,
     "price": price,
     "description": partial(words, longest=LONGEST_DESCRIPTION),
 }
 
 
-def item_text(record: Mapping[str, Any], names: Mapping[str, str]) -> ItemText:
-    """What a record says about its item; `names` maps our words to the record's keys."""
-    found = {word: name for word, name in names.items() if word in _READERS}
-    return ItemText(**{w: _READERS[w](record.get(name), name) for w, name in found.items()})
+def item_text(
+    record: Mapping[str, Any], names: Mapping[str, str], categories: tuple[str, ...]
+) -> ItemText:
+    """What a record says about its item, and its categories; `names` maps our words to keys."""
+    said = {w: read(record.get(names[w]), names[w]) for w, read in _READERS.items() if w in names}
+    return ItemText(categories=categories, **said)

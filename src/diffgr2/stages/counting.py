@@ -1,10 +1,10 @@
 """The evidence of whole splits, counted some lists at a time.
 
-Contract: `raw_values` gives every split's evidence before it is bucketed, as the recipe wants it
-counted, as arrays; `raw_columns` the same numbers in files, so that memory holds one chunk of lists
-or one field, whatever their number. `levels` turns such a file into buckets. A list's evidence does
-not depend on the lists beside it, so chunks change nothing. Not here: what one list's evidence is
-(`candidates.index`, `candidates.moments`), edges and scorers (`evidence`).
+Contract: `raw_columns` puts every split's evidence before it is bucketed, as the recipe wants it
+counted, into files, so that memory holds one chunk of lists or one field, whatever their number;
+`raw_values` gives what a caller keeps of it, list by list. `levels` turns such a file into buckets.
+A list's evidence does not depend on the lists beside it, so chunks change nothing. Not here: what
+one list's evidence is (`candidates.index`, `candidates.moments`), edges and scorers (`evidence`).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ import numpy as np
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.moments import TimedCounts, features_at, moments_of
 from diffgr2.candidates.pieces import Columns, Pieces
-from diffgr2.candidates.retrieval import prefixes
+from diffgr2.candidates.retrieval import chunks, prefixes
 from diffgr2.config import Recipe
 from diffgr2.data.store import Dataset
 from diffgr2.errors import DataError
@@ -31,17 +31,30 @@ LISTS_AT_ONCE = 1 << 15
 Chunk = Callable[[CandidateLists, np.ndarray | None], np.ndarray]
 """Evidence (C, K, F) of some lists, given what they bring of their own."""
 
+Made = Callable[[str, slice, np.ndarray], np.ndarray]
+"""What is kept of the evidence (C, K, F) of these lists of a split."""
+
 
 def raw_values(
     recipe: Recipe,
     index: EvidenceIndex,
     dataset: Dataset,
     lists: dict[str, CandidateLists],
-    values: dict[str, np.ndarray],
+    made: Made,
+    work: Path | None,
 ) -> dict[str, np.ndarray]:
-    """Every split's evidence before it is bucketed, counted as the recipe wants it."""
-    count, asked = counter(recipe, index, dataset, lists, None)
-    return {split: count(own, values.get(split)) for split, own in asked.items()}
+    """What is `made` of every split's evidence before it is bucketed, counted as the recipe wants
+    it; with a directory in files of it, mapped."""
+    count, asked = counter(recipe, index, dataset, lists, work)
+    found = {}
+    for split, own in asked.items():
+        pieces = Pieces(None if work is None else work / f"values_{split}.bin")
+        for at in chunks(len(own), LISTS_AT_ONCE):
+            part = own.take(np.arange(at.start, at.stop))
+            pieces.add(made(split, at, count(part, None)))
+        nothing = np.empty((0, own.k, len(index.fields)), np.float32)
+        found[split] = pieces.whole(made(split, slice(0, 0), nothing))
+    return found
 
 
 def raw_columns(
@@ -63,11 +76,10 @@ def raw_columns(
         path = work / f"raw_{split}{'' if timed else '_untimed'}.bin"
         path.unlink(missing_ok=True)  # of a run that was cut off
         found[split] = Columns(path, len(own), own.k, len(index.fields))
-        for begin in range(0, len(own), LISTS_AT_ONCE):
-            part = own.take(np.arange(begin, min(begin + LISTS_AT_ONCE, len(own))))
-            own_LKG = values.get(split)
-            more = None if own_LKG is None else own_LKG[begin : begin + LISTS_AT_ONCE]
-            found[split].put(begin, count(part, more))
+        for at in chunks(len(own), LISTS_AT_ONCE):
+            part, own_LKG = own.take(np.arange(at.start, at.stop)), values.get(split)
+            more = None if own_LKG is None else own_LKG[at]
+            found[split].put(at.start, count(part, more))
     return found
 
 

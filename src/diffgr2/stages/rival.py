@@ -21,6 +21,7 @@ from diffgr2.candidates import lambdamart
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
 from diffgr2.candidates.own_fields import read_own
+from diffgr2.candidates.retrieval import chunks
 from diffgr2.candidates.scorers import KINDS
 from diffgr2.config import Recipe
 from diffgr2.data.store import read_dataset
@@ -28,7 +29,7 @@ from diffgr2.evaluate.baselines import order_from_scores
 from diffgr2.evaluate.metrics import METRICS, metrics_of
 from diffgr2.evaluate.verdict import DECIDES as METRIC
 from diffgr2.pipeline import StageContext
-from diffgr2.stages.counting import raw_values
+from diffgr2.stages.counting import LISTS_AT_ONCE, raw_values
 from diffgr2.stages.judge import LAMBDAMART, TREES
 from diffgr2.types import MISS
 
@@ -46,24 +47,29 @@ class Seen:
     categories: list[int]
 
 
-def read(inputs: Mapping[str, Path], recipe: Recipe) -> Seen:
+def read(inputs: Mapping[str, Path], recipe: Recipe, work: Path | None = None) -> Seen:
     """The raw values of what prompts show: counted evidence, then the lists' own columns as they
-    are, with every word of a category."""
+    are, with every word of a category. With a directory they lie in files of it."""
     dataset, index = read_dataset(inputs["data"]), EvidenceIndex.load(inputs["evidence"])
     lists = {split: load_lists(inputs["candidates"], split) for split in (*KNOWN, "test")}
     brought = read_own(inputs["candidates"], lists)
     counted = [f for f, field in enumerate(index.fields) if field.counted]
     shown = [name for name in index.names if brought and name in brought.columns]
     names, seen, held = [index.names[f] for f in counted] + shown, {}, {}
-    raw, k = raw_values(recipe, index, dataset, lists, {}), recipe.candidates.k
-    for split, own in lists.items():
-        raw_LKF = raw[split][..., counted]
+    k = recipe.candidates.k
+
+    def made(split: str, at: slice, raw_CKF: np.ndarray) -> np.ndarray:
+        raw_CKF = raw_CKF[:, :k, counted]
         if brought:
             columns = [list(brought.columns).index(name) for name in shown]
-            raw_LKF = np.concatenate([raw_LKF, brought.raw[split][..., columns]], axis=2)
+            own_CKG = brought.raw[split][at, :k, columns]
+            raw_CKF = np.concatenate([raw_CKF, own_CKG], axis=2)
+        return np.where(np.isfinite(raw_CKF), raw_CKF, np.nan)
+
+    raw = raw_values(recipe, index, dataset, lists, made, work)
+    for split, own in lists.items():
         first = first_columns(own, k)
-        raw_LKF = np.where(np.isfinite(raw_LKF), raw_LKF, np.nan)[:, :k]
-        given = (raw_LKF, first.there_LK, first.gains_LK, first.owner_L)
+        given = (raw[split], first.there_LK, first.gains_LK, first.owner_L)
         seen[split] = lambdamart.Lists(*given, weights_of(inputs["evidence"], split, k))
         held[split] = selected_lists(own, dataset.histories.n_users) & (first.hit_L != MISS)
     kinds = {name: column.kind for name, column in brought.columns.items()} if brought else {}
@@ -83,7 +89,7 @@ def worth(score_LK: np.ndarray, lists: lambdamart.Lists) -> np.ndarray:
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    config, found = ctx.recipe.evidence, read(ctx.inputs, ctx.recipe)
+    config, found = ctx.recipe.evidence, read(ctx.inputs, ctx.recipe, ctx.work)
     seen, held = found.lists, found.held
     select = lambdamart.Lists.join([seen[split].take(held[split]) for split in KNOWN])
     values = {"floor": worth(np.zeros(select.valid_LK.shape), select)}
@@ -98,12 +104,16 @@ def run(ctx: StageContext) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     if find_spec(PACKAGE):
         fit_on = KNOWN if config.fit_on == "both" else (config.fit_on,)
-        train = lambdamart.Lists.join([seen[split].take(~held[split]) for split in fit_on])
+        # What teaches nothing need not be in memory.
+        teaches = {split: ~held[split] & seen[split].teaches for split in fit_on}
+        train = lambdamart.Lists.join([seen[split].take(teaches[split]) for split in fit_on])
         given: dict[str, Any] = {"seed": ctx.seed, "threads": ctx.recipe.threads}
         given["categories"] = found.categories
         trees = lambdamart.fit(train, select, worth, **given)
         values[LAMBDAMART] = worth(trees.score(select.raw_LKF, select.valid_LK), select)
-        score_LK = trees.score(seen["test"].raw_LKF, seen["test"].valid_LK)
+        test = seen["test"]
+        parts = [test.take(at) for at in chunks(max(len(test), 1), LISTS_AT_ONCE)]
+        score_LK = np.concatenate([trees.score(part.raw_LKF, part.valid_LK) for part in parts])
         save_arrays(ctx.out / f"scores_{LAMBDAMART}_test.safetensors", score_LK=score_LK)
         trees.booster.save_model(ctx.out / "trees.txt", num_iteration=trees.rounds)
         metrics |= {"rounds": trees.rounds, **trees.setting, "tuned_on": trees.tuned_on}

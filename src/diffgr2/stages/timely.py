@@ -16,12 +16,19 @@ from diffgr2.artifacts import load_arrays, read_manifest, save_arrays
 from diffgr2.candidates import scorers
 from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.lists import first_columns, load_lists, selected_lists
+from diffgr2.candidates.retrieval import chunks
 from diffgr2.data.store import read_dataset
 from diffgr2.pipeline import StageContext
-from diffgr2.stages.counting import KNOWN, raw_values
+from diffgr2.stages.counting import KNOWN, LISTS_AT_ONCE, raw_values
 from diffgr2.types import MISS
 
 SCORES = "scores_linear_test.safetensors"
+
+
+def bucketed(index: EvidenceIndex, raw_LKF: np.ndarray) -> np.ndarray:
+    """Buckets of all lists, some at a time."""
+    parts = [raw_LKF[at] for at in chunks(max(len(raw_LKF), 1), LISTS_AT_ONCE)]
+    return np.concatenate([index.buckets(raw_CKF) for raw_CKF in parts])
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
@@ -33,16 +40,17 @@ def run(ctx: StageContext) -> dict[str, Any]:
     lists = {split: load_lists(ctx.inputs["candidates"], split) for split in (*KNOWN, "test")}
     strict = recipe.lists.model_copy(update={"point_in_time": True})
     index = EvidenceIndex.load(ctx.inputs["evidence"])
-    values = raw_values(recipe.model_copy(update={"lists": strict}), index, dataset, lists, {})
+    strict_recipe = recipe.model_copy(update={"lists": strict})
+    asked = (strict_recipe, index, dataset, lists, lambda _split, _at, raw_CKF: raw_CKF[:, :k])
+    values = raw_values(*asked, ctx.work)
 
     first = {split: first_columns(own, k) for split, own in lists.items()}
     splits = KNOWN if recipe.evidence.fit_on == "both" else (recipe.evidence.fit_on,)
     n_users = dataset.histories.n_users
     teaches = {s: ~selected_lists(lists[s], n_users) & (first[s].hit_L != MISS) for s in KNOWN}
-    known_XF = np.concatenate([values[s][:, :k][first[s].there_LK & teaches[s][:, None]]
-                               for s in KNOWN])  # fmt: skip
+    known_XF = np.concatenate([values[s][first[s].there_LK & teaches[s][:, None]] for s in KNOWN])
     index = index.with_edges(known_XF)
-    buckets_LKF = np.concatenate([index.buckets(values[s][:, :k]) for s in splits])
+    buckets_LKF = np.concatenate([bucketed(index, values[s]) for s in splits])
     gains_LK = np.concatenate([first[s].gains_LK * teaches[s][:, None] for s in splits])
     there_LK = np.concatenate([first[s].there_LK for s in splits])
     told = read_manifest(ctx.inputs["evidence"])["metrics"]
@@ -50,7 +58,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     given = (buckets_LKF, gains_LK, recipe.evidence.buckets)
     scorer = scorers.fit("linear", *given, seed=ctx.seed, there_LK=there_LK, **how)
 
-    test_LKF, there_LK = index.buckets(values["test"][:, :k]), first["test"].there_LK
+    test_LKF, there_LK = bucketed(index, values["test"]), first["test"].there_LK
     score_LK = scorer.score(test_LKF, there_LK).astype(np.float32)
     save_arrays(ctx.out / SCORES, score_LK=score_LK)
     whole_LKF = load_arrays(ctx.inputs["evidence"] / "test.safetensors")["buckets_LKF"][:, :k]
