@@ -106,13 +106,13 @@ dist: .venv-package/.stamp  ## wheel and sdist in dist/, checked
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PACKAGE)/python -m build
 	$(PACKAGE)/twine check --strict dist/*
 
-# WHEEL_PYTHON=/path/to/python3.13 tries another interpreter, WHEEL_TESTS='-k "not train"' leaves
-# out what installs torch. What stands in dist/ is tried by itself in CI, where it was built before.
+# WHEEL_PYTHON=/path/to/python3.13 tries another interpreter, NO_TORCH=1 leaves out what installs
+# torch. What stands in dist/ is tried by itself in CI, where it was built before.
 test-wheel: dist try-wheel  ## the wheel in empty environments outside the checkout
 
 try-wheel: .venv-package/.stamp
-	DIFFGR2_DIST=$(CURDIR)/dist DIFFGR2_PYTHON=$(WHEEL_PYTHON) \
-	  $(PACKAGE)/python -m pytest -q -p no:cacheprovider tests/package $(WHEEL_TESTS)
+	DIFFGR2_DIST=$(CURDIR)/dist DIFFGR2_PYTHON=$(WHEEL_PYTHON) DIFFGR2_NO_TORCH=$(NO_TORCH) \
+	  $(PACKAGE)/python -m pytest -q -p no:cacheprovider tests/package
 
 # all.txt pins everything (`pip install -c locks/all.txt 'diffgr2[ray]'`), dev.txt and serve.txt hold
 # hashes, too, for one environment each. torch is left out of those: whose build is taken depends on

@@ -1,7 +1,8 @@
 """The built wheel in empty environments outside the checkout (`make test-wheel`).
 
 `DIFFGR2_DIST` names the folder with one wheel and one sdist; without it these tests skip.
-`DIFFGR2_PYTHON` names the interpreter that the environments are made with.
+`DIFFGR2_PYTHON` names the interpreter that the environments are made with; `DIFFGR2_NO_TORCH` leaves
+out what installs torch.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """With the recipe `micro` run."""
+    if os.environ.get("DIFFGR2_NO_TORCH"):
+        pytest.skip("DIFFGR2_NO_TORCH: no environment with torch")
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     place = made(tmp_path_factory, "train", next(pin for pin in pins if pin.startswith("torch==")))
     done = place("diffgr2", "run", "micro")
