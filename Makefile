@@ -77,12 +77,14 @@ docs: .venv-docs/.stamp  ## the documentation as a site in build/docs/site; a br
 	@touch $@
 
 # The oldest releases that pyproject.toml admits, torch at its pin: the pipeline, the readers, the
-# forwards and the server. One case quotes a message in words that a library has since changed.
+# forwards, exports and the server.
 test-lowest: .venv-lowest/.stamp  ## a fast part of the tests on the oldest packages admitted
 	.venv-lowest/bin/python -m pytest -q -p no:cacheprovider $(LOWEST_TESTS)
 
 LOWEST := train serve lambdamart bulk llm
-LOWEST_TESTS := tests/e2e/test_cli.py
+LOWEST_TESTS := $(addprefix tests/,contract/test_backends.py property/test_parquet_columns.py \
+  unit/test_lambdamart.py unit/test_evaluate_plots.py unit/test_export.py unit/test_trace_client.py \
+  serve/test_http.py)
 
 .venv-lowest/.stamp: pyproject.toml constraints.txt tools/requirements.py
 	@$(call ENVIRONMENT,.venv-lowest)

@@ -1,8 +1,8 @@
 """The built wheel in empty environments outside the checkout (`make test-wheel`).
 
 `DIFFGR2_DIST` names the folder with one wheel and one sdist; without it these tests skip.
-`DIFFGR2_PYTHON` names the interpreter that the environments are made with; `DIFFGR2_NO_TORCH` leaves
-out what installs torch.
+`DIFFGR2_PYTHON` names the interpreter that makes the environments; `DIFFGR2_NO_TORCH` leaves out
+what installs torch.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ def test_the_core_answers_without_any_extra(core: Place) -> None:
 
 @pytest.mark.parametrize(("line", "extra"), [("run micro", "train"), ("serve --model .", "serve")])
 def test_a_missing_extra_is_named_in_one_line(line: str, extra: str, core: Place) -> None:
+    (core.folder / "diffgr2.json").write_text("{}")  # where a bundle could stand
     done = core("diffgr2", *line.split())
     assert done.returncode not in (0, 1), done.stderr
     told = rf"error: [\w.-]+ is missing: pip install 'diffgr2\[{extra}\]'\n"
