@@ -98,7 +98,7 @@ def doctor() -> None:
         if not extra:
             typer.echo(f"{need.name}: {text}")
             broken += [] if good else [need.name]
-        elif not good and extra != "dev":
+        elif not good:
             optional.append(f"optional {need.name}: {text} (pip install 'diffgr2[{extra}]')")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     free = shutil.disk_usage(Path.cwd()).free / 2**30
