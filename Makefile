@@ -7,7 +7,7 @@ WORKERS ?= 2
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ladder test test-slow test-clients docs lint format beauty games bench peers readme clean
+.PHONY: help setup demo demo-bundle ladder test test-slow test-clients docs lint format beauty games bench peers readme clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,11 @@ demo: $(STAMP)  ## the recipe on the simulated shop: table, plots, three example
 	$(BIN)/diffgr2 run demo --goal story
 	$(BIN)/diffgr2 report demo --examples 3
 	@echo "a page to try it at: $(BIN)/diffgr2 serve --model runs/demo/bundle"
+
+demo-bundle: $(STAMP)  ## the bundle that ships with the package, out of runs/demo
+	$(BIN)/diffgr2 run demo --goal story
+	$(BIN)/diffgr2 report demo
+	$(BIN)/python tools/demo_bundle.py runs/demo
 
 ladder: $(STAMP)  ## what the demo leaves out: every row, speed, probes
 	$(BIN)/diffgr2 run demo
