@@ -164,6 +164,7 @@ def test_a_copy_that_ships_none_says_so_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr(shipped, "SHIPPED", tmp_path / "none")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     told = "error: demo: this copy ships no bundle (name one, or `make demo-bundle`)\n"
     for verb in (["rerank", "-c", "a"], ["serve", "--port", "0"], ["rerank", "-m", "demo"]):
         assert run(verb) == 3

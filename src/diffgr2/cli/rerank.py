@@ -286,10 +286,7 @@ def rerank(
     batch: Annotated[int, typer.Option(min=1, help="Requests decoded at once.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
-    """Rank candidates: one request (options, or JSON on stdin), a JSONL file, or many files.
-
-    Without any request an example of the bundle is ranked.
-    """
+    """Rank one request (options, JSON on stdin; none: an example), a JSONL file, or many files."""
     from diffgr2.rerank.reranker import Reranker
 
     chosen = {"decoder": decoder, "threshold": threshold, "rule": rule}
@@ -300,9 +297,7 @@ def rerank(
     if source is not None:
         if candidates or history or user or wanted or direct or rules or strict:
             raise ConfigError("--input: its lines hold the requests, no other request options")
-        asked = in_shares.Asked(
-            meant(model), source, output, engine, workers, gpus, form
-        )
+        asked = in_shares.Asked(meant(model), source, output, engine, workers, gpus, form)
         work = asked.run if asked.in_shares else partial(rank_lines_of, asked)
         said = telling if reasons or markdown or not asked.in_shares else False
         raise typer.Exit(work(telling=said, top_k=top_k, batch=batch))
