@@ -106,8 +106,6 @@ class How:
 
 def bundles_of(models: list[str]) -> list[tuple[str, Path]]:
     """`[NAME=]DIR` -> (name, directory), the name empty where none is given; none: the shipped."""
-    if not models:
-        return [("", meant(None))]
     found: list[tuple[str, Path]] = []
     for text in models:
         name, equals, path = text.partition("=")
@@ -119,7 +117,7 @@ def bundles_of(models: list[str]) -> list[tuple[str, Path]]:
         if (name and name in dict(found)) or directory in [place for _, place in found]:
             raise ConfigError(f"--model {text}: stands twice")
         found.append((name, directory))
-    return found
+    return found or [("", meant(None))]
 
 
 def judged(directories: list[Path], *, force: bool) -> list[str]:
