@@ -35,7 +35,6 @@ def test_what_is_required_is_of_no_extra() -> None:
     ("package", "extra", "line"),
     [
         ("fastapi", "serve", ["serve", "--port", "0", "-m", "."]),
-        ("ray", "ray", ["serve", "--port", "0", "-m", ".", "--engine", "ray"]),
         ("polars", "train", ["run", "micro"]),
     ],
 )
