@@ -16,7 +16,7 @@ ENVIRONMENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>
   && { $(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(1); }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ladder test test-slow test-clients test-lowest test-wheel try-wheel dist lock docs
+.PHONY: help setup demo demo-bundle ladder test test-slow test-clients test-lowest test-wheel try-wheel dist lock docs
 .PHONY: lint lint-workflows format beauty games bench peers readme clean
 
 help:  ## this list
@@ -44,6 +44,11 @@ demo: $(STAMP)  ## the recipe on the simulated shop: table, plots, three example
 	$(BIN)/diffgr2 run demo --goal story
 	$(BIN)/diffgr2 report demo --examples 3
 	@echo "a page to try it at: $(BIN)/diffgr2 serve --model runs/demo/bundle"
+
+demo-bundle: $(STAMP)  ## the bundle that ships with the package, out of runs/demo
+	$(BIN)/diffgr2 run demo --goal story
+	$(BIN)/diffgr2 report demo
+	$(BIN)/python tools/demo_bundle.py runs/demo
 
 ladder: $(STAMP)  ## what the demo leaves out: every row, speed, probes
 	$(BIN)/diffgr2 run demo

@@ -89,9 +89,12 @@ def refresh(
     Weights, semantic IDs that stand, bucket edges and calibration stay; histories, counts,
     catalogue and the retriever follow. A running server takes the new bundle on reload.
     """
+    from diffgr2.rerank.shipped import bundle_of, refuse_replacing
     from diffgr2.stages.refresh import News
     from diffgr2.stages.refresh import refresh as refreshed
 
+    bundle = bundle_of(bundle)
+    refuse_replacing(bundle, elsewhere=out is not None)
     mapped = (pairs("--column", column), pairs("--item-column", item_column))
     news = News(interactions, items, *mapped, max_bad_share=max_bad_share, anew=replace_words)
     how: dict[str, Any] = {"out": out, "in_place": in_place, "edges": edges, "keep_last": keep_last}
