@@ -45,9 +45,7 @@ def app_of(reranker: Reranker, limits: Limits, keys: Keys | None, log_to: LogTo 
     return make_relay(fleet, limits=limits, keys=keys, log_to=log_to)
 
 
-inside = pytest.mark.skipif(
-    bool(door()), reason="looks into the engine, which replicas have here"
-)
+inside = pytest.mark.skipif(bool(door()), reason="looks into the engine, which replicas have here")
 
 
 class Live:
