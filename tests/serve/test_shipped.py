@@ -184,6 +184,18 @@ def test_it_is_served_with_its_page_and_nothing_is_written(ships: Path, small: R
     assert state(ships) == before
 
 
+@pytest.mark.skipif(not shipped.SHIPPED.is_dir(), reason="this checkout ships no bundle")
+def test_the_one_that_ships_is_whole_and_small_and_says_where_it_is_from() -> None:
+    check(shipped.SHIPPED)
+    told = read_json(shipped.SHIPPED / MANIFEST)[shipped.PACKED]
+    assert told["commit"] != "unknown"
+    assert told["same"] >= 0.95 * told["lists"] >= 190
+    assert demo_bundle.in_a_wheel(shipped.SHIPPED) <= demo_bundle.MOST
+    reranker = Reranker.from_pretrained("demo")
+    made = reranker.rank(**example(reranker).arguments)
+    assert made.valid
+
+
 # ------------------------------------------------------------------- what it cannot be used for
 
 
