@@ -4,10 +4,12 @@
 # deploy/compose.yaml runs it without rights, with a read-only root and bounds.
 FROM python:3.11-slim AS build
 WORKDIR /build
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY src ./src
+COPY locks/serve.txt ./
 RUN python -m venv /venv \
- && /venv/bin/pip install --no-cache-dir -c constraints.txt '.[serve]'
+ && /venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r serve.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY src ./src
+RUN /venv/bin/pip install --no-cache-dir --no-deps .
 
 FROM python:3.11-slim
 COPY --from=build /venv /venv

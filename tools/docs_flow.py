@@ -18,7 +18,7 @@ WIDE, HIGH, GAP, ROOM = 132, 40, 44, 18  # of a box, between layers, between box
 STYLE = (
     "text{font:13px system-ui,sans-serif;text-anchor:middle;dominant-baseline:central;fill:#1d2733}"
     ".box{fill:#eef3fa;stroke:#5b7fae}.edge{fill:none;stroke:#8a97a8;marker-end:url(#tip)}"
-    ".said{font-size:12px;text-anchor:start}"
+    ".said{font-size:12px;text-anchor:start;paint-order:stroke;stroke:#fff;stroke-width:4px}"
 )
 TIP = (
     '<marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" '

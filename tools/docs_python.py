@@ -1,9 +1,10 @@
 """The page of Python names that may be relied on, from their docstrings.
 
 Contract: `public_names(root)` are the package's `__all__`, what README and docs import in their
-examples, and `BESIDE`; `python_page(root)` shows each with its signature, docstring, fields and
-public methods, read off the source, so no optional library is imported. A name whose docstring does
-not begin with a summary of one line, and a field that is told nowhere, is an `UndocumentedError`.
+examples, `BESIDE` and the errors; `python_page(root)` shows each with its signature, docstring,
+fields and public methods, read off the source, so no optional library is imported. A name whose
+docstring does not begin with a summary of one line, and a field that is told nowhere, is an
+`UndocumentedError`.
 Not here: whether examples run (tests do that).
 """
 
@@ -29,15 +30,8 @@ BESIDE = (
     "diffgr2.integrations.langchain.DiffusionRerank",
     "diffgr2.integrations.llamaindex.DiffusionRerank",
     "diffgr2.integrations.haystack.DiffusionRanker",
-    "diffgr2.errors.Diffgr2Error",
-    "diffgr2.errors.ConfigError",
-    "diffgr2.errors.DataError",
-    "diffgr2.errors.ArtifactError",
-    "diffgr2.errors.CheckpointError",
-    "diffgr2.errors.DecodeError",
-    "diffgr2.errors.MissingExtraError",
 )
-"""What calls return or raise, and the adapters for other libraries."""
+"""What calls return, and the adapters for other libraries."""
 
 Definition = ast.ClassDef | ast.FunctionDef
 PROPERTIES = {"property", "cached_property"}
@@ -58,17 +52,27 @@ def imported(text: str) -> set[str]:
     return found
 
 
-def public_names(root: Path) -> list[str]:
-    """See the module's docstring."""
+def promised(root: Path) -> list[str]:
+    """What `from diffgr2 import` gives."""
     tree = ast.parse((root / "src" / "diffgr2" / "__init__.py").read_text(encoding="utf-8"))
     (names,) = [
         ast.literal_eval(node.value)
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     ]
-    own = {f"diffgr2.{name}" for name in names}
+    return [f"diffgr2.{name}" for name in sorted(names)]
+
+
+def errors(root: Path) -> list[str]:
+    """Every error that a caller may meet."""
+    tree = ast.parse((root / "src" / "diffgr2" / "errors.py").read_text(encoding="utf-8"))
+    return [f"diffgr2.errors.{node.name}" for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
+def public_names(root: Path) -> list[str]:
+    """See the module's docstring."""
     shown = {name for page in pages(root) for name in imported(page.read_text(encoding="utf-8"))}
-    return [*sorted(own), *sorted(shown - own - {*BESIDE}), *BESIDE]
+    return [*promised(root), *sorted(shown - {*promised(root), *BESIDE}), *BESIDE, *errors(root)]
 
 
 def found(root: Path, name: str) -> tuple[str, Definition]:
@@ -163,12 +167,13 @@ def fields(source: str, node: ast.ClassDef) -> tuple[list[list[str]], list[str]]
 
 def python_page(root: Path) -> str:
     """See the module's docstring."""
+    first = ", ".join(f"`{name.rpartition('.')[2]}`" for name in promised(root))
     lines = [
         "# Python",
         "",
-        "Names that may be relied on; [compatibility](compatibility.md) says what that means."
-        if (root / "docs" / "compatibility.md").is_file()
-        else "Names that may be relied on.",
+        f"{first}: what `from diffgr2 import` gives is promised. Then come what these return and "
+        "raise, the adapters for other libraries, and what the examples of these pages import: "
+        "names of the house's own, which may move.",
     ]
     silent = []
     for name in public_names(root):
@@ -181,6 +186,11 @@ def python_page(root: Path) -> str:
         lines += ["", f"## {last}", "", f"```python\n{call}\n```", "", prose(node)]
         if isinstance(node, ast.FunctionDef):
             continue
+        lines += [
+            f"\nThe command line ends with {ast.unparse(one.value)} after it."
+            for one in node.body
+            if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "exit_code"
+        ]
         rows, untold = fields(source, node)
         silent += [f"{name}.{one}" for one in untold]
         if rows:

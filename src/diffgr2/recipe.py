@@ -5,11 +5,11 @@
 
 Contract: `load_recipe(name_or_path, overrides)` returns a validated `Recipe` or raises a
 ConfigError whose single line names the file that said it, the key and what was expected; duplicate
-keys are refused too. A recipe takes over all that the one behind `from` says but its name: sections
-merge key by key, lists and single values replace. Columns belong to files: who names files and how
-to read them takes over nothing of what was said of others. Paths in a recipe start from its folder,
-those of shipped recipes and of `--set` from the working directory. Not here: what a recipe holds
-(`config`).
+keys are refused too, earlier names of keys are taken and told (`renames`). A recipe takes over all
+that the one behind `from` says but its name: sections merge key by key, lists and single values
+replace. Columns belong to files: who names files and how to read them takes over nothing of what
+was said of others. Paths in a recipe start from its folder, those of shipped recipes and of `--set`
+from the working directory. Not here: what a recipe holds (`config`).
 """
 
 import os
@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from diffgr2.config import Recipe
 from diffgr2.errors import ConfigError, first_problem
+from diffgr2.renames import modern, modern_sets
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -87,7 +88,7 @@ def validate(
 ) -> Recipe:
     """Build the recipe; the first problem becomes one line that names its key and who said it."""
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(modern(values, source))
     except ValidationError as error:
         where, message, kind = first_problem(error)
         if kind == "extra_forbidden":
@@ -191,7 +192,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path.name}: cannot be read ({error})") from None
-    values = parse_yaml(text, path.name)
+    values = modern(parse_yaml(text, path.name), path.name)
     if path.parent != RECIPES:
         _from_folder(values, path.parent)
     return values
@@ -227,6 +228,6 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         layers.values.pop("name", None)  # a run's directory is its own recipe's
         layers.lay(values, source)
     layers.values.setdefault("name", path.stem)
-    for override in overrides or []:
+    for override in modern_sets(overrides or []):
         layers.say(apply_override(layers.values, override), "--set")
     return validate(layers.values, path.name, layers.origins)

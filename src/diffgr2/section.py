@@ -18,7 +18,9 @@ Amount = Annotated[float, Field(ge=0.0)]
 class Section(BaseModel):
     """Base of all sections: strict types, no unknown keys, no mutation."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True
+    )
 
     SILENT: ClassVar[tuple[str, ...]] = ()
     """Keys that leave no trace at their default: what was made before they were known stands."""

@@ -20,6 +20,7 @@ from diffgr2.data.store import read_dataset
 from diffgr2.evaluate.tables import rows_of
 from diffgr2.stages.plan import STAGES
 from diffgr2.stages.rows import ROWS
+from support.names import fields_of, gone
 
 META = {"recipe", "data", "tie_order", "commit", "commits", "command"}
 METRICS = {"r@1", "r@3", "r@5", "ndcg@3", "ndcg@5", "ndcg@10", "mrr"}
@@ -30,6 +31,9 @@ DOCUMENTED_ROWS = {
 }
 HAS = set(STAGES) - {"bundle_ar", "tutor"}
 """What the recipe has and `run` makes."""
+
+LEARNED = ("probes.faithfulness.", "rows[].reasoning_share.")
+"""Parts of a report that only a model has that learned something."""
 
 SILENT = {"ar_direct", "ar_direct_written", "block_direct"}  # cite nothing: no reasoning
 AFTER_OPD = {
@@ -122,6 +126,7 @@ def test_a_changed_key_runs_exactly_its_dependents(root: Path, tmp_path: Path) -
 
 def test_report_has_the_documented_shape(report: dict[str, Any], root: Path) -> None:
     parts = {"seed", "rows", "speed", "pace", "retriever", "rival", "verdict", "probes"}
+    parts |= {"closing", "slices"}
     assert set(report) == META | parts
     assert report["recipe"] == "micro"
     assert report["command"] == "diffgr2 run micro"
@@ -160,6 +165,12 @@ def test_report_has_the_documented_shape(report: dict[str, Any], root: Path) -> 
                     # A model that was hardly trained may cite nothing at all.
                     assert row.get("evidence_true", 1) == 1, row["name"]
                 assert row["tpf"] > 0
+
+
+def test_no_field_of_a_report_is_gone(report: dict[str, Any]) -> None:
+    """Nobody's reader of `report.json` finds less than it did (docs/compatibility.md)."""
+    lost = [name for name in gone("report", fields_of(report)) if not name.startswith(LEARNED)]
+    assert lost == []
 
 
 def test_every_decoded_row_is_timed_beside_the_rivals(report: dict[str, Any]) -> None:
@@ -209,7 +220,7 @@ def test_report_files_are_there_and_figures_are_pictures(
     folder = root / "report"
     figures = {
         *("stages", "validity", "coherence", "frontier_tpf", "frontier_speedup"),
-        "quality_speed",
+        *("answer", "quality_speed", "slices"),
         *("throughput", "training"),
         *("trajectory", "rank_moves", "semantic_ids"),
         *("lengths", "views", "reliability"),
@@ -231,6 +242,13 @@ def test_run_report_and_bundle_say_the_same_verdict(root: Path, report: dict[str
     verdict = report["verdict"]
     assert (verdict["row"], verdict["taught"]) == ("cft_opd_rl", True)
     assert [one["part"] for one in verdict["against"]] == ["floor", "rival", "scorer"]
+    cut = report["slices"]
+    assert (cut["row"], cut["metric"], cut["rival"]) == (
+        *("cft_opd_rl", "ndcg@10"),
+        report["rival"]["row"],
+    )
+    assert cut["by"].keys() == {"length", "history", "popularity"}
+    assert sum(entry["n"] for entry in cut["by"]["history"]) == verdict["n"]
     rows = {row["name"]: row for row in rows_of(report, "hit")}
     for one in verdict["against"]:
         entry = one["metrics"]["ndcg@10"]
@@ -239,8 +257,9 @@ def test_run_report_and_bundle_say_the_same_verdict(root: Path, report: dict[str
     for part in ("floor", "rival") if verdict["strongest"] else ("floor",):
         (one,) = (one for one in verdict["against"] if one["part"] == part)
         assert one["metrics"]["ndcg@10"]["ci"] == rows["cft_opd_rl"][f"vs_{part}"]["ndcg@10"]
-    assert (root / "said.txt").read_text().splitlines()[-3:] == verdict["lines"]
-    assert cli("run", "micro", "--runs", str(root)).stdout.splitlines()[-3:] == verdict["lines"]
+    assert len(report["closing"]) == 3
+    assert (root / "said.txt").read_text().splitlines()[-3:] == report["closing"]
+    assert cli("run", "micro", "--runs", str(root)).stdout.splitlines()[-3:] == report["closing"]
     assert json.loads((root / "bundle" / "verdict.json").read_text()) == verdict
     head = (root / "report" / "report.md").read_text().split("## Hit users")[0]
     card = (root / "bundle" / "README.md").read_text()

@@ -208,7 +208,7 @@ def test_the_verdict_is_three_lines_wherever_it_stands(walk: Walk) -> None:
     assert "rival" in rival
     assert "the scorer that taught it, `evidence`" in scorer
     for said in (walk.said["run"], walk.said["report"]):
-        assert said.splitlines()[-3:] == verdict["lines"]
+        assert said.splitlines()[-3:] == report(walk)["closing"]
     card = (walk.folder / "runs/shop/bundle/README.md").read_text("utf-8")
     assert all(line in card for line in verdict["lines"])
     assert "this shop, its own ranker" in card

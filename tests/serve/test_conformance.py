@@ -17,7 +17,7 @@ from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.connection import GONE_S
 from diffgr2.serve.limits import Limits, Slots
 from diffgr2.serve.replies import event, line_of
-from support.live import Live, body_of, idle, ids
+from support.live import Live, body_of, idle, ids, inside
 from support.raw import JSON, body_of_answer, head_of, request, talk
 
 GETS = (
@@ -49,7 +49,7 @@ def test_head_is_get_without_its_body(live: Live, path: str) -> None:
 def test_every_get_of_the_app_answers_head(live: Live) -> None:
     """Walks the routes, so that a new one cannot be forgotten."""
     found = 0
-    for route in live.app.routes:
+    for route in live.routes:
         if "GET" in getattr(route, "methods", ()) and "{" not in route.path:  # type: ignore[attr-defined]
             got = head_of(talk(live.port, request(method="GET", target=route.path)))[0]  # type: ignore[attr-defined]
             headed = talk(live.port, request(method="HEAD", target=route.path))  # type: ignore[attr-defined]
@@ -166,6 +166,7 @@ class Slow:
         raise AssertionError(error)
 
 
+@inside
 def test_a_long_answer_to_a_half_closed_client_is_announced(live: Live) -> None:
     """HTTP/1.1 clients get interim answers, which those of HTTP/1.0 do not know."""
     body = {"history": ids(live.reranker, 0), "documents": ids(live.reranker, *range(100, 190))}

@@ -15,7 +15,7 @@ from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.door import LIST_PATHS
 from diffgr2.serve.keys import Keys, read_keys
 from diffgr2.serve.limits import PUBLIC, Limits
-from support.live import Live, body_of, idle, ids
+from support.live import Live, body_of, idle, ids, inside
 
 KEY = "correct-horse-battery-staple"
 
@@ -275,7 +275,7 @@ def test_every_route_but_the_public_ones_needs_a_key(reranker: Reranker, caplog)
     with Live(reranker, keys=keys) as server, server.client() as client:
         routes = [
             (method, route.path.replace("{name}", "default"))  # type: ignore[attr-defined]
-            for route in server.app.routes
+            for route in server.routes
             for method in (route.methods or ())  # type: ignore[attr-defined]
         ]
         assert len(routes) > 12
@@ -363,6 +363,7 @@ def test_a_deadline_is_kept_and_leaves_nothing_behind(reranker: Reranker) -> Non
             assert answer.status_code == 400
 
 
+@inside
 def test_readiness_is_judged_by_a_forward(reranker: Reranker) -> None:
     with Live(reranker) as server, server.client() as client:
         assert client.get("/health/live").json() == {"status": "alive"}

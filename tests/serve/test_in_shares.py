@@ -220,6 +220,25 @@ def test_a_row_that_workers_die_of_is_set_aside_in_the_end(
     assert entry["ranked"] == 38
 
 
+def test_workers_that_die_soon_after_their_beginning_cost_no_row(
+    run_dir: Path, lists: Path, tmp_path: Path, monkeypatch
+) -> None:
+    output = tmp_path / "ranked"
+    rank_all(run_dir / "bundle", lists, output, workers=1, per_share=40)
+    worker = Worker(str(output), "here")
+    whole = worker.reranker.prepare
+
+    def killed(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    for _ in range(CAREFUL_FROM + 3 * DEADLY_FROM):
+        monkeypatch.setattr(worker.reranker, "prepare", killed)
+        with pytest.raises(SystemExit):
+            worker.do(Share(0, 40))
+    monkeypatch.setattr(worker.reranker, "prepare", whole)
+    assert [one["row"] for one in worker.do(Share(0, 40))["set_aside"]] == [BAD]
+
+
 # ------------------------------------------------------------------------------------- kills
 
 

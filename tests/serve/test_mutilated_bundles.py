@@ -24,7 +24,7 @@ from diffgr2.data.columnar import pack
 from diffgr2.data.store import Dataset
 from diffgr2.errors import ArtifactError, CheckpointError
 from diffgr2.model.load import open_model
-from diffgr2.rerank.bundle import FORMAT
+from diffgr2.rerank.bundle import FORMAT, MEND
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.types import Catalogue, Histories
 from support import bundles
@@ -159,6 +159,9 @@ SEALED: dict[str, Change] = {
     "an unknown contract field": contract(more=1),
     "an older format": note(format=3),
     "a newer format": note(format=FORMAT + 1),
+    "the first format": note(format=1),
+    "a format beyond all numbers": note(format=10**30),
+    "a format below 0": note(format=-1),
     "a format that is true": note(format=True),
     "an unknown field": note(more=1),
     "shoppers of some other kind": note(shoppers="real"),
@@ -235,8 +238,12 @@ def test_there_are_enough_of_them() -> None:
     assert len(UNSEALED) + len(SEALED) >= 120
 
 
+MENDS = (MEND, "diffgr2 upgrade", "make it anew: diffgr2 run", "with a newer diffgr2", "runs/NAME/")
+"""What a refusal says that helps."""
+
+
 def refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Through both verbs: the same one line, the same exit code; the line."""
+    """Through every door: the same one line with what helps, the same exit code; the line."""
     lines = set()
     for verb in (["serve", "--port", "0"], ["rerank", "-c", "a", "-c", "b"]):
         assert run([*verb, "--model", str(bundle)]) == 3, verb
@@ -246,7 +253,10 @@ def refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> str:
         assert err.count("\n") == 1
         assert "Traceback" not in err
         lines.add(err)
-    assert len(lines) == 1
+    with pytest.raises((ArtifactError, CheckpointError)) as problem:
+        Reranker.from_pretrained(bundle)
+    assert {" ".join(f"error: {problem.value}".split())} == {line.rstrip("\n") for line in lines}
+    assert sum(mend in str(problem.value) for mend in MENDS) == 1
     return lines.pop()
 
 

@@ -140,6 +140,7 @@ def test_decoders_race_side_by_side_where_the_eye_is(live: Live, browser, size: 
     with Tab(browser, live.url, viewport=size) as tab:
         tab.ranked()
         tab.race()
+        assert tab.page.evaluate("document.activeElement.id") == "run"  # the focus stays
         lanes = tab.page.locator(".lane")
         names = lanes.evaluate_all("all => all.map(n => n.dataset.decoder)")
         assert names == list(live.reranker.decoders)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from diffgr2.rerank.reranker import Reranker
@@ -26,18 +27,25 @@ from diffgr2.serve.wire import make_server
 DOOR = "DIFFGR2_TEST_DOOR"
 
 
+def door() -> str:
+    """What stands before the models: nothing, `relay` or `ray`."""
+    return os.environ.get(DOOR, "")
+
+
 def app_of(reranker: Reranker, limits: Limits, keys: Keys | None, log_to: LogTo | None) -> FastAPI:
     """The server's application or, where DIFFGR2_TEST_DOOR says so, the door before replicas of it:
     `relay` in this process, `ray` on Ray Serve."""
-    door = os.environ.get(DOOR)
-    if not door:
+    if not door():
         return make_app(reranker, limits=limits, keys=keys, log_to=log_to)
     from support.replicated import InProcess, on_ray
 
     fleet = (
-        on_ray(reranker, limits, log_to) if door == "ray" else InProcess(reranker, limits, log_to)
+        on_ray(reranker, limits, log_to) if door() == "ray" else InProcess(reranker, limits, log_to)
     )
     return make_relay(fleet, limits=limits, keys=keys, log_to=log_to)
+
+
+inside = pytest.mark.skipif(bool(door()), reason="looks into the engine, which replicas have here")
 
 
 class Live:
@@ -64,6 +72,11 @@ class Live:
     @property
     def state(self) -> State:
         return self.app.state.shared
+
+    @property
+    def routes(self) -> list[Any]:
+        """What is served, by whomever: a door passes on all that it does not know."""
+        return make_app(self.reranker, limits=self.limits).routes if door() else self.app.routes
 
     @property
     def connections(self) -> list[Any]:
@@ -115,7 +128,7 @@ class Process:
             "OMP_NUM_THREADS": "1",
             **(env or {}),
         }
-        if os.environ.get(DOOR) == "ray" and "--engine" not in options:
+        if door() == "ray" and "--engine" not in options:
             options = (*options, *ON_RAY)
         command = [sys.executable, "-m", "diffgr2.cli", "serve", "--model", str(bundle)]
         # The micro shop's model is hardly trained, and worse than its scorer.

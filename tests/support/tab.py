@@ -59,7 +59,7 @@ class Tab:
         self.page.focus("#run")
         self.page.keyboard.press("Enter")
         self.page.wait_for_selector("#lanes .lane:last-child[data-state=done]")
-        self.page.wait_for_selector("#run:not([disabled])")
+        self.page.wait_for_selector("#run[aria-disabled=false]")
 
     def add(self, field: str, words: str, *, found: bool = True) -> None:
         """Search the catalogue in a field and take what is marked, by keyboard alone."""

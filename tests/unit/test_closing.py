@@ -30,6 +30,7 @@ def test_an_answer_is_what_the_interval_allows(ci: list[float], said: str) -> No
 def test_three_lines_ask_and_answer_about_floor_rivals_and_price() -> None:
     own, rival = [1] * 40 + [0] * 20, [0] * 20 + [1] * 40
     found = verdict(HITS, own=own, scorer=HITS, rival=rival)
+    assert found is not None
     floor, rivals, cost = closing(found, TIMED | SURE)
     assert floor.startswith("`ar` better than the floor? Yes: +")
     assert floor.endswith("60 test lists with their target, paired 95 %.")
@@ -43,6 +44,7 @@ def test_three_lines_ask_and_answer_about_floor_rivals_and_price() -> None:
 
 def test_what_is_not_there_is_said_with_its_mend() -> None:
     found = verdict([0] * 50, own=[K - 1] * 50)
+    assert found is not None
     floor, rivals, cost = closing(found, {})
     assert "? No, worse: −" in floor
     assert NO_RIVAL[1:] in rivals

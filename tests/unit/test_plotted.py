@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from test_evaluate_report import first, lists_with_hits
 
-from diffgr2.evaluate.answer_plot import Difference, answer_figure, answers
+from diffgr2.evaluate.answer_plot import answer_figure, answers
 from diffgr2.evaluate.curves import curve_of, smoothed, training_curves
 from diffgr2.evaluate.outputs import SystemOutputs
-from diffgr2.evaluate.pace_plot import quality_speed, timed_points, view_points
+from diffgr2.evaluate.pace_plot import quality_speed, room, timed_points, view_points
 from diffgr2.evaluate.plots import captioned, save_figure
 from diffgr2.evaluate.slices import bin_told, bins_of, by_lengths, sliced, slices_figure
 from diffgr2.evaluate.verdict import DECIDES
@@ -42,9 +42,7 @@ def test_answers_are_differences_of_the_reports_rows_with_its_intervals() -> Non
         *(("cft_opd_rl", other, m) for other in ("floor", "rival") for m in (DECIDES, "r@1")),
     ]
     assert found[2].diff == pytest.approx(0.05)
-    assert found[4] == Difference(
-        "cft_opd_rl", "rival", DECIDES, pytest.approx(-0.05), (-0.09, -0.01)
-    )
+    assert (found[4].diff, found[4].ci) == (pytest.approx(-0.05), (-0.09, -0.01))
     assert [one.stance for one in found] == ["none", "gain", "gain", "gain", "loss", "none"]
     judged = answers(ROWS, "cft_opd_rl_raw", "evidence")
     assert "cft_opd_rl_raw" in {one.row for one in judged}, "the judged row under any name"
@@ -110,6 +108,18 @@ def test_time_has_a_lower_row_with_every_view_count_where_batches_are_timed() ->
     assert "40 of these lists" in str(figure.get_label())
 
 
+def test_what_was_timed_sets_the_scale_and_the_floor_off_it_is_told_in_words() -> None:
+    timed = timed_points(ROWS, TIMES, 1)
+    low, high = room([*timed, ROWS[0]], "r@1")
+    assert (low, high) == (pytest.approx(0.08), pytest.approx(0.32))
+    far = report_row("floor", 0.02)
+    left, _ = quality_speed([far, *timed]).axes
+    assert left.get_ylim() == pytest.approx((low, high))
+    assert "floor 0.020, below ↓" in [text.get_text() for text in left.texts]
+    near, _ = quality_speed([report_row("floor", 0.15), *timed]).axes
+    assert [text.get_text() for text in near.texts] == ["floor"]
+
+
 # ---------------------------------------------------------------------------------------- slices
 
 
@@ -159,6 +169,7 @@ def test_probed_lengths_are_bins_of_one_length_and_the_scorecard_a_rival_only_if
 
 def test_a_running_mean_is_centred_and_cut_at_its_ends() -> None:
     assert smoothed(np.arange(5.0)).tolist() == [0, 1, 2, 3, 4], "few steps stay as they are"
+    assert smoothed(np.arange(8.0)).tolist() == [0.5, 1, 2, 3, 4, 5, 6, 6.5]
     value_S = np.zeros(40)
     value_S[20] = 5.0
     assert smoothed(value_S, 10).tolist() == [0] * 18 + [1.0] * 5 + [0] * 17

@@ -38,7 +38,9 @@ def joined() -> Any:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if not elsewhere():
-            # Its workers find the package where this process does.
+            # Its workers are no less than this process (Ray's own: 15 nicer, so behind all else
+            # that runs here), and find the package where it does.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             paths = os.pathsep.join(path for path in sys.path if path)
             options |= {"include_dashboard": False}
             options |= {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}}

@@ -37,6 +37,7 @@ from diffgr2.rerank.result import RankResult
 
 CAREFUL_FROM = 3  # deaths at a share
 DEADLY_FROM = 2  # deaths at one row of it
+TURN = 617  # rows by which tries of a share begin apart
 
 
 def reason_of(error: Exception) -> str:
@@ -122,7 +123,11 @@ class Worker:
         ranked: dict[int, Row],
         aside: dict[int, str],
     ) -> None:
-        for row, given in rows:
+        # Each try begins elsewhere: else what kills workers that have just begun, as a machine that
+        # is taken away, would be laid at the door of a share's first rows.
+        every = list(rows)
+        begin = tries.deaths * TURN % max(len(every), 1)
+        for row, given in every[begin:] + every[:begin]:
             if tries.deadly(row):
                 aside[row] = "workers died while they ranked it"
                 continue

@@ -7,6 +7,8 @@ else 0. Nothing is installed or downloaded. Not here: the schema (`config`), che
 (`status`).
 """
 
+from __future__ import annotations
+
 import os
 import platform
 import re
@@ -14,17 +16,16 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
-from packaging.requirements import Requirement
 
 from diffgr2 import __version__
 from diffgr2.cli.verbs import Overrides
 from diffgr2.errors import ConfigError
-from diffgr2.model.backends import described
-from diffgr2.recipe import RECIPES, find_recipe, load_recipe
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 EXTRA = re.compile(r"extra == \"([^\"]+)\"")
 
@@ -37,6 +38,10 @@ def recipes(
     overrides: Overrides = None,
 ) -> None:
     """List the shipped recipes, or show one."""
+    import yaml
+
+    from diffgr2.recipe import RECIPES, find_recipe, load_recipe
+
     if recipe is None:
         for path in sorted(RECIPES.glob("*.yaml")):
             title, _, _ = path.read_text(encoding="utf-8").partition("\n")
@@ -53,6 +58,8 @@ def recipes(
 
 def wanted() -> list[tuple[str, Requirement]]:
     """(extra, "" = required; what it needs) of the installed distribution."""
+    from packaging.requirements import Requirement
+
     needs = [Requirement(text) for text in requires("diffgr2") or []]
     own = [need for need in needs if need.name != "diffgr2"]
     return [("".join(EXTRA.findall(str(need.marker))), need) for need in own]
@@ -70,6 +77,8 @@ def state_of(need: Requirement) -> tuple[str, bool]:
 
 def device_lines() -> list[str]:
     """What models run on, and what torch would compute on."""
+    from diffgr2.model.backends import described
+
     try:
         run_by = f"models run by: {described()}"
     except ConfigError as error:
@@ -98,7 +107,7 @@ def doctor() -> None:
         if not extra:
             typer.echo(f"{need.name}: {text}")
             broken += [] if good else [need.name]
-        elif not good and extra != "dev":
+        elif not good:
             optional.append(f"optional {need.name}: {text} (pip install 'diffgr2[{extra}]')")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     free = shutil.disk_usage(Path.cwd()).free / 2**30

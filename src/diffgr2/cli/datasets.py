@@ -6,16 +6,19 @@ what it finds, keeping nothing, `data lists-from-log DIR` makes own lists of a s
 here: the formats (`data.records`).
 """
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from diffgr2.cli.verbs import PANEL, Overrides, pairs, stage_verb
-from diffgr2.config import DataConfig, Recipe
 from diffgr2.errors import ConfigError, DataError
-from diffgr2.recipe import load_recipe, validate
+
+if TYPE_CHECKING:
+    from diffgr2.config import DataConfig, Recipe
 
 SUFFIXES = {".inter": "recbole", ".item": "recbole", ".txt": "p5"} | dict.fromkeys(
     (".csv", ".tsv", ".parquet", ".jsonl"), "table"
@@ -101,6 +104,8 @@ def check(
 
     A recipe's files, or files by name: interactions, items, and lists that your own ranker made.
     """
+    from diffgr2.recipe import load_recipe, validate
+
     if interactions and _is_recipe(interactions):
         _explain(load_recipe(interactions, overrides))
         return

@@ -18,7 +18,6 @@ import typer
 
 from diffgr2.cli.verbs import word_columns
 from diffgr2.errors import ConfigError
-from diffgr2.recipe import load_recipe
 
 if TYPE_CHECKING:
     from diffgr2.data.guess import Use
@@ -84,6 +83,7 @@ def init(
 def _write(uses: Mapping[str, Use], out: Path, paths: list[Path]) -> None:
     """Try the recipe on the files, write it, show it, and say what comes next."""
     from diffgr2.cli.drafts import drafted
+    from diffgr2.recipe import load_recipe
 
     draft = drafted(uses, out.parent)
     typer.echo("\n".join(draft.told))

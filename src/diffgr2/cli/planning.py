@@ -15,17 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffgr2.artifacts import read_manifest
 from diffgr2.choices import DECODERS
-from diffgr2.cli import runs
 from diffgr2.cli.verbs import Overrides
-from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError, ConfigError
-from diffgr2.recipe import load_recipe
 
 if TYPE_CHECKING:
     from diffgr2.capacity.machines import Machines
     from diffgr2.capacity.sheet import Asked
+    from diffgr2.config import Recipe
     from diffgr2.stages.effort import Size
     from diffgr2.stages.sizing import Machine
 
@@ -191,7 +188,10 @@ def recipe_asked(
     base_config: Path | None,
 ) -> tuple[Asked, str]:
     """(a recipe and its data's size, where that is from)."""
+    from diffgr2.artifacts import read_manifest
     from diffgr2.capacity.sheet import Asked
+    from diffgr2.cli.runs import RUNS
+    from diffgr2.recipe import load_recipe
     from diffgr2.stages import sizing
     from diffgr2.stages.effort import Size
     from diffgr2.train.memory import parameters
@@ -201,7 +201,7 @@ def recipe_asked(
     base, source = sizing.LISTS, "assumed"
     shop = recipe.data.shop
     try:
-        facts = read_manifest(runs.RUNS / recipe.name / "data")["metrics"]
+        facts = read_manifest(RUNS / recipe.name / "data")["metrics"]
         base = Size(*(int(facts[name]) for name in ("users", "items", "interactions")))
         source = "of the run"
     except (ArtifactError, KeyError, TypeError, ValueError):

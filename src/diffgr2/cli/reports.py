@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from diffgr2.cli import runs
 from diffgr2.cli.verbs import Overrides, RunsDir
 from diffgr2.errors import ConfigError
 
@@ -35,6 +34,7 @@ def report(
     from rich.console import Console
 
     from diffgr2.artifacts import write_json
+    from diffgr2.cli import runs
     from diffgr2.evaluate.tables import render_table, rows_of
     from diffgr2.stages.report import make_report, write_trec
     from diffgr2.stages.standing import Standing

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffgr2 import strict_json
+from diffgr2.choices import DECODERS
 from diffgr2.cli import in_shares
 from diffgr2.cli.serve import serve
 from diffgr2.cli.shown import show
-from diffgr2.config import DECODERS
+from diffgr2.cli.unnamed import example_of, meant
 from diffgr2.errors import ConfigError, DataError, Diffgr2Error
 from diffgr2.progress import Progress
 
@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 
 PANEL = "Using a model"
 SHOWN_ERRORS = 5
-Model = Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="A bundle directory.")]
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        "--model", "-m", metavar="DIR", help="A bundle.", show_default="the one that ships: demo"
+    ),
+]
 
 Answers = Annotated[str | None, typer.Option(help="said (strengths) or written (permutation).")]
 Views = Annotated[int | None, typer.Option(min=1, max=16, help="Shuffled views to average.")]
@@ -142,6 +147,8 @@ def mark_of(line: bytes) -> str:
 
 def done_lines(output: Path, source: Path) -> int:
     """How many output lines stand; a cut last line is taken away, strange ones are an error."""
+    from diffgr2 import strict_json
+
     if not output.exists():
         return 0
     data = output.read_bytes()
@@ -168,6 +175,7 @@ def rank_lines(
     reranker: Reranker, lines: list[bytes], *, telling: Telling, top_k: int | None, batch: int
 ) -> list[dict[str, Any]]:
     """One answer or error per line."""
+    from diffgr2 import strict_json
     from diffgr2.rerank.query import arguments_of
 
     answers: list[dict[str, Any]] = []
@@ -194,6 +202,8 @@ def rank_file(
     batch: int,
 ) -> tuple[int, int]:
     """(lines, of which bad) of the whole output."""
+    from diffgr2 import strict_json
+
     skip = done_lines(output, source)
     progress = Progress()
     if skip:
@@ -239,7 +249,7 @@ def rank_lines_of(
 
 
 def rerank(
-    model: Model,
+    model: Model = None,
     history: Annotated[
         list[str] | None, typer.Option("--history", "-H", help="An item, oldest first; repeat.")
     ] = None,
@@ -276,7 +286,7 @@ def rerank(
     batch: Annotated[int, typer.Option(min=1, help="Requests decoded at once.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
-    """Rank candidates: one request (options, or JSON on stdin), a JSONL file, or many files."""
+    """Rank one request (options, JSON on stdin; none: an example), a JSONL file, or many files."""
     from diffgr2.rerank.reranker import Reranker
 
     chosen = {"decoder": decoder, "threshold": threshold, "rule": rule}
@@ -287,15 +297,16 @@ def rerank(
     if source is not None:
         if candidates or history or user or wanted or direct or rules or strict:
             raise ConfigError("--input: its lines hold the requests, no other request options")
-        asked = in_shares.Asked(model, source, output, engine, workers, gpus, form)
+        asked = in_shares.Asked(meant(model), source, output, engine, workers, gpus, form)
         work = asked.run if asked.in_shares else partial(rank_lines_of, asked)
         said = telling if reasons or markdown or not asked.in_shares else False
         raise typer.Exit(work(telling=said, top_k=top_k, batch=batch))
     if engine or workers or gpus or form:
         raise ConfigError("--input: needed with --engine, --workers, --gpus and --format")
-    arguments = changed(arguments_given(history, candidates, user), wanted, rules)
+    given = arguments_given(history, candidates, user)
+    opened = Reranker.from_pretrained(meant(model))
+    arguments = changed(example_of(opened) if given is None else given, wanted, rules)
     arguments |= ({"strict": True} if strict else {}) | ({"reasoning": False} if direct else {})
-    opened = Reranker.from_pretrained(model)
     rank_one(opened, arguments, as_json=as_json, telling=telling, top_k=top_k)
 
 
@@ -309,8 +320,9 @@ def changed(
 
 def arguments_given(
     history: list[str] | None, candidates: list[str] | None, user: str | None
-) -> dict[str, Any]:
-    """One request, by options or as JSON on stdin."""
+) -> dict[str, Any] | None:
+    """One request, by options or as JSON on stdin; None where there is neither."""
+    from diffgr2 import strict_json
     from diffgr2.rerank.query import arguments_of
 
     if candidates:
@@ -318,9 +330,12 @@ def arguments_given(
         if history is None and user is None:
             arguments["history"] = []
         return arguments
-    if sys.stdin.isatty():
+    text = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+    if text.strip():
+        return arguments_of(strict_json.loads(text))
+    if history or user:
         raise ConfigError("--candidate: needed (or give one JSON object on stdin, or --input)")
-    return arguments_of(strict_json.loads(sys.stdin.buffer.read()))
+    return None
 
 
 def register(app: typer.Typer) -> None:

@@ -19,8 +19,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from diffgr2.cli.unnamed import meant
 from diffgr2.errors import ArtifactError, ConfigError, MissingExtraError
-from diffgr2.recipe import parse_yaml
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DAY_S = 86_400.0
@@ -54,6 +54,8 @@ def from_file(ctx: typer.Context, path: Path | None) -> Path | None:
     """The file's values become the options' defaults."""
     if path is None:
         return None
+    from diffgr2.recipe import parse_yaml
+
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -103,19 +105,19 @@ class How:
 
 
 def bundles_of(models: list[str]) -> list[tuple[str, Path]]:
-    """`[NAME=]DIR` -> (name, directory), the name empty where none is given."""
+    """`[NAME=]DIR` -> (name, directory), the name empty where none is given; none: the shipped."""
     found: list[tuple[str, Path]] = []
     for text in models:
         name, equals, path = text.partition("=")
         if not equals or is_bundle(Path(text)):  # a directory may have an = in its name
             name, path = "", text
-        directory = Path(path)
+        directory = meant(Path(path))
         if not is_bundle(directory):
             raise ArtifactError(f"{directory}: no bundle stands there (diffgr2.json is missing)")
         if (name and name in dict(found)) or directory in [place for _, place in found]:
             raise ConfigError(f"--model {text}: stands twice")
         found.append((name, directory))
-    return found
+    return found or [("", meant(None))]
 
 
 def judged(directories: list[Path], *, force: bool) -> list[str]:
@@ -168,8 +170,8 @@ def named(
 # ------------------------------------------------------------------------------- the options
 
 Models = Annotated[
-    list[str],
-    option("--model", "-m", metavar="[NAME=]DIR", help="A bundle; repeat for more, by name."),
+    list[str] | None,
+    option("--model", "-m", metavar="[NAME=]DIR", help="A bundle, by name if many; none: demo."),
 ]
 Config = Annotated[
     Path | None,
@@ -247,7 +249,7 @@ Mapped = Annotated[bool, option("--mapped", help="Leave counts and histories in 
 
 
 def serve(
-    models: Models,
+    models: Models = None,
     config: Config = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -282,7 +284,7 @@ def serve(
     replica_gpus: ReplicaGpus = 0.0,
 ) -> None:
     """Serve models over HTTP: Cohere, Jina, vLLM and TEI shapes, and a page to try it."""
-    bundles = bundles_of(models)
+    bundles = bundles_of(models or [])
     bounds = {"candidates": documents, "strict": strict, "batch": batch, "waiting": waiting}
     bounds |= {"running": running, "tokens": tokens, "timeout_s": timeout, "drain_s": drain}
     shown = {"page": page, "docs": docs, "cors": tuple(cors or ())}
@@ -313,11 +315,9 @@ def settings_of(
     bounds: dict[str, Any], shown: dict[str, Any], log: tuple[Path | None, int, int]
 ) -> dict[str, Any]:
     """Bounds, what is shown and where logs go, as `make_app` takes them."""
-    try:
-        from diffgr2.serve.app import LogTo, Shown
-        from diffgr2.serve.limits import Limits
-    except ImportError as error:
-        raise MissingExtraError(f"{error.name} is missing: pip install 'diffgr2[serve]'") from None
+    from diffgr2.serve.app import LogTo, Shown
+    from diffgr2.serve.limits import Limits
+
     directory, megabytes, keep = log
     most = max(300.0, bounds["timeout_s"])
     return {

@@ -1,7 +1,7 @@
-"""`diffgr2 refresh`: new purchases and items for a bundle, without training.
+"""`diffgr2 refresh` and `upgrade`: a bundle with new purchases and items, or in today's format.
 
-Contract: reads its options, calls `stages.refresh` and prints what moved, a line each, the new
-bundle's place last. Not here: what a refresh does.
+Contract: read their options, call `stages.refresh` or `stages.upgrade` and print what became of the
+bundle, a line each, the new one's place last. Not here: what they do.
 """
 
 import re
@@ -89,9 +89,12 @@ def refresh(
     Weights, semantic IDs that stand, bucket edges and calibration stay; histories, counts,
     catalogue and the retriever follow. A running server takes the new bundle on reload.
     """
+    from diffgr2.rerank.shipped import bundle_of, refuse_replacing
     from diffgr2.stages.refresh import News
     from diffgr2.stages.refresh import refresh as refreshed
 
+    bundle = bundle_of(bundle)
+    refuse_replacing(bundle, elsewhere=out is not None)
     mapped = (pairs("--column", column), pairs("--item-column", item_column))
     news = News(interactions, items, *mapped, max_bad_share=max_bad_share, anew=replace_words)
     how: dict[str, Any] = {"out": out, "in_place": in_place, "edges": edges, "keep_last": keep_last}
@@ -103,6 +106,22 @@ def refresh(
         typer.echo(line)
 
 
+def upgrade(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle of earlier format.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Place.", show_default="BUNDLE-format-N")
+    ] = None,
+) -> None:
+    """Write a bundle of an earlier format in this version's, without training.
+
+    It ranks as before; the old bundle stays as it is.
+    """
+    from diffgr2.stages.upgrade import upgrade as upgraded
+
+    typer.echo(f"new        {upgraded(bundle, out)}")
+
+
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the verbs."""
     app.command("refresh", rich_help_panel="Using a model")(refresh)
+    app.command("upgrade", rich_help_panel="Using a model")(upgrade)

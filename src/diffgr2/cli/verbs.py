@@ -11,11 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from diffgr2.cli import runs
 from diffgr2.errors import ConfigError
-from diffgr2.pipeline import OUTDATED, STANDS
 from diffgr2.stages.plan import STAGES
-from diffgr2.stages.reasons import Reason, reasons
 from diffgr2.stages.rows import ROWS, rows_of_recipe
 
 PANEL = "Stages, in order (each runs what it needs)"
@@ -62,6 +59,8 @@ def flat(value: Any) -> str:
 
 def show(name: str, metrics: dict[str, Any]) -> None:
     """A stage's metrics, one per line."""
+    from diffgr2.cli import runs
+
     runs.say(f"{name}:")
     for key, value in metrics.items():
         if isinstance(value, dict):
@@ -78,6 +77,8 @@ def stage_verb(name: str) -> Callable[..., None]:
         overrides: Overrides = None,
         force: Force = False,
     ) -> None:
+        from diffgr2.cli import runs
+
         run = runs.open_run(recipe, directory, overrides)
         manifests = runs.work(run, [name], force=force)
         show(name, manifests[name]["metrics"])
@@ -95,6 +96,8 @@ def score(
     force: Force = False,
 ) -> None:
     """Decode the test lists: all rows of the results table, or some."""
+    from diffgr2.cli import runs
+
     run = runs.open_run(recipe, directory, overrides)
     known = [spec.name for spec in rows_of_recipe(run.recipe)]
     for name in rows or ():
@@ -129,8 +132,12 @@ def run_all(
     ] = None,
 ) -> None:
     """Run what is missing of a recipe."""
+    from diffgr2.cli import runs
+
     if start is not None:
-        overrides = [*(overrides or []), f"start={json.dumps(str(start.resolve()))}"]
+        from diffgr2.rerank.shipped import bundle_of
+
+        overrides = [*(overrides or []), f"start={json.dumps(str(bundle_of(start).resolve()))}"]
     run = runs.open_run(recipe, directory, overrides)
     manifests = runs.work(run, runs.goals_of(goal, run.recipe), force=force)
     seconds = sum(manifest["wall_s"] for manifest in manifests.values())
@@ -147,6 +154,10 @@ def status(
     overrides: Overrides = None,
 ) -> None:
     """Show which stages stand, and what outdated the others."""
+    from diffgr2.cli import runs
+    from diffgr2.pipeline import OUTDATED, STANDS
+    from diffgr2.stages.reasons import Reason, reasons
+
     run = runs.open_report(recipe, directory, overrides)
     runner = run.runner()
     states = runner.survey(list(runner.stages), gone=True)

@@ -42,8 +42,9 @@ class Curve:
 
 
 def smoothed(value_S: np.ndarray, share: int = 10) -> np.ndarray:
-    """The mean over a window of a `share`-th of the steps around each, cut at the ends."""
-    reach = len(value_S) // (2 * share)
+    """The mean over a window of a `share`-th of the steps around each, three at least where there
+    are eight, cut at the ends."""
+    reach = len(value_S) // (2 * share) or int(len(value_S) >= 8)
     total_S = np.concatenate([[0.0], np.cumsum(value_S, dtype=np.float64)])
     at_S = np.arange(len(value_S))
     first_S, last_S = np.maximum(at_S - reach, 0), np.minimum(at_S + reach + 1, len(value_S))
@@ -87,5 +88,6 @@ def training_curves(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
         if len(curve.step_S) == 1:
             ax.set_xticks(curve.step_S)
     steps = sum(len(curve.value_S) for curve in found.values())
-    facts = "thin: every step, thick: mean of a tenth of the steps around; valid: rollouts at last"
+    facts = "thin: every step, thick: mean of a tenth of them around, of three at least"
+    facts += "; valid: rollouts at last"
     return states(figure, f"n = {steps:,} steps on training lists, none of validation", facts)

@@ -24,8 +24,9 @@ from diffgr2.evaluate.plots import (
     states,
 )
 
-RIVALS = ("evidence", "evidence_mlp", "tutor", "lambdamart")
-RIVAL_MARKS = "PshX"
+RIVALS = ("evidence", "tutor", "lambdamart")
+RIVAL_MARKS = "PhX"
+LEVELS = ("floor", *RIVALS)
 OURS = ("ar_direct", "block_direct", "ar", "cft_opd_rl", "verify", "student_ar")
 TIMES = ("ms_per_list", "low_ms", "high_ms")
 
@@ -59,27 +60,27 @@ def view_points(views: Points) -> list[dict[str, Any]]:
 
 
 def quality_speed(rows: Points, batched: Points = (), views: Points = ()) -> Figure:
-    """95 % intervals upwards, least and most of the rounds sideways; dotted levels are rows that
-    nobody timed, the floor first."""
+    """95 % intervals upwards, least and most of the rounds sideways; dotted levels are the floor
+    and rivals that nobody timed."""
     lower = bool(batched or views)
     figure, axes = new_figure(8.5, 6.9 if lower else 4.0, 1 + lower, len(MAIN))
-    for column, metric in enumerate(MAIN):
-        for row in rows:
-            _row(axes[0, column], row, metric)
-        axes[0, column].set_ylabel(metric.upper())
-        axes[0, column].set_xlabel("milliseconds per list, one at a time", fontsize=9)
-        if lower:
-            own = [row for row in rows if row["name"] == "floor"]
-            for row in (*own, *batched):
-                _row(axes[1, column], row, metric)
-            _views(axes[1, column], views, metric)
-            axes[1, column].set_ylabel(metric.upper())
-            axes[1, column].set_xlabel("milliseconds per list, in batches", fontsize=9)
-    for ax in axes.flat:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.margins(x=0.1)
-        ax.set_ylim(bottom=max(0.0, ax.get_ylim()[0]))  # a gain's interval may reach below
+    panels: list[tuple[Points, Points, str]] = [(rows, (), "one at a time")]
+    panels += [(batched, views, "in batches")] if lower else []
+    for axes_C, (own, more, how) in zip(axes, panels, strict=True):
+        for ax, metric in zip(axes_C, MAIN, strict=True):
+            for row in own:
+                _row(ax, row, metric)
+            _views(ax, more, metric)
+            ax.set_xscale("log")
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.margins(x=0.1)
+            ax.set_ylabel(metric.upper())
+            ax.set_xlabel(f"milliseconds per list, {how}", fontsize=9)
+            low, high = room([*own, *more], metric)
+            ax.set_ylim(low, high)
+            for row in rows:
+                if row["name"] in LEVELS and (how == "one at a time" or row["name"] == "floor"):
+                    _level(ax, row, metric)
     heading(axes[0, 0], "Quality against time")
     found: dict[str, Any] = {}
     for ax in axes.flat:
@@ -100,15 +101,33 @@ def _look(name: str) -> dict[str, Any]:
     return LOOKS[len(OURS)] | {"marker": RIVAL_MARKS[RIVALS.index(name)], "ls": "none"}
 
 
-def _row(ax: Axes, row: Mapping[str, Any], metric: str) -> None:
-    """One row with both its spreads, or a level."""
-    name, value = row["name"], row["metrics"][metric]
-    if not (name in OURS or name in RIVALS or name == "floor"):
+def room(points: Points, metric: str) -> tuple[float, float]:
+    """The scale: all intervals of what was timed; levels do not set it."""
+    known = [p for p in points if "ms_per_list" in p and p["name"] in (*OURS, *RIVALS)]
+    ends = [end for p in known for end in (*p["ci"][metric], p["metrics"][metric])] or [0.0, 1.0]
+    margin = 0.1 * (max(ends) - min(ends)) or 0.05
+    return max(0.0, min(ends) - margin), max(ends) + margin
+
+
+def _level(ax: Axes, row: Mapping[str, Any], metric: str) -> None:
+    """A row that nobody timed: a dotted line, or in words which way it lies off the scale."""
+    value, (low, high) = row["metrics"][metric], ax.get_ylim()
+    look: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "fontsize": 8.5, "ha": "right"}
+    if "ms_per_list" in row:
         return
-    if name == "floor" or "ms_per_list" not in row:
+    if low <= value <= high:
         ax.axhline(value, color=GREY, ls=":", lw=1.2)
-        place = ax.get_yaxis_transform()
-        ax.text(0.99, value, name, transform=place, ha="right", va="bottom", fontsize=8.5)
+        ax.text(0.99, value, row["name"], va="bottom", **look)
+        return
+    look["transform"] = ax.transAxes
+    way, y = ("below ↓", 0.02) if value < low else ("above ↑", 0.98)
+    ax.text(0.99, y, f"{row['name']} {value:.3f}, {way}", va="bottom" if y < 0.5 else "top", **look)
+
+
+def _row(ax: Axes, row: Mapping[str, Any], metric: str) -> None:
+    """One row that was timed, with both its spreads."""
+    name, value = row["name"], row["metrics"][metric]
+    if not ((name in OURS or name in RIVALS) and "ms_per_list" in row):
         return
     look, x = _look(name), row["ms_per_list"]
     line = {"color": look["color"], "lw": 1.4, "solid_capstyle": "round"}
@@ -128,5 +147,6 @@ def _views(ax: Axes, views: Points, metric: str) -> None:
         ax.plot(xs, ys, ms=4.5, lw=1.1, markerfacecolor="white", label=f"{name}, views", **look)
         for point, x, y in zip(own, xs, ys, strict=True):
             ax.plot([x, x], point["ci"][metric], color=look["color"], lw=0.9, alpha=0.6)
-            text: dict[str, Any] = {"xytext": (4, 3), "textcoords": "offset points"}
+            text: dict[str, Any] = {"xytext": (4, 4), "textcoords": "offset points"}
+            text["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8}
             ax.annotate(str(point["views"]), (x, y), fontsize=8.5, color=look["color"], **text)

@@ -266,7 +266,9 @@ def frontier(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float], x:
         for point in own:
             ends = wilson(round(point["r@1"] * point["n"]), point["n"])
             ax.plot([point[x]] * 2, ends, color=look["color"], lw=1, alpha=0.5)
-        text: dict[str, Any] = {"xytext": (4, -13 if place else 6), "textcoords": "offset points"}
+        above = np.mean(ys) >= np.mean([point["r@1"] for point in points])
+        text: dict[str, Any] = {"xytext": (4, 6 if above else -13), "textcoords": "offset points"}
+        text["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
         for point in own:
             if point[x] - last < 0.05 * reach:
                 continue  # no room: the series is in order of τ, so its neighbours tell

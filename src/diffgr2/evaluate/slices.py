@@ -97,9 +97,10 @@ def by_lengths(points: Sequence[Mapping[str, Any]], row: str, rival: str) -> lis
 def slices_figure(
     found: Mapping[str, Sequence[Mapping[str, Any]]], row: str, names: Mapping[str, str]
 ) -> Figure:
-    """A panel per property; `names` says who an opponent is."""
+    """A panel per property on one scale; `names` says who an opponent is, in their order."""
     figure, axes = new_figure(8.5, 3.7, 1, len(found))
-    present = list(dict.fromkeys(o for entries in found.values() for o in entries[0]["vs"]))
+    there = {other for entries in found.values() for other in entries[0]["vs"]}
+    present = [other for other in names if other in there]
     for ax, (name, entries) in zip(axes[0], found.items(), strict=True):
         for place, other in enumerate(present):
             if other not in entries[0]["vs"]:
@@ -120,11 +121,12 @@ def slices_figure(
     axes[0, 0].set_ylabel(f"{DECIDES.upper()}, difference")
     for place, other in enumerate(present):
         look = {"color": COLOURS[place], "marker": "os^D"[place % 4], "ls": "none", "ms": 6.5}
-        axes[0, 0].plot([], [], label=f"minus {names.get(other, other)}", **look)
+        axes[0, 0].plot([], [], label=f"minus {names[other]}", **look)
     legend_below(figure, *axes[0, 0].get_legend_handles_labels(), ncols=len(present))
-    for ax in axes[0, 1:]:
-        ax.sharey(axes[0, 0])
-        ax.tick_params(labelleft=False)
+    limits = [end for ax in axes[0] for end in ax.get_ylim()]
+    for ax in axes[0]:
+        ax.set_ylim(min(limits), max(limits))
+        ax.tick_params(labelleft=ax is axes[0, 0])
     n = max(sum(entry["n"] for entry in entries) for entries in found.values())
     return states(figure, of_lists(n), f"{PAIRED}, not adjusted for the number of bins")
 

@@ -62,7 +62,7 @@ whole."""
 class BlockContract(BaseModel):
     """How a block-diffusion checkpoint was trained, hence how it must be decoded."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
 
     block_size: int = Field(ge=1, le=4096)
     mask_token_id: int = Field(ge=0)

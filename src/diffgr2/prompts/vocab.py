@@ -186,7 +186,8 @@ class Vocabulary:
         except Exception as error:
             raise ArtifactError(f"{directory}: not a vocabulary ({error})") from None
         if not spec.sound:
-            raise ArtifactError(f"{directory}: a vocabulary of another version (make it anew)")
+            told = "a vocabulary without all tokens of this version (diffgr2 upgrade adds them)"
+            raise ArtifactError(f"{directory}: {told}")
         return cls(tokenizer, spec)
 
     def text_ids(self, text: str) -> list[int]:

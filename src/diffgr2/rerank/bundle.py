@@ -28,6 +28,10 @@ from diffgr2.recipe import validate
 T = TypeVar("T")
 
 FORMAT = 5
+UPGRADED = range(2, FORMAT)
+"""Formats that `diffgr2 upgrade` reads. Those of 1 were trained on prompts that nobody writes."""
+
+NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 LONGEST = 200  # characters of a file's name
 NOTE = "diffgr2.json"
 SECTIONS = ("name", "seed", "items", "candidates", "evidence", "prompt", "decode")
@@ -55,7 +59,14 @@ CALIBRATION = "calibrate/calibration.json"
 """What turns strengths into probabilities, by decoder."""
 
 
+MEND = "copy the bundle again, or pack it anew: diffgr2 bundle RECIPE --force"
+"""What helps against a bundle that is not whole."""
+
 REQUIRED = ("config.json", NOTE, *GRAPHS.values(), *VOCABULARY_FILES)
+
+
+class OtherError(ArtifactError):
+    """No bundle, or one of another format: the message says what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ def read_note(directory: Path) -> Note:
     """The recipe's sections that came with the bundle, and whose shoppers it holds."""
     path = directory / NOTE
     note = read_strict(path)
-    _check_format(path, note)
+    check_format(path, note)
     if not isinstance(note, dict) or type(note.get("format")) is not int:
         raise ArtifactError(f"{path}: not a bundle of format {FORMAT}")
     if note.keys() - {"format", "model", "recipe", "shoppers"}:
@@ -117,32 +128,86 @@ def refuse_worse(directory: Path) -> None:
         raise ConfigError(f"{directory}: {found.shortcoming} ({advice})")
 
 
-def _check_format(path: Path, note: Any) -> None:
-    """A bundle of another version is called that, whatever else it has or lacks."""
+def format_of(note: Any) -> int | None:
+    """The format that a note names, None where it names none."""
     found = note.get("format") if isinstance(note, dict) else None
-    if type(found) is int and found != FORMAT:
-        told = f"a bundle of format {found}, this version opens format {FORMAT} (pack it anew)"
-        raise ArtifactError(f"{path}: {told}")
+    return found if type(found) is int else None
+
+
+def check_format(path: Path, note: Any) -> None:
+    """A bundle of another version is called that, whatever else it has or lacks."""
+    found = format_of(note)
+    if found is None or found == FORMAT:
+        return
+    if found in UPGRADED:
+        mend = f"diffgr2 upgrade {path.parent} writes it in this one"
+    elif found > FORMAT:
+        mend = "open it with a newer diffgr2, or pack it anew with this one"
+    else:
+        match note:
+            case {"recipe": {"name": str(name)}} if re.fullmatch(NAME, name):
+                mend = f"nothing converts it; make it anew: diffgr2 run {name} --goal bundle"
+            case _:
+                mend = "nothing converts it; make it anew: diffgr2 run RECIPE --goal bundle"
+    told = f"a bundle of format {found}, this version opens format {FORMAT} ({mend})"
+    raise OtherError(f"{path}: {told}")
+
+
+def listed(directory: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's files of a bundle of this format: nothing that it needs is missing."""
+    path, note = directory / MANIFEST, directory / NOTE
+    if path.is_file() and note.is_file():
+        with suppress(DataError, OSError):  # what is no JSON at all is told by its hash
+            check_format(note, strict_json.loads(note.read_bytes()))
+    files = listed_files(directory)
+    wanted = [*REQUIRED, *(f"{part}/{name}" for part, names in PARTS.items() for name in names)]
+    for name in wanted:
+        if name not in files:
+            raise ArtifactError(f"{path}: {name} is not listed")
+    if not any(name.endswith(".safetensors") and "/" not in name for name in files):
+        raise ArtifactError(f"{path}: no weights are listed")
+    return files
+
+
+def listed_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's files in any format: every name is plain, every entry whole."""
+    path = directory / MANIFEST
+    manifest = read_strict(path)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise ArtifactError(f"{path}: not a manifest")
+    if manifest != sealed({key: value for key, value in manifest.items() if key != "seal"}):
+        raise ArtifactError(f"{path}: was changed after it was written")
+    for name, entry in files.items():
+        plain = PurePosixPath(name).as_posix() == name and len(name) <= LONGEST
+        if not plain or not name.isprintable() or name[:1] == "/" or "\\" in name:
+            raise ArtifactError(f"{path}: {name[:80]!r} is no plain name within the bundle")
+        if ".." in name.split("/"):
+            raise ArtifactError(f"{path}: {name[:80]!r} leads out of the bundle")
+        whole = isinstance(entry, dict) and entry.keys() == {"sha256", "size"}
+        if not whole or type(entry["size"]) is not int or not _is_hash(entry["sha256"]):
+            raise ArtifactError(f"{path}: {name[:80]!r}: expected size and sha256")
+    return files
 
 
 State = dict[str, tuple[int, ...]]
 """What the file system says of each file: it differs once a file was replaced or written to."""
 
 
-def check(directory: Path) -> State:
+def check(directory: Path, files_of: Callable[[Path], dict[str, dict[str, Any]]] = listed) -> State:
     """Refuse what is no whole, unchanged bundle, in one line, before anything of it is used.
 
     Every file is listed once and is as it was when it was sealed; no name leads out of the
     directory, and nothing in it is a link. Names that begin with a dot are other tools' business.
     """
     if not directory.is_dir():
-        raise ArtifactError(f"{directory}: no such directory")
+        raise OtherError(f"{directory}: no such directory (a bundle is one: runs/NAME/bundle)")
     if not (directory / MANIFEST).exists() and (directory / "bundle" / MANIFEST).is_file():
-        raise ArtifactError(f"{directory}: a run's directory (its bundle: {directory / 'bundle'})")
+        raise OtherError(f"{directory}: a run's directory (its bundle: {directory / 'bundle'})")
     for path in directory.rglob("*"):
         if path.is_symlink():
             raise ArtifactError(f"{path}: a link has no place in a bundle")
-    files = listed(directory)
+    files = files_of(directory)
     there = {
         path.relative_to(directory).as_posix()
         for path in directory.rglob("*")
@@ -162,36 +227,6 @@ def check(directory: Path) -> State:
             raise ArtifactError(f"{path}: content differs from the manifest")
     read_verdict(directory)
     return before
-
-
-def listed(directory: Path) -> dict[str, dict[str, Any]]:
-    """The manifest's files: every name is plain, every entry whole, nothing required is missing."""
-    path = directory / MANIFEST
-    manifest = read_strict(path)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict):
-        raise ArtifactError(f"{path}: not a manifest")
-    if manifest != sealed({key: value for key, value in manifest.items() if key != "seal"}):
-        raise ArtifactError(f"{path}: was changed after it was written")
-    for name, entry in files.items():
-        plain = PurePosixPath(name).as_posix() == name and len(name) <= LONGEST
-        if not plain or not name.isprintable() or name[:1] == "/" or "\\" in name:
-            raise ArtifactError(f"{path}: {name[:80]!r} is no plain name within the bundle")
-        if ".." in name.split("/"):
-            raise ArtifactError(f"{path}: {name[:80]!r} leads out of the bundle")
-        whole = isinstance(entry, dict) and entry.keys() == {"sha256", "size"}
-        if not whole or type(entry["size"]) is not int or not _is_hash(entry["sha256"]):
-            raise ArtifactError(f"{path}: {name[:80]!r}: expected size and sha256")
-    if NOTE in files and (directory / NOTE).is_file():
-        with suppress(DataError):  # what is no JSON at all is told by its hash
-            _check_format(directory / NOTE, strict_json.loads((directory / NOTE).read_bytes()))
-    wanted = [*REQUIRED, *(f"{part}/{name}" for part, names in PARTS.items() for name in names)]
-    for name in wanted:
-        if name not in files:
-            raise ArtifactError(f"{path}: {name} is not listed")
-    if not any(name.endswith(".safetensors") and "/" not in name for name in files):
-        raise ArtifactError(f"{path}: no weights are listed")
-    return files
 
 
 def _is_hash(text: Any) -> bool:
@@ -216,25 +251,32 @@ def state_of(directory: Path, names: Iterable[str]) -> State:
     return state
 
 
-def opened(directory: Path, opening: Callable[[Path], T]) -> T:
+def opened(
+    directory: Path,
+    opening: Callable[[Path], T],
+    files_of: Callable[[Path], dict[str, dict[str, Any]]] = listed,
+) -> T:
     """What `opening` makes of a checked bundle; whatever is wrong with it is one kind of error.
 
-    Files that are exchanged while they are read would make a bundle of two halves.
+    Files that are exchanged while they are read would make a bundle of two halves. `files_of` says
+    which files it lists and whether they are those of a bundle that can be used.
     """
     try:
-        before = check(directory)
+        before = check(directory, files_of)
         made = opening(directory)
         if state_of(directory, before.keys() - {MANIFEST}) != before:
             raise ArtifactError(f"{directory}: was changed while it was being opened")
         return made
-    except ImportError:  # something is missing here, not in the bundle
+    except (ImportError, OtherError):  # something is missing here, or tells its own mend
         raise
     except Diffgr2Error as error:
         told, kind = str(error), type(error)
         told = told if told.startswith(str(directory)) else f"{directory}: {told}"
+        told += f" ({MEND})"
         raise (kind if kind.exit_code == ArtifactError.exit_code else ArtifactError)(told) from None
     except Exception as error:  # a library's own words about files that it cannot use
-        raise ArtifactError(f"{directory}: cannot be used ({first_line(error)})") from error
+        told = f"{directory}: cannot be used: {first_line(error)} ({MEND})"
+        raise ArtifactError(told) from error
 
 
 def read_strict(path: Path) -> Any:

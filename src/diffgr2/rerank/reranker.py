@@ -51,12 +51,15 @@ class Reranker(World):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, *, mapped: bool = False) -> Reranker:
-        """Open a bundle after checking every file against its manifest.
+        """Open a bundle after checking every file against its manifest; `demo` is the one that
+        ships with the package.
 
         `mapped` leaves counts and histories in the bundle's files, whose pages processes on one
         machine share; such a bundle may be replaced by a rename, but never written to in place.
         """
-        return opened(Path(directory), partial(cls, mapped=mapped))
+        from diffgr2.rerank.shipped import bundle_of
+
+        return opened(bundle_of(directory), partial(cls, mapped=mapped))
 
     def _try_out(self) -> None:
         """A list goes through every part once: what does not fit fails here, not at a request."""

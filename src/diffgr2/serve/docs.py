@@ -66,7 +66,7 @@ def sending(method: str, path: str, body: str | None) -> str:
         f'<div class="try" data-method="{escape(method)}" data-path="{escape(path)}">{area}'
         f'<button type="button">Send</button> <b class="status" role="status"></b>'
         f'<pre class="answer" tabindex="0" hidden></pre>'
-        f"<details><summary>For a shell</summary><pre>curl "
+        f'<details><summary>For a shell</summary><pre tabindex="0">curl '
         f'<span class="origin">{ORIGIN}</span><span class="with-key" hidden> '
         f'-H "authorization: Bearer $DIFFGR2_KEY"</span>{escape(line)}</pre></details></div>'
     )

@@ -15,8 +15,10 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from diffgr2.artifacts import digest, fingerprint, read_manifest
 from diffgr2.bulk.cluster import cause_of, elsewhere, joined, part
 from diffgr2.errors import ConfigError
 from diffgr2.serve.app import Shown, make_app
@@ -56,7 +58,8 @@ class Crew:
 class Ranker:
     """One replica, as Serve makes it."""
 
-    async def __init__(self, crew: Crew) -> None:  # type: ignore[misc]  # Serve waits for it
+    async def __init__(self, crew: Crew, mark: str) -> None:  # type: ignore[misc]  # awaited
+        self.mark = mark
         from diffgr2.model import backends
         from diffgr2.rerank.reranker import Reranker
 
@@ -81,6 +84,9 @@ class Ranker:
     async def stream(self, call: Call) -> AsyncGenerator[tuple[int, Headers] | bytes | End]:
         async for one in self.replica.stream(call):
             yield one
+
+    async def told_mark(self) -> str:
+        return self.mark
 
     async def everyone(self, what: str) -> Any:
         return await getattr(self.replica, what)()
@@ -109,7 +115,13 @@ def deployment_of(crew: Crew) -> Any:
         graceful_shutdown_timeout_s=crew.limits.drain_s,
         **scaled,
     )
-    return made.bind(crew)
+    return made.bind(crew, mark_of(crew))
+
+
+def mark_of(crew: Crew) -> str:
+    """What tells this crew from others: its options, and its bundles as they stand now."""
+    bundles = [fingerprint(read_manifest(Path(directory))) for _, directory in crew.bundles]
+    return digest([repr(crew), *bundles])
 
 
 class RayFleet:
@@ -134,12 +146,26 @@ class RayFleet:
             exceptions.ReplicaUnavailableError,
         )
         serve.start(proxy_location="Disabled")
+        self._handle = self._standing()
+        if self._handle is not None:
+            return
         try:
             self._handle = serve.run(
                 deployment_of(self.crew), name=self.crew.app, route_prefix=None
             )
         except RuntimeError as error:
             raise ConfigError(f"Ray Serve: {self._why() or cause_of(error)}") from None
+
+    def _standing(self) -> Any:
+        """What another door deployed, where it is the same: Serve would begin its replicas anew."""
+        serve = part("ray.serve")
+        if self.crew.app not in serve.status().applications:
+            return None
+        with suppress(Exception):  # who does not answer in time is replaced
+            handle = serve.get_app_handle(self.crew.app)
+            told = handle.told_mark.remote().result(timeout_s=HEALTH_LATE_S)
+            return handle if told == mark_of(self.crew) else None
+        return None
 
     def _why(self) -> str:
         """What Serve says of an application that it could not deploy: its last line."""

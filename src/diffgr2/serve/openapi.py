@@ -46,7 +46,10 @@ RESULT = {
         },
         "id": said("string", "The item's own, of items of the catalogue"),
         "sid": said("string", "Its semantic ID"),
-        "document": said("object", "Its text, with return_documents"),
+        "document": {
+            **said("object", "As it came in, with return_documents"),
+            "properties": {"text": said("string", "Its words")},
+        },
     },
 }
 PIECE = {

@@ -12,13 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffgr2.config import Recipe
 from diffgr2.errors import ArtifactError, ConfigError
-from diffgr2.model.contract import SECTION, contract_of, diffuses, read_config
-from diffgr2.pipeline import StageContext
-from diffgr2.streams import generator
+from diffgr2.stage import StageContext
 
 if TYPE_CHECKING:
+    from diffgr2.config import Recipe
     from diffgr2.prompts.vocab import Vocabulary
 
 ABSENT = (
@@ -36,6 +34,8 @@ def diffusing(recipe: Recipe) -> bool:
     base = recipe.model.base
     if base is None or recipe.start or not (Path(base) / "config.json").is_file():
         return False
+    from diffgr2.model.contract import diffuses, read_config
+
     return diffuses(read_config(Path(base)))
 
 
@@ -47,6 +47,7 @@ def files(recipe: Recipe) -> list[Path]:
 def begin(ctx: StageContext) -> dict[str, Any]:
     """The base with rows for the run's vocabulary, and its contract in our words."""
     from diffgr2.artifacts import write_json
+    from diffgr2.model.contract import SECTION, contract_of, read_config
     from diffgr2.model.load import build
     from diffgr2.prompts.vocab import Vocabulary
     from diffgr2.stages.common import write_model
@@ -85,6 +86,7 @@ def texts(ctx: StageContext) -> dict[str, Any]:
     from diffgr2.stages.common import answer_to_learn
     from diffgr2.stages.corpus import KNOWN, open_corpus
     from diffgr2.stages.distill import FILE, Asked, packed
+    from diffgr2.streams import generator
     from diffgr2.types import Trajectory
 
     config, corpus = ctx.recipe.distill, open_corpus(ctx.inputs, ctx.recipe)

@@ -7,15 +7,19 @@ depends on. Not here: code of any stage; modules are imported when a stage runs,
 stays quick.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffgr2.config import Recipe
-from diffgr2.pipeline import Stage
+from diffgr2.stage import Stage
 from diffgr2.stages.diffusing import ABSENT, diffusing
 from diffgr2.stages.rows import ROWS, RowSpec, read_row, rows_of_recipe
+
+if TYPE_CHECKING:
+    from diffgr2.config import Recipe
 
 CORPUS = ("vocabulary", "data", "items", "candidates", "evidence")
 """What every language-model stage reads besides its model."""

@@ -7,9 +7,9 @@ row puts what is wanted and what its output was worth: what `compare` and `seeds
 per figure. Besides the rows,
 report.json holds `speed` (all decoders and batch sizes of the timing run), `retriever` (its own
 figures over all users), `rival` (the row to beat, and what chose it), `verdict` (what the run is
-worth), `slices` (where the judged row gains) and `probes` (list lengths, views, faithfulness,
-reliability). Not here: measuring and drawing (`evaluate`), which figures there are (`drawing`),
-decoding (`score`).
+worth), `closing` (the three lines it ends with), `slices` (where the judged row gains) and `probes`
+(list lengths, views, faithfulness, reliability). Not here: measuring and drawing (`evaluate`),
+which figures there are (`drawing`), decoding (`score`).
 """
 
 from dataclasses import replace
@@ -58,7 +58,7 @@ def make_report(found: Standing, command: str) -> tuple[dict[str, Any], list[Pat
     if found.rival:
         report["rival"] = found.rival
     if found.verdict:
-        report["verdict"] = found.verdict
+        report |= {"verdict": found.verdict, "closing": found.closing}
     if found.speed is not None:
         report["speed"] = found.speed["decoders"]
     if found.pace:

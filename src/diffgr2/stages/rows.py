@@ -8,10 +8,15 @@ list falls to the floor. `rows_of_recipe` are the rows that a recipe's responses
 decoding them (`score`), baselines without a model (`report`).
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from __future__ import annotations
 
-from diffgr2.config import Answering, Recipe
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from diffgr2.choices import Answering
+
+if TYPE_CHECKING:
+    from diffgr2.config import Recipe
 
 How = Literal["ar", "ar_raw", "recommended", "raw", "verify"]
 RAW: tuple[How, ...] = ("ar_raw", "raw")

@@ -25,7 +25,7 @@ from diffgr2.evaluate.calibration import chances
 from diffgr2.evaluate.closing import closing
 from diffgr2.evaluate.outputs import SystemOutputs, load_outputs
 from diffgr2.evaluate.validity import accounting, intervals
-from diffgr2.pipeline import STANDS, Runner
+from diffgr2.pipeline import OUTDATED, STANDS, Runner
 from diffgr2.stages import ties, timely
 from diffgr2.stages.corpus import Corpus, open_corpus
 from diffgr2.stages.judge import JUDGED, scored, strongest, verdict_of
@@ -54,10 +54,14 @@ class Standing:
         states = runner.survey(list(runner.stages))
         stages = frozenset(name for name, state in states.items() if state == STANDS)
         if not {"data", "candidates"} <= stages:
-            raise ArtifactError(
-                f"{runner.root}: no candidate lists stand for recipe {runner.recipe.name} "
-                f"(diffgr2 status says why; run: diffgr2 candidates {named or runner.recipe.name})"
-            )
+            named = named or runner.recipe.name
+            told = f"no candidate lists stand for recipe {runner.recipe.name}"
+            mend = f"run: diffgr2 candidates {named}"
+            if {states["data"], states["candidates"]} <= {STANDS, OUTDATED}:
+                told = "its candidate lists are those of another version, recipe or file"
+                mend = f"what differs: diffgr2 status {runner.root}"
+                mend += f"; anew: diffgr2 run {named} --runs {runner.root}"
+            raise ArtifactError(f"{runner.root}: {told} ({mend})")
         return cls(runner.recipe, runner.root, stages)
 
     @cached_property

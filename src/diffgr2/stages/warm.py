@@ -33,6 +33,7 @@ from diffgr2.items.vectors import catalogue_texts
 from diffgr2.model.contract import SECTION
 from diffgr2.prompts.vocab import Vocabulary
 from diffgr2.rerank.bundle import opened, read_note
+from diffgr2.rerank.shipped import refuse_packed
 from diffgr2.types import Catalogue
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def check(recipe: Recipe, root: Path) -> None:
             f"start: {start} belongs to this run, which would replace it (say another directory "
             "with --runs, or copy the bundle)"
         )
+    refuse_packed(start)
     gaps = opened(start, lambda directory: unfit(recipe, directory))
     if gaps:
         raise ConfigError(f"start: {start} does not fit the recipe: {'; '.join(gaps)}")

@@ -15,6 +15,7 @@ def test_features_are_edited_and_what_they_cannot_be_is_told(live: Live, browser
         tab.page.press("#feature-0-price", "Tab")
         tab.page.locator("#curl", has_text="price").wait_for(state="attached")
         assert len(tab.ranked()) == k
+        assert tab.page.evaluate("document.activeElement.id") == "feature-0-ctr"
         assert tab.request()["documents"][0]["features"] == {"price": 3}
         tab.page.wait_for_selector("#before li:first-child .features[open]")
         tab.page.select_option("#feature-0-badge", "eco")

@@ -42,6 +42,7 @@ export function show(problem) {
   const bad = at.map((index) => entries[index]).filter(Boolean);
   const control = area.querySelector("input, select, textarea");
   for (const node of bad.length ? bad : [control]) node?.setAttribute("aria-invalid", "true");
+  bad[0]?.scrollIntoView({ block: "nearest" });
 }
 
 /** What the server passed over: each line begins with the field that it is about. */

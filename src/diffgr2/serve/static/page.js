@@ -28,6 +28,8 @@ let state = link.read(location.hash), facts = null, words = null, shown = null, 
 let busy = null;
 const seen = new Map();  // cards of items, by the name by which they are asked for
 
+// Not `disabled`, which would take the focus away from whoever has just pressed it.
+const ready = (yes) => $("run").setAttribute("aria-disabled", String(!yes));
 const say = (text) => { $("say").textContent = text; };
 const shopper = () => facts.shoppers.find((one) => one.user === state.user);
 const ofModel = (pairs) => {
@@ -127,6 +129,9 @@ function draw() {
     state.history = history().filter((_, n) => n !== at);
     state.user = null;
   }, $("q-past")));
+  const open = [...document.querySelectorAll("#before .features")].map((one) => one.open);
+  const focus = document.activeElement?.closest("#before") && document.activeElement.id;
+  $("past").scrollTop = $("past").scrollHeight;  // the newest purchases say most
   rows($("before"), listed, { features: facts.features, given: state.features,
     remove: (at) => change(() => {
       ownList();
@@ -140,6 +145,8 @@ function draw() {
       if (value === undefined) delete given[feature.name]; else given[feature.name] = value;
       state.features[at] = given;
     }) });
+  document.querySelectorAll("#before .features").forEach((one, at) => { one.open ||= open[at]; });
+  if (focus) $(focus)?.focus();
   $("whose").textContent = state.own ? `${listed.length} of your own, in this order.`
     : `${listed.length}, as the shop's retriever ordered them.`;
   $("retrieved").hidden = !state.own;
@@ -156,7 +163,7 @@ async function rank() {
   const mine = busy = new AbortController(), signal = mine.signal;
   fields.clear();
   $("result").setAttribute("aria-busy", "true");
-  $("run").disabled = true;
+  ready(false);
   say("Ranking…");
   try {
     try { await find(signal); } finally { if (!signal.aborted) draw(); }
@@ -171,7 +178,7 @@ async function rank() {
       + `${plural(decode.tokens, "token")} in ${plural(decode.forwards, "forward")}.`,
     judged(answer)].filter(Boolean).join(" "));
     fields.warn(answer.meta.warnings);
-    $("run").disabled = false;
+    ready(true);
   } catch (error) {
     if (error instanceof Problem) {
       $("ranking").replaceChildren();
@@ -188,7 +195,7 @@ async function runRace() {
   const { signal } = busy = new AbortController();
   $("trouble").textContent = "";
   $("race").hidden = false;
-  $("run").disabled = true;
+  ready(false);
   state.race = true;
   address();
   say("Racing…");
@@ -201,7 +208,7 @@ async function runRace() {
     $("raw").onchange = () => lanes.forEach((lane) => lane.show($("raw").checked));
     say(told(lanes));
   } finally {
-    $("run").disabled = false;
+    ready(true);
   }
 }
 
@@ -261,7 +268,14 @@ $("views").addEventListener("change", (event) => change(() => {
 $("retrieved").addEventListener("click", () => change(() => {
   Object.assign(state, { own: null, features: [] });
 }, $("candidates").querySelector("summary")));
-$("run").addEventListener("click", guarded(runRace));
+$("run").addEventListener("click", guarded(async () => {
+  if ($("run").getAttribute("aria-disabled") === "false") await runRace();
+}));
+document.querySelector("nav a[href='#ask']").addEventListener("click", (event) => {
+  event.preventDefault();  // the part behind # is the state
+  $("ask").scrollIntoView();
+  $("ask").focus();
+});
 $("link").addEventListener("click", () => {
   address();
   copy(location.href, $("say"));
@@ -277,7 +291,6 @@ $("keyform").addEventListener("submit", guarded(async (event) => {
   $("run").focus();
 }));
 window.addEventListener("hashchange", () => {
-  if (location.hash === "#ask") return;
   state = link.read(location.hash);
   begin();
 });

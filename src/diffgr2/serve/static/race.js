@@ -18,7 +18,7 @@ export class Lane {
       make("span", { text: unit }));
     this.canvas = make("div", { class: "canvas", role: "group", tabindex: "0",
       "aria-label": `What ${decoder} wrote` });
-    this.steps = make("ol");
+    this.steps = make("ol", { tabindex: "0", "aria-label": `Every forward of ${decoder}` });
     this.root = make("article", { class: "lane", "data-state": "waiting", "data-decoder": decoder },
       make("h3", {}, decoder, " ", make("small", { text: ABOUT[decoder] || "" })),
       make("div", { class: "figures" }, figure("time", "ms"), figure("count", "forwards"),

@@ -39,7 +39,7 @@ function evidence(said, field, side, piece, levels) {
 }
 
 const why = {
-  kept: "kept where the list had it: nothing is known of it", pinned: "placed by a rule",
+  kept: "kept where the list had it", pinned: "placed by a rule",
   boosted: "moved by a rule", limited: "moved back by a rule",
 };
 
@@ -58,7 +58,7 @@ function row(result, place, shown, decision, words) {
   } else if (result.placed) text.append(make("p", { class: "why", text: why[result.placed] }));
   const chance = (100 * result.relevance_score).toFixed(1) + " %";
   const side = make("div", { class: "side" }, make("p", { class: "chance" },
-    make("b", { text: chance }), " ", make("span", { text: "that it is the one" })));
+    make("b", { text: chance }), " ", make("span", { text: "chance to be the one" })));
   if (pieces.length) {
     side.append(make("ul", { class: "evidence", "aria-label": "Evidence that it cites" },
       ...pieces.map((piece) => evidence(
