@@ -43,8 +43,11 @@ def test_cohere_v1(service) -> None:
 def test_cohere_errors_are_its_own_kinds(service) -> None:
     cohere = pytest.importorskip("cohere")
     client = cohere.ClientV2(api_key="any", base_url=service.url)
+    strict = {"additional_body_parameters": {"strict": True}}
     with pytest.raises(cohere.errors.UnprocessableEntityError) as caught:
-        client.rerank(model=service.model, query=service.query, documents=["zqxwv"])
+        client.rerank(
+            model=service.model, query=service.query, documents=["zqxwv"], request_options=strict
+        )
     assert "documents[0]" in str(caught.value.body)
     with pytest.raises(cohere.errors.NotFoundError):
         client.rerank(model="other", query=service.query, documents=service.documents)

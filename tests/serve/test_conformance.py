@@ -17,7 +17,7 @@ from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.connection import GONE_S
 from diffgr2.serve.limits import Limits, Slots
 from diffgr2.serve.replies import event, line_of
-from support.live import Live, body_of, idle, ids, inside
+from support.live import Live, body_of, idle, ids
 from support.raw import JSON, body_of_answer, head_of, request, talk
 
 GETS = (
@@ -166,7 +166,6 @@ class Slow:
         raise AssertionError(error)
 
 
-@inside
 def test_a_long_answer_to_a_half_closed_client_is_announced(live: Live) -> None:
     """HTTP/1.1 clients get interim answers, which those of HTTP/1.0 do not know."""
     body = {"history": ids(live.reranker, 0), "documents": ids(live.reranker, *range(100, 190))}

@@ -15,7 +15,7 @@ from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.door import LIST_PATHS
 from diffgr2.serve.keys import Keys, read_keys
 from diffgr2.serve.limits import PUBLIC, Limits
-from support.live import Live, body_of, idle, ids, inside
+from support.live import Live, body_of, idle, ids
 
 KEY = "correct-horse-battery-staple"
 
@@ -363,7 +363,6 @@ def test_a_deadline_is_kept_and_leaves_nothing_behind(reranker: Reranker) -> Non
             assert answer.status_code == 400
 
 
-@inside
 def test_readiness_is_judged_by_a_forward(reranker: Reranker) -> None:
     with Live(reranker) as server, server.client() as client:
         assert client.get("/health/live").json() == {"status": "alive"}
