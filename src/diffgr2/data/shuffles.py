@@ -65,6 +65,6 @@ def _shuffle(
         last_U[ended] = last_S[span_U[ended]]
         open_U = open_U[~served_U[open_U]]
     for user in np.flatnonzero(~served_U).tolist():
-        stream = generator(*parts, names[first_U[user]])
+        stream = generator(*parts, names[int(first_U[user])])
         for start, end in spans_S2[first_U[user] : end_U[user]].tolist():
             source_N[start:end] = start + stream.permutation(end - start)
