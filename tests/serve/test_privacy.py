@@ -186,6 +186,8 @@ def test_naming_a_shopper_is_refused_before_anything_is_looked_up(
         raise AssertionError(f"a shopper was looked up: {given}")
 
     ((known, unknown),) = pairs_of(closed, 1)
+    with client_of(server, RANK) as client:  # its examples are ranked once, for nobody
+        assert client.get("/docs/operations").status_code == 200
     monkeypatch.setattr(closed, "user_number", lambda user: -1 if user is None else asked(user))
     monkeypatch.setattr(type(closed.histories), "of", asked)
     monkeypatch.setattr(closed, "_user", None)
