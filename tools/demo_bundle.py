@@ -153,7 +153,7 @@ def card(source: Path, run: Path, facts: dict[str, Any], found: Agreement, size:
     table = results_table(read_json(report), every=False) if report.is_file() else ""
     told = (source / CARD).read_text(encoding="utf-8").rstrip()
     lines = [
-        "## How it was made",
+        "## How it was packed",
         "",
         f"`{facts['command']}`, seed {facts['seed']}, diffgr2 {facts['diffgr2']} at "
         f"{facts['commit']}, then `python tools/demo_bundle.py {run.as_posix()}`.",
