@@ -51,9 +51,9 @@ class Reranker(World):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, *, mapped: bool = False) -> Reranker:
-        """Open a bundle after checking every file against its manifest; `demo` is the one that
-        ships with the package.
+        """Open a bundle after checking every file against its manifest.
 
+        `demo` is the one that ships with the package.
         `mapped` leaves counts and histories in the bundle's files, whose pages processes on one
         machine share; such a bundle may be replaced by a rename, but never written to in place.
         """
