@@ -211,7 +211,7 @@ def test_status_says_which_file_and_which_key_outdated_what(
         "retriever outdated because of data",
         'retriever.kind: "popularity" → "sasrec"',
     ]
-    assert lines[-2] == f"because of data ({changed}): 1 outdated"
+    assert f"because of data ({changed}): 1 outdated" in lines
     table.unlink()
     _, out, _ = say(capsys, "status", root)
     assert f"{table}: no such file any more" in out
