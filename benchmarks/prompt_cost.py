@@ -49,9 +49,9 @@ def quality_of(root: Path) -> dict[str, Any]:
     return {name: {key: own[name][key] for key in kept if key in own[name]} for name in ROWS}
 
 
-def measured(found: dict[str, runs.Run], lists: int, rounds: int, scratch: Path) -> list[Any]:
+def measured(found: dict[str, runs.Run], lists: int, rounds: int) -> list[Any]:
     """A row per run; all are timed in turns."""
-    contests = {name: contest_of(run, lists, scratch) for name, run in found.items()}
+    contests = {name: contest_of(run, lists, Path()) for name, run in found.items()}
     ways = {
         (name, way): opened(BACKENDS["onnx"], way, contest, 1, 1)
         for name, contest in contests.items()
@@ -90,7 +90,7 @@ def main() -> None:
     given = parser.parse_args()
     found = {Path(name).name: runs.open_report(name, None, None) for name in given.runs}
     with machine.pinned(1):
-        rows = measured(found, given.lists, given.rounds, Path("/dev/null"))
+        rows = measured(found, given.lists, given.rounds)
     for row in rows:
         print(len(row["fields"]), row["tokens"], row["tokens_sparse"], row["ms"], flush=True)
     if given.out:

@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import machine
+from replica_kills import actors
 
 from diffgr2.pipeline import source_commit
 from diffgr2.rerank.world import World
 
 EMPTY, STRANGER = 7, 11  # rows with no candidates, and with one that is no id
-ACTOR = b"ray::RankShares"
 SETTLE_S = 120.0
 
 
@@ -115,19 +115,6 @@ def gains(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: [round(two[name] / one[name], 2) for one, two in pairs] for name in names} | {
         "least_share": min(min(two["by_worker"]) for _, two in pairs)
     }
-
-
-def actors() -> list[int]:
-    """Processes of a batch's workers on this machine, by the titles that Ray gives them."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            title = place.read_bytes()
-        except OSError:
-            continue
-        if title.startswith(ACTOR):
-            found.append(int(place.parent.name))
-    return found
 
 
 def at_work(output: Path, since: float) -> bool:

@@ -24,17 +24,27 @@ from collections import Counter
 from pathlib import Path
 
 
-def replicas() -> list[int]:
-    """Processes of Serve's replicas on this machine, by the titles that Ray gives them."""
+def titled(title: bytes) -> list[int]:
+    """Processes on this machine by how the title that Ray gives them begins."""
     found = []
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            title = place.read_bytes()
+            own = place.read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::ServeReplica:diffgr2:"):
+        if own.startswith(title):
             found.append(int(place.parent.name))
     return found
+
+
+def actors() -> list[int]:
+    """Processes of a batch's workers."""
+    return titled(b"ray::RankShares")
+
+
+def replicas() -> list[int]:
+    """Processes of Serve's replicas."""
+    return titled(b"ray::ServeReplica:diffgr2:")
 
 
 def example(url: str) -> bytes:

@@ -211,7 +211,10 @@ def test_status_says_which_file_and_which_key_outdated_what(
         "retriever outdated because of data",
         'retriever.kind: "popularity" → "sasrec"',
     ]
-    assert f"because of data ({changed}): 1 outdated" in lines
+    assert lines[-3:-1] == [
+        f"because of data ({changed}): 1 outdated",
+        'besides, retriever (retriever.kind: "popularity" → "sasrec")',
+    ]
     table.unlink()
     _, out, _ = say(capsys, "status", root)
     assert f"{table}: no such file any more" in out

@@ -38,7 +38,7 @@ def test_a_bundle_is_measured_by_its_own_server(run_dir: Path, tmp_path: Path) -
         assert one.replica.capacity > 0
     # A token at a time takes more iterations than a block.
     steps = [sum(one.replica.steps) / len(one.replica.steps) for one in found]
-    assert steps[1] > steps[0]
+    assert steps[1] > 1.5 * steps[0]
     place = tmp_path / "costs.json"
     costtable.write(place, Table(Machine.here()).with_served(Machine.here(), found))
     said = planned(bundle, place, "--lists-per-day", "1M", "--rate", "0.01", "--p99", "60000")

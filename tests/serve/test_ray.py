@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import polars as pl
 import pytest
-from replica_kills import Load, example, replicas
+from replica_kills import Load, actors, example, replicas
 
 from diffgr2.bulk.rank_all import rank_all
 from diffgr2.rerank.reranker import Reranker
@@ -54,20 +54,6 @@ def begun(bundle: Path, lists: Path, output: Path) -> subprocess.Popen:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-
-
-def actors() -> list[int]:
-    """Processes of a batch's actors, by the titles that Ray gives them."""
-    titles = {int(p.parent.name): p for p in Path("/proc").glob("[0-9]*/cmdline")}
-    found = []
-    for pid, place in titles.items():
-        try:
-            title = place.read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::RankShares"):
-            found.append(pid)
-    return found
 
 
 def test_kills_of_actors_and_of_the_driver_lose_and_double_nothing(

@@ -14,7 +14,7 @@ from typing import Any
 
 from diffgr2.evaluate.significance import MARGIN, equivalence
 from diffgr2.evaluate.tables import number, signed, span
-from diffgr2.evaluate.verdict import OWN_FLOOR
+from diffgr2.evaluate.verdict import OWN_FLOOR, capital
 
 ANSWERS = {"gain": "yes", "loss": "no, worse", "level": "level"}
 NO_RIVAL = "no rival stands (diffgr2 rival RECIPE)"
@@ -99,11 +99,6 @@ def paced(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 def closing(verdict: Mapping[str, Any], account: Mapping[str, Any]) -> list[str]:
     """The three lines."""
     return [against_floor(verdict), against_rivals(verdict), price(account)]
-
-
-def capital(text: str) -> str:
-    """With a capital where a sentence begins."""
-    return text[:1].upper() + text[1:]
 
 
 def percent(share: float) -> str:

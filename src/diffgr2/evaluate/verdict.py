@@ -102,7 +102,12 @@ def told(verdict: Mapping[str, Any]) -> list[str]:
     by_part = {one["part"]: sentence(verdict, one) for one in verdict["against"]}
     said = [by_part.get(part, NO_RIVAL) for part in PARTS if part in by_part or part == "rival"]
     said[0] = f"`{verdict['row']}`: {said[0]}"
-    return [line[0].upper() + line[1:] for line in said]
+    return [capital(line) for line in said]
+
+
+def capital(text: str) -> str:
+    """With a capital where a sentence begins."""
+    return text[:1].upper() + text[1:]
 
 
 def sentence(verdict: Mapping[str, Any], one: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """A request that shows what a bundle does.
 
 Contract: `example(world)` is a request of one of the bundle's own shoppers: all purchases but the
-last, and what the retriever would show; the same one every time. Not here: ranking it.
+last, and what the retriever would show (`proposed`); the same one every time. Not here: ranking it.
 """
 
 from __future__ import annotations
@@ -42,15 +42,21 @@ def of_shopper(world: World, user: int) -> Example | None:
     if len(items_T) < 2:
         return None
     past_T = items_T[:-1].astype(np.int32)
-    left = len(raw) - len(np.unique(past_T))
-    if left < 1:
+    if len(raw) == len(np.unique(past_T)):
         return None
-    items_1K, scores_1K = top_k(world.retriever, ragged([past_T], len(raw)), min(world.k, left))
-    arguments: dict[str, Any] = {
-        "history": [raw[item] for item in past_T],
-        "candidates": [raw[item] for item in items_1K[0]],
-        "user": world.raw_users[user],
-    }
-    if not world.seats.index.own_scores:
-        arguments["scores"] = scores_1K[0].tolist()
+    history, user_id = [raw[item] for item in past_T], world.raw_users[user]
+    candidates, scores = proposed(world, past_T)
+    arguments: dict[str, Any] = {"history": history, "candidates": candidates, "user": user_id}
+    if scores is not None:
+        arguments["scores"] = scores
     return Example(arguments, raw[items_T[-1]])
+
+
+def proposed(world: World, past_T: np.ndarray) -> tuple[list[str], list[float] | None]:
+    """What the retriever shows to whom bought these items, and its scores: none for a model that
+    learned on a shop's own, which has no use for them."""
+    raw = world.catalogue.raw_ids
+    k = min(world.k, len(raw) - len(np.unique(past_T)))
+    items_1K, scores_1K = top_k(world.retriever, ragged([past_T], len(raw)), k)
+    scores = None if world.seats.index.own_scores else scores_1K[0].tolist()
+    return [raw[item] for item in items_1K[0]], scores

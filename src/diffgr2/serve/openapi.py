@@ -12,7 +12,7 @@ import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from diffgr2.candidates.retrieval import ragged, top_k
+from diffgr2.rerank.example import proposed
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.door import FEEDBACK_PATH
 from diffgr2.serve.schema import TYPES, RerankRequest
@@ -206,9 +206,7 @@ def example_ids(reranker: Reranker) -> tuple[list[str], list[str]]:
     """Two items of the catalogue as a history, and what the retriever proposes for it."""
     raw = reranker.catalogue.raw_ids
     history = np.arange(min(2, len(raw) - 1), dtype=np.int32)
-    query = ragged([history], len(raw))
-    items_1K, _ = top_k(reranker.retriever, query, min(reranker.k, len(raw) - len(history)))
-    return [raw[i] for i in history], [raw[i] for i in items_1K[0]]
+    return [raw[i] for i in history], proposed(reranker, history)[0]
 
 
 def examples(served: Served) -> dict[str, Any]:

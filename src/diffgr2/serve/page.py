@@ -19,13 +19,13 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from diffgr2.candidates.retrieval import ragged, top_k
 from diffgr2.errors import DataError
 from diffgr2.items.sids import sid_text
 from diffgr2.prompts.account import strength_word
 from diffgr2.prompts.gr2 import Gr2
 from diffgr2.prompts.request import MISSING
 from diffgr2.rerank.decisions import SIDES
+from diffgr2.rerank.example import proposed
 from diffgr2.rerank.names import Item, ListProblem
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.rerank.task import RankTask
@@ -161,12 +161,7 @@ def candidates(
     raw, scores_K = own, None
     if raw is None:
         seen = np.array([number for number in known if number is not None], np.int32)
-        query = ragged([seen], len(reranker.catalogue))
-        k = min(reranker.k, len(reranker.catalogue) - len(set(seen.tolist())))
-        items_1K, scores_1K = top_k(reranker.retriever, query, k)
-        raw = [reranker.catalogue.raw_ids[item] for item in items_1K[0]]
-        # A model that learned on a shop's own scores has no use for the retriever's.
-        scores_K = None if reranker.seats.index.own_scores else scores_1K[0].tolist()
+        raw, scores_K = proposed(reranker, seen)
     task = reranker.prepare(history, raw, scores=scores_K, user=user, features=features)
     cards = []
     for place, item in enumerate(task.query.candidates):

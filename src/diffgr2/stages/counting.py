@@ -49,9 +49,8 @@ def raw_values(
     found = {}
     for split, own in asked.items():
         pieces = Pieces(None if work is None else work / f"values_{split}.bin")
-        for at in chunks(len(own), LISTS_AT_ONCE):
-            part = own.take(np.arange(at.start, at.stop))
-            pieces.add(made(split, at, count(part, None)))
+        for at, value_CKF in counted(count, own):
+            pieces.add(made(split, at, value_CKF))
         nothing = np.empty((0, own.k, len(index.fields)), np.float32)
         found[split] = pieces.whole(made(split, slice(0, 0), nothing))
     return found
@@ -76,11 +75,18 @@ def raw_columns(
         path = work / f"raw_{split}{'' if timed else '_untimed'}.bin"
         path.unlink(missing_ok=True)  # of a run that was cut off
         found[split] = Columns(path, len(own), own.k, len(index.fields))
-        for at in chunks(len(own), LISTS_AT_ONCE):
-            part, own_LKG = own.take(np.arange(at.start, at.stop)), values.get(split)
-            more = None if own_LKG is None else own_LKG[at]
-            found[split].put(at.start, count(part, more))
+        for at, value_CKF in counted(count, own, values.get(split)):
+            found[split].put(at.start, value_CKF)
     return found
+
+
+def counted(
+    count: Chunk, lists: CandidateLists, own_LKG: np.ndarray | None = None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Evidence (C, K, F) of all lists, some at a time, and which they are."""
+    for at in chunks(len(lists), LISTS_AT_ONCE):
+        part = lists.take(np.arange(at.start, at.stop))
+        yield at, count(part, None if own_LKG is None else own_LKG[at])
 
 
 def counter(
