@@ -5,8 +5,8 @@ Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands wh
 rows on targets of the same day and of others; `budget:NAME`: quality over steps of a stage;
 `speed:NAME`: its timing run; `serving:NAME`: a serving benchmark; `growth:NAME`: costs of larger
 lists; `sids:NAME`: semantic IDs; `lists:NAME`: a shop's own lists, fold by fold; `text:NAME`,
-`ids:NAME` and `gpu:NAME`: `trial_tables`); running it twice changes nothing. Not here: measuring.
-Run: `python tools/readme_table.py README.md results [--check]`.
+`ids:NAME`, `gpu:NAME`, `prompt:NAME`: `trial_tables`); run again, it changes nothing. Not here:
+measuring. Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from own_table import lists_table
-from trial_tables import gpu_table, ids_table, text_table
+from trial_tables import gpu_table, ids_table, prompt_table, text_table
 
 from diffgr2.artifacts import read_json
 from diffgr2.errors import ArtifactError, DataError, Diffgr2Error
@@ -38,7 +38,7 @@ from diffgr2.evaluate.tables import (
 )
 from diffgr2.pipeline import DIRTY
 
-KINDS = "results|rows|days|budget|serving|speed|growth|sids|ids|lists|text|gpu"
+KINDS = "results|rows|days|budget|serving|speed|growth|sids|ids|lists|text|gpu|prompt"
 OPEN = re.compile(rf"^<!-- ({KINDS}):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
@@ -325,23 +325,16 @@ def to_none(metric: str) -> Callable[[dict[str, Any]], str]:
     return lambda row: span(row["over_none"][metric]["ci"]) if row["steps"] else "–"
 
 
+PLAIN = {"serving": serving_table, "speed": speed_table, "growth": growth_table}
+PLAIN |= {"budget": budget_table, "days": days_table, "sids": sids_table}
 OTHERS = {"lists": lists_table, "text": text_table, "gpu": gpu_table, "ids": ids_table}
+OTHERS |= {"prompt": prompt_table}
 
 
 def table_of(kind: str, report: dict[str, Any]) -> str:
     """What stands between the marks of a kind."""
-    if kind == "serving":
-        return serving_table(report)
-    if kind == "speed":
-        return speed_table(report)
-    if kind == "growth":
-        return growth_table(report)
-    if kind == "budget":
-        return budget_table(report)
-    if kind == "days":
-        return days_table(report)
-    if kind == "sids":
-        return sids_table(report)
+    if kind in PLAIN:
+        return PLAIN[kind](report)
     if kind in OTHERS:
         return OTHERS[kind](report, source(report))
     if "limit" in report:

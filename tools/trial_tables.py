@@ -1,7 +1,8 @@
-"""Tables of trials: a small language model that was trained, other IDs, tokens on a GPU.
+"""Tables of trials: a small language model, other IDs, tokens on a GPU, fields in the prompt.
 
-Contract: `text_table(report, made)`, `ids_table` and `gpu_table` are what stands between the marks
-of `text:NAME`, `ids:NAME` and `gpu:NAME`. Not here: other tables, and the marks (`readme_table`).
+Contract: `text_table(report, made)`, `ids_table`, `gpu_table` and `prompt_table` are what stands
+between the marks of `text:NAME`, `ids:NAME`, `gpu:NAME` and `prompt:NAME`. Not here: other
+tables, and the marks (`readme_table`).
 """
 
 from __future__ import annotations
@@ -66,5 +67,27 @@ def gpu_table(report: dict[str, Any], made: str) -> str:
     note = (
         f"{report['device']}, torch {report['torch']}, random weights in bf16, {report['prompt']} "
         f"tokens of prompt, {report['written']} written. {made}"
+    )
+    return f"{markdown_table(report['rows'], columns)}\n\n{note}"
+
+
+def prompt_table(report: dict[str, Any], made: str) -> str:
+    """Tokens, time and quality by the number of fields that a prompt shows."""
+    columns: list[Any] = [("fields", lambda row: str(len(row["fields"])))]
+    columns += [("tokens", at("tokens", 0)), ("`sparse`", at("tokens_sparse", 0))]
+    for way in report["rows"][0]["ms"]:
+        columns += [
+            (f"`{way}` ms", at(f"ms.{way}", 1)),
+            ("rounds", interval_at(f"range_ms.{way}", 1)),
+        ]
+    for name in report["rows"][0]["quality"]:
+        columns += [(f"`{name}` R@1", at(f"quality.{name}.metrics.r@1"))]
+        columns += [("95 %", interval_at(f"quality.{name}.ci.r@1"))]
+    lists = f"{report['rows'][0]['quality']['ar']['n']:,} test lists that hold their target"
+    runs = "; ".join(f"`{command}`" for command in report["commands"])
+    note = (
+        f"Quality on {lists}; time of a list from the request on, median and range of "
+        f"{report['rounds']} rounds, one thread, load {report['machine']['load']}. Runs: {runs}. "
+        f"{made}"
     )
     return f"{markdown_table(report['rows'], columns)}\n\n{note}"

@@ -9,7 +9,7 @@ import pytest
 from readme_table import OPEN, rewrite
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/results.md", "docs/own_lists.md", "docs/bases.md")
+PAGES = ("README.md", "docs/results.md", "docs/own_lists.md", "docs/bases.md", "docs/evidence.md")
 
 
 def marks(page: str) -> list[tuple[str, str]]:
