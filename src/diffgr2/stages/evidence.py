@@ -165,9 +165,11 @@ def own_of(
 
 @dataclass(frozen=True)
 class Counted:
-    """The buckets of every split's candidates, as they are used and as they are without moments."""
+    """The buckets of every split's candidates, as they are used and as they are without moments.
 
-    index: EvidenceIndex
+    The index itself is not held: it is written, and its counts are the largest thing there is."""
+
+    fields: tuple[Field, ...]
     buckets: dict[str, np.ndarray]
     untimed: dict[str, np.ndarray]  # {} where they are the same
 
@@ -199,7 +201,7 @@ def counted(
     for split in lists:
         save_arrays(ctx.out / f"{split}.safetensors", buckets_LKF=buckets[split])
         found[split] = mapped_arrays(ctx.out / f"{split}.safetensors")["buckets_LKF"]
-    return Counted(index, found, untimed)
+    return Counted(tuple(index.fields), found, untimed)
 
 
 def bucketed(
@@ -331,7 +333,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         told = f"{moved:.1%} of the values stand in another bucket by lists.point_in_time"
         ctx.progress.line(f"{ctx.name}: {told}")
         metrics |= change
-    metrics |= sampled | about | told_of(found.index.fields, config)
+    metrics |= sampled | about | told_of(found.fields, config)
     splits = KNOWN if config.fit_on == "both" else (config.fit_on,)
     final = honest if splits == ("train",) else fitted(known, splits, config, ctx.seed)
     ctx.progress.line(f"{ctx.name}: {final.held_back.told_as()}")
