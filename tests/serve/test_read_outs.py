@@ -111,6 +111,13 @@ def test_the_written_order_is_repaired_and_its_scores_are_ranks(reranker: Rerank
         ranked(reranker, 4, decode={"answer": "written", "views": 2})
 
 
+def test_a_written_answer_needs_no_scale(reranker: Reranker, monkeypatch) -> None:
+    """Bundles whose model states no strengths have none."""
+    monkeypatch.setattr(reranker, "scales", {})
+    result = ranked(reranker, 4, decode={"answer": "written"})
+    assert (result.scores, result.sure) == ((1.0, 0.75, 0.5, 0.25), None)
+
+
 def test_a_model_without_permutations_says_so(run_dir: Path, tmp_path: Path) -> None:
     bundle = bundles.copy_of(run_dir / "bundle", tmp_path / "bundle")
 

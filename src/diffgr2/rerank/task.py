@@ -221,9 +221,9 @@ class RankTask:
     def _scores(self, order: list[int]) -> tuple[np.ndarray, float | None]:
         """Falling along the order, and the chance of the first place by the model alone."""
         n, first = len(order), order[0]
-        scale = self.world.scales[self.settings.decoder] if n > 1 else 1.0
-        if self.read_out.answer == "written":
+        if self.read_out.answer == "written":  # free text has no scale: it states no strengths
             return 1.0 - np.arange(n) / n, None
+        scale = self.world.scales[self.settings.decoder] if n > 1 else 1.0
         if self.placing.plain:
             scores_N = chances(self.levels, scale, self.order)[self.order]
             return scores_N, None if self.blank else float(scores_N[0])
