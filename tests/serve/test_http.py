@@ -190,6 +190,10 @@ def test_windows_and_views_are_streamed_by_number(live: Live, reranker: Reranker
     for window in range(6):
         cells = [pair for d in deltas if d["window"] == window for pair in d["committed"]]
         assert len({at for at, _ in cells}) == len(cells)
+    shown = [delta["shown"] for delta in deltas if "shown" in delta]
+    assert len(shown) == 6
+    every = sorted(at for places in shown for at in places)
+    assert every == sorted([*range(13)] * 2)  # in each view every document once
     final = next(value for name, value in told if name == "results")
     assert [e["index"] for e in final["results"]] == [e["index"] for e in plain["results"]]
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: what it shows at once, the race, links, errors, keys."""
+"""The page in a real browser: what it shows at once, the race, a link, keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from diffgr2.rerank.reranker import Reranker
 from diffgr2.serve.keys import Keys
 from diffgr2.serve.limits import FILES
 from diffgr2.serve.page import STATIC
-from support import bundles
 from support.live import Live
 from support.tab import Tab
 
@@ -61,7 +60,9 @@ def test_its_data_is_that_of_the_catalogue(live: Live, reranker: Reranker) -> No
         told = client.get("/page/shoppers").json()
         assert len(told["shoppers"]) >= 20
         first = told["shoppers"][0]
-        assert told["example"]["user"] in {one["user"] for one in told["shoppers"]}
+        users = {one["user"] for one in told["shoppers"]}
+        assert told["examples"]
+        assert {*told["examples"]} <= users
         history = [card["id"] for card in first["history"]]
         data = client.get("/page/candidates", params={"h": history, "user": first["user"]}).json()
     assert len(data["candidates"]) == reranker.k
@@ -161,6 +162,10 @@ def test_decoders_race_side_by_side_where_the_eye_is(live: Live, browser, size: 
                 steps = lanes.nth(n).locator(".steps li b").all_text_contents()
                 committed = sum(int(re.findall(r"(\d+) token", text)[0]) for text in steps)
                 assert committed >= decode["tokens"]
+        tab.page.wait_for_function(
+            "() => [...document.querySelectorAll('.lane .end')].every(one => one.textContent)"
+        )
+        assert sum("the ranking below" in text for text in tab.texts(".lane .end")) == 1
         words = lanes.first.locator(".cell").all_inner_texts()
         assert not any("<" in word for word in words)
         tab.page.check("#raw")
@@ -169,6 +174,42 @@ def test_decoders_race_side_by_side_where_the_eye_is(live: Live, browser, size: 
         assert lanes.first.locator(".cell").all_inner_texts() == words
         tab.sound()
         shot(tab, "wide" if size is WIDE else "phone")
+
+
+@pytest.mark.parametrize(("decoder", "views"), [("ar", 1), ("block", 1), ("verify", 3)])
+def test_the_lane_of_the_ranking_states_what_the_ranking_states(
+    live: Live, browser, decoder: str, views: int
+) -> None:
+    """Of every candidate the same strength and the same evidence, in whatever order it shows them;
+    and that of another decoder what that one answers."""
+    link = f"/#d={decoder}&v={views}"
+    with Tab(browser, live.url, link) as tab:
+        before = tab.ranked()
+        tab.race()
+        assert tab.ranked() == before
+        below = tab.stated_below()
+        assert [one["index"] for one in tab.answer()["results"]] == before
+        lane = tab.page.locator(f".lane[data-decoder={decoder}]")
+        assert "the ranking below" in lane.locator(".end").text_content()
+        assert decoder in tab.page.inner_text("#lanes-say").rpartition("below")[2]
+        windows = tab.stated_by(decoder)
+        assert len(windows) == views
+        assert windows[0] == below
+        for window in windows:  # what counts is one strength, whichever view says it
+            assert {name: one["strength"] for name, one in window.items()} == {
+                name: one["strength"] for name, one in below.items()
+            }
+        for other in {*live.reranker.decoders} - {decoder}:
+            body = tab.request()
+            body["decode"]["decoder"] = other
+            with live.client() as client:
+                answer = client.post("/v1/rerank", json=body).json()
+            told = tab.page.locator(f".lane[data-decoder={other}] .end").text_content()
+            places = sum(
+                one["index"] != at for one, at in zip(answer["results"], before, strict=True)
+            )
+            assert (f"{places} place" in told) if places else ("same order" in told)
+        tab.sound()
 
 
 def test_a_link_shows_the_same(live: Live, browser) -> None:
@@ -195,40 +236,6 @@ def test_a_link_shows_the_same(live: Live, browser) -> None:
         tab.page.wait_for_selector(".lane:last-child[data-state=done]")
         tab.page.click("#link")
         tab.page.wait_for_function("() => document.getElementById('say').innerText.length > 5")
-        tab.sound()
-
-
-def test_errors_stand_where_the_mistake_is(live: Live, browser) -> None:
-    with Tab(browser, live.url) as tab:
-        k = len(tab.ranked())
-        tab.add("past", "zqxwv", found=False)
-        told = tab.page.locator("#past-wrong:not(:empty)")
-        assert "none of its words is known" in told.inner_text()
-        wrong = tab.page.locator("#past [aria-invalid=true]")
-        assert wrong.inner_text().startswith("zqxwv")
-        assert tab.page.locator(".result").count() == 0
-        wrong.get_by_role("button", name="Remove zqxwv").press("Enter")
-        assert len(tab.ranked()) == k
-        assert tab.page.inner_text("#past-wrong") == ""
-        tab.add("own", "zqxwv", found=False)
-        assert len(tab.ranked()) == k + 1
-        told = tab.page.locator("#own-wrong:not(:empty)")
-        assert "keeps its place" in told.inner_text()
-        assert tab.page.locator("#before [aria-invalid=true]").inner_text().startswith("zqxwv")
-        assert "Not judged" in tab.page.inner_text(f".result:nth-child({k + 1}) .why")
-        tab.page.evaluate("location.hash = 'h=P0&v=99'")
-        tab.page.wait_for_selector("#decode-wrong:not(:empty), #past-wrong:not(:empty)")
-        tab.sound()
-
-
-def test_where_shoppers_are_private_items_are_the_example(
-    run_dir: Path, tmp_path: Path, browser
-) -> None:
-    closed = Reranker.from_pretrained(bundles.private(run_dir / "bundle", tmp_path / "bundle"))
-    with Live(closed) as server, Tab(browser, server.url) as tab:
-        assert len(tab.ranked()) == closed.k
-        assert not tab.page.is_visible("#user")
-        assert "user_id" not in tab.request()
         tab.sound()
 
 

@@ -54,6 +54,39 @@ class Tab:
         assert words[:3] == ["curl", "-s", f"{self.url}/v1/rerank"]
         return json.loads(words[words.index("-d") + 1])
 
+    def texts(self, what: str) -> list[str]:
+        return self.page.locator(what).all_text_contents()
+
+    def answer(self) -> dict[str, Any]:
+        """The answer that the page names to developers."""
+        return json.loads(self.page.text_content("#answer"))
+
+    def stated_below(self) -> dict[str, Any]:
+        """Of each candidate by name what the ranking says of it."""
+        return self.page.evaluate("""() => Object.fromEntries(
+          [...document.querySelectorAll(".result")].map(one => [
+            one.querySelector(".title").textContent,
+            { strength: one.querySelector(".why").textContent.split(".")[0].toLowerCase(),
+              cites: [...one.querySelectorAll(".side > .evidence q")].map(q => q.textContent),
+            }]))""")
+
+    def stated_by(self, decoder: str) -> list[dict[str, Any]]:
+        """The same as a lane says it, window by window."""
+        return self.page.evaluate(
+            """decoder => [...document.querySelectorAll(
+                `.lane[data-decoder=${decoder}] .window`)].map(window => {
+              const found = {};
+              let last = null;
+              for (const cell of window.querySelectorAll(".cell")) {
+                const text = cell.textContent;
+                if (cell.matches(".item")) last = found[text] ||= { strength: "", cites: [] };
+                else if (cell.matches(".strength")) last.strength ||= text;
+                else if (cell.matches(".cited")) last.cites.push(text);
+              }
+              return found; })""",
+            decoder,
+        )
+
     def race(self) -> None:
         """By keyboard alone."""
         self.page.focus("#run")

@@ -15,8 +15,8 @@ ANY_ADDRESS = "<address>"
 
 FILES = (
     *("look.css", "page.css", "docs.css"),
-    *("ask.js", "dom.js", "fields.js", "items.js", "link.js", "race.js", "ranking.js"),
-    *("words.js", "page.js", "docs.js"),
+    *("ask.js", "dom.js", "fields.js", "items.js", "link.js", "plainly.js"),
+    *("race.js", "ranking.js", "words.js", "page.js", "docs.js"),
 )
 """What the two pages are made of, below `/static/`."""
 

@@ -11,9 +11,11 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -25,10 +27,11 @@ from diffgr2.prompts.account import strength_word
 from diffgr2.prompts.gr2 import Gr2
 from diffgr2.prompts.request import MISSING
 from diffgr2.rerank.decisions import SIDES
-from diffgr2.rerank.example import proposed
+from diffgr2.rerank.example import of_shopper, proposed
 from diffgr2.rerank.names import Item, ListProblem
 from diffgr2.rerank.reranker import Reranker
 from diffgr2.rerank.task import RankTask
+from diffgr2.serve.finder import Finder
 from diffgr2.serve.limits import FILES
 from diffgr2.serve.schema import Problem
 from diffgr2.serve.state import Served, State
@@ -37,6 +40,7 @@ STATIC = Path(__file__).parent / "static"
 SHOPPERS = 40
 FOUND = 12  # items that a search shows
 SHORTEST = 3  # purchases of a shopper who is a good example
+EXAMPLES = 4  # shoppers among whom the page looks for one whose list changes
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -66,11 +70,13 @@ def cards_of(reranker: Reranker, numbers: Sequence[int]) -> list[dict[str, Any]]
     return [item_card(reranker, reranker.names.item(number)) for number in numbers]
 
 
-def shoppers(reranker: Reranker) -> list[dict[str, Any]]:
-    """Some shoppers; the last purchase stays hidden, it is what the ranking should find."""
+def shoppers(reranker: Reranker, asked: str | None = None) -> list[dict[str, Any]]:
+    """Some shoppers, and who is asked for; the last purchase stays hidden, it is what the ranking
+    should find."""
     chosen = np.linspace(0, reranker.histories.n_users - 1, SHOPPERS).astype(int)
+    also = [number for number in [reranker.user_number(asked)] if number >= 0]
     rows = []
-    for user in np.unique(chosen):
+    for user in np.unique([*chosen, *also]):
         items = reranker.histories.of(int(user)).tolist()
         if items:
             card = {"user": reranker.raw_users[user], "history": cards_of(reranker, items[:-1])}
@@ -78,13 +84,34 @@ def shoppers(reranker: Reranker) -> list[dict[str, Any]]:
     return rows
 
 
-def example_of(reranker: Reranker, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the page ranks first: a shopper with a few purchases, or some items of the catalogue."""
+def examples_of(reranker: Reranker) -> list[str]:
+    """Shoppers whose list is a good first one to rank, the best first: with a few purchases, and
+    where it can be told, the next one in the list but not on top."""
+    rows = shoppers(reranker)
     told = [row for row in rows if len(row["history"]) >= SHORTEST] or rows
-    if told:
-        return {"user": told[0]["user"]}
-    first = range(min(2, len(reranker.catalogue) - 1))
-    return {"history": [reranker.catalogue.raw_ids[item] for item in first]}
+    found = list(islice((row["user"] for row in told if _telling(reranker, row)), EXAMPLES))
+    return found or [row["user"] for row in told[:EXAMPLES]]
+
+
+def _telling(reranker: Reranker, row: dict[str, Any]) -> bool:
+    """Whether a re-ranking of a shopper's list may be seen to be right."""
+    made = of_shopper(reranker, reranker.user_number(row["user"]))
+    return made is not None and made.next in made.arguments["candidates"][1:]
+
+
+class Kept:
+    """What the page asks of a bundle again and again, made when it is first asked for."""
+
+    def __init__(self, reranker: Reranker) -> None:
+        self.reranker = reranker
+
+    @cached_property
+    def finder(self) -> Finder:
+        return Finder(self.reranker.catalogue)
+
+    @cached_property
+    def examples(self) -> list[str]:
+        return examples_of(self.reranker)
 
 
 def token_words(reranker: Reranker) -> dict[str, dict[str, Any]]:
@@ -117,6 +144,7 @@ def facts_of(reranker: Reranker, most: int) -> dict[str, Any]:
     ways, words = reranker.ways(), reranker.template.words
     own = reranker.seats.index.own
     return {
+        "simulated": reranker.simulated,
         "decoders": list(reranker.decoders),
         "recommended": ways.settings.decoder,
         "views": ways.read_out.views if "said" in reranker.answers else None,
@@ -135,18 +163,13 @@ def facts_of(reranker: Reranker, most: int) -> dict[str, Any]:
     }
 
 
-def search(reranker: Reranker, text: str) -> list[dict[str, Any]]:
-    """The first items of the catalogue that have every word in id, title, brand or category."""
-    catalogue, words = reranker.catalogue, text.casefold().split()
-    columns = (catalogue.raw_ids, catalogue.titles, catalogue.brands, catalogue.categories)
-    found: list[int] = []
-    for item, (raw, title, brand, path) in enumerate(zip(*columns, strict=True)):
-        told = " ".join((raw, title, brand, *path)).casefold()
-        if all(word in told for word in words):
-            found.append(item)
-            if len(found) == FOUND:
-                break
-    return cards_of(reranker, found)
+def shown_first(kept: Kept, asked: str | None, most: int, *, may: bool) -> dict[str, Any]:
+    """What the page begins with; shoppers are for who may see them."""
+    reranker = kept.reranker
+    rows, examples = (shoppers(reranker, asked), kept.examples) if may else ([], [])
+    first = reranker.catalogue.raw_ids[: min(2, len(reranker.catalogue) - 1)]
+    shown = {"shoppers": rows, "examples": examples, "items": first}
+    return {**shown, **facts_of(reranker, most)}
 
 
 def candidates(
@@ -253,6 +276,11 @@ def add(app: FastAPI, state: State, *, docs: bool = True) -> None:
             raise Problem(404, f"model {(name or '')[:80]!r} is not served here", "model")
         return served
 
+    kept = WeakKeyDictionary[Served, Kept]()
+
+    def kept_of(served: Served) -> Kept:
+        return kept.setdefault(served, Kept(served.reranker))
+
     async def aside(work: Callable[[], Any]) -> Any:
         deadline = time.monotonic() + state.limits.timeout_s
         try:
@@ -266,19 +294,23 @@ def add(app: FastAPI, state: State, *, docs: bool = True) -> None:
 
     @app.get("/page/shoppers", include_in_schema=False)
     async def some_shoppers(request: Request) -> dict[str, Any]:
-        served = served_of(request)
-        reranker = served.reranker
-        may = may_see(request, served)
-        rows = await asyncio.to_thread(shoppers, reranker) if may else []
-        facts = facts_of(reranker, state.limits.candidates)
-        names = {"model": served.name, "models": list(state.served), "docs": docs}
-        return {"shoppers": rows, "example": example_of(reranker, rows), **names, **facts}
+        served, asked = served_of(request), request.query_params.get("user")
+        may, most = may_see(request, served), state.limits.candidates
+        told = await asyncio.to_thread(shown_first, kept_of(served), asked, most, may=may)
+        # Whoever opens the page will search: by then it is there.
+        asyncio.get_running_loop().run_in_executor(None, lambda: kept_of(served).finder)
+        return {**told, "model": served.name, "models": list(state.served), "docs": docs}
 
     @app.get("/page/items", include_in_schema=False)
     async def some_items(request: Request) -> dict[str, Any]:
         words = texts_of(request, "q", "q", 1)
-        reranker = served_of(request).reranker
-        return {"items": await aside(partial(search, reranker, *(words or [""])))}
+        served = served_of(request)
+
+        def found() -> list[dict[str, Any]]:
+            items = kept_of(served).finder.find("".join(words), FOUND)
+            return cards_of(served.reranker, items)
+
+        return {"items": await aside(found)}
 
     @app.get("/page/candidates", include_in_schema=False)
     async def some_candidates(request: Request) -> dict[str, Any]:

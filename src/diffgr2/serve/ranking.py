@@ -306,8 +306,10 @@ class Stream(Response):
 
 
 async def events_of(ranking: Ranking) -> AsyncGenerator[bytes]:
-    """Server-sent events: what each step committed, then the results."""
+    """Server-sent events: what each step committed, then the results; the first of a window says
+    which documents it shows, in its order."""
     names, written = ranking.task.world.vocab.names, ranking.task.read_out.answer == "written"
+    begun = set[int]()
     async for number, step in ranking.steps():
         # Windows of a written answer follow each other, others are decoded side by side.
         before_s = sum(job.compute_s for job in ranking.jobs[:number]) if written else 0.0
@@ -317,6 +319,9 @@ async def events_of(ranking: Ranking) -> AsyncGenerator[bytes]:
             "compute_ms": round((before_s + step.compute_s) * 1e3, 2),
             "committed": [[at, names[token]] for at, token in step.tokens],
         }
+        if number not in begun:
+            begun.add(number)
+            value["shown"] = ranking.task.parts[number].places.tolist()
         yield event("reasoning.delta", value)
     yield event("results", ranking.answer())
     yield b"data: [DONE]\n\n"

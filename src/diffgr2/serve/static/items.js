@@ -7,13 +7,18 @@ import { askJson } from "./ask.js";
 import { make } from "./dom.js";
 
 const PAUSE_MS = 180;  // of typing, before the catalogue is searched
+const NEWEST = 5;  // purchases that are shown at once
 
 export class Picker {
-  /** `root` holds an input, a list and a status; `model` says whose catalogue. */
-  constructor(root, { model, chosen, failed }) {
-    this.input = root.querySelector("input");
-    this.list = root.querySelector("[role=listbox]");
-    this.status = root.querySelector("[role=status]");
+  /** Fills `root`, which errors called `name` are about; `model` says whose catalogue. */
+  constructor(root, { name, label, model, chosen, failed }) {
+    const list = `l-${name}`, id = `q-${name}`;
+    this.input = make("input", { id, role: "combobox", "aria-expanded": "false",
+      "aria-autocomplete": "list", "aria-controls": list, "aria-describedby": `${name}-wrong`,
+      autocomplete: "off", spellcheck: "false", placeholder: "words, brand, kind or id" });
+    this.list = make("ul", { id: list, role: "listbox", "aria-label": "Items found", hidden: true });
+    this.status = make("span", { class: "away", role: "status" });
+    root.append(make("label", { for: id, text: label }), this.input, this.list, this.status);
     Object.assign(this, { model, chosen, failed, at: -1, options: [], asked: 0 });
     this.input.addEventListener("input", () => this.soon());
     this.input.addEventListener("keydown", (event) => this.key(event));
@@ -98,10 +103,15 @@ function away(card, what, remove) {
     "aria-label": `Remove ${card.title} from ${what}` }, "×");
 }
 
-/** The purchases, oldest first. */
-export function chips(list, cards, remove) {
-  list.replaceChildren(...cards.map((card, at) => make("li", { "data-entry": String(at) },
-    make("span", { text: card.title }), away(card, "the history", () => remove(at)))));
+/** The purchases, newest first; `older` is what holds those that are not shown at once. */
+export function chips(list, older, cards, remove) {
+  const nodes = cards.map((card, at) => make("li", { "data-entry": String(at) },
+    make("span", { text: card.title }), away(card, "the history", () => remove(at)))).reverse();
+  const most = nodes.length > NEWEST + 1 ? NEWEST : nodes.length;  // one more needs no door
+  list.replaceChildren(...nodes.slice(0, most));
+  older.hidden = most === nodes.length;
+  older.querySelector("summary").textContent = `${nodes.length - most} older purchases`;
+  older.querySelector("ol").replaceChildren(...nodes.slice(most));
   if (!cards.length) list.append(make("li", { class: "none", text: "nothing yet" }));
 }
 

@@ -1,7 +1,8 @@
 // Contract: the state of the page as the part of its address behind `#`, which is never sent to the
 // server, and back; and the same request as a command line. A state is
 // { model, user, history, own, features, decoder, views, race }; `history` is null while it is the
-// shopper's, `own` is null while the candidates are the retriever's. Not here: what a state means.
+// shopper's, `own` is null while the candidates are the retriever's, `unread` says which candidates'
+// features the address held in no readable form. Not here: what a state means.
 
 export function written(state) {
   const pairs = [];
@@ -23,8 +24,8 @@ export function written(state) {
 export function read(text) {
   const given = new URLSearchParams(text.replace(/^#/, ""));
   const own = given.getAll("c"), past = given.getAll("h");
-  const features = own.map((_, at) => {
-    try { return JSON.parse(given.get("f" + at) || "{}"); } catch { return {}; }
+  const unread = [], features = own.map((_, at) => {
+    try { return JSON.parse(given.get("f" + at) || "{}"); } catch { unread.push(at); return {}; }
   });
   return {
     model: given.get("m"),
@@ -32,6 +33,7 @@ export function read(text) {
     history: past.length ? past.filter(Boolean) : null,
     own: own.length ? own : null,
     features,
+    unread,
     decoder: given.get("d"),
     views: Number(given.get("v")) || null,
     race: given.has("race"),

@@ -3,12 +3,12 @@
 // beside its field. Not here: the pieces (`items`, `ranking`, `race`, `fields`), the server's words.
 
 import { ask, askJson, hasKey, Problem, useKey } from "./ask.js";
-import { $, copy, make, plural } from "./dom.js";
+import { $, copy, listed, make, plural } from "./dom.js";
 import * as fields from "./fields.js";
 import { chips, nameOf, Picker, rows, valueOf } from "./items.js";
 import * as link from "./link.js";
 import { race, told } from "./race.js";
-import { judged, showRanking, summary } from "./ranking.js";
+import { judged, showRanking, summary, telling } from "./ranking.js";
 import { Words } from "./words.js";
 
 const DECODERS = {
@@ -24,13 +24,14 @@ const VIEWS = [
   [5, "Five times", "The same with five orders, at five times the work."],
 ];
 
-let state = link.read(location.hash), facts = null, words = null, shown = null, last = null;
-let busy = null;
+let state = link.read(location.hash), facts = null, words = null, shown = null, busy = null;
+let examples = [];  // shoppers, of whom one is to be shown: the first whose list changes
 const seen = new Map();  // cards of items, by the name by which they are asked for
 
 // Not `disabled`, which would take the focus away from whoever has just pressed it.
 const ready = (yes) => $("run").setAttribute("aria-disabled", String(!yes));
 const say = (text) => { $("say").textContent = text; };
+const writer = () => state.decoder || facts.recommended;
 const shopper = () => facts.shoppers.find((one) => one.user === state.user);
 const ofModel = (pairs) => {
   if (state.model) pairs.push(["model", state.model]);
@@ -50,25 +51,57 @@ function fail(error) {
 
 /** What the page knows of the served model, and the state completed by it. */
 async function load() {
-  facts = await askJson("/page/shoppers" + ofModel([]));
+  const missed = [];
+  const about = () => askJson("/page/shoppers" + ofModel(state.user === null ? []
+    : [["user", state.user]]));
+  try {
+    facts = await about();
+  } catch (error) {
+    if (!(error instanceof Problem) || error.status !== 404 || !state.model) throw error;
+    const wanted = state.model;
+    state.model = null;
+    facts = await about();
+    missed.push(`No model “${wanted}” is served here: this is “${facts.model}”.`);
+  }
   words = new Words(facts);
   for (const one of facts.shoppers) for (const card of one.history) seen.set(card.id, card);
+  complete(missed);
+  $("missed").textContent = missed.join(" ");
   $("docs").hidden = !facts.docs;
-  if (state.user === null && state.history === null) {
-    state.user = facts.example.user ?? null;
-    state.history = facts.example.history || null;
-  }
-  if (!facts.decoders.includes(state.decoder)) state.decoder = null;
+  $("simulated").hidden = !facts.simulated;
   options($("model"), facts.models.map((name) => [name, name]), state.model || facts.model);
   $("modelbox").hidden = facts.models.length < 2;
   $("userbox").hidden = !facts.shoppers.length;
   radios("decoders", "decoder", facts.decoders.map((name) => [name,
     DECODERS[name][0] + (name === facts.recommended ? ", recommended" : ""), DECODERS[name][1]]),
-  state.decoder || facts.recommended);
+  writer());
   $("viewbox").hidden = facts.views === null;
-  radios("views", "views", VIEWS, state.views || facts.views);
-  const names = facts.decoders.join(" · ");
-  $("run").textContent = facts.decoders.length > 1 ? `Race ${names}` : "Watch it write";
+  const views = state.views || facts.views;
+  radios("views", "views", VIEWS.some(([n]) => n === views) ? VIEWS
+    : [...VIEWS, [views, plural(views, "time"), "As the link or the recipe says."]], views);
+  const n = facts.decoders.length;
+  $("run").textContent = n > 1 ? `Race its ${n} ways to write` : "Watch it write";
+}
+
+/** The state as it can be shown here; what of it is not there is told in a line each. */
+function complete(missed) {
+  if (state.decoder && !facts.decoders.includes(state.decoder)) {
+    missed.push(`This model has no decoder “${state.decoder}”: it writes with ${facts.recommended}.`);
+    state.decoder = null;
+  }
+  if (state.user !== null && !shopper()) {
+    missed.push(`No shopper “${state.user}” can be shown here: this is ${state.history
+      ? "the history of the link" : "an example"}.`);
+    state.user = null;
+  }
+  for (const at of state.unread) {
+    missed.push(`The features of candidate ${at + 1} in the link cannot be read: it is ranked without.`);
+  }
+  examples = [];
+  if (state.user === null && state.history === null) {
+    examples = facts.examples;
+    if (!examples.length) state.history = facts.items;
+  }
 }
 
 function options(select, pairs, chosen) {
@@ -125,13 +158,12 @@ function draw() {
   options($("user"), [...own, ...facts.shoppers.map((one) =>
     [one.user, `${one.user}, ${plural(one.history.length, "purchase")}`])],
   state.history ? "" : state.user);
-  chips($("past"), history().map(cardOf), (at) => change(() => {
+  chips($("past"), $("older"), history().map(cardOf), (at) => change(() => {
     state.history = history().filter((_, n) => n !== at);
     state.user = null;
   }, $("q-past")));
   const open = [...document.querySelectorAll("#before .features")].map((one) => one.open);
   const focus = document.activeElement?.closest("#before") && document.activeElement.id;
-  $("past").scrollTop = $("past").scrollHeight;  // the newest purchases say most
   rows($("before"), listed, { features: facts.features, given: state.features,
     remove: (at) => change(() => {
       ownList();
@@ -157,6 +189,13 @@ function ownList() {
   state.features = state.own.map((_, at) => state.features[at] || {});
 }
 
+/** An answer, in the list's new order. */
+function present(answer) {
+  showRanking($("ranking"), answer, shown, words);
+  $("summary").textContent = summary(answer, words);
+  $("answer").textContent = JSON.stringify(answer, null, 1);
+}
+
 /** Rank what the state says, and show it. */
 async function rank() {
   busy?.abort();
@@ -166,14 +205,18 @@ async function rank() {
   ready(false);
   say("Ranking…");
   try {
-    try { await find(signal); } finally { if (!signal.aborted) draw(); }
-    const body = bodyOf(state.decoder), begun = performance.now();
-    $("curl").textContent = link.curl(body, hasKey());
-    const answer = last = await askJson("/v1/rerank", { body, signal });
+    let answer, begun;
+    do {
+      if (examples.length) [state.user, ...examples] = examples;
+      try { await find(signal); } finally { if (!signal.aborted) draw(); }
+      const body = bodyOf(state.decoder);
+      begun = performance.now();
+      $("curl").textContent = link.curl(body, hasKey());
+      answer = await askJson("/v1/rerank", { body, signal });
+    } while (examples.length && !telling(answer));
+    examples = [];
     const ms = Math.round(performance.now() - begun), { decode } = answer;
-    showRanking($("ranking"), answer, shown, words);
-    $("summary").textContent = summary(answer, words);
-    $("answer").textContent = JSON.stringify(answer, null, 1);
+    present(answer);
     say([`Ranked ${plural(answer.results.length, "candidate")} in ${ms} ms with ${decode.decoder}: `
       + `${plural(decode.tokens, "token")} in ${plural(decode.forwards, "forward")}.`,
     judged(answer)].filter(Boolean).join(" "));
@@ -182,7 +225,7 @@ async function rank() {
   } catch (error) {
     if (error instanceof Problem) {
       $("ranking").replaceChildren();
-      $("summary").textContent = `Not ranked: ${error.message}.`;
+      $("summary").textContent = "Not ranked. " + fields.worded(error);
     }
     throw error;
   } finally {
@@ -199,12 +242,14 @@ async function runRace() {
   state.race = true;
   address();
   say("Racing…");
-  const kept = new Set(last.results.filter((one) => one.placed === "kept").map((one) => one.index));
-  const titles = shown.candidates.filter((_, at) => !kept.has(at)).map((card) => card.title);
-  const fits = titles.length <= facts.k_max;  // longer lists are dealt out: numbers say enough
+  const { decoders } = facts;
+  $("lanes-say").textContent = decoders.length < 2 ? ""
+    : `Each of ${listed(decoders)} answers for itself, so strengths and order may differ between `
+      + `them. The ranking below is the answer of ${writer()}.`;
   try {
-    const lanes = await race($("lanes"), facts.decoders, bodyOf, { words, signal,
-      titles: fits ? titles : null, together: $("together").checked, raw: $("raw").checked });
+    const lanes = await race($("lanes"), decoders, bodyOf, { words, signal, shown: writer(),
+      cards: shown.candidates, together: $("together").checked, raw: $("raw").checked });
+    present(lanes.find((lane) => lane.decoder === writer()).answer);
     $("raw").onchange = () => lanes.forEach((lane) => lane.show($("raw").checked));
     say(told(lanes));
   } finally {
@@ -222,6 +267,7 @@ const guarded = (work) => (...given) => work(...given).catch(fail);
 const change = guarded(async (how, focus) => {
   how();
   state.race = false;
+  $("missed").textContent = "";
   $("race").hidden = true;
   address();
   focus?.focus();
@@ -235,16 +281,16 @@ const begin = guarded(async () => {
   if (state.race) await runRace();
 });
 
-function adds(picker, add) {
-  return new Picker($(picker), { model: () => state.model, failed: fail,
+function adds(name, label, add) {
+  return new Picker($("pick-" + name), { name, label, model: () => state.model, failed: fail,
     chosen: (value) => change(() => add(value)) });
 }
 
-adds("pick-past", (value) => {
+adds("past", "Add a purchase: search the catalogue", (value) => {
   state.history = [...history(), value];
   state.user = null;
 });
-adds("pick-own", (value) => {
+adds("own", "Add a candidate: search the catalogue", (value) => {
   ownList();
   state.own.push(value);
   state.features.push({});

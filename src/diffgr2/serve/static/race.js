@@ -1,8 +1,9 @@
 // Contract: `race` lets decoders of one model rank the same request and shows how: wall time as this
 // browser measures it, forwards, and what each forward committed, place by place, as it streams.
-// One after another unless told otherwise, so that none waits for another. Tokens stand in words or
-// raw. What is written behind the end of a response is no output and goes. Not here: the request
-// (`page`), the ranking itself (`ranking`).
+// One after another unless told otherwise, so that none waits for another. Tokens stand raw, as they
+// were written, or in words: names are the candidates', and once a lane is done, its strengths are
+// those of its answer. What is written behind the end of a response is no output and goes.
+// Not here: the request (`page`), the ranking itself (`ranking`).
 
 import { events } from "./ask.js";
 import { make, plural } from "./dom.js";
@@ -11,8 +12,9 @@ const ABOUT = { ar: "one token a step", block: "many tokens a step", verify: "ma
 export const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Lane {
-  constructor(decoder, words, titles) {
-    Object.assign(this, { decoder, words, titles, windows: [], log: [], tokens: 0, fresh: [],
+  /** `cards` are the candidates as they came. */
+  constructor(decoder, words, cards) {
+    Object.assign(this, { decoder, words, cards, windows: [], log: [], tokens: 0, fresh: [],
       raw: false });
     const figure = (name, unit) => make("p", {}, this[name] = make("b", { text: "–" }),
       make("span", { text: unit }));
@@ -47,37 +49,52 @@ export class Lane {
     while (this.windows.length <= number) {
       const box = make("div", { class: "window" });
       this.canvas.append(box);
-      this.windows.push({ box, cells: [], forward: 0 });
+      this.windows.push({ box, cells: [], forward: 0, shown: [] });
     }
     return this.windows[number];
   }
 
   text(cell) {
-    const { kind, text } = this.words.of(cell.dataset.token, cell.number ? null : this.titles);
-    cell.className = `cell ${kind}`;
-    cell.textContent = this.raw ? cell.dataset.token : text;
+    const known = this.words.of(cell.dataset.token);
+    cell.className = "cell " + known.kind;
+    cell.textContent = this.raw ? cell.dataset.token : this.said(cell, known);
   }
 
-  /** What one forward committed. */
-  commit({ window: number, forward, committed, compute_ms }) {
+  /** A token in words: what it says of its candidate. */
+  said(cell, known) {
+    const { cells, shown } = cell.window, kindOf = (one) => this.words.of(one.dataset.token || "");
+    const name = cells.slice(0, cell.at + 1).findLast((one) => kindOf(one).kind === "item");
+    const index = name && shown[kindOf(name).at], card = this.cards[index];
+    if (known.kind === "item") return card?.title || known.text;
+    if (known.kind === "cited") {
+      return card?.evidence.find((piece) => piece.name === known.field)?.said || known.text;
+    }
+    return known.kind === "strength" && this.levels?.has(index)
+      ? this.words.grade(this.levels.get(index)) : known.text;
+  }
+
+  /** What one forward committed; the first of a window says which candidates it shows. */
+  commit({ window: number, forward, committed, compute_ms, shown }) {
     this.compute_ms = Math.max(this.compute_ms || 0, compute_ms);
     const window = this.window(number);
     window.forward = forward;
+    window.shown = shown || window.shown;
     this.fresh.forEach((cell) => cell.classList.remove("new"));
     this.fresh = [];
     for (const [at, token] of committed) {
       while (window.cells.length <= at) {
         const empty = make("span", { class: "cell open", text: "·" });
+        Object.assign(empty, { window, at: window.cells.length });
         window.cells.push(empty);
         window.box.append(empty);
       }
-      const cell = window.cells[at];
-      cell.number = number;
-      cell.dataset.token = token;
+      window.cells[at].dataset.token = token;
+      this.fresh.push(window.cells[at]);
+      this.tokens += 1;
+    }
+    for (const cell of this.fresh) {  // once all are there: a name may come after what is said of it
       this.text(cell);
       cell.classList.add("new");
-      this.fresh.push(cell);
-      this.tokens += 1;
     }
     const forwards = this.windows.reduce((sum, one) => sum + one.forward, 0);
     this.figures(this.tokens, forwards);
@@ -111,13 +128,14 @@ export class Lane {
   finish(answer) {
     this.ms = performance.now() - this.begun;
     this.answer = answer;
+    this.levels = new Map(answer.results.map((one) => [one.index, one.strength]));
     this.root.dataset.state = "done";
     for (const { cells } of this.windows) {
       const end = cells.findIndex((cell) => cell.dataset.token
         && this.words.of(cell.dataset.token).kind === "end");
       if (end >= 0) cells.splice(end + 1).forEach((cell) => cell.remove());
     }
-    this.fresh.forEach((cell) => cell.classList.remove("new"));
+    this.show(this.raw);
     this.canvas.scrollTop = 0;
     this.tokens = answer.decode.tokens;
     this.figures(answer.decode.tokens, answer.decode.forwards);
@@ -126,19 +144,23 @@ export class Lane {
     this.last.textContent = plural(answer.decode.tokens, "token") + model;
   }
 
-  /** Beside the others: how long it took of the longest, and whether its order is the first's. */
-  compare(lanes) {
+  /** Beside the others: how long it took of the longest, and how its answer differs from `below`'s. */
+  compare(lanes, below) {
     const longest = Math.max(...lanes.map((lane) => lane.ms)), first = lanes[0];
     this.pace.style.width = 100 * this.ms / longest + "%";
-    const order = (lane) => lane.answer.results.map((result) => result.index);
-    const differ = order(this).filter((index, at) => index !== order(first)[at]).length;
     const told = [];
     if (this !== first && this.ms < first.ms) told.push(`${(first.ms / this.ms).toFixed(1)}× as fast`);
-    if (this !== first) {
-      told.push(differ ? `${plural(differ, "place")} unlike ${first.decoder}`
-        : `same order as ${first.decoder}`);
-    }
+    told.push(this === below ? "the ranking below" : this.unlike(below));
     this.root.querySelector(".end").textContent = told.join(", ");
+  }
+
+  /** How this answer differs from another one. */
+  unlike({ answer, levels }) {
+    const grade = (level) => this.words.grade(level);
+    const places = this.answer.results.filter((one, at) => one.index !== answer.results[at].index);
+    const said = [...this.levels].filter(([at, level]) => grade(level) !== grade(levels.get(at)));
+    return [places.length ? `${plural(places.length, "place")} unlike below` : "same order as below",
+      said.length ? `${plural(said.length, "strength")} unlike below` : ""].filter(Boolean).join(", ");
   }
 
   show(raw) {
@@ -150,9 +172,9 @@ export class Lane {
   }
 }
 
-/** The lanes, run; `bodyOf(decoder)` is its request. */
-export async function race(root, decoders, bodyOf, { words, titles, together, raw, signal }) {
-  const lanes = decoders.map((decoder) => new Lane(decoder, words, titles));
+/** The lanes, run; `bodyOf(decoder)` is its request, `shown` the decoder of the ranking below. */
+export async function race(root, decoders, bodyOf, { words, cards, shown, together, raw, signal }) {
+  const lanes = decoders.map((decoder) => new Lane(decoder, words, cards));
   root.replaceChildren(...lanes.map((lane) => lane.root));
   root.dataset.lanes = lanes.length;
   lanes.forEach((lane) => lane.show(raw));
@@ -170,7 +192,8 @@ export async function race(root, decoders, bodyOf, { words, titles, together, ra
   };
   if (together) await Promise.all(lanes.map(run));
   else for (const lane of lanes) await run(lane);
-  if (lanes.length > 1) lanes.forEach((lane) => lane.compare(lanes));
+  const below = lanes.find((lane) => lane.decoder === shown);
+  if (lanes.length > 1) lanes.forEach((lane) => lane.compare(lanes, below));
   return lanes;
 }
 

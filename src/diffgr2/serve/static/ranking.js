@@ -43,7 +43,7 @@ const why = {
   boosted: "moved by a rule", limited: "moved back by a rule",
 };
 
-function row(result, place, shown, decision, words) {
+function row(result, place, shown, decision, words, chance) {
   const card = shown.candidates[result.index], pieces = cited(decision);
   const known = new Map(card.evidence.map((piece) => [piece.name, piece]));
   const facts = [`was ${ordinal(result.index + 1)}`, card.brand, card.category, card.id];
@@ -56,9 +56,12 @@ function row(result, place, shown, decision, words) {
     text.append(make("p", { class: "why", text: result.placed === "kept"
       ? "Not judged: " + why.kept + "." : words.reasoning(result.strength, pieces) }));
   } else if (result.placed) text.append(make("p", { class: "why", text: why[result.placed] }));
-  const chance = (100 * result.relevance_score).toFixed(1) + " %";
-  const side = make("div", { class: "side" }, make("p", { class: "chance" },
-    make("b", { text: chance }), " ", make("span", { text: "chance to be the one" })));
+  const side = make("div", { class: "side" });
+  if (chance) {
+    side.append(make("p", { class: "chance" },
+      make("b", { text: (100 * result.relevance_score).toFixed(1) + " %" }), " ",
+      make("span", { text: "chance among these to be bought next" })));
+  }
   if (pieces.length) {
     side.append(make("ul", { class: "evidence", "aria-label": "Evidence that it cites" },
       ...pieces.map((piece) => evidence(
@@ -66,7 +69,7 @@ function row(result, place, shown, decision, words) {
   }
   if (card.evidence.length) {
     side.append(make("details", {}, make("summary", {},
-      `All ${card.evidence.length} pieces it could read`, make("span", { class: "away",
+      `All ${card.evidence.length} facts that the model was given`, make("span", { class: "away",
         text: " of " + card.title })),
     make("ul", { class: "evidence" }, ...card.evidence.map((piece) =>
       evidence(piece.said, piece.name, piece.side, piece, shown.levels)))));
@@ -81,15 +84,22 @@ function row(result, place, shown, decision, words) {
 /** See the contract; `shown` are the candidates as they came, with their evidence. */
 export function showRanking(list, answer, shown, words) {
   const decisions = new Map((answer.decisions || []).map((one) => [one.index, one]));
+  const open = new Set([...list.children].filter((one) => one.querySelector("details[open]"))
+    .map((one) => one.dataset.was));
+  const chances = answer.ranking.sure !== null;  // else scores say no more than the order does
   list.replaceChildren(...answer.results.map((result, place) =>
-    row(result, place, shown, decisions.get(result.index), words)));
+    row(result, place, shown, decisions.get(result.index), words, chances)));
+  for (const one of list.children) {
+    const details = one.querySelector("details");
+    if (details) details.open = open.has(one.dataset.was);
+  }
 }
 
 /** The lines of the server's account that are about the whole list. */
 export function summary(answer, words) {
   const lines = (answer.reasoning || "").split("\n").filter(Boolean);
   const own = Object.keys(words.facts.tokens).length > 0;
-  return own ? lines.slice(0, 2).join(" ") : lines.join(" ");
+  return (own ? lines.slice(0, 2) : lines).join(" ") || "No reasons were given.";
 }
 
 /** How far the order is the model's own, where there is something to say. */
@@ -102,4 +112,11 @@ export function judged(answer) {
   }
   if (identity) parts.push("The order did not change.");
   return parts.join(" ");
+}
+
+/** Whether an answer shows what a re-ranking is: another first place, and reasons for the first few. */
+export function telling(answer) {
+  const decisions = new Map((answer.decisions || []).map((one) => [one.index, one]));
+  return answer.results[0]?.index !== 0 && answer.results.slice(0, 3).every(({ index }) =>
+    !decisions.size || cited(decisions.get(index)).some((piece) => piece.side));
 }

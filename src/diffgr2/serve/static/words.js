@@ -10,12 +10,12 @@ const SPACES = { "\u0120": " ", "\u010a": "\n" };  // how byte-level tokens spel
 export class Words {
   constructor(facts) { this.facts = facts; }
 
-  /** { text, kind } of a token; `titles` are the candidates in the order in which they are shown. */
-  of(token, titles) {
+  /** { text, kind } of a token, and which candidate (in the order in which they are shown), which
+   * field or which level it is. */
+  of(token) {
     const known = this.facts.tokens[token];
     if (!known) return { kind: "text", text: token.replace(/[\u0120\u010a]/g, (c) => SPACES[c]) };
-    if (known.kind !== "item") return known;
-    return { kind: "item", text: titles?.[known.at] || "candidate " + (known.at + 1) };
+    return known.kind === "item" ? { ...known, text: "candidate " + (known.at + 1) } : known;
   }
 
   /** A strength in words. */
