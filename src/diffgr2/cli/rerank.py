@@ -17,16 +17,16 @@ import sys
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from diffgr2.choices import DECODERS
+from diffgr2.choices import DECODERS, Answering, Rule
 from diffgr2.cli import in_shares
 from diffgr2.cli.serve import serve
 from diffgr2.cli.shown import show
 from diffgr2.cli.unnamed import example_of, meant
-from diffgr2.errors import ConfigError, DataError, Diffgr2Error
+from diffgr2.errors import ConfigError, DataError, Diffgr2Error, one_of
 from diffgr2.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 PANEL = "Using a model"
 SHOWN_ERRORS = 5
+WORDS = {"decoder": tuple(DECODERS), "rule": get_args(Rule), "answer": get_args(Answering)}
+"""Options that take one of a few words."""
+
 Model = Annotated[
     Path | None,
     typer.Option(
@@ -293,6 +296,9 @@ def rerank(
     chosen |= {"answer": answer, "views": views, "details": decisions or None}
     telling: Telling = "markdown" if markdown else True
     wanted: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+    for name, known in WORDS.items():
+        if name in wanted:
+            one_of(f"--{name}", wanted[name], known)
     rules = rules_of(pin, exclude, boost, max_per)
     if source is not None:
         if candidates or history or user or wanted or direct or rules or strict:
