@@ -28,7 +28,7 @@ def test_recipes_and_peers_have_a_place_in_the_readme() -> None:
 def test_its_first_screen_answers_the_three_questions() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("## First commands")[0]
     for question in (
-        "better than the floor? ",
+        "better than the floor",
         "Better than its rivals? ",
         "How fast, how valid? ",
     ):
