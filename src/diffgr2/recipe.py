@@ -83,15 +83,13 @@ def apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     return keys
 
 
-def validate(values: dict[str, Any], source: str) -> Recipe:
-    """The recipe of values under any version's names; what is wrong becomes one line."""
-    return _checked(modern(values, source), source, {})
-
-
-def _checked(values: dict[str, Any], source: str, origins: Mapping[tuple[str, ...], str]) -> Recipe:
+def validate(
+    values: dict[str, Any], source: str, origins: Mapping[tuple[str, ...], str] | None = None
+) -> Recipe:
     """Build the recipe; the first problem becomes one line that names its key and who said it."""
     try:
-        return Recipe.model_validate(values)
+        # Files came by this version's names; a section that `--set` gave whole, and notes, did not.
+        return Recipe.model_validate(modern(values, source))
     except ValidationError as error:
         where, message, kind = first_problem(error)
         if kind == "extra_forbidden":
@@ -99,7 +97,7 @@ def _checked(values: dict[str, Any], source: str, origins: Mapping[tuple[str, ..
         elif kind != "value_error":
             given = repr(error.errors()[0]["input"])
             message = f"{message} (got {given if len(given) <= 80 else given[:77] + '...'})"
-        said_by = _said_by(tuple(map(str, where)), origins, source)
+        said_by = _said_by(tuple(map(str, where)), origins or {}, source)
         key, more = ".".join(map(str, where)), error.error_count() - 1
         tail = f" (and {more} more)" if more else ""
         raise ConfigError(f"{said_by}: {key}: {message}{tail}".replace(": :", ":")) from None
@@ -249,4 +247,4 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     layers.values.setdefault("name", path.stem)
     for override in modern_sets(overrides or []):
         layers.say(apply_override(layers.values, override), "--set")
-    return _checked(layers.values, path.name, layers.origins)
+    return validate(layers.values, path.name, layers.origins)

@@ -67,8 +67,7 @@ def from_file(ctx: typer.Context, path: Path | None) -> Path | None:
     for name, value in values.items():
         parameter = known.get(str(name).replace("_", "-"))
         if parameter is None:
-            told = f"{path}: {name}: no such option of serve"
-            raise ConfigError(told + nearest(str(name), known))
+            raise ConfigError(f"{path}: {name}: no such option of serve{nearest(str(name), known)}")
         if parameter.name in defaults:
             raise ConfigError(f"{path}: {name}: stands twice")
         defaults[str(parameter.name)] = read_value(parameter, value, f"{path}: {name}")
@@ -114,10 +113,9 @@ def bundles_of(models: list[str]) -> list[tuple[str, Path]]:
         if not equals or is_bundle(Path(text)):  # a directory may have an = in its name
             name, path = "", text
         directory = meant(Path(path))
-        if not directory.is_dir():
-            raise ArtifactError(nowhere(directory))
         if not is_bundle(directory):
-            raise ArtifactError(f"{directory}: no bundle stands there (diffgr2.json is missing)")
+            told = f"{directory}: no bundle stands there (diffgr2.json is missing)"
+            raise ArtifactError(told if directory.is_dir() else nowhere(directory))
         if (name and name in dict(found)) or directory in [place for _, place in found]:
             raise ConfigError(f"--model {text}: stands twice")
         found.append((name, directory))
