@@ -406,8 +406,8 @@ BAD_SETS: list[tuple[str, str]] = [
     ("name.x=1", "--set name.x=1: name is not a section"),
     ("data.k_core=", "--set: data.k_core: Input should be a valid integer (got None)"),
     ("data.k_core=five", "--set: data.k_core: Input should be a valid integer (got 'five')"),
-    ("data.k_kore=5", "--set: data.k_kore: unknown key"),
-    ("dat.k_core=5", "--set: dat: unknown key"),
+    ("data.k_kore=5", "--set: data.k_kore: unknown key; did you mean k_core?"),
+    ("dat.k_core=5", "--set: dat: unknown key; did you mean data?"),
 ]
 
 
