@@ -192,8 +192,9 @@ def cli_page() -> str:
 
 def description() -> dict[str, Any]:
     """OpenAPI's, without a bundle: its examples name items of the demo."""
-    ids = {"history": ["P0000170"], "documents": ["P0000046", "P0000186"], "return_reasoning": True}
-    stock = {"query": "hand cream", "documents": ["P0000046", "P0000186"], "top_n": 1}
+    documents = ["P0001373", "P0000518", "P0000485"]
+    ids = {"history": ["P0001692"], "documents": documents, "return_reasoning": True}
+    stock = {"query": "gel top coat", "documents": documents, "top_n": 1}
     shown = {
         "ids": {"summary": "Item ids", "value": ids},
         "query": {"summary": "As a stock client sends it", "value": stock},

@@ -4,9 +4,10 @@ Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands wh
 `results/NAME.json` says and nothing else: its main rows (`rows:NAME`: all of them; `days:NAME`: its
 rows on targets of the same day and of others; `budget:NAME`: quality over steps of a stage;
 `speed:NAME`: its timing run; `serving:NAME`: a serving benchmark; `growth:NAME`: costs of larger
-lists; `sids:NAME`: semantic IDs; `lists:NAME`: a shop's own lists, fold by fold; `text:NAME`,
-`ids:NAME`, `gpu:NAME`, `prompt:NAME`: `trial_tables`); run again, it changes nothing. Not here:
-measuring. Run: `python tools/readme_table.py README.md results [--check]`.
+lists; `sids:NAME`: semantic IDs; `lists:NAME`: a shop's own lists, fold by fold; `short:NAME`: what
+the run ended with; `text:NAME`, `ids:NAME`, `gpu:NAME`, `prompt:NAME`: `trial_tables`); run again,
+it changes nothing. Not here: measuring.
+Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from own_table import lists_table
+from readme_short import short
 from trial_tables import gpu_table, ids_table, prompt_table, text_table
 
 from diffgr2.artifacts import read_json
@@ -38,7 +40,7 @@ from diffgr2.evaluate.tables import (
 )
 from diffgr2.pipeline import DIRTY
 
-KINDS = "results|rows|days|budget|serving|speed|growth|sids|ids|lists|text|gpu|prompt"
+KINDS = "results|short|rows|days|budget|serving|speed|growth|sids|ids|lists|text|gpu|prompt"
 OPEN = re.compile(rf"^<!-- ({KINDS}):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
@@ -96,11 +98,11 @@ def about(report: dict[str, Any]) -> str:
 def source(report: dict[str, Any]) -> str:
     """The command, and the commits that made what stands there."""
     commits = sorted({*report.get("commits", [])} or {report.get("commit", "")})
-    told = ", ".join(short(commit) or "no commit" for commit in commits)
+    told = ", ".join(cut(commit) or "no commit" for commit in commits)
     return f"Made by `{report['command']}`{f' at {told}' if told != 'no commit' else ''}."
 
 
-def short(commit: str) -> str:
+def cut(commit: str) -> str:
     """Enough of a commit to find it, and whether the source was changed."""
     return commit.removesuffix(DIRTY)[:12] + DIRTY * commit.endswith(DIRTY)
 
@@ -328,7 +330,7 @@ def to_none(metric: str) -> Callable[[dict[str, Any]], str]:
 PLAIN = {"serving": serving_table, "speed": speed_table, "growth": growth_table}
 PLAIN |= {"budget": budget_table, "days": days_table, "sids": sids_table}
 OTHERS = {"lists": lists_table, "text": text_table, "gpu": gpu_table, "ids": ids_table}
-OTHERS |= {"prompt": prompt_table}
+OTHERS |= {"prompt": prompt_table, "short": short}
 
 
 def table_of(kind: str, report: dict[str, Any]) -> str:

@@ -8,6 +8,9 @@ which stay `AssertionError`/`TypeError` and do show a traceback.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -96,6 +99,23 @@ class RemoteError(Diffgr2Error, ConnectionError):
     exit_code = 5
 
 
+# -------------------------------------------------------------------------------- what was meant
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a line about an unknown word: which known one it is close to, if to any."""
+    close = get_close_matches(word[:80], list(known), 1, 0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def one_of(named: str, given: str, known: Iterable[str]) -> None:
+    """A ConfigError that names the option, and what is close, unless the value is a known one."""
+    known = list(known)
+    if given not in known:
+        told = f"{named} {given[:80]}: expected {', '.join(known)}"
+        raise ConfigError(told + nearest(given, known))
+
+
 # ------------------------------------------------------------------------------ errors of others
 
 
@@ -107,5 +127,9 @@ def first_line(error: BaseException, longest: int = 200) -> str:
 
 def first_problem(error: ValidationError) -> tuple[tuple[int | str, ...], str, str]:
     """(where, what is wrong, kind of problem) of the first thing that a pydantic model refused."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return first["loc"], first["msg"].removeprefix("Value error, "), first["type"]
+    first = error.errors(include_url=False)[0]
+    told = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
+        told += nearest(str(first["input"]), known)
+    return first["loc"], told, first["type"]

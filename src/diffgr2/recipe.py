@@ -13,17 +13,17 @@ from the working directory. Not here: what a recipe holds (`config`).
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from diffgr2.config import Recipe
-from diffgr2.errors import ConfigError, first_problem
+from diffgr2.errors import ConfigError, first_problem, nearest
 from diffgr2.renames import modern, modern_sets
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -88,11 +88,12 @@ def validate(
 ) -> Recipe:
     """Build the recipe; the first problem becomes one line that names its key and who said it."""
     try:
+        # Files came by this version's names; a section that `--set` gave whole, and notes, did not.
         return Recipe.model_validate(modern(values, source))
     except ValidationError as error:
         where, message, kind = first_problem(error)
         if kind == "extra_forbidden":
-            message = "unknown key"
+            message = "unknown key" + nearest(str(where[-1]), _keys_beside(where))
         elif kind != "value_error":
             given = repr(error.errors()[0]["input"])
             message = f"{message} (got {given if len(given) <= 80 else given[:77] + '...'})"
@@ -100,6 +101,21 @@ def validate(
         key, more = ".".join(map(str, where)), error.error_count() - 1
         tail = f" (and {more} more)" if more else ""
         raise ConfigError(f"{said_by}: {key}: {message}{tail}".replace(": :", ":")) from None
+
+
+def _keys_beside(where: Sequence[int | str]) -> Iterable[str]:
+    """The keys that the section of this one has; names of a shop's own lead to a section, too."""
+    section: type[BaseModel] = Recipe
+    for part in where[:-1]:
+        if part in section.model_fields:
+            kinds = [section.model_fields[str(part)].annotation]
+            for kind in kinds:  # grows: list[str] | None, dict[str, Feature]
+                kinds += get_args(kind)
+            section = next(
+                (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)),
+                section,
+            )
+    return section.model_fields
 
 
 def find_recipe(name: str, folder: Path | None = None) -> Path:
@@ -111,7 +127,8 @@ def find_recipe(name: str, folder: Path | None = None) -> Path:
         raise ConfigError(f"{name[:80]}: no such recipe file")
     shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     if name not in shipped:
-        raise ConfigError(f"{name[:80]}: no such recipe (shipped: {', '.join(shipped)})")
+        told = f"{name[:80]}: no such recipe (shipped: {', '.join(shipped)})"
+        raise ConfigError(told + nearest(name, shipped))
     return shipped[name]
 
 

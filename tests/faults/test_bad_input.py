@@ -358,8 +358,8 @@ BAD_RECIPES: list[tuple[bytes, str]] = [
     (b"\x00\x01", "x.yaml: not valid YAML (ReaderError)"),
     (b"\xff\xfe\x00", "x.yaml: cannot be read ('utf-8' codec can't decode byte 0xff in position "
      "0: invalid start byte)"),
-    (b"dta: {}\n", "x.yaml: dta: unknown key"),
-    (b"data: {k_cor: 5}\n", "x.yaml: data.k_cor: unknown key"),
+    (b"dta: {}\n", "x.yaml: dta: unknown key; did you mean data?"),
+    (b"data: {k_cor: 5}\n", "x.yaml: data.k_cor: unknown key; did you mean k_core?"),
     (b"data: 5\n", "x.yaml: data: Input should be a valid dictionary or instance of DataConfig "
      "(got 5)"),
     (b'data: {k_core: "5"}\n', "x.yaml: data.k_core: Input should be a valid integer (got '5')"),
@@ -406,8 +406,8 @@ BAD_SETS: list[tuple[str, str]] = [
     ("name.x=1", "--set name.x=1: name is not a section"),
     ("data.k_core=", "--set: data.k_core: Input should be a valid integer (got None)"),
     ("data.k_core=five", "--set: data.k_core: Input should be a valid integer (got 'five')"),
-    ("data.k_kore=5", "--set: data.k_kore: unknown key"),
-    ("dat.k_core=5", "--set: dat: unknown key"),
+    ("data.k_kore=5", "--set: data.k_kore: unknown key; did you mean k_core?"),
+    ("dat.k_core=5", "--set: dat: unknown key; did you mean data?"),
 ]
 
 

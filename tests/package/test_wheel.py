@@ -114,7 +114,19 @@ def test_the_wheel_holds_the_trees_files_and_no_other() -> None:
 def test_the_sdist_holds_what_builds_the_wheel() -> None:
     with tarfile.open(built("*.tar.gz")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {f"src/{name}" for name in tracked()} | {"pyproject.toml", "README.md"} <= names
+    assert {f"src/{name}" for name in tracked()} | {
+        "pyproject.toml",
+        "setup.py",
+        "README.md",
+    } <= names
+
+
+def test_the_description_on_an_index_has_no_relative_link() -> None:
+    with zipfile.ZipFile(built("*.whl")) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        text = wheel.read(name).decode()
+    assert "/docs/page.png)" in text
+    assert re.findall(r"\]\((?!https://|#)[^()\s]+\)", text) == []
 
 
 def test_the_core_answers_without_any_extra(core: Place) -> None:

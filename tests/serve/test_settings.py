@@ -211,7 +211,7 @@ def test_model_config_and_keys_come_from_each(start, bundle: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prot: 8000", "prot: no such option of serve"),
+        ("prot: 8000", "prot: no such option of serve; did you mean port?"),
         ("config: x.yaml", "config: no such option of serve"),
         ("m: x", "m: no such option of serve"),
         ("1: 2", "key 1 is not text"),
@@ -283,7 +283,7 @@ def test_bundles_are_named_or_refused(start, bundle: Path, tmp_path: Path) -> No
     plain = start(model=False, file={"model": [str(other)]})
     assert list(plain.given["rerankers"]) == ["stub"]  # the = belongs to the directory
     for models, code, message in (
-        (["a=/nowhere"], 3, "/nowhere: no bundle stands there"),
+        (["a=/nowhere"], 3, "/nowhere: no such directory (a bundle is one: "),
         ([f"a={bundle}", f"a={other}"], 2, "stands twice"),
         ([f"a={bundle}", f"b={bundle}"], 2, "stands twice"),
         ([str(bundle), str(other)], 2, "the name stub is taken"),

@@ -187,11 +187,11 @@ def test_fields_that_nobody_reads_are_told(live: Live, reranker: Reranker) -> No
     body = asked(reranker, documents=documents, top_k=1, user="u-17", boosts={}, x={"deep": [1]})
     value = ranked(live, body)
     assert value["meta"]["warnings"] == [
-        "boosts: unknown field (is boost meant?), ignored",
+        "boosts: unknown field, ignored; did you mean boost?",
         "documents[].colour: unknown field in 2 of 2, ignored",
-        "documents[].titel: unknown field in 2 of 2 (is title meant?), ignored",
-        "top_k: unknown field (is top_n meant?), ignored",
-        "user: unknown field (is user_id meant?), ignored",
+        "documents[].titel: unknown field in 2 of 2, ignored; did you mean title?",
+        "top_k: unknown field, ignored; did you mean top_n?",
+        "user: unknown field, ignored; did you mean user_id?",
         "x: unknown field, ignored",
     ]
     assert "u-17" not in json.dumps(value)

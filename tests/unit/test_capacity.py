@@ -245,7 +245,7 @@ def test_a_recipe_within_its_limits_is_planned_with_marks(tmp_path: Path) -> Non
     code, said = planned(tmp_path, table(), *words)
     assert code == 0
     lines = said.splitlines()
-    assert lines[0].startswith("costs: your table, measured on ")
+    assert lines[0].startswith("costs: yours, measured on ")
     assert re.match(r"data: 1 M interactions, .* users, 10 k items, .* \(as given\)$", lines[1])
     marks = {line.split()[0]: line for line in lines[3:8]}
     assert [*marks] == ["data", "items", "retriever", "candidates", "evidence"]
@@ -311,8 +311,8 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     costtable.write(tmp_path / "costs.json", found)
     assert costtable.read(tmp_path / "costs.json") == found
     busy = replace(Machine.here(), load=7.5)
-    assert "load 7.5, so figures are too large" in Table(busy).said()
-    assert "too large" not in Table(replace(busy, load=0.4)).said()
+    assert "beside other work, so times are too long" in Table(busy).said()
+    assert "too long" not in Table(replace(busy, load=0.4)).said()
     for text in ("[]", '{"format": 1}', '{"format": 9}', "no json"):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ArtifactError, match=r"bad\.json"):
@@ -323,7 +323,7 @@ def test_the_users_own_table_goes_before_the_shipped_one(tmp_path: Path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shipped = costtable.opened(None)
     assert shipped.shipped
-    assert shipped.said().startswith("the shipped table, measured on ")
+    assert shipped.said().startswith("shipped with diffgr2, measured on ")
     # The shipped table is older than the loss over a sample and the search in cells.
     assert {*shipped.points} == {*costtable.GROWS} - {"epoch:sampled", "candidates:cells"}
     only = Table(Machine.here(), served=(served(mark="x"),))

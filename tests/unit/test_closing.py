@@ -32,10 +32,10 @@ def test_three_lines_ask_and_answer_about_floor_rivals_and_price() -> None:
     found = verdict(HITS, own=own, scorer=HITS, rival=rival)
     assert found is not None
     floor, rivals, cost = closing(found, TIMED | SURE)
-    assert floor.startswith("`ar` better than the floor? Yes: +")
+    assert floor.startswith("`ar` better than the floor (the order as it came)? Yes: +")
     assert floor.endswith("60 test lists with their target, paired 95 %.")
-    assert "The strongest rival `lambdamart`: not shown" in rivals
-    assert "its tutor `evidence`: no, worse" in rivals
+    assert "The strongest rival without a language model, `lambdamart`: not shown" in rivals
+    assert "the scorer that taught it, `evidence`: no, worse" in rivals
     assert cost == (
         "How fast, how valid? 20 ms a list, one at a time (19 to 22 over rounds); "
         "100 % valid before any repair (96 to 100); 90 % coherent (80 to 100)."

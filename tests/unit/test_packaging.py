@@ -6,14 +6,18 @@ The built wheel itself is tried by `make test-wheel` (tests/package).
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
+from email import message_from_string
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requirements
 import yaml
+from docs_site import LINK
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -137,12 +141,41 @@ def test_every_bound_is_one_that_the_lowest_run_can_pin() -> None:
 
 
 def test_one_version_everywhere() -> None:
-    assert PROJECT["dynamic"] == ["version"]
+    assert "version" in PROJECT["dynamic"]
     assert HELD["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "diffgr2.__version__"}
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     heading = f"## {__version__} - {citation['date-released']}"
     assert citation["version"] == __version__
     assert heading in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_readme_of_an_index_leads_into_the_repository(tmp_path: Path) -> None:
+    """In built metadata every link of README is absolute, of this version, and to a file here."""
+    (tmp_path / "src/diffgr2").mkdir(parents=True)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "src/diffgr2/__init__.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    build = "from setuptools import build_meta as b; print(b.prepare_metadata_for_build_wheel('.'))"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*.dist-info/METADATA")
+    told = message_from_string(path.read_text(encoding="utf-8"))
+    assert told["Description-Content-Type"] == "text/markdown"
+    text, source = str(told.get_payload()), (ROOT / "README.md").read_text(encoding="utf-8")
+    links = {target: image for image, _, target in LINK.findall(text)}
+    assert len(links) == len({target for *_, target in LINK.findall(source)}) > 10
+    homes = {
+        f"{PROJECT['urls']['Repository']}/blob/v{__version__}/": "",
+        f"https://raw.githubusercontent.com/diffgr2/diffgr2/v{__version__}/": "!",
+    }
+    for target, image in links.items():
+        if not target.startswith("#"):
+            ((home, kind),) = [one for one in homes.items() if target.startswith(one[0])]
+            assert (ROOT / target.removeprefix(home)).exists(), target
+            assert image == kind
+    fences = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+    assert fences.findall(text) == fences.findall(source)
 
 
 def test_the_pythons_that_are_named_are_tested() -> None:

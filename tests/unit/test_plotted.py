@@ -194,9 +194,11 @@ def test_a_stage_shows_what_drove_it_and_no_spike_sets_its_scale() -> None:
 def test_training_has_a_panel_per_stage_that_logged_something() -> None:
     log = {"sft": [{"step": i, "loss": 1 / (i + 1)} for i in range(30)], "x": [{"step": 1}]}
     log["rl"] = [{"step": 1, "reward": 0.5}]
+    log["retriever"] = [{"step": 1, "loss": 7.0, "validation_ndcg@10": 0.1}]
     figure = training_curves(log)
     assert [ax.get_title(loc="left") for ax in figure.axes if ax.lines] == [
         "sft: loss",
         "rl: reward",
+        "retriever: validation_ndcg@10",
     ]
-    assert "n = 31 steps" in str(figure.get_label())
+    assert "n = 32 steps" in str(figure.get_label())

@@ -21,7 +21,18 @@ def shows_a_table(path: Path) -> bool:
 
 
 def test_recipes_and_peers_have_a_place_in_the_readme() -> None:
-    assert marks("README.md") == [("results", name) for name in ("demo", "beauty_ties", "peers")]
+    tables = [("results", name) for name in ("demo", "beauty_ties", "peers")]
+    assert marks("README.md") == [("short", "demo"), *tables]
+
+
+def test_its_first_screen_answers_the_three_questions() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## First commands")[0]
+    for question in (
+        "better than the floor",
+        "Better than its rivals? ",
+        "How fast, how valid? ",
+    ):
+        assert question in text
 
 
 def test_every_committed_result_with_a_table_is_shown() -> None:

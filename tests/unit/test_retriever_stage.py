@@ -1,5 +1,6 @@
 """The stage `retriever` says what an approximate search of its lists will miss."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from diffgr2.candidates import cells, kinds, search
 from diffgr2.candidates.retrieval import ragged
 from diffgr2.config import Recipe
 from diffgr2.data.store import Dataset, read_dataset, write_dataset
+from diffgr2.evaluate.curves import curve_of
 from diffgr2.pipeline import StageContext
 from diffgr2.progress import Progress
 from diffgr2.stages import report, retriever
@@ -55,6 +57,12 @@ def test_an_approximate_search_is_judged_and_told(
 
 
 def test_an_exact_search_misses_nothing_and_says_nothing(tmp_path: Path) -> None:
-    metrics = retriever.run(context(tmp_path, "exact"))
+    ctx = context(tmp_path, "exact")
+    metrics = retriever.run(ctx)
     assert not [key for key in metrics if key.startswith("search")]
     assert not report.searched_told(metrics)
+    (line,) = map(json.loads, (ctx.out / retriever.LOG).read_text().splitlines())
+    assert (line["step"], line["loss"]) == (1, metrics["loss"])
+    curve = curve_of([line])
+    assert curve is not None
+    assert curve.key == "validation_ndcg@10"

@@ -22,7 +22,7 @@ from diffgr2.bulk.cluster import joined
 from diffgr2.bulk.job import FORMATS, Job, Summary, Wish, begun, finished, standing
 from diffgr2.bulk.places import Place
 from diffgr2.bulk.sources import kind_of
-from diffgr2.errors import ConfigError
+from diffgr2.errors import ConfigError, one_of
 from diffgr2.model.backends import chosen, cores
 from diffgr2.progress import Progress
 from diffgr2.rerank.result import Telling
@@ -55,10 +55,8 @@ def rank_all(
     are cores (GPUs, where `gpus` says what share of one each takes); `per_share` 0 is chosen by the
     number of rows. `form` is one of `FORMATS`: the source's own where it is one, else jsonl.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"--engine {engine}: expected {', '.join(ENGINES)}")
-    if form is not None and form not in FORMATS:
-        raise ConfigError(f"--format {form}: expected {', '.join(FORMATS)}")
+    one_of("--engine", engine, ENGINES)
+    one_of("--format", form or FORMATS[0], FORMATS)
     if gpus and engine == "local":
         raise ConfigError("--gpus: for --engine ray (a local batch uses the GPU that it sees)")
     place, progress = Place(str(output)), progress or Progress()

@@ -10,6 +10,7 @@ more; items that no neighbour speaks for follow by popularity. Not here: how SAS
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -185,10 +186,12 @@ def fit(
     progress: Progress,
     held: int = 2,
     ranks: Ranks = ALONE,
+    log: Path | None = None,
 ) -> tuple[Fitted, dict[str, Any]]:
     """A retriever that knows these users' train parts, and metrics of its training.
 
-    The last `held` items of a history are not counted; SASRec always keeps two back.
+    The last `held` items of a history are not counted; SASRec always keeps two back. `log` is where
+    a line per epoch goes, as stages that train in steps write them.
     """
     if config.kind in COUNTED:
         train = prefixes(histories, users, histories.lengths_U[users] - held)
@@ -198,6 +201,12 @@ def fit(
     model, curve = fitting.train(
         histories, users, config, seed, work=work, name=name, progress=progress, ranks=ranks
     )
+    if log is not None and ranks.first:
+        lines = [
+            {"step": at, **{k if k == "loss" else f"validation_{k}": v for k, v in one.items()}}
+            for at, one in enumerate(curve, 1)
+        ]
+        log.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
     best = max(curve, key=lambda entry: entry["ndcg@10"])
     facts = {"epochs": len(curve), "best_epoch": curve.index(best) + 1, "loss": best["loss"]}
     return model, facts | {"softmax": "sampled" if samples(histories, config) else "full"}

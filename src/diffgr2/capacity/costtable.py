@@ -106,9 +106,9 @@ class Machine:
 
     def said(self) -> str:
         room = f"{self.memory / 1e9:.0f} GB"
-        said = f"{self.processor}, {self.cores} cores, {room}, {self.when}, version {self.version}"
+        said = f"on {self.when} on {self.processor} ({self.cores} cores, {room})"
         busy = self.load > BUSY * self.cores  # others took caches, memory and turns
-        return said + (f", load {self.load}, so figures are too large" if busy else "")
+        return said + " beside other work, so times are too long" * busy
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,10 @@ class Table:
 
     def said(self) -> str:
         """Whose figures they are."""
-        whose = "the shipped table" if self.shipped else "your table"
-        other = "" if self.here else "; this machine is another: diffgr2 plan --measure"
-        return f"{whose}, measured on {self.machine.said()}{other}"
+        whose = "shipped with diffgr2" if self.shipped else "yours"
+        other = "" if self.here else "; this machine is another"
+        own = "; its own: diffgr2 plan --measure" if self.shipped or not self.here else ""
+        return f"{whose}, measured {self.machine.said()}{other}{own}"
 
     def with_points(self, machine: Machine, found: Table) -> Table:
         """Stages measured anew; what bundles served stays if the machine is the same."""

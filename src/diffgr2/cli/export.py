@@ -55,9 +55,10 @@ def export(
 ) -> None:
     """Write a model in a format that other engines serve (docs/export.md)."""
     from diffgr2.export import writing
+    from diffgr2.rerank.shipped import bundle_of
 
     how = {"pad_vocab": pad_vocab, "aligned": aligned_prompts}
-    for name in writing.export(source, out, format, **how, threshold=threshold):
+    for name in writing.export(bundle_of(source), out, format, **how, threshold=threshold):
         typer.echo(out / name)
 
 

@@ -17,7 +17,7 @@ import typer
 
 from diffgr2.choices import DECODERS
 from diffgr2.cli.verbs import Overrides
-from diffgr2.errors import ArtifactError, ConfigError
+from diffgr2.errors import ArtifactError, ConfigError, one_of
 
 if TYPE_CHECKING:
     from diffgr2.capacity.machines import Machines
@@ -30,7 +30,8 @@ UNITS = {"GB": 1e9, "GiB": 2.0**30, "": 1e9}
 COLUMNS = ("weights", "gradients", "optimizer", "gathered", "frozen", "logits", "rollouts")
 
 Subject = Annotated[
-    str | None, typer.Argument(metavar="RECIPE|BUNDLE", help="Recipe, YAML file or bundle.")
+    str | None,
+    typer.Argument(metavar="RECIPE|BUNDLE", help="`demo`: the recipe; with --measure, the bundle."),
 ]
 Gpus = Annotated[int, typer.Option(min=1, max=4096, help="Processes, a GPU each.")]
 GpuMemory = Annotated[str, typer.Option(metavar="SIZE", help="Of one GPU, like 80GB.")]
@@ -117,8 +118,7 @@ def plan(
         return measured(subject, decoder, costs, thorough=thorough)
     if subject is None:
         raise ConfigError("RECIPE|BUNDLE: needed (or --measure)")
-    if decoder is not None and decoder not in DECODERS:
-        raise ConfigError(f"--decoder {decoder}: expected {', '.join(DECODERS)}")
+    one_of("--decoder", decoder or "ar", DECODERS)
     there = fleet_of(machines)
     if there.gpus:
         gpus, gpu_memory = there.gpus, f"{there.gpu_memory / 1e9:g}GB"
@@ -255,6 +255,7 @@ def measured(
 ) -> None:
     """Write the table of this machine anew: its stages, or how a bundle answers."""
     from diffgr2.capacity import costtable, measuring, servicing
+    from diffgr2.rerank.shipped import bundle_of
 
     where = place or costtable.own_place()
     here = costtable.Machine.here()
@@ -266,7 +267,7 @@ def measured(
         found = measuring.measured(sizes, PATIENCE_S[thorough], say)
         table = before.with_points(here, found)
     else:
-        bundle = Path(subject)
+        bundle = bundle_of(subject)
         if not (bundle / "diffgr2.json").is_file():
             raise ConfigError(f"--measure {subject}: no bundle stands there (or leave it out)")
         from diffgr2.rerank.world import World
@@ -282,7 +283,7 @@ def measured(
                 f"{one.replica.capacity:.0f} a second; simulated means within {one.misfit:.0%}"
             )
     costtable.write(where, table)
-    say(f"{where}: {table.machine.said()}, load {table.machine.load}")
+    say(f"{where}: measured {table.machine.said()}")
 
 
 # ------------------------------------------------------------------------------------ training

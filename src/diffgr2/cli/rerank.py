@@ -17,16 +17,16 @@ import sys
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from diffgr2.choices import DECODERS
+from diffgr2.choices import DECODERS, Answering, Rule
 from diffgr2.cli import in_shares
 from diffgr2.cli.serve import serve
 from diffgr2.cli.shown import show
 from diffgr2.cli.unnamed import example_of, meant
-from diffgr2.errors import ConfigError, DataError, Diffgr2Error
+from diffgr2.errors import ConfigError, DataError, Diffgr2Error, one_of
 from diffgr2.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 PANEL = "Using a model"
 SHOWN_ERRORS = 5
+WORDS = {"decoder": tuple(DECODERS), "rule": get_args(Rule), "answer": get_args(Answering)}
+"""Options that take one of a few words."""
+
 Model = Annotated[
     Path | None,
     typer.Option(
@@ -292,15 +295,15 @@ def rerank(
     chosen = {"decoder": decoder, "threshold": threshold, "rule": rule}
     chosen |= {"answer": answer, "views": views, "details": decisions or None}
     telling: Telling = "markdown" if markdown else True
-    wanted: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+    wanted = said(chosen)
     rules = rules_of(pin, exclude, boost, max_per)
     if source is not None:
         if candidates or history or user or wanted or direct or rules or strict:
             raise ConfigError("--input: its lines hold the requests, no other request options")
         asked = in_shares.Asked(meant(model), source, output, engine, workers, gpus, form)
         work = asked.run if asked.in_shares else partial(rank_lines_of, asked)
-        said = telling if reasons or markdown or not asked.in_shares else False
-        raise typer.Exit(work(telling=said, top_k=top_k, batch=batch))
+        reasons_of = telling if reasons or markdown or not asked.in_shares else False
+        raise typer.Exit(work(telling=reasons_of, top_k=top_k, batch=batch))
     if engine or workers or gpus or form:
         raise ConfigError("--input: needed with --engine, --workers, --gpus and --format")
     given = arguments_given(history, candidates, user)
@@ -308,6 +311,15 @@ def rerank(
     arguments = changed(example_of(opened) if given is None else given, wanted, rules)
     arguments |= ({"strict": True} if strict else {}) | ({"reasoning": False} if direct else {})
     rank_one(opened, arguments, as_json=as_json, telling=telling, top_k=top_k)
+
+
+def said(chosen: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given; a word that is none is an error before anything is opened."""
+    wanted = {key: value for key, value in chosen.items() if value is not None}
+    for name, known in WORDS.items():
+        if name in wanted:
+            one_of(f"--{name}", wanted[name], known)
+    return wanted
 
 
 def changed(

@@ -15,7 +15,7 @@ from typing import Any
 
 from diffgr2.artifacts import locked, read_json, write_json
 from diffgr2.config import Recipe
-from diffgr2.errors import ArtifactError, ConfigError
+from diffgr2.errors import ArtifactError, ConfigError, nearest
 from diffgr2.pipeline import STANDS, Runner
 from diffgr2.progress import Progress
 from diffgr2.recipe import load_recipe, validate
@@ -136,4 +136,5 @@ def goals_of(goal: str, recipe: Recipe) -> list[str]:
         return [name for name in GOALS[goal] if name in stages] + more
     if goal.replace("-", "_") in stages:
         return [goal.replace("-", "_")]
-    raise ConfigError(f"--goal {goal}: expected {', '.join(GOALS)} or a stage")
+    told = f"--goal {goal}: expected {', '.join(GOALS)} or a stage"
+    raise ConfigError(told + nearest(goal, [*GOALS, *stages]))

@@ -20,7 +20,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from diffgr2.cli.unnamed import meant
-from diffgr2.errors import ArtifactError, ConfigError, MissingExtraError
+from diffgr2.errors import ArtifactError, ConfigError, MissingExtraError, nearest, one_of
+from diffgr2.rerank.shipped import nowhere
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DAY_S = 86_400.0
@@ -66,7 +67,7 @@ def from_file(ctx: typer.Context, path: Path | None) -> Path | None:
     for name, value in values.items():
         parameter = known.get(str(name).replace("_", "-"))
         if parameter is None:
-            raise ConfigError(f"{path}: {name}: no such option of serve")
+            raise ConfigError(f"{path}: {name}: no such option of serve{nearest(str(name), known)}")
         if parameter.name in defaults:
             raise ConfigError(f"{path}: {name}: stands twice")
         defaults[str(parameter.name)] = read_value(parameter, value, f"{path}: {name}")
@@ -113,7 +114,8 @@ def bundles_of(models: list[str]) -> list[tuple[str, Path]]:
             name, path = "", text
         directory = meant(Path(path))
         if not is_bundle(directory):
-            raise ArtifactError(f"{directory}: no bundle stands there (diffgr2.json is missing)")
+            told = f"{directory}: no bundle stands there (diffgr2.json is missing)"
+            raise ArtifactError(told if directory.is_dir() else nowhere(directory))
         if (name and name in dict(found)) or directory in [place for _, place in found]:
             raise ConfigError(f"--model {text}: stands twice")
         found.append((name, directory))
@@ -304,8 +306,7 @@ def serve(
 
 def elsewhere(engine: str) -> Any:
     """What makes the application of replicas."""
-    if engine != "ray":
-        raise ConfigError(f"--engine {engine}: expected local or ray")
+    one_of("--engine", engine, ("local", "ray"))
     from diffgr2.cli.replicas import app_on_ray
 
     return app_on_ray

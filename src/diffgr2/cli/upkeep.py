@@ -116,9 +116,10 @@ def upgrade(
 
     It ranks as before; the old bundle stays as it is.
     """
+    from diffgr2.rerank.shipped import bundle_of
     from diffgr2.stages.upgrade import upgrade as upgraded
 
-    typer.echo(f"new        {upgraded(bundle, out)}")
+    typer.echo(f"new        {upgraded(bundle_of(bundle), out)}")
 
 
 def register(app: typer.Typer) -> None:

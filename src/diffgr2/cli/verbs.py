@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffgr2.errors import ConfigError
+from diffgr2.errors import ConfigError, nearest
 from diffgr2.stages.plan import STAGES
 from diffgr2.stages.rows import ROWS, rows_of_recipe
 
@@ -102,7 +102,8 @@ def score(
     known = [spec.name for spec in rows_of_recipe(run.recipe)]
     for name in rows or ():
         if name not in known:
-            raise ConfigError(f"--row {name}: no such row (known: {', '.join(known)})")
+            told = f"--row {name}: no such row (known: {', '.join(known)})"
+            raise ConfigError(told + nearest(name, known))
     names = [f"score_{name}" for name in rows or known]
     manifests = runs.work(run, names, force=force)
     for name in names:

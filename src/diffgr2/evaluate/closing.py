@@ -14,7 +14,7 @@ from typing import Any
 
 from diffgr2.evaluate.significance import MARGIN, equivalence
 from diffgr2.evaluate.tables import number, signed, span
-from diffgr2.evaluate.verdict import OWN_FLOOR, capital
+from diffgr2.evaluate.verdict import called, capital
 
 ANSWERS = {"gain": "yes", "loss": "no, worse", "level": "level"}
 NO_RIVAL = "no rival stands (diffgr2 rival RECIPE)"
@@ -35,7 +35,7 @@ def answered(entry: Mapping[str, Any]) -> str:
 def against_floor(verdict: Mapping[str, Any]) -> str:
     """The first line: who, where, by what metric, and the second metric beside it."""
     floor = next((one for one in verdict["against"] if one["part"] == "floor"), None)
-    name = OWN_FLOOR if verdict["own_lists"] else "the floor"
+    name = called(verdict, "floor")
     if floor is None:
         return f"`{verdict['row']}` better than {name}? No list to judge by."
     metric, (beside, *_) = (
@@ -53,15 +53,10 @@ def against_floor(verdict: Mapping[str, Any]) -> str:
 
 
 def against_rivals(verdict: Mapping[str, Any]) -> str:
-    """The second line: the strongest rival, and the tutor where that is another row."""
-    who = {"rival": "the strongest rival", "scorer": "its tutor"}
-    if not verdict["strongest"]:
-        who["rival"] = "the strongest besides its tutor"
-    if not verdict["taught"]:
-        who["scorer"] = "the scorer of its evidence"
-    found = {one["part"]: one for one in verdict["against"] if one["part"] in who}
+    """The second line: the strongest rival, and the scorer where that is another row."""
+    found = {one["part"]: one for one in verdict["against"] if one["part"] != "floor"}
     said = [
-        f"{who[part]} `{one['row']}`: {answered(one['metrics'][verdict['metric']])}"
+        f"{called(verdict, part)}, `{one['row']}`: {answered(one['metrics'][verdict['metric']])}"
         for part, one in sorted(found.items())
     ]
     said += [] if "rival" in found else [NO_RIVAL]

@@ -2,8 +2,9 @@
 
 Contract: `curve_of` is what of a stage's log is drawn, `smoothed` its running mean over a tenth of
 the steps, centred, the ends over what there is; `training_curves` one panel per stage, on a scale
-that single spikes do not set. Training lists alone: no stage looks at validation lists while it
-trains. Not here: all that a stage logged, which stays in its metrics.jsonl.
+that single spikes do not set. Training lists alone, but for the retriever, whose steps are epochs
+and which validation items stop: no other stage looks at them while it trains. Not here: all that a
+stage logged, which stays in its metrics.jsonl.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from diffgr2.evaluate.plots import COLOURS, heading, new_figure, states
 
-DRIVEN = ("reward", "kl", "loss")
+DRIVEN = ("validation_ndcg@10", "reward", "kl", "loss")
 """What a panel shows: the first that the stage logged."""
 VALID = "rank/valid_rate"
 COLUMNS = 3

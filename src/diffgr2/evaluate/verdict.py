@@ -24,17 +24,9 @@ from diffgr2.types import CandidateLists
 
 DECIDES, BESIDE = "ndcg@10", "r@1"
 STANCES = {"gain": "better", "loss": "worse", "none": "no difference shown"}
-PARTS = {
-    "floor": "the floor (the order as it came)",
-    "rival": "the strongest rival without a language model",
-    "scorer": "the scorer of its evidence",
-}
+PARTS = ("floor", "rival", "scorer")
 """What a row is held against; a run that is worse than one of `choices.FAILING` has failed."""
 
-OWN_FLOOR = "the floor (the shop's own order)"
-
-TAUGHT = "the scorer that taught it"
-BESIDE_SCORER = "the strongest rival besides its scorer"
 NO_RIVAL = "Not held against a rival: the stage `rival` does not stand (diffgr2 rival RECIPE)."
 
 
@@ -110,14 +102,21 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def called(verdict: Mapping[str, Any], part: str) -> str:
+    """Who a part of the verdict is, in every sentence about it."""
+    if part == "floor":
+        order = "the shop's own order" if verdict["own_lists"] else "the order as it came"
+        return f"the floor ({order})"
+    if part == "scorer":
+        return "the scorer that taught it" if verdict["taught"] else "the scorer of its evidence"
+    if not verdict["strongest"]:
+        return "the strongest rival besides its scorer"
+    return "the strongest rival without a language model"
+
+
 def sentence(verdict: Mapping[str, Any], one: Mapping[str, Any]) -> str:
     """Stance, by how much, how sure, on what."""
-    part, stance = one["part"], one["stance"]
-    who = TAUGHT if part == "scorer" and verdict["taught"] else PARTS[part]
-    if part == "rival" and not verdict["strongest"]:
-        who = BESIDE_SCORER
-    if part == "floor" and verdict["own_lists"]:
-        who = OWN_FLOOR
+    part, stance, who = one["part"], one["stance"], called(verdict, one["part"])
     if part != "floor":
         who += f", `{one['row']}`"
     word = f"{stance} from" if stance == STANCES["none"] else f"{stance} than"

@@ -20,6 +20,7 @@ from diffgr2.model.contract import VOCABULARY_FILES, BlockContract, contract_of,
 from diffgr2.model.load import load
 from diffgr2.model.weights import placed, read
 from diffgr2.rerank.bundle import NOTE, check, read_note
+from diffgr2.rerank.shipped import nowhere
 
 QWEN3 = ("qwen3", "sdar")
 """Model types whose weights are a Qwen3's."""
@@ -126,7 +127,7 @@ class Given:
 def opened(directory: Path) -> Given:
     """See the module's docstring."""
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory")
+        raise CheckpointError(nowhere(directory))
     recipe = None
     if (directory / NOTE).exists() or not (directory / "config.json").exists():
         check(directory)  # a bundle, or what is called a run's directory

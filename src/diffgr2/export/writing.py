@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffgr2.artifacts import MANIFEST, publish
-from diffgr2.errors import ConfigError
+from diffgr2.errors import ConfigError, one_of
 from diffgr2.export import hugging_face, llama_cpp, sdar
 from diffgr2.export.given import Given, opened
 
@@ -41,8 +41,7 @@ def export(
     threshold: float | None = None,
 ) -> list[str]:
     """Write `source` as `format` into `out`; the names of the files."""
-    if format not in FORMATS:
-        raise ConfigError(f"--format {format}: expected one of {', '.join(FORMATS)}")
+    one_of("--format", format, FORMATS)
     for flag, given in (("--pad-vocab", pad_vocab), ("--aligned-prompts", aligned)):
         if given and format != "sdar":
             raise ConfigError(f"{flag}: for --format sdar only")

@@ -1,7 +1,7 @@
 """`rank()` in the shape of sentence-transformers' CrossEncoder, without that library.
 
 encoder = CrossEncoder.from_pretrained("runs/demo/bundle")
-encoder.rank("user:S0000012", ["P0000046", "P0000186"], top_k=1)
+encoder.rank("user:S0001698", ["P0001373", "P0000485"], top_k=1)
 """
 
 from __future__ import annotations

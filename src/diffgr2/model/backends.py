@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
-from diffgr2.errors import CheckpointError, ConfigError
+from diffgr2.errors import CheckpointError, one_of
 from diffgr2.model.adapter import Adapter, adapter_of, arrays_of
 from diffgr2.model.backend import Backend
 from diffgr2.model.contract import read_config
@@ -50,7 +50,7 @@ def chosen(name: str = "auto") -> Name:
     if name in NAMES:
         return cast(Name, name)
     if name != "auto":
-        raise ConfigError(f"backend {name!r}: expected auto, {' or '.join(NAMES)}")
+        one_of("backend", name, ("auto", *NAMES))
     return "torch" if _accelerated() else "onnx"
 
 

@@ -24,7 +24,7 @@ from diffgr2.candidates.index import EvidenceIndex
 from diffgr2.candidates.own_fields import given
 from diffgr2.data.lines import BadLine
 from diffgr2.data.own_values import word_of
-from diffgr2.errors import DataError
+from diffgr2.errors import DataError, nearest
 from diffgr2.rerank.names import ListProblem
 
 KEY = "features"
@@ -159,6 +159,7 @@ def _read(
 def _told(name: str, count: int, k: int, fields: Sequence[Field]) -> str:
     known = ", ".join(names_of(fields[:TOLD]))
     which = f"known: {known}" if fields else "this model has none of its own"
+    which += nearest(name, names_of(fields))
     return f"{KEY}.{_shown(name, 80)}: no evidence here, in {count} of {k} ({which}), ignored"
 
 

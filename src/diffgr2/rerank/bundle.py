@@ -24,6 +24,7 @@ from diffgr2.errors import ArtifactError, ConfigError, DataError, Diffgr2Error, 
 from diffgr2.model.backends import GRAPHS
 from diffgr2.model.contract import VOCABULARY_FILES
 from diffgr2.recipe import validate
+from diffgr2.rerank.shipped import nowhere
 
 T = TypeVar("T")
 
@@ -201,7 +202,7 @@ def check(directory: Path, files_of: Callable[[Path], dict[str, dict[str, Any]]]
     directory, and nothing in it is a link. Names that begin with a dot are other tools' business.
     """
     if not directory.is_dir():
-        raise OtherError(f"{directory}: no such directory (a bundle is one: runs/NAME/bundle)")
+        raise OtherError(nowhere(directory))
     if not (directory / MANIFEST).exists() and (directory / "bundle" / MANIFEST).is_file():
         raise OtherError(f"{directory}: a run's directory (its bundle: {directory / 'bundle'})")
     for path in directory.rglob("*"):

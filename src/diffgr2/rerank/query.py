@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffgr2 import strict_json
-from diffgr2.errors import DataError
+from diffgr2.errors import DataError, nearest
 from diffgr2.rerank.names import Names, UnresolvedError
 from diffgr2.rerank.rules import RULES
 
@@ -75,7 +75,8 @@ def arguments_of(value: Any) -> dict[str, Any]:
         raise DataError("expected a JSON object")
     for key in value:
         if key not in KEYS:
-            raise DataError(f"{key[:80]}: unknown key (known: {', '.join(KEYS)})")
+            told = f"{key[:80]}: unknown key (known: {', '.join(KEYS)})"
+            raise DataError(told + nearest(key, KEYS))
     given = {key: item for key, item in value.items() if item is not None}
     if "candidates" not in given:
         raise DataError("candidates: missing")

@@ -11,8 +11,8 @@ itself keeps its place, or is left out of the history, and stands in `warnings` 
 decode by decode, for callers that batch (`rank_many`, `serve`). Not here: HTTP (`serve`) and the
 command line (`cli.rerank`).
 
-    reranker = Reranker.from_pretrained("runs/demo/bundle")
-    result = reranker.rank(["P0000170"], ["P0000046", "P0000186"], return_reasoning=True)
+    reranker = Reranker.from_pretrained("demo")
+    result = reranker.rank(["P0001692"], ["P0001373", "P0000485"], return_reasoning=True)
     print(result.items, result.reasoning)
 """
 

@@ -23,7 +23,7 @@ from diffgr2.candidates.retrieval import ragged
 from diffgr2.config import DECODERS, Answering, DecodeConfig, Decoder
 from diffgr2.data.columnar import unpack
 from diffgr2.decode.settings import PRESETS, DecodeSettings, settings_of
-from diffgr2.errors import ConfigError, DataError, first_problem
+from diffgr2.errors import ConfigError, DataError, first_problem, nearest
 from diffgr2.items.quantize import Encoder
 from diffgr2.items.sids import SemanticIds
 from diffgr2.model.contract import contract_of
@@ -135,7 +135,8 @@ class World:
         chosen = {k: v for k, v in (given or {}).items() if v is not None and k != "seed"}
         for key in chosen:
             if key not in DECODE_KEYS:
-                raise ConfigError(f"decode.{key}: unknown key (known: {', '.join(DECODE_KEYS)})")
+                told = f"decode.{key[:80]}: unknown key (known: {', '.join(DECODE_KEYS)})"
+                raise ConfigError(told + nearest(key, DECODE_KEYS))
         if not isinstance(chosen.get("details", False), bool):
             raise ConfigError("decode.details: expected true or false")
         known = {key: value for key, value in chosen.items() if key != "details"}

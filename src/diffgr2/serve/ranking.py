@@ -19,6 +19,7 @@ from typing import Any
 from fastapi.responses import JSONResponse, Response
 
 from diffgr2.decode.settings import DecodeRequest
+from diffgr2.errors import nearest
 from diffgr2.serve.asked import facts_of, named_by, prepare
 from diffgr2.serve.door import Receive, Scope, Send
 from diffgr2.serve.impressions import impression_of
@@ -78,6 +79,7 @@ class Ranking:
             told = (
                 f"model {(ask.model or '')[:80]!r} is not served here (served: {named}; see --name)"
             )
+            told += nearest(ask.model or "", self.state.served)
             raise Problem(404, told, "model")
         # Before any look-up, so that the answer says nothing about who exists.
         if ask.user is not None and not (caller.may("shoppers") or served.simulated):

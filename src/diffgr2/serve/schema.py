@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from diffgr2 import strict_json
 from diffgr2.config import DecodeConfig
-from diffgr2.errors import DataError, first_problem
+from diffgr2.errors import DataError, first_problem, nearest
 from diffgr2.rerank.names import KEYS
 from diffgr2.rerank.query import Asker, read_query
 from diffgr2.rerank.result import Telling
@@ -300,7 +300,8 @@ def _problem_of(error: ValidationError) -> Problem:
     if kind == "string_type" and where[-1:] == ("str",):
         where, message = _within(error, where, message)
     if kind == "extra_forbidden" and where[:-1] == ("decode",):
-        return Problem(422, f"decode.{str(where[-1])[:80]}: unknown field", "decode")
+        told = f"decode.{str(where[-1])[:80]}: unknown field"
+        return Problem(422, told + nearest(str(where[-1]), Decode.model_fields), "decode")
     # Members of unions stand in the location by their type's name; people know fields and indices.
     parts = [
         str(part)

@@ -7,9 +7,9 @@ meant, a few names at most. Values never stand in it. Not here: what known field
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from difflib import get_close_matches
 from typing import Any
 
+from diffgr2.errors import nearest
 from diffgr2.rerank.query import USER
 
 FOREIGN = {
@@ -110,6 +110,5 @@ def _in_entries(
 
 def _told(field: str, name: str, where: str, known: Collection[str], share: str) -> str:
     short = name if len(name) <= 80 else name[:79] + "…"
-    close = [MEANT[name]] if MEANT.get(name) in known else get_close_matches(short, known, 1, 0.75)
-    hint = f" (is {close[0]} meant?)" if close else ""
-    return f"{where}{short}: unknown field{share}{hint}, ignored"
+    hint = nearest(MEANT.get(name, name), known)
+    return f"{where}{short}: unknown field{share}, ignored{hint}"

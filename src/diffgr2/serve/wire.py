@@ -7,6 +7,9 @@ reloads keys and bundles. Not here: one connection (`connection`), the applicati
 
 import asyncio
 import contextlib
+import errno
+import logging
+import os
 import resource
 import signal
 from types import FrameType
@@ -93,14 +96,33 @@ def allow_files(wanted: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+class Refused(logging.Filter):
+    """Keeps why an address cannot be had, which uvicorn would log as a line of its own."""
+
+    why = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.msg
+        if not isinstance(error, OSError):
+            return True
+        number = error.errno or 0
+        self.why = os.strerror(number).lower() if number > 0 else str(error.strerror or error)
+        self.why += "; --port 0 takes a free one" * (number == errno.EADDRINUSE)
+        return False
+
+
 def serve(app: FastAPI, limits: Limits, *, host: str, port: int) -> bool:
     """Run until a signal ends it; False if a second signal cut the drain short."""
     allow_files(limits.connections + 256)
     server = make_server(app, limits, host=host, port=port)
+    log, refused = logging.getLogger("uvicorn.error"), Refused()
+    log.addFilter(refused)
     try:
         server.run()
     except SystemExit:
-        raise ConfigError(f"{host}:{port}: the server could not start there") from None
+        why = f" ({refused.why})" if refused.why else ""
+        raise ConfigError(f"{host}:{port}: the server could not start there{why}") from None
     finally:
+        log.removeFilter(refused)
         app.state.shared.stop()  # a thread within torch must not meet the interpreter's end
     return not server.force_exit

@@ -94,7 +94,8 @@ def figures_of(
         result["validity"] = plots.validity(answered)
         result["coherence"] = plots.coherence(answered)
     result |= speed_figures(found.speed) if found.speed else {}
-    logs = {name: found.root / name / "metrics.jsonl" for name in TRAINED if name in found.stages}
+    trained = [name for name in ("retriever", *TRAINED) if name in found.stages]
+    logs = {name: found.root / name / "metrics.jsonl" for name in trained}
     logs = {name: path for name, path in logs.items() if path.is_file()}  # of those with steps
     if logs:
         result["training"] = training_curves(

@@ -1,6 +1,7 @@
 """Stage `retriever`: the full first-stage ranker, trained on every user's train part.
 
-Reads data; writes model.safetensors and config.json. Its metrics hold R@10 and NDCG@10 over all
+Reads data; writes model.safetensors and config.json and, of SASRec, metrics.jsonl with a line per
+epoch. Its metrics hold R@10 and NDCG@10 over all
 users (of many a random choice) for validation (which stops the training early) and test (which
 decides nothing), whether the loss was over all items or a sample, and where lists are searched for
 approximately, what share of the exact ten best that finds (`search_recall@10`). Where the
@@ -27,6 +28,7 @@ from diffgr2.stages.known import known_part, own_parts
 from diffgr2.stages.sharing import together
 from diffgr2.streams import key_of, permutation
 
+LOG = "metrics.jsonl"  # what the plot of training reads of every stage
 FEWEST = 3
 """Purchases that a user has to have made for SASRec, which keeps two back."""
 
@@ -54,6 +56,7 @@ def beside_lists(ctx: StageContext, own: OwnLists, parts_L: np.ndarray) -> dict[
 
     def work(ranks: Ranks) -> dict[str, Any]:
         place: dict[str, Any] = {"work": ctx.work, "name": "retriever", "progress": ctx.progress}
+        place |= {"log": ctx.out / LOG}
         model, facts = kinds.fit(known, users, config, seed, held=held, ranks=ranks, **place)
         model.save(ctx.out)
         return {"kind": config.kind, **facts, "users": len(users)}
@@ -70,6 +73,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
 
     def work(ranks: Ranks) -> dict[str, Any]:
         place: dict[str, Any] = {"work": ctx.work, "name": "retriever", "progress": ctx.progress}
+        place |= {"log": ctx.out / LOG}
         model, metrics = kinds.fit(histories, users, config, seed, ranks=ranks, **place)
         model.save(ctx.out)
         asked = users
