@@ -3,9 +3,11 @@
 Starts `diffgr2 serve` on a bundle, and in rounds that take turns measures how it answers
 (`diffgr2.capacity.servicing`) and sends Poisson arrivals at shares of the rate that it reached at
 most; then compares the 50th and 99th percentile with the simulation of such arrivals. Intervals of
-what was measured are from blocks of requests. A client on the same cores takes some of them: its
-share is told, and how late it sent. Wants a machine with nothing else to do. Not a test: nothing
-passes or fails.
+what was measured are from blocks of requests. Seconds count from when a request was sent: the
+client's own timer is a millisecond late, which is told, and its share of the cores. Wants a machine
+with nothing else to do; where there is none, `--pinned` gives each lane a core, which is where a
+thread that wakes finds itself on an idle machine: on a busy one it wakes beside the other lane. Not
+a test: nothing passes or fails.
 
     python benchmarks/queueing.py runs/demo/bundle --requests 6000 --out results/queueing.json
 """
@@ -37,6 +39,7 @@ from diffgr2.capacity.servicing import (
     looped,
     messages_of,
     options_of,
+    paused,
     place_of,
     served_of,
     server,
@@ -52,7 +55,7 @@ BLOCKS = 20
 async def open_loop(
     url: str, messages: list[bytes], rate: float, requests: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds from when each request was due to its answer, and those by which it was sent late."""
+    """Seconds from sending each request to its answer, and those by which it was sent late."""
     due_N = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, requests))
     free: asyncio.Queue[Any] = asyncio.Queue()
     for _ in range(CONNECTIONS):
@@ -61,9 +64,9 @@ async def open_loop(
 
     async def one(number: int, due: float) -> None:
         reader, writer = await free.get()
-        late_N[number] = time.perf_counter() - due
+        sent = time.perf_counter()
         status, answer = await asked_once(reader, writer, messages[number % len(messages)])
-        seconds_N[number] = time.perf_counter() - due
+        seconds_N[number], late_N[number] = time.perf_counter() - sent, sent - due
         free.put_nowait((reader, writer))
         if status != 200:
             raise SystemExit(f"status {status}: {answer[:200]!r}")
@@ -131,6 +134,17 @@ class Open:
         return row | {"sent_late_p99_ms": round(late, 2)}
 
 
+def pinned(process: int, lanes: int) -> None:
+    """The threads that worked most are the lanes: each gets a core of its own."""
+    work = {}
+    for task in Path(f"/proc/{process}/task").iterdir():
+        words = (task / "stat").read_text().rpartition(")")[2].split()
+        work[int(task.name)] = int(words[11]) + int(words[12])
+    cores = sorted(os.sched_getaffinity(0))
+    for lane, thread in enumerate(sorted(work, key=lambda one: -work[one])[:lanes]):
+        os.sched_setaffinity(thread, {cores[lane % len(cores)]})
+
+
 def joined(rounds: list[dict[int, Loop]]) -> dict[int, Loop]:
     """Rounds of closed loops as one."""
     found = {}
@@ -147,17 +161,21 @@ def compared(
     running: Server, world: World, decoder: str, given: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], Served]:
     """A row of each load; closed and open loops take turns, so that both meet the same machine."""
-    url, closed, opened = running.url, [], []
+    url, closed, opened, after = running.url, [], list[Open](), list[float]()
     messages = messages_of(url, bodies(world, 64), decoder)
     asyncio.run(closed_loop(url, messages, 4, 64))  # warm
+    if given.pinned:
+        pinned(running.process.pid, given.threads)
     for number in range(given.rounds):
         closed.append(looped(url, messages, CLIENTS, max(1, given.asked // given.rounds)))
+        after += asyncio.run(paused(url, messages, 2 * given.asked // given.rounds, number))
         if not opened:
             most = max(one.per_s for one in closed[0].values())
             opened = [Open(load, load * most) for load in LOADS]
         for one in opened:
             one.add(url, messages, given.requests // given.rounds, number)
-    served = served_of(world, decoder, joined(closed), given.threads, running.memory)
+    held = (given.threads, running.memory)
+    served = served_of(world, decoder, joined(closed), after, *held)
     rows = [one.row(served) for one in opened]
     for row in rows:
         print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
@@ -172,6 +190,7 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=256, help="in each closed loop")
     parser.add_argument("--rounds", type=int, default=6, help="in which both loops take turns")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pinned", action="store_true", help="see above")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     before, world = os.getloadavg()[0], World(given.bundle)
