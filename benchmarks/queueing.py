@@ -126,6 +126,9 @@ class Open:
             row |= {
                 f"p{percent}_ms": round(real * 1e3, 2),
                 f"p{percent}_ci": interval(seconds_N, percent),
+                f"p{percent}_rounds_ms": [
+                    round(float(np.percentile(one, percent)) * 1e3, 1) for one in self.seconds
+                ],
                 f"p{percent}_simulated_ms": round(said * 1e3, 2),
                 f"p{percent}_off": round(said / real - 1, 3),
             }
