@@ -37,8 +37,8 @@ ALIKE = 48
 
 
 NAP = 0.005
-"""Seconds of sleep after which two thirds of `wake` are due: core, clock and caches of a lane turn to
-other things meanwhile. Seen with pauses of 2, 5, 20 and 60 ms."""
+"""Seconds of sleep after which two thirds of `wake` are due: a lane's core, clock and caches turn
+to other things meanwhile. Seen with pauses of 2, 5, 20 and 60 ms."""
 
 
 @dataclass(frozen=True)
