@@ -3,9 +3,11 @@
 Starts `diffgr2 serve` on a bundle, and in rounds that take turns measures how it answers
 (`diffgr2.capacity.servicing`) and sends Poisson arrivals at shares of the rate that it reached at
 most; then compares the 50th and 99th percentile with the simulation of such arrivals. Intervals of
-what was measured are from blocks of requests. A client on the same cores takes some of them: its
-share is told, and how late it sent. Wants a machine with nothing else to do. Not a test: nothing
-passes or fails.
+what was measured are from blocks of requests. Seconds count from when a request was sent: the
+client's own timer is a millisecond late, which is told, and its share of the cores. Wants a machine
+with nothing else to do; where there is none, `--pinned` gives each lane a core, which is where a
+thread that wakes finds itself on an idle machine: on a busy one it wakes beside the other lane. Not
+a test: nothing passes or fails.
 
     python benchmarks/queueing.py runs/demo/bundle --requests 6000 --out results/queueing.json
 """
@@ -18,7 +20,7 @@ import json
 import os
 import resource
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import machine
 import numpy as np
 
 from diffgr2.capacity.costtable import Served
-from diffgr2.capacity.queueing import simulate
+from diffgr2.capacity.queueing import Replica, simulate
 from diffgr2.capacity.servicing import (
     CLIENTS,
     Loop,
@@ -37,6 +39,7 @@ from diffgr2.capacity.servicing import (
     looped,
     messages_of,
     options_of,
+    paused,
     place_of,
     served_of,
     server,
@@ -52,7 +55,7 @@ BLOCKS = 20
 async def open_loop(
     url: str, messages: list[bytes], rate: float, requests: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds from when each request was due to its answer, and those by which it was sent late."""
+    """Seconds from sending each request to its answer, and those by which it was sent late."""
     due_N = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, requests))
     free: asyncio.Queue[Any] = asyncio.Queue()
     for _ in range(CONNECTIONS):
@@ -61,9 +64,9 @@ async def open_loop(
 
     async def one(number: int, due: float) -> None:
         reader, writer = await free.get()
-        late_N[number] = time.perf_counter() - due
+        sent = time.perf_counter()
         status, answer = await asked_once(reader, writer, messages[number % len(messages)])
-        seconds_N[number] = time.perf_counter() - due
+        seconds_N[number], late_N[number] = time.perf_counter() - sent, sent - due
         free.put_nowait((reader, writer))
         if status != 200:
             raise SystemExit(f"status {status}: {answer[:200]!r}")
@@ -112,23 +115,55 @@ class Open:
         self.seconds.append(seconds_N)
         self.late.append(late_N)
 
-    def row(self, served: Served) -> dict[str, Any]:
-        """Beside what the simulation says."""
-        seen = simulate(served.replica, 1, self.rate, requests=40_000, seed=0)
+    def row(self, served: Served, paces: list[float]) -> dict[str, Any]:
+        """Beside what the simulation says, of each round at the pace that its closed loops had."""
+        seen = [
+            simulate(at_pace(served.replica, pace), 1, self.rate, requests=15_000, seed=number)
+            for number, pace in enumerate(paces)
+        ]
         seconds_N = np.concatenate(self.seconds)
+        simulated_N = np.concatenate([one.response_N for one in seen])
         row: dict[str, Any] = {"decoder": served.decoder, "load": self.load}
-        row["rate"] = round(self.rate, 1)
+        most = max(one.per_s for one in served.rounds)  # of all rounds, the load's is the first's
+        row |= {"rate": round(self.rate, 1), "load_of_all": round(self.rate / most, 2)}
         for percent in (50, 99):
-            real, said = float(np.percentile(seconds_N, percent)), seen.at(percent)
+            real, said = (float(np.percentile(x, percent)) for x in (seconds_N, simulated_N))
             row |= {
                 f"p{percent}_ms": round(real * 1e3, 2),
                 f"p{percent}_ci": interval(seconds_N, percent),
+                f"p{percent}_rounds_ms": [
+                    round(float(np.percentile(one, percent)) * 1e3, 1) for one in self.seconds
+                ],
                 f"p{percent}_simulated_ms": round(said * 1e3, 2),
                 f"p{percent}_off": round(said / real - 1, 3),
             }
         late = float(np.percentile(np.concatenate(self.late), 99)) * 1e3
         row |= {"client_cores": round(self.cpu_s / self.wall_s, 3)}
         return row | {"sent_late_p99_ms": round(late, 2)}
+
+
+def at_pace(replica: Replica, pace: float) -> Replica:
+    """The replica with all its seconds so many times as long."""
+    names = ("first", "each", "join", "outside")
+    longer = {name: getattr(replica, name) * pace for name in names}
+    return replace(replica, **longer, wake=tuple(one * pace for one in replica.wake))
+
+
+def paces_of(rounds: list[dict[int, Loop]]) -> list[float]:
+    """How long the closed loops of a round took, as a share of those of all rounds."""
+    taken = np.array([[np.mean(loop.seconds) for loop in one.values()] for one in rounds])
+    return np.exp(np.log(taken / taken.mean(0)).mean(1)).tolist()
+
+
+def pinned(process: int, lanes: int) -> None:
+    """The threads that worked most are the lanes: each gets a core of its own."""
+    work = {}
+    for task in Path(f"/proc/{process}/task").iterdir():
+        words = (task / "stat").read_text().rpartition(")")[2].split()
+        work[int(task.name)] = int(words[11]) + int(words[12])
+    cores = sorted(os.sched_getaffinity(0))
+    for lane, thread in enumerate(sorted(work, key=lambda one: -work[one])[:lanes]):
+        os.sched_setaffinity(thread, {cores[lane % len(cores)]})
 
 
 def joined(rounds: list[dict[int, Loop]]) -> dict[int, Loop]:
@@ -143,22 +178,35 @@ def joined(rounds: list[dict[int, Loop]]) -> dict[int, Loop]:
     return found
 
 
+def short(served: Served) -> dict[str, Any]:
+    """What was measured, of its spreads the means alone."""
+    found = asdict(served)
+    for name in ("noise", "steps", "wake"):
+        found["replica"][name] = round(float(np.mean(found["replica"][name])), 6)
+    return found
+
+
 def compared(
     running: Server, world: World, decoder: str, given: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], Served]:
     """A row of each load; closed and open loops take turns, so that both meet the same machine."""
-    url, closed, opened = running.url, [], []
+    url, closed, opened, after = running.url, [], list[Open](), list[float]()
     messages = messages_of(url, bodies(world, 64), decoder)
     asyncio.run(closed_loop(url, messages, 4, 64))  # warm
+    if given.pinned:
+        pinned(running.process.pid, given.threads)
     for number in range(given.rounds):
         closed.append(looped(url, messages, CLIENTS, max(1, given.asked // given.rounds)))
+        after += asyncio.run(paused(url, messages, 2 * given.asked // given.rounds, number))
         if not opened:
-            most = max(one.per_s for one in closed[0].values())
+            most = closed[0][max(CLIENTS)].per_s
             opened = [Open(load, load * most) for load in LOADS]
         for one in opened:
             one.add(url, messages, given.requests // given.rounds, number)
-    served = served_of(world, decoder, joined(closed), given.threads, running.memory)
-    rows = [one.row(served) for one in opened]
+    held = (given.threads, running.memory)
+    served = served_of(world, decoder, joined(closed), after, *held)
+    paces = paces_of(closed)
+    rows = [one.row(served, paces) | {"paces": [round(p, 2) for p in paces]} for one in opened]
     for row in rows:
         print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
     return rows, served
@@ -172,25 +220,27 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=256, help="in each closed loop")
     parser.add_argument("--rounds", type=int, default=6, help="in which both loops take turns")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--pinned", action="store_true", help="see above")
+    parser.add_argument("--out", type=Path, help="one repeat more where it is there")
     given = parser.parse_args()
     before, world = os.getloadavg()[0], World(given.bundle)
     rows: list[dict[str, Any]] = []
-    found: list[Served] = []
+    found: list[dict[str, Any]] = []
     with server(given.bundle, *options_of(given.threads)) as running:
         for decoder in given.decoders.split(","):
             some, served = compared(running, world, decoder, given)
             rows += some
-            found.append(served)
+            found.append(short(served))
     report = {
-        "command": machine.command("queueing", f"runs/{given.bundle.parent.name}/bundle"),
+        "command": machine.command("queueing", "runs/demo/bundle"),
         "commit": source_commit(),
         "machine": machine.about() | {"load_before": round(before, 1)},
         "rows": rows,
-        "served": [asdict(one) for one in found],
+        "served": found,
     }
     if given.out:
-        given.out.write_text(json.dumps(report, indent=1) + "\n")
+        known = json.loads(given.out.read_text()) if given.out.is_file() else []
+        given.out.write_text(json.dumps([*known, report], indent=1) + "\n")
 
 
 if __name__ == "__main__":

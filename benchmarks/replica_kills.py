@@ -23,6 +23,10 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import machine
+
+from diffgr2.pipeline import source_commit
+
 
 def titled(title: bytes) -> list[int]:
     """Processes on this machine by how the title that Ray gives them begins."""
@@ -95,18 +99,30 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--pause", type=float, default=15.0)
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    load, killed, choice = Load(given.url, example(given.url), given.clients), 0, random.Random(0)
-    while killed < given.kills:
+    load, choice = Load(given.url, example(given.url), given.clients), random.Random(0)
+    killed: list[int] = []  # of so many replicas
+    while len(killed) < given.kills:
         time.sleep(given.pause)
         there = replicas()
         if there:
             os.kill(choice.choice(there), signal.SIGKILL)
-            killed += 1
-            print(f"kill {killed} of {len(there)} replicas: {dict(load.seen)}", flush=True)
+            killed.append(len(there))
+            print(f"kill {len(killed)} of {len(there)} replicas: {dict(load.seen)}", flush=True)
     time.sleep(given.pause)
     load.stop()
-    print(f"{killed} kills: {dict(load.seen)}, slowest {load.slowest_s:.1f} s")
+    print(f"{len(killed)} kills: {dict(load.seen)}, slowest {load.slowest_s:.1f} s")
+    if given.out:
+        report = {
+            "command": machine.command("replica_kills", "URL"),
+            "commit": source_commit(),
+            "machine": machine.about(),
+            "replicas_at_kills": killed,
+            "answers": dict(load.seen),
+            "slowest_s": round(load.slowest_s, 1),
+        }
+        given.out.write_text(json.dumps(report, indent=1) + "\n")
     fine = {"200", "429 with retry-after", "503 with retry-after"}
     return int(bool(load.seen.keys() - fine))
 

@@ -28,7 +28,7 @@ def test_a_bundle_is_measured_by_its_own_server(run_dir: Path, tmp_path: Path) -
     bundle, told = run_dir / "bundle", list[str]()
     found = servicing.serviced(bundle, ["block", "ar"], 1, told.append, clients=(1, 2), asked=4)
     assert [one.decoder for one in found] == ["block", "ar"]
-    assert len(told) == 4
+    assert len(told) == 6
     world = World(bundle)
     for one in found:
         assert [r.clients for r in one.rounds] == [1, 2]
@@ -36,6 +36,7 @@ def test_a_bundle_is_measured_by_its_own_server(run_dir: Path, tmp_path: Path) -
         assert one.sizes["items"] == len(world.catalogue)
         assert one.memory > one.index > 0
         assert one.replica.capacity > 0
+        assert len(one.replica.wake) == len(one.replica.noise) > 1
     # A token at a time takes more iterations than a block.
     steps = [sum(one.replica.steps) / len(one.replica.steps) for one in found]
     assert steps[1] > 1.5 * steps[0]

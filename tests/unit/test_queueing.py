@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffgr2.capacity.matching import matched
-from diffgr2.capacity.queueing import Replica, closed, fewest, fleet, simulate
+from diffgr2.capacity.matching import matched, woken
+from diffgr2.capacity.queueing import NAP, Replica, closed, fewest, fleet, simulate
 
 QUANTILES = 4_000
 EXPONENTIAL = tuple((-np.log1p(-(np.arange(QUANTILES) + 0.5) / QUANTILES)).tolist())
@@ -26,6 +26,25 @@ def test_one_server_waits_as_theory_says(load: float) -> None:
     fixed = simulate(FIXED, 1, load, requests=60_000, seed=1)
     assert fixed.mean == pytest.approx(1 + load / 2 / (1 - load), rel=0.03)  # M/D/1
     assert fixed.busy == pytest.approx(load, rel=0.02)
+
+
+def test_a_server_that_must_wake_waits_as_theory_says() -> None:
+    load, wake = 0.5, 0.5
+    seen = simulate(replace(FIXED, wake=(wake,)), 1, load, requests=60_000, seed=1)
+    setup = (2 * wake + load * wake**2) / (2 * (1 + load * wake))  # M/G/1 with setup times
+    assert seen.mean == pytest.approx(1 + load / 2 / (1 - load) + setup, rel=0.03)
+
+
+def test_pauses_wake_by_their_length() -> None:
+    alone, after, pause = [0.010] * 50 + [0.013] * 50, [0.014] * 100, 0.02
+    found = woken(Replica(0.0115, 0.0, noise=(0.9, 1.1)), alone, after, pause)
+    assert found.wake == pytest.approx((0.004 * (1 + NAP / pause), 0.001 * (1 + NAP / pause)))
+    # Who asks again at once finds the server awake, who comes rarely does not.
+    assert closed(found, 1, requests=400).mean == pytest.approx(found.alone, rel=0.02)
+    rare = simulate(found, 1, 1.0, requests=4_000)
+    assert rare.mean == pytest.approx(found.alone + 0.0025 * (1 + NAP / pause), rel=0.02)
+    # A server that is faster after pauses has nothing to wake from.
+    assert woken(FIXED, after, alone, pause).wake == (0.0,)
 
 
 @pytest.mark.parametrize("load", [0.5, 0.8])

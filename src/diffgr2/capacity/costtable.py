@@ -236,7 +236,7 @@ def read(place: Path) -> Table:
 
 def _served(values: dict[str, Any]) -> Served:
     own = dict(values.pop("replica"))
-    own |= {name: tuple(own[name]) for name in ("steps", "noise")}
+    own |= {name: tuple(own[name]) for name in ("steps", "noise", "wake") if name in own}
     rounds = tuple(Round(**one) for one in values.pop("rounds"))
     return Served(**values, rounds=rounds, replica=Replica(**own))
 

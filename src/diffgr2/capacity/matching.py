@@ -4,16 +4,18 @@ Contract: `matched(rounds, alone, forwards, lanes, running)` finds the seconds o
 each job in it, of what lies outside and of what a busy lane costs its neighbour, for which closed
 loops of the simulation answer in the mean times that the rounds had. What of a job does not grow
 with its forwards is that of joining, told from requests that were alone; their spread, beside that
-of their forwards, is that of iterations. Not here: asking a server (`servicing`).
+of their forwards, is that of iterations. `woken` adds what a lone request takes longer where the
+server slept before it. Not here: asking a server (`servicing`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from diffgr2.capacity.queueing import Replica, closed
+from diffgr2.capacity.queueing import NAP, Replica, closed
 
 FACTORS = (2.0, 1.4, 1.15, 1.05, 1.02)
 """Steps of the search, coarse ones first."""
@@ -75,6 +77,17 @@ def matched(
                         best, least, moved = tried, value, True
     worst = max(abs(np.expm1(value)) for value in off(best))
     return replica(*best), float(worst)
+
+
+def woken(
+    replica: Replica, alone: Sequence[float], after: Sequence[float], pause: float
+) -> Replica:
+    """With the seconds more that lone requests took after pauses, exponential ones of that mean."""
+    even_Q = (np.arange(len(replica.noise)) + 0.5) / len(replica.noise)
+    more_Q = np.quantile(after, even_Q) - np.quantile(alone, even_Q)
+    # Short pauses among them wake nobody; so the mean is of 1 - exp(-pause / NAP) of it.
+    wake_Q = np.maximum(more_Q, 0.0) * (1 + NAP / pause)
+    return replace(replica, wake=tuple(round(float(q), 7) for q in wake_Q))
 
 
 def spread(alone_N: np.ndarray, forwards_N: np.ndarray) -> tuple[float, tuple[float, ...]]:

@@ -2,10 +2,11 @@
 
 Contract: a `Replica` is what the server is to a queue: lanes, each of which decodes in iterations
 that waiting jobs join at their start, an iteration's seconds being `first + each * jobs + join *
-joining` times a drawn factor. `simulate` sends Poisson arrivals to equal replicas, each to the one
-of two drawn at random that has less to do (`two`), or to any (`random`); `closed` is so many
-clients who ask again once they are answered. The same seed gives the same figures. Not here: where
-the seconds come from (`servicing`, `matching`), a network, failures, clients that give up, caches.
+joining` times a drawn factor, and up to `wake` more the longer its lane had slept. `simulate` sends
+Poisson arrivals to equal replicas, each to the one of two drawn at random that has less to do
+(`two`), or to any (`random`); `closed` is so many clients who ask again once they are answered. The
+same seed gives the same figures. Not here: where the seconds come from (`servicing`, `matching`), a
+network, failures, clients that give up, caches.
 
 >>> one = Replica(first=0.010, each=0.0)
 >>> seen = simulate(one, 1, rate=1.0, requests=200, seed=0)
@@ -16,6 +17,7 @@ the seconds come from (`servicing`, `matching`), a network, failures, clients th
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +36,11 @@ ALIKE = 48
 """Replicas beyond which no more are simulated: each meets the same, at its share of the rate."""
 
 
+NAP = 0.005
+"""Seconds of sleep after which two thirds of `wake` are due: a lane's core, clock and caches turn
+to other things meanwhile. Seen with pauses of 2, 5, 20 and 60 ms."""
+
+
 @dataclass(frozen=True)
 class Replica:
     """See the module's docstring."""
@@ -47,6 +54,7 @@ class Replica:
     steps: tuple[int, ...] = (1,)  # iterations of a job, one of these
     noise: tuple[float, ...] = (1.0,)  # factors of an iteration, one of these, mean 1
     join: float = 0.0  # seconds more of an iteration for each job that joins it: its prompt
+    wake: tuple[float, ...] = (0.0,)  # seconds more of one whose lane slept long; goes with noise
 
     @property
     def capacity(self) -> float:
@@ -81,13 +89,14 @@ class Seen:
 
 
 class _Lane:
-    __slots__ = ("busy", "jobs", "place", "waiting")
+    __slots__ = ("busy", "idle", "jobs", "place", "waiting")
 
     def __init__(self, place: int) -> None:
         self.place = place  # of its replica
         self.waiting: deque[list] = deque()
         self.jobs: list[list] = []  # [arrived, iterations left]
         self.busy = False
+        self.idle = -np.inf  # since when it is not busy
 
 
 class _World:
@@ -101,12 +110,14 @@ class _World:
         self.heap: list[tuple[float, int, _Lane]] = []
         self.events = self.iterations = self.decoded = 0
         self.busy_s = 0.0
-        self._steps, self._noise = self._drawn(replica.steps), self._drawn(replica.noise)
+        wake = np.resize(replica.wake, len(replica.noise))
+        self._steps = self._drawn(np.asarray(replica.steps))
+        self._noise = self._drawn(np.stack([replica.noise, wake], axis=1))
 
-    def _drawn(self, values: tuple) -> Iterator:
+    def _drawn(self, values: np.ndarray) -> Iterator:
         """One of the values at random, for ever."""
         while True:
-            yield from self.source.choice(np.asarray(values), 4096).tolist()
+            yield from values[self.source.integers(0, len(values), 4096)].tolist()
 
     def arrive(self, now: float, place: int) -> None:
         """A request comes to a replica, and there to the lane that has least to do."""
@@ -124,16 +135,20 @@ class _World:
         jobs, waiting, before = lane.jobs, lane.waiting, len(lane.jobs)
         while waiting and len(jobs) < self.most:
             jobs.append(waiting.popleft())
+        slept = 0.0 if lane.busy else 1 - math.exp((lane.idle - now) / NAP)
         lane.busy = bool(jobs)
         if not jobs:
+            lane.idle = now
             return
         own = self.replica
         seconds = own.first + own.each * len(jobs) + own.join * (len(jobs) - before)
-        seconds *= next(self._noise)
+        factor, wake = next(self._noise)
+        seconds *= factor
         others = own.lanes - 1
         if others and own.beside:
             beside = sum(one.busy for one in self.lanes[lane.place]) - 1
             seconds *= 1 + own.beside * beside / others
+        seconds += slept * wake
         self.iterations += 1
         self.decoded += len(jobs)
         self.busy_s += seconds

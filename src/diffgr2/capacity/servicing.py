@@ -27,7 +27,7 @@ import numpy as np
 from diffgr2.artifacts import digest, read_manifest
 from diffgr2.candidates.retrieval import prefixes, top_k
 from diffgr2.capacity.costtable import Round, Served
-from diffgr2.capacity.matching import matched
+from diffgr2.capacity.matching import matched, woken
 from diffgr2.errors import ArtifactError
 from diffgr2.model.backends import cores
 from diffgr2.model.contract import read_config
@@ -41,6 +41,9 @@ ASKED = 128
 
 ALONE = 4
 """Times as many of the lone client, whose spread is kept."""
+
+PAUSE = 0.02
+"""Mean seconds between an answer and the next request of a client who pauses."""
 
 RUNNING = 32
 """Lists that the server decodes at once."""
@@ -167,6 +170,21 @@ async def closed_loop(url: str, messages: Sequence[bytes], clients: int, request
     return Loop(seconds, told, requests / wall)
 
 
+async def paused(url: str, messages: Sequence[bytes], requests: int, seed: int = 0) -> list[float]:
+    """Seconds of a lone client's requests, before each of which the server slept a while."""
+    reader, writer = await asyncio.open_connection(*place_of(url))
+    pauses, seconds = generator(seed, "capacity", "pauses").exponential(PAUSE, requests), []
+    for number, pause in enumerate(pauses.tolist()):
+        await asyncio.sleep(pause)
+        begun = time.perf_counter()
+        status, answer = await asked_once(reader, writer, messages[number % len(messages)])
+        seconds.append(time.perf_counter() - begun)
+        if status != 200:
+            raise ArtifactError(f"status {status}: {answer[:200]!r}")
+    writer.close()
+    return seconds
+
+
 def lanes_of(weights: int, threads: int) -> int:
     """Lanes of a server on so many threads, as the ONNX backend has them."""
     from diffgr2.model.ort import SMALL, TINY
@@ -193,7 +211,9 @@ def serviced(
             loops = looped(running.url, messages, clients, asked)
             for n, loop in loops.items():
                 told(f"{decoder}: {n} clients: {loop.per_s:.0f} lists a second")
-            found.append(served_of(world, decoder, loops, threads, running.memory))
+            after = asyncio.run(paused(running.url, messages, 2 * asked))
+            told(f"{decoder}: after a pause {np.mean(after) * 1e3:.1f} ms")
+            found.append(served_of(world, decoder, loops, after, threads, running.memory))
     return found
 
 
@@ -215,13 +235,19 @@ def looped(
 
 
 def served_of(
-    world: World, decoder: str, loops: Mapping[int, Loop], threads: int, memory: float
+    world: World,
+    decoder: str,
+    loops: Mapping[int, Loop],
+    after: Sequence[float],
+    threads: int,
+    memory: float,
 ) -> Served:
-    """What the table keeps of loops; the least number of clients is one."""
+    """What the table keeps of loops, the least of which is the lone client's, and of pauses."""
     weights = sizes_of(read_config(world.directory)).weights
     rounds, alone = [_round(n, loop) for n, loop in loops.items()], loops[min(loops)]
     means, lanes = [(one.clients, one.mean) for one in rounds], lanes_of(weights, threads)
     replica, misfit = matched(means, alone.seconds, alone.forwards, lanes, RUNNING)
+    replica = woken(replica, alone.seconds, after, PAUSE)
     facts = (world.name, mark_of(world.directory), decoder, weights, world.k)
     held = (threads, memory, index_bytes(world.directory), sizes_in(world))
     return Served(*facts, *held, tuple(rounds), replica, misfit)
