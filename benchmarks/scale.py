@@ -9,11 +9,11 @@ list a user, K candidates), `pairs` (the counts alone), `equal` (only if named o
 counted in one part as if memory had no end, compared bit for bit). What stands in DIR is not made
 again unless its step is named.
 
-`--memory-limit G` is RLIMIT_DATA of G GiB: all private memory that a process asks for, used or not.
-Read-only maps of files do not count, because the system can drop their pages; `peak_gb` is
-ru_maxrss, which counts them as far as they happen to be in memory. CPU seconds are user and system
-of all threads. Not a test: but `equal` fails if the counts differ, and a step that meets the limit
-ends with its error.
+`--memory-limit G` is RLIMIT_DATA of G GiB: all private memory that a process asks for, used or not;
+polars' allocator then gives back what was freed, which otherwise stays asked for. Read-only maps of
+files do not count, because the system can drop their pages; `peak_gb` is ru_maxrss, which counts
+them as far as they happen to be in memory. CPU seconds are user and system of all threads. Not a
+test: but `equal` fails if the counts differ, and a step that meets the limit ends with its error.
 """
 
 from __future__ import annotations
@@ -209,6 +209,8 @@ def main() -> None:
         ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
         str(args.threads),
     )
+    if args.memory_limit:
+        threads["_RJEM_MALLOC_CONF"] = "retain:false,dirty_decay_ms:0,muzzy_decay_ms:0"
     size = {"interactions": args.interactions, "items": args.items}
     found: dict[str, Any] = {**size, "memory_limit_gib": args.memory_limit or None, "steps": {}}
     for step in wanted(args):

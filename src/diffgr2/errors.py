@@ -112,7 +112,7 @@ def one_of(named: str, given: str, known: Iterable[str]) -> None:
     """A ConfigError that names the option, and what is close, unless the value is a known one."""
     known = list(known)
     if given not in known:
-        told = f"{named} {given[:80]}: expected {', '.join(known)}"
+        told = f"{named} {given[:80]}: expected one of {', '.join(known)}"
         raise ConfigError(told + nearest(given, known))
 
 

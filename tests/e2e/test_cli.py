@@ -47,7 +47,7 @@ ERRORS = [
     (
         ["run", "micro", "--set", "sft.stepz=3"],
         2,
-        "error: --set: sft.stepz: unknown key",
+        "error: --set: sft.stepz: unknown key; did you mean steps?",
     ),
     (
         ["run", "micro", "--set", "sft.steps=many"],

@@ -234,7 +234,7 @@ def test_model_config_and_keys_come_from_each(start, bundle: Path, tmp_path: Pat
         ("cors: {a: b}", "cors: expected text, not {'a': 'b'}"),
         ("host: 1", "host: expected text, not 1"),
         ("keys: 5", "keys: expected a path, not 5"),
-        ("engine: spark", "--engine spark: expected local or ray"),
+        ("engine: spark", "--engine spark: expected one of local, ray"),
         ("- port", "expected a mapping"),
         ("port: [", "not valid YAML"),
         ("\x00", "not valid YAML"),

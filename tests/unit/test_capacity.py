@@ -367,7 +367,7 @@ def test_machines_and_amounts_as_people_write_them() -> None:
     [
         (("demo", "--machines", "much"), "--machines much: expected"),
         (("demo", "--interactions", "much"), "--interactions much: expected"),
-        (("demo", "--decoder", "best"), "--decoder best: expected ar, block, verify"),
+        (("demo", "--decoder", "best"), "--decoder best: expected one of ar, block, verify"),
         ((), "RECIPE|BUNDLE: needed"),
         (("nowhere", "--measure"), "--measure nowhere: no bundle stands there"),
     ],

@@ -137,10 +137,10 @@ def test_names_that_are_no_evidence_are_warnings_and_errors_when_strict(reranker
     two = raw(reranker, 5, 6)
     given = [{"margin": 1, "price": 2}, {"margin": [1], "stock": object()}]
     task = reranker.prepare(raw(reranker, 0), two, features=given)
-    known = "(known: price, ctr, badge, in_stock), ignored"
+    known = "(known: price, ctr, badge, in_stock"
     assert list(task.query.warnings) == [
-        f"features.margin: no evidence here, in 2 of 2 {known}",
-        f"features.stock: no evidence here, in 1 of 2 {known}",
+        f"features.margin: no evidence here, in 2 of 2 {known}), ignored",
+        f"features.stock: no evidence here, in 1 of 2 {known}; did you mean in_stock?), ignored",
     ]
     with pytest.raises(DataError, match=r"^features\.margin: no evidence here, in 2 of 2 \(known"):
         reranker.prepare(raw(reranker, 0), two, features=given, strict=True)
