@@ -53,10 +53,10 @@ def sorted_by(*column_N: np.ndarray) -> np.ndarray:
     """The rows' order by these whole numbers, the first column first; equal rows as they stand.
 
     Neighbouring columns that fit a number together are one, and a last one that already ascends
-    says nothing: each costs a pass over all rows.
+    says nothing. The first is sorted whole, each further one among the rows that are still equal.
     """
     columns = list(column_N)
-    if (columns[-1][1:] >= columns[-1][:-1]).all():
+    if len(columns) > 1 and (columns[-1][1:] >= columns[-1][:-1]).all():
         columns.pop()
     packed: list[tuple[np.ndarray, int]] = []
     for column in columns:
@@ -67,7 +67,15 @@ def sorted_by(*column_N: np.ndarray) -> np.ndarray:
             packed[-1] = first * span + (column.astype(np.int64) - low), before * span
         else:
             packed.append((column.astype(np.int64) - low, span))
-    return np.lexsort([column for column, _ in reversed(packed)])
+    first, *rest = (column for column, _ in packed)
+    order_N = np.argsort(first, kind="stable")
+    same = np.append(False, first[order_N[1:]] == first[order_N[:-1]])  # as the row before
+    for column in rest:
+        at = np.flatnonzero(same | np.append(same[1:], False))
+        rows = order_N[at]
+        order_N[at] = rows[np.lexsort([column[rows], np.cumsum(~same[at])])]
+        same[1:] &= column[order_N[1:]] == column[order_N[:-1]]
+    return order_N
 
 
 def columns_of(events: pl.DataFrame) -> tuple[np.ndarray, ...]:
