@@ -2,7 +2,8 @@
 
 Starts `diffgr2 serve` on a bundle, and in rounds that take turns measures how it answers
 (`diffgr2.capacity.servicing`) and sends Poisson arrivals at shares of the rate that it reached at
-most; then compares the 50th and 99th percentile with the simulation of such arrivals. Intervals of
+most; then compares the 50th and 99th percentile with the simulation of the very same arrivals: a
+few hundred hold a burst or none, and their 99th percentile is that of the burst. Intervals of
 what was measured are from blocks of requests. Seconds count from when a request was sent: the
 client's own timer is a millisecond late, which is told, and its share of the cores. Wants a machine
 with nothing else to do; where there is none, `--pinned` gives each lane a core, which is where a
@@ -50,13 +51,19 @@ from diffgr2.rerank.world import World
 LOADS = (0.3, 0.5, 0.7)
 CONNECTIONS = 64
 BLOCKS = 20
+DRAWS = 20  # of service times, in the simulation of a round
+
+
+def arrivals(rate: float, requests: int, seed: int) -> np.ndarray:
+    """When requests of a Poisson process come, in seconds."""
+    return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, requests))
 
 
 async def open_loop(
     url: str, messages: list[bytes], rate: float, requests: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds from sending each request to its answer, and those by which it was sent late."""
-    due_N = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, requests))
+    due_N = arrivals(rate, requests, seed)
     free: asyncio.Queue[Any] = asyncio.Queue()
     for _ in range(CONNECTIONS):
         free.put_nowait(await asyncio.open_connection(*place_of(url)))
@@ -118,8 +125,10 @@ class Open:
     def row(self, served: Served, paces: list[float]) -> dict[str, Any]:
         """Beside what the simulation says, of each round at the pace that its closed loops had."""
         seen = [
-            simulate(at_pace(served.replica, pace), 1, self.rate, requests=15_000, seed=number)
+            simulate(at_pace(served.replica, pace), 1, self.rate, seed=draw, arrivals=due_N)
             for number, pace in enumerate(paces)
+            for due_N in [arrivals(self.rate, len(self.seconds[number]), number)]
+            for draw in range(DRAWS)
         ]
         seconds_N = np.concatenate(self.seconds)
         simulated_N = np.concatenate([one.response_N for one in seen])
@@ -135,6 +144,14 @@ class Open:
                     round(float(np.percentile(one, percent)) * 1e3, 1) for one in self.seconds
                 ],
                 f"p{percent}_simulated_ms": round(said * 1e3, 2),
+                f"p{percent}_simulated_rounds_ms": [
+                    round(
+                        float(np.percentile(np.concatenate([r.response_N for r in part]), percent))
+                        * 1e3,
+                        1,
+                    )
+                    for part in (seen[at : at + DRAWS] for at in range(0, len(seen), DRAWS))
+                ],
                 f"p{percent}_off": round(said / real - 1, 3),
             }
         late = float(np.percentile(np.concatenate(self.late), 99)) * 1e3

@@ -10,6 +10,7 @@ import pytest
 
 from diffgr2.capacity.matching import matched, woken
 from diffgr2.capacity.queueing import NAP, Replica, closed, fewest, fleet, simulate
+from diffgr2.streams import generator
 
 QUANTILES = 4_000
 EXPONENTIAL = tuple((-np.log1p(-(np.arange(QUANTILES) + 0.5) / QUANTILES)).tolist())
@@ -132,3 +133,13 @@ def test_a_replica_is_found_again_from_closed_loops(steps, each: float, join: fl
         said, real = (simulate(r, 1, rate, requests=15_000, seed=1) for r in (found, true))
         assert said.at(50) == pytest.approx(real.at(50), rel=0.13)
         assert said.at(99) == pytest.approx(real.at(99), rel=0.13)
+
+
+def test_arrivals_that_are_given_are_those_that_come() -> None:
+    """A burst waits in line; who comes alone does not."""
+    burst = simulate(FIXED, 1, 0.0, arrivals=np.array([0.0, 0.0, 0.0, 0.0, 10.0]))
+    assert sorted(burst.response_N.tolist()) == pytest.approx([1.0, 1.0, 2.0, 3.0, 4.0])
+    seed, rate = 3, 0.5
+    drawn = np.cumsum(generator(seed, "capacity", "arrivals").exponential(1 / rate, 500))
+    same = simulate(MEMORYLESS, 1, rate, seed=seed, arrivals=drawn).response_N
+    assert (same == simulate(MEMORYLESS, 1, rate, requests=500, seed=seed).response_N).all()

@@ -186,10 +186,13 @@ def simulate(
     requests: int = 20_000,
     seed: int = 0,
     routing: Routing = "two",
+    arrivals: np.ndarray | None = None,
 ) -> Seen:
-    """An open loop: `rate` requests a second to all replicas together, whatever becomes of them."""
+    """An open loop: `rate` requests a second to all replicas together, whatever becomes of them;
+    or these arrivals, in seconds."""
     world, draw = _World(replica, replicas, seed), generator(seed, "capacity", "arrivals")
-    arrival_N = np.cumsum(draw.exponential(1 / rate, requests)).tolist()
+    drawn_N = np.cumsum(draw.exponential(1 / rate, requests)) if arrivals is None else arrivals
+    arrival_N, requests = drawn_N.tolist(), len(drawn_N)
     first_N = draw.integers(0, replicas, requests).tolist()
     other_N = draw.integers(1, max(replicas, 2), requests).tolist()
     response: list[float] = []
