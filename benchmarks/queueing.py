@@ -98,6 +98,11 @@ def interval(seconds_N: np.ndarray, percent: float) -> list[float]:
     return [round(float(value) * 1e3, 2) for value in np.percentile(found, (2.5, 97.5))]
 
 
+def by_round(seconds: list[np.ndarray], percent: float) -> list[float]:
+    """A percentile of each round, in milliseconds."""
+    return [round(float(np.percentile(one_N, percent)) * 1e3, 1) for one_N in seconds]
+
+
 def cpu_s() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
@@ -122,37 +127,30 @@ class Open:
         self.seconds.append(seconds_N)
         self.late.append(late_N)
 
+    def simulated(self, served: Served, pace: float, number: int) -> np.ndarray:
+        """Seconds that the arrivals of a round would take, drawn several times."""
+        replica = at_pace(served.replica, pace)
+        due_N = arrivals(self.rate, len(self.seconds[number]), number)
+        draws = range(DRAWS)
+        seen = [simulate(replica, 1, self.rate, seed=draw, arrivals=due_N) for draw in draws]
+        return np.concatenate([one.response_N for one in seen])
+
     def row(self, served: Served, paces: list[float]) -> dict[str, Any]:
         """Beside what the simulation says, of each round at the pace that its closed loops had."""
-        seen = [
-            simulate(at_pace(served.replica, pace), 1, self.rate, seed=draw, arrivals=due_N)
-            for number, pace in enumerate(paces)
-            for due_N in [arrivals(self.rate, len(self.seconds[number]), number)]
-            for draw in range(DRAWS)
-        ]
-        seconds_N = np.concatenate(self.seconds)
-        simulated_N = np.concatenate([one.response_N for one in seen])
+        said = [self.simulated(served, pace, number) for number, pace in enumerate(paces)]
+        seconds_N, simulated_N = np.concatenate(self.seconds), np.concatenate(said)
         row: dict[str, Any] = {"decoder": served.decoder, "load": self.load}
         most = max(one.per_s for one in served.rounds)  # of all rounds, the load's is the first's
         row |= {"rate": round(self.rate, 1), "load_of_all": round(self.rate / most, 2)}
         for percent in (50, 99):
-            real, said = (float(np.percentile(x, percent)) for x in (seconds_N, simulated_N))
+            real, simulated = (float(np.percentile(x, percent)) for x in (seconds_N, simulated_N))
             row |= {
                 f"p{percent}_ms": round(real * 1e3, 2),
                 f"p{percent}_ci": interval(seconds_N, percent),
-                f"p{percent}_rounds_ms": [
-                    round(float(np.percentile(one, percent)) * 1e3, 1) for one in self.seconds
-                ],
-                f"p{percent}_simulated_ms": round(said * 1e3, 2),
-                f"p{percent}_simulated_rounds_ms": [
-                    round(
-                        float(np.percentile(np.concatenate([r.response_N for r in part]), percent))
-                        * 1e3,
-                        1,
-                    )
-                    for part in (seen[at : at + DRAWS] for at in range(0, len(seen), DRAWS))
-                ],
-                f"p{percent}_off": round(said / real - 1, 3),
+                f"p{percent}_rounds_ms": by_round(self.seconds, percent),
+                f"p{percent}_simulated_ms": round(simulated * 1e3, 2),
+                f"p{percent}_simulated_rounds_ms": by_round(said, percent),
+                f"p{percent}_off": round(simulated / real - 1, 3),
             }
         late = float(np.percentile(np.concatenate(self.late), 99)) * 1e3
         row |= {"client_cores": round(self.cpu_s / self.wall_s, 3)}

@@ -13,7 +13,7 @@ from diffgr2.evaluate.closing import closing
 from diffgr2.evaluate.tables import rows_of
 
 
-def short(report: dict[str, Any], source: str) -> str:
+def short(report: dict[str, Any]) -> str:
     """See the module's docstring; how it was made stands under the table of the same report."""
     rows = {row["name"]: row for row in rows_of(report, "hit")}
     own, beside = rows[report["verdict"]["row"]], rows.get("ar", {})

@@ -328,9 +328,9 @@ def to_none(metric: str) -> Callable[[dict[str, Any]], str]:
 
 
 PLAIN = {"serving": serving_table, "speed": speed_table, "growth": growth_table}
-PLAIN |= {"budget": budget_table, "days": days_table, "sids": sids_table}
+PLAIN |= {"budget": budget_table, "days": days_table, "sids": sids_table, "short": short}
 OTHERS = {"lists": lists_table, "text": text_table, "gpu": gpu_table, "ids": ids_table}
-OTHERS |= {"prompt": prompt_table, "short": short}
+OTHERS |= {"prompt": prompt_table}
 
 
 def table_of(kind: str, report: dict[str, Any]) -> str:

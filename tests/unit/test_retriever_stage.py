@@ -61,7 +61,7 @@ def test_an_exact_search_misses_nothing_and_says_nothing(tmp_path: Path) -> None
     metrics = retriever.run(ctx)
     assert not [key for key in metrics if key.startswith("search")]
     assert not report.searched_told(metrics)
-    (line,) = map(json.loads, (ctx.out / retriever.LOG).read_text().splitlines())
+    (line,) = map(json.loads, (ctx.out / retriever.METRICS).read_text().splitlines())
     assert (line["step"], line["loss"]) == (1, metrics["loss"])
     curve = curve_of([line])
     assert curve is not None

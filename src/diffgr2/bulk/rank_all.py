@@ -56,7 +56,8 @@ def rank_all(
     number of rows. `form` is one of `FORMATS`: the source's own where it is one, else jsonl.
     """
     one_of("--engine", engine, ENGINES)
-    one_of("--format", form or FORMATS[0], FORMATS)
+    if form is not None:
+        one_of("--format", form, FORMATS)
     if gpus and engine == "local":
         raise ConfigError("--gpus: for --engine ray (a local batch uses the GPU that it sees)")
     place, progress = Place(str(output)), progress or Progress()

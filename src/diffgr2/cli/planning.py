@@ -118,7 +118,8 @@ def plan(
         return measured(subject, decoder, costs, thorough=thorough)
     if subject is None:
         raise ConfigError("RECIPE|BUNDLE: needed (or --measure)")
-    one_of("--decoder", decoder or "ar", DECODERS)
+    if decoder is not None:
+        one_of("--decoder", decoder, DECODERS)
     there = fleet_of(machines)
     if there.gpus:
         gpus, gpu_memory = there.gpus, f"{there.gpu_memory / 1e9:g}GB"

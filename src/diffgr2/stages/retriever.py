@@ -1,13 +1,12 @@
 """Stage `retriever`: the full first-stage ranker, trained on every user's train part.
 
 Reads data; writes model.safetensors and config.json and, of SASRec, metrics.jsonl with a line per
-epoch. Its metrics hold R@10 and NDCG@10 over all
-users (of many a random choice) for validation (which stops the training early) and test (which
-decides nothing), whether the loss was over all items or a sample, and where lists are searched for
-approximately, what share of the exact ten best that finds (`search_recall@10`). Where the
-lists are a shop's own, it only ranks requests that come without scores: it learns from all that
-their split allows to know, and where nothing was bought it is the popularity of what came of the
-lists that train. Run: `diffgr2 retriever RECIPE`.
+epoch. Its metrics hold R@10 and NDCG@10 over all users (of many a random choice) for validation
+(which stops the training early) and test (which decides nothing), whether the loss was over all
+items or a sample, and where lists are searched for approximately, what share of the exact ten best
+that finds (`search_recall@10`). Where the lists are a shop's own, it only ranks requests that come
+without scores: it learns from all that their split allows to know, and where nothing was bought it
+is the popularity of what came of the lists that train. Run: `diffgr2 retriever RECIPE`.
 """
 
 from typing import Any
@@ -27,14 +26,20 @@ from diffgr2.pipeline import StageContext
 from diffgr2.stages.known import known_part, own_parts
 from diffgr2.stages.sharing import together
 from diffgr2.streams import key_of, permutation
+from diffgr2.train.checkpoint import METRICS
 
-LOG = "metrics.jsonl"  # what the plot of training reads of every stage
 FEWEST = 3
 """Purchases that a user has to have made for SASRec, which keeps two back."""
 
 
 MEASURED_USERS = 32_768
 """Whose lists the metrics are about: a random choice of more."""
+
+
+def place(ctx: StageContext) -> dict[str, Any]:
+    """Where a fit keeps its state, what it is called, and where it logs its epochs."""
+    named = {"work": ctx.work, "name": "retriever", "log": ctx.out / METRICS}
+    return named | {"progress": ctx.progress}
 
 
 def beside_lists(ctx: StageContext, own: OwnLists, parts_L: np.ndarray) -> dict[str, Any]:
@@ -55,9 +60,7 @@ def beside_lists(ctx: StageContext, own: OwnLists, parts_L: np.ndarray) -> dict[
     seed = key_of(ctx.seed, "retriever")
 
     def work(ranks: Ranks) -> dict[str, Any]:
-        place: dict[str, Any] = {"work": ctx.work, "name": "retriever", "progress": ctx.progress}
-        place |= {"log": ctx.out / LOG}
-        model, facts = kinds.fit(known, users, config, seed, held=held, ranks=ranks, **place)
+        model, facts = kinds.fit(known, users, config, seed, held=held, ranks=ranks, **place(ctx))
         model.save(ctx.out)
         return {"kind": config.kind, **facts, "users": len(users)}
 
@@ -72,9 +75,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     seed = key_of(ctx.seed, "retriever")
 
     def work(ranks: Ranks) -> dict[str, Any]:
-        place: dict[str, Any] = {"work": ctx.work, "name": "retriever", "progress": ctx.progress}
-        place |= {"log": ctx.out / LOG}
-        model, metrics = kinds.fit(histories, users, config, seed, ranks=ranks, **place)
+        model, metrics = kinds.fit(histories, users, config, seed, ranks=ranks, **place(ctx))
         model.save(ctx.out)
         asked = users
         if len(users) > MEASURED_USERS:
