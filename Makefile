@@ -5,6 +5,8 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 WORKERS ?= 2
 SHELL := /bin/bash
+# Where bytecode may not be kept, each of the hundred processes of a test run compiles torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 EXTRAS := train,serve,llm,lambdamart,bulk
 TORCH = "$$(grep '^torch==' constraints.txt)"

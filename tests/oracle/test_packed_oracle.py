@@ -57,9 +57,15 @@ def gradients(model: Qwen3ForCausalLM, logits_NV: torch.Tensor) -> list[torch.Te
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.parametrize("more", [None, 3])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-def test_logits_and_gradients_are_those_of_each_row_alone_in_the_stock_module(seed, masked):
+def test_logits_and_gradients_are_those_of_each_row_alone_in_the_stock_module(
+    seed, masked, more, monkeypatch
+):
+    """Also where products are filled up, which they are in bf16."""
+    if more:
+        monkeypatch.setattr(packed, "filling", lambda n: more)
     model = model_of(seed)
     ids_BT, length_B, index_N, sees, position_BT = case(seed, masked)
     layout = {"attends_B1TT": sees, "position_BT": position_BT}
@@ -78,6 +84,14 @@ def test_logits_and_gradients_are_those_of_each_row_alone_in_the_stock_module(se
     pairs = zip(gradients(model, found_NV), gradients(model, wanted_NV), strict=True)
     for mine, other in pairs:
         assert (mine - other).norm() <= 1e-5 * other.norm() + 1e-9
+
+
+def test_in_bf16_products_come_in_few_sizes():
+    assert {packed.filling(n) for n in range(999)} == {0}
+    with torch.autocast("cpu", torch.bfloat16):
+        made = {n: n + packed.filling(n) for n in range(1, 8192)}
+    assert all(n <= size <= n * 17 / 16 for n, size in made.items())
+    assert sum(4096 <= size < 8192 for size in {*made.values()}) == 16
 
 
 @pytest.mark.parametrize("make", ["sft", "cft", "opd", "rl", "block_rl"])

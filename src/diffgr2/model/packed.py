@@ -3,7 +3,8 @@
 Contract: `hidden_at` computes what the module's own trunk computes, to rounding, with the module's
 own parameters and gradients, adapters included; `able` says for which modules. Rows are joined end
 to end, so padding costs nothing; only attention works row by row, in fp32 under autocast too, which
-is faster here. The last layer works at the chosen places alone: nobody reads the others. Not here:
+is faster here. The last layer works at the chosen places alone: nobody reads the others. In bf16,
+where a product is compiled for its shape, tokens are filled up to few numbers of them. Not here:
 caches (`forward`), sharded modules and accelerators, where one padded batch is the faster way.
 
 Letters: B rows, T tokens of a padded row, N tokens of all rows, M chosen places, D hidden, H heads,
@@ -47,6 +48,7 @@ class _Rows:
 
     lengths: list[int]  # tokens per row
     counts: list[int]  # chosen places per row
+    more: tuple[int, int]  # tokens and places behind them that belong to no row
     chosen_M: Tensor  # among the N tokens, by row
     masks: list[Tensor | None]  # [t, t] to add to the scores; None = causal
     chosen_masks: list[Tensor]  # of the chosen places alone
@@ -68,12 +70,13 @@ def hidden_at(
         position_BT = torch.arange(ids_BT.shape[1]).expand_as(ids_BT)
     order_M = torch.argsort(index_M // ids_BT.shape[1], stable=True)
     rows = _rows(index_M[order_M], length_B.tolist(), ids_BT.shape, attends_B1TT)
-    inner, adapter, ids_N = model.model, adapter_in(model), ids_BT[there_BT]
+    inner, adapter = model.model, adapter_in(model)
+    ids_N, position_N = (F.pad(x[there_BT], (0, rows.more[0])) for x in (ids_BT, position_BT))
     if adapter is not None and adapter.mask_id is not None:
         both = (ids_N, ids_N[rows.chosen_M])
         rows = replace(rows, gated=tuple(_masked(ids, adapter.mask_id) for ids in both))
     x_ND = F.embedding(ids_N, inner.embed_tokens.weight)
-    rotary = _rotary(inner, x_ND, position_BT[there_BT])
+    rotary = _rotary(inner, x_ND, position_N)
     for layer in inner.layers[:-1]:
         if model.training and layer.gradient_checkpointing:  # computed again on the way back
             how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
@@ -81,7 +84,22 @@ def hidden_at(
         else:
             x_ND = _layer(layer, x_ND, rotary, rows, last=False)
     x_MD = _norm(_layer(inner.layers[-1], x_ND, rotary, rows, last=True), inner.norm)
+    x_MD = x_MD[: len(order_M)]
     return torch.empty_like(x_MD).index_copy(0, order_M, x_MD)
+
+
+def head(model: Any, hidden_MD: Tensor) -> Tensor:
+    """Logits [M, V] of hidden states."""
+    n = len(hidden_MD)
+    return model.lm_head(F.pad(hidden_MD, (0, 0, 0, filling(n))))[:n]
+
+
+def filling(n: int) -> int:
+    """How many rows more a product computes than n: a sixteenth at most, and in bf16 alone."""
+    if not torch.is_autocast_enabled("cpu"):
+        return 0
+    step = 1 << max(n.bit_length() - 5, 0)
+    return -n % step
 
 
 def _rows(
@@ -99,7 +117,9 @@ def _rows(
         else:
             masks[b] = whole = _bias(attends_B1TT[b, 0, :n, :n])
             chosen_masks.append(whole[places])
-    return _Rows(lengths, counts, start_B[row_M] + place_M, masks, chosen_masks, (None, None))
+    more = filling(sum(lengths)), filling(len(index_M))
+    chosen_M = F.pad(start_B[row_M] + place_M, (0, more[1]))
+    return _Rows(lengths, counts, more, chosen_M, masks, chosen_masks, (None, None))
 
 
 def _masked(ids: Tensor, mask_id: int) -> Tensor | None:
@@ -165,12 +185,13 @@ def _layer(
 def _attend(q_NHE: Tensor, k_NGE: Tensor, v_NGE: Tensor, rows: _Rows, *, last: bool) -> Tensor:
     """Attention within each row."""
     masks, counts = (rows.chosen_masks, rows.counts) if last else (rows.masks, rows.lengths)
+    lengths = [*rows.lengths, rows.more[0]]  # what is filled up with comes last and has no mask
     parts = zip(
-        q_NHE.split(counts),
-        k_NGE.split(rows.lengths),
-        v_NGE.split(rows.lengths),
+        q_NHE.split([*counts, rows.more[last]]),
+        k_NGE.split(lengths),
+        v_NGE.split(lengths),
         masks,
-        strict=True,
+        strict=False,
     )
     mixed = []
     with torch.autocast("cpu", enabled=False):
@@ -180,4 +201,4 @@ def _attend(q_NHE: Tensor, k_NGE: Tensor, v_NGE: Tensor, rows: _Rows, *, last: b
                 how: dict[str, Any] = {"attn_mask": mask, "is_causal": mask is None}
                 found = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **how)
                 mixed.append(found[0].transpose(0, 1))
-    return torch.cat(mixed)
+    return F.pad(torch.cat(mixed), (0, 0, 0, 0, 0, rows.more[last]))

@@ -47,7 +47,7 @@ def logits_at(
         layout = {"attends_B1TT": attends_B1TT, "position_BT": position_BT}
         if length_B is not None and packed.able(model):
             hidden_ND = packed.hidden_at(model, ids_BT, index_N, length_B, **layout)
-            return model.lm_head(hidden_ND).float()
+            return packed.head(model, hidden_ND).float()
         hidden_BTD = model.model(
             input_ids=ids_BT,
             attention_mask=attends_B1TT,
