@@ -18,6 +18,8 @@ from diffgr2.capacity.powerlaw import fit
 from diffgr2.capacity.queueing import Replica
 from diffgr2.capacity.synthetic import written
 from diffgr2.cli import app
+from diffgr2.config import DataConfig
+from diffgr2.data.split import k_core
 from diffgr2.errors import ArtifactError, ConfigError, Diffgr2Error
 from diffgr2.recipe import load_recipe
 from diffgr2.stages.effort import EPOCHS, Size
@@ -324,8 +326,9 @@ def test_the_users_own_table_goes_before_the_shipped_one(tmp_path: Path, monkeyp
     shipped = costtable.opened(None)
     assert shipped.shipped
     assert shipped.said().startswith("shipped with diffgr2, measured on ")
-    # The shipped table is older than the loss over a sample and the search in cells.
-    assert {*shipped.points} == {*costtable.GROWS} - {"epoch:sampled", "candidates:cells"}
+    assert {*shipped.points} == {*costtable.GROWS}
+    assert {each.decoder for each in shipped.served} == {"ar", "block", "verify"}
+    assert all(max(each.replica.wake) > 0 for each in shipped.served)
     only = Table(Machine.here(), served=(served(mark="x"),))
     costtable.write(costtable.own_place(), only)
     both = costtable.opened(None)
@@ -391,6 +394,17 @@ def test_invented_interactions_have_the_size_that_was_asked(tmp_path: Path) -> N
     (tmp_path / "again").mkdir()
     again, _ = (pl.read_parquet(path) for path in written(tmp_path / "again", 20_000, 1_000))
     assert again.equals(bought)
+
+
+@pytest.mark.parametrize("size", [*measuring.QUICK[:2], measuring.THOROUGH[0]])
+def test_at_the_sizes_that_are_measured_the_core_leaves_most(size, tmp_path: Path) -> None:
+    import polars as pl
+
+    ids = pl.col("user", "item").cast(pl.Categorical)
+    bought = pl.read_parquet(written(tmp_path, *size)[0]).with_columns(ids)
+    bought = bought.select("user", "item", time="timestamp", position=pl.lit(0))
+    assert len(k_core(bought, DataConfig().k_core)) > 0.6 * len(bought)
+    assert all(n >= 10 * items for n, items in (*measuring.QUICK, *measuring.THOROUGH))
 
 
 def test_what_is_measured_is_a_recipe_of_defaults() -> None:

@@ -247,7 +247,7 @@ def bundle_asked(
 SERVED_ON = 2
 """Cores of a replica that is measured."""
 
-PATIENCE_S = {False: 120.0, True: 1_800.0}
+PATIENCE_S = {False: 240.0, True: 1_800.0}
 """CPU seconds that one stage may take at one size, by `thorough`."""
 
 
