@@ -148,6 +148,17 @@ class Loop:
         return [max(1, int(one["forwards"])) for one in self.told]
 
 
+async def _timed(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes
+) -> tuple[float, bytes]:
+    """Seconds of a request, and its answer."""
+    begun = time.perf_counter()
+    status, answer = await asked_once(reader, writer, message)
+    if status != 200:
+        raise ArtifactError(f"status {status}: {answer[:200]!r}")
+    return time.perf_counter() - begun, answer
+
+
 async def closed_loop(url: str, messages: Sequence[bytes], clients: int, requests: int) -> Loop:
     """`clients` that each ask again as soon as they are answered."""
     numbers, seconds, answers = iter(range(requests)), list[float](), list[bytes]()
@@ -155,11 +166,8 @@ async def closed_loop(url: str, messages: Sequence[bytes], clients: int, request
     async def one() -> None:
         reader, writer = await asyncio.open_connection(*place_of(url))
         for number in numbers:
-            begun = time.perf_counter()
-            status, answer = await asked_once(reader, writer, messages[number % len(messages)])
-            seconds.append(time.perf_counter() - begun)
-            if status != 200:
-                raise ArtifactError(f"status {status}: {answer[:200]!r}")
+            took, answer = await _timed(reader, writer, messages[number % len(messages)])
+            seconds.append(took)
             answers.append(answer)
         writer.close()
 
@@ -176,11 +184,7 @@ async def paused(url: str, messages: Sequence[bytes], requests: int, seed: int =
     pauses, seconds = generator(seed, "capacity", "pauses").exponential(PAUSE, requests), []
     for number, pause in enumerate(pauses.tolist()):
         await asyncio.sleep(pause)
-        begun = time.perf_counter()
-        status, answer = await asked_once(reader, writer, messages[number % len(messages)])
-        seconds.append(time.perf_counter() - begun)
-        if status != 200:
-            raise ArtifactError(f"status {status}: {answer[:200]!r}")
+        seconds.append((await _timed(reader, writer, messages[number % len(messages)]))[0])
     writer.close()
     return seconds
 

@@ -28,7 +28,7 @@ from diffgr2.pipeline import StageContext
 from diffgr2.stages.corpus import Corpus
 from diffgr2.streams import key_of
 from diffgr2.train import dist
-from diffgr2.train.log import without_wall
+from diffgr2.train.log import METRICS, without_wall
 from diffgr2.train.loop import Task, fit
 
 
@@ -77,7 +77,7 @@ def train_stage(
         if lines:
             # Wall-clock fields would make two equal runs differ; they stay out of the artifact.
             texts = [json.dumps(line, sort_keys=True) + "\n" for line in without_wall(lines)]
-            (ctx.out / "metrics.jsonl").write_text("".join(texts))
+            (ctx.out / METRICS).write_text("".join(texts))
     return summary(lines)
 
 

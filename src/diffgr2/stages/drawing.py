@@ -24,6 +24,7 @@ from diffgr2.evaluate.verdict import DECIDES
 from diffgr2.model.layout import response_shift
 from diffgr2.stages.plan import TRAINED
 from diffgr2.stages.standing import Standing
+from diffgr2.train.log import METRICS
 from diffgr2.types import MISS
 
 DRAWN = ("block_rl", "cft_rl", "opd", "cft", "convert")
@@ -95,7 +96,7 @@ def figures_of(
         result["coherence"] = plots.coherence(answered)
     result |= speed_figures(found.speed) if found.speed else {}
     trained = [name for name in ("retriever", *TRAINED) if name in found.stages]
-    logs = {name: found.root / name / "metrics.jsonl" for name in trained}
+    logs = {name: found.root / name / METRICS for name in trained}
     logs = {name: path for name, path in logs.items() if path.is_file()}  # of those with steps
     if logs:
         result["training"] = training_curves(

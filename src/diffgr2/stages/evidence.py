@@ -174,7 +174,7 @@ class Counted:
     untimed: dict[str, np.ndarray]  # {} where they are the same
 
 
-def counted(
+def featured(
     ctx: StageContext,
     dataset: Dataset,
     lists: dict[str, CandidateLists],
@@ -296,7 +296,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     n_users = dataset.histories.n_users
     teaches = {s: ~selected_lists(lists[s], n_users) & (first[s].hit_L != MISS) for s in KNOWN}
     teaches, sampled = sample(teaches, ctx.seed)
-    found = counted(ctx, dataset, lists, teaches)
+    found = featured(ctx, dataset, lists, teaches)
     long = found.buckets
 
     weight, about = inverse_propensities(ctx, lists)

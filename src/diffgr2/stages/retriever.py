@@ -26,7 +26,7 @@ from diffgr2.pipeline import StageContext
 from diffgr2.stages.known import known_part, own_parts
 from diffgr2.stages.sharing import together
 from diffgr2.streams import key_of, permutation
-from diffgr2.train.checkpoint import METRICS
+from diffgr2.train.log import METRICS
 
 FEWEST = 3
 """Purchases that a user has to have made for SASRec, which keeps two back."""

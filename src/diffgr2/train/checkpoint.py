@@ -30,10 +30,11 @@ from diffgr2.artifacts import MANIFEST
 from diffgr2.config import TrainConfig
 from diffgr2.errors import CheckpointError
 from diffgr2.train import dist
+from diffgr2.train.log import METRICS
 from diffgr2.train.optimizer import Optimizer
 
 FORMAT = 1
-MODEL, OPTIMIZER, METRICS = "model.safetensors", "optimizer.safetensors", "metrics.jsonl"
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 FILES = frozenset({MODEL, OPTIMIZER, METRICS})
 FREE_KEYS = {"checkpoint_every", "keep"}  # may change between runs: no result depends
 NAME = re.compile(r"step-(\d{8})")

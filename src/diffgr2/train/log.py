@@ -12,6 +12,8 @@ from typing import Any
 
 from diffgr2.artifacts import replacing
 
+METRICS = "metrics.jsonl"
+
 
 def without_wall(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines without what depends on the clock: the rest is equal in every run of one seed."""

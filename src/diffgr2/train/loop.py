@@ -30,7 +30,7 @@ from diffgr2.config import TrainConfig
 from diffgr2.errors import NonFiniteError
 from diffgr2.progress import Progress
 from diffgr2.train import checkpoint, dist
-from diffgr2.train.log import MetricsLog
+from diffgr2.train.log import METRICS, MetricsLog
 from diffgr2.train.optimizer import Optimizer
 from diffgr2.train.parallel import Lanes
 from diffgr2.train.working import Working, prepare
@@ -101,7 +101,7 @@ def fit(
         mark = checkpoint.identity(task.name, seed, config, model)
         root = work / "checkpoints"
         saved, raw = checkpoint.resume(root, mark, model, optimizer, progress.line)
-        log = MetricsLog(work / "metrics.jsonl" if dist.world().first else None, raw)
+        log = MetricsLog(work / METRICS if dist.world().first else None, raw)
         working = Working(model, config)  # rounds what was resumed
         lanes = Lanes(working.net)
         run = _Run(task, model, working, config, optimizer, work, log, stop, lanes)
