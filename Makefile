@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 WORKERS ?= 2
 SHELL := /bin/bash
-# Where bytecode may not be kept, each of the hundred processes of a test run compiles torch anew.
+# Where bytecode may not be kept, each process of a test run compiles torch anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 EXTRAS := train,serve,llm,lambdamart,bulk

@@ -48,8 +48,7 @@ class _Rows:
 
     lengths: list[int]  # tokens per row
     counts: list[int]  # chosen places per row
-    more: tuple[int, int]  # tokens and places behind them that belong to no row
-    chosen_M: Tensor  # among the N tokens, by row
+    chosen_M: Tensor  # among the N tokens, by row, filled up
     masks: list[Tensor | None]  # [t, t] to add to the scores; None = causal
     chosen_masks: list[Tensor]  # of the chosen places alone
     gated: tuple[Tensor | None, Tensor | None]  # where a gated adapter is active: tokens, places
@@ -71,7 +70,7 @@ def hidden_at(
     order_M = torch.argsort(index_M // ids_BT.shape[1], stable=True)
     rows = _rows(index_M[order_M], length_B.tolist(), ids_BT.shape, attends_B1TT)
     inner, adapter = model.model, adapter_in(model)
-    ids_N, position_N = (F.pad(x[there_BT], (0, rows.more[0])) for x in (ids_BT, position_BT))
+    ids_N, position_N = filled(ids_BT[there_BT]), filled(position_BT[there_BT])
     if adapter is not None and adapter.mask_id is not None:
         both = (ids_N, ids_N[rows.chosen_M])
         rows = replace(rows, gated=tuple(_masked(ids, adapter.mask_id) for ids in both))
@@ -90,8 +89,12 @@ def hidden_at(
 
 def head(model: Any, hidden_MD: Tensor) -> Tensor:
     """Logits [M, V] of hidden states."""
-    n = len(hidden_MD)
-    return model.lm_head(F.pad(hidden_MD, (0, 0, 0, filling(n))))[:n]
+    return model.lm_head(filled(hidden_MD))[: len(hidden_MD)]
+
+
+def filled(x: Tensor) -> Tensor:
+    """With rows of zeros behind its own, which belong to nobody."""
+    return F.pad(x, (*(0, 0) * (x.dim() - 1), 0, filling(len(x))))
 
 
 def filling(n: int) -> int:
@@ -117,9 +120,8 @@ def _rows(
         else:
             masks[b] = whole = _bias(attends_B1TT[b, 0, :n, :n])
             chosen_masks.append(whole[places])
-    more = filling(sum(lengths)), filling(len(index_M))
-    chosen_M = F.pad(start_B[row_M] + place_M, (0, more[1]))
-    return _Rows(lengths, counts, more, chosen_M, masks, chosen_masks, (None, None))
+    chosen_M = filled(start_B[row_M] + place_M)
+    return _Rows(lengths, counts, chosen_M, masks, chosen_masks, (None, None))
 
 
 def _masked(ids: Tensor, mask_id: int) -> Tensor | None:
@@ -183,15 +185,14 @@ def _layer(
 
 
 def _attend(q_NHE: Tensor, k_NGE: Tensor, v_NGE: Tensor, rows: _Rows, *, last: bool) -> Tensor:
-    """Attention within each row."""
+    """Attention within each row; nothing for what is filled up with, which comes last."""
     masks, counts = (rows.chosen_masks, rows.counts) if last else (rows.masks, rows.lengths)
-    lengths = [*rows.lengths, rows.more[0]]  # what is filled up with comes last and has no mask
     parts = zip(
-        q_NHE.split([*counts, rows.more[last]]),
-        k_NGE.split(lengths),
-        v_NGE.split(lengths),
+        q_NHE[: sum(counts)].split(counts),
+        k_NGE[: sum(rows.lengths)].split(rows.lengths),
+        v_NGE[: sum(rows.lengths)].split(rows.lengths),
         masks,
-        strict=False,
+        strict=True,
     )
     mixed = []
     with torch.autocast("cpu", enabled=False):
@@ -201,4 +202,4 @@ def _attend(q_NHE: Tensor, k_NGE: Tensor, v_NGE: Tensor, rows: _Rows, *, last: b
                 how: dict[str, Any] = {"attn_mask": mask, "is_causal": mask is None}
                 found = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **how)
                 mixed.append(found[0].transpose(0, 1))
-    return F.pad(torch.cat(mixed), (0, 0, 0, 0, 0, rows.more[last]))
+    return F.pad(torch.cat(mixed), (0, 0, 0, 0, 0, len(q_NHE) - sum(counts)))
