@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from diffgr2.artifacts import digest, read_json, write_json
+from diffgr2.capacity.costtable import processor
 from diffgr2.cli import runs
 from diffgr2.config import Recipe
 from diffgr2.errors import ConfigError, Diffgr2Error
@@ -36,6 +38,7 @@ from diffgr2.evaluate.results import rounded
 from diffgr2.evaluate.significance import bootstrap_means, interval
 from diffgr2.evaluate.tables import at, interval_at, markdown_table
 from diffgr2.evaluate.validity import accounting, intervals
+from diffgr2.model.load import device
 from diffgr2.pipeline import STANDS, StageContext
 from diffgr2.progress import Progress
 from diffgr2.prompts.request import Request
@@ -90,9 +93,14 @@ def trained(recipe: Recipe, root: Path, stage: str, folder: Path) -> Path:
     inputs = {name: root / name for name in STAGES[stage].inputs}
     start = time.monotonic()
     STAGES[stage].run(StageContext(stage, recipe, inputs, out, work, Progress()))
-    config = getattr(recipe, stage).model_dump(mode="json")
-    write_json(folder / DONE, {"config": config, "seconds": round(time.monotonic() - start, 1)})
+    config, seconds = getattr(recipe, stage).model_dump(mode="json"), time.monotonic() - start
+    write_json(folder / DONE, {"config": config, "seconds": round(seconds, 1), "on": worker()})
     return out
+
+
+def worker() -> str:
+    """What models are trained on here."""
+    return torch.cuda.get_device_name() if device().type == "cuda" else processor()
 
 
 def answered(
@@ -180,7 +188,8 @@ def curve(
             row["over_floor"] = against(values_LM, floor_LM, resamples, key)
             row["over_none"] = against(values_LM, base[read], resamples, key)
             if steps:
-                row["seconds"] = read_json(folder / DONE)["seconds"]
+                done = read_json(folder / DONE)
+                row |= {name: done[name] for name in ("seconds", "on") if name in done}
             rows.append(rounded(row))
     return rows
 

@@ -314,9 +314,11 @@ def budget_table(report: dict[str, Any]) -> str:
         columns.append((f"{metric.upper()} to 0 steps, 95 %", to_none(metric)))
     columns += [("TPF, 95 %", sure("tpf", 1))]
     whose = {"selection": "validation lists of selection users", "test": "test lists"}
+    trained = sorted({row["on"] for row in report["rows"] if "on" in row})
+    where = f"Trained on {', '.join(trained)}. " if trained else ""
     note = (
         f"{report['data']}, tie order {report['tie_order']}, seed {report['seed']}: every row on "
-        f"the same {report['rows'][0]['n']:,} {whose[report['split']]}. "
+        f"the same {report['rows'][0]['n']:,} {whose[report['split']]}. {where}"
         f"{source(report)}"
     )
     return f"{markdown_table(report['rows'], columns)}\n\n{note}"

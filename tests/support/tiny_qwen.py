@@ -35,6 +35,7 @@ def tiny(
     family: str = "Qwen3",
     rope: str = "default",
     vocab: int = VOCAB,
+    head_dim: int = 8,
 ) -> Backbone:
     """A random model with peaked distributions; `marker` makes answers likelier."""
     with torch.random.fork_rng(devices=[]):
@@ -45,7 +46,7 @@ def tiny(
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=kv_heads,
-            head_dim=8,
+            head_dim=head_dim,
             intermediate_size=48,
             max_position_embeddings=256,
             rope_parameters={"rope_theta": 10_000.0, **ROPES[rope]},

@@ -75,4 +75,6 @@ def test_tables_show_validity_and_what_steps_changed() -> None:
     shown = budget_table({**report, "rows": rows}).splitlines()
     assert "| opd | paper | 0 | raw | .900 [.800, .950] | .100 | .3000 | – |" in shown[2]
     assert "| .3000 | [+.0500, +.1500] | .4000 | [−.1000, +.1000] |" in shown[3]
-    assert "the same 50 validation lists of selection users" in shown[-1]
+    assert "the same 50 validation lists of selection users. Made by" in shown[-1]
+    rows[1]["on"] = "a card"
+    assert "users. Trained on a card. Made by" in budget_table({**report, "rows": rows})

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ RETRIEVERS = {
     "sampled": {"kind": "sasrec", "loss": "sampled", "search": "approximate"},
 }
 """Runs at one size, by what retrieves."""
+
+LISTS = {"k": 10, "k_max": 20, "folds": FOLDS, "prefixes": 4}
+"""The section `candidates` of what is measured."""
 
 INDEX = {
     "data": ("histories.safetensors", "items.parquet", "users.parquet"),
@@ -85,11 +88,13 @@ def used(command: Sequence[str], env: dict[str, str]) -> Used:
 
 @dataclass
 class Bench:
-    """One size after the other in one scratch directory."""
+    """One size after the other in one scratch directory; `without` names parts to leave out."""
 
     most: float
     told: Callable[[str], object]
     points: dict[str, list[Point]] = field(default_factory=dict)
+    lists: Mapping[str, int] = field(default_factory=lambda: LISTS)
+    without: Collection[str] = ()
 
     def measure(self, place: Path, interactions: int, items: int) -> None:
         """Every part at one size."""
@@ -101,8 +106,7 @@ class Bench:
         sizes = {name: float(facts[name]) for name in ("interactions", "users", "items")}
         self._add("data", sizes, data, place / "plain" / "data")
         self._add("items", sizes, self._stage(place, "plain", "items", paths))
-        keys = recipe_of(paths, RETRIEVERS["plain"], 1)["candidates"]
-        each = min(keys["prefixes"], sizes["interactions"] / sizes["users"] - 3)
+        each = min(self.lists["prefixes"], sizes["interactions"] / sizes["users"] - 3)
         about = {**sizes, "lists": sizes["users"] * (2 + each)}
         if not self._affords("candidates:popularity", about):  # nothing follows without lists
             return
@@ -110,7 +114,7 @@ class Bench:
         lists = self._stage(place, "plain", "candidates", paths)
         kept = read_manifest(place / "plain" / "candidates")["metrics"]
         sizes["lists"] = float(sum(kept[f"{s}_lists"] for s in ("train", "validation", "test")))
-        sizes["shown"] = sizes["lists"] * keys["k_max"]
+        sizes["shown"] = sizes["lists"] * self.lists["k_max"]
         self._add("candidates:popularity", sizes, lists)
         evidence = self._stage(place, "plain", "evidence", paths)
         self._add("evidence", sizes, evidence, place / "plain" / "evidence")
@@ -152,7 +156,9 @@ class Bench:
             self._add(f"candidates:{search}", sizes, Used(asked, lists.peak))
 
     def _affords(self, part: str, sizes: dict[str, float], times: float = 1.0) -> bool:
-        """Whether it ends in time, by what the sizes before took."""
+        """Whether it is asked for and ends in time, by what the sizes before took."""
+        if part in self.without:
+            return False
         known = [(point.sizes, point.seconds) for point in self.points.get(part, [])]
         if not known:
             return True
@@ -172,7 +178,8 @@ class Bench:
     ) -> Used:
         retriever = RETRIEVERS[run.partition("-")[0]]
         recipe = place / f"{run}.yaml"
-        recipe.write_text(yaml.safe_dump(recipe_of(paths, retriever, epochs)), encoding="utf-8")
+        values = recipe_of(paths, retriever, epochs) | {"candidates": dict(self.lists)}
+        recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
         words = ["data", "run"] if stage == "data" else [stage]
         command = [sys.executable, "-m", "diffgr2.cli", *words, str(recipe)]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -204,7 +211,7 @@ def recipe_of(paths: tuple[Path, Path], retriever: dict[str, str], epochs: int) 
         },
         "items": {"min_unique": 0.0},
         "retriever": {**retriever, "epochs": epochs, "patience": epochs, "dim": 64},
-        "candidates": {"k": 10, "k_max": 20, "folds": FOLDS, "prefixes": 4},
+        "candidates": dict(LISTS),
     }
 
 
