@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -295,8 +296,22 @@ def test_worked_examples_tell_the_whole_story(root: Path, report: dict[str, Any]
     text = (root / "report" / "examples.md").read_text()
     assert text in said
     assert text.count("## Example") == 3
-    for heading in ("History:", "Candidates, as they came:", "Reasoning:", "Ranking", "Bought"):
+    for heading in ("History", "Candidates, as they came:", "Reasoning:", "Ranking", "Bought"):
         assert text.count(heading) >= 3, heading
+
+
+def test_worked_examples_show_every_purchase_that_their_sentences_count(
+    root: Path, report: dict[str, Any]
+) -> None:
+    examples = (root / "report" / "examples.md").read_text().split("## Example")[1:]
+    counted = 0
+    for text in examples:
+        history, _, after = text.partition("Candidates, as they came:")
+        shown = sum(line.startswith("- ") for line in history.splitlines())
+        for whole in re.findall(r"\(\d+ of (\d+)\)", after):
+            assert int(whole) == shown
+            counted += 1
+    assert counted
 
 
 def test_a_second_report_equals_the_first(root: Path, report: dict[str, Any]) -> None:

@@ -20,8 +20,6 @@ BLOCK, AR = ("block_rl", "opd", "cft"), ("rl", "sft")
 MODELS = dict.fromkeys(BLOCK, "recommended") | dict.fromkeys(AR, "ar")
 """The first one that stands writes the examples, decoded in this way."""
 
-SHOWN = 6  # history items printed
-
 
 def described(corpus: Corpus, row: int, decoded: Decoded, n: int, order_K: np.ndarray) -> list[str]:
     """The n-th example as lines, without its heading."""
@@ -32,13 +30,15 @@ def described(corpus: Corpus, row: int, decoded: Decoded, n: int, order_K: np.nd
     own = "" if lists.gains is None else f" (worth {float(lists.gains_LK[row, hit]):g})"
     came = "Wanted most" if own else "Bought next"
     names = [bold(catalogue.titles[i] or f"item {catalogue.raw_ids[i]}") for i in items]
-    history = corpus.dataset.histories.of(int(lists.user_L[row]), int(lists.end_L[row]))[-SHOWN:]
+    whole = corpus.dataset.histories.of(int(lists.user_L[row]), int(lists.end_L[row]))
+    read = whole[-corpus.recipe.prompt.history :]  # what the reasoning counts in
+    last = f", the last {len(read)} of {len(whole)}" if len(read) < len(whole) else ""
     reasoning = told_of(corpus, row, decoded, n, order_K, markdown=True).text
     answer, trajectory = decoded.readings[n].answer(decoded.answer), decoded.trajectories[n]
     state = "" if answer.valid else f" (repaired: {', '.join(answer.failures)})"
     return [
-        *("History:", ""),
-        *(f"- {item_text(catalogue, item)}" for item in history.tolist()),
+        *(f"History{last}:", ""),
+        *(f"- {item_text(catalogue, item)}" for item in read.tolist()),
         *("", "Candidates, as they came:", ""),
         *(f"{place}. {item_text(catalogue, item)}" for place, item in enumerate(items, 1)),
         *("", "Reasoning:", ""),
