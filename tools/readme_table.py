@@ -151,13 +151,15 @@ def pooled_note(summary: dict[str, Any]) -> str:
     commands = "; ".join(f"`{command}`" for command in summary["commands"])
     seeds = ", ".join(map(str, summary["seeds"]))
     mixed = "".join(f" Mixed: {why}." for why in summary.get("mixed", []))
+    commits = {*summary["commits"]}
+    made_at = f", all at {cut(min(commits))}" if len(commits) == 1 and not mixed else ""
     sure = ", intervals over people" if any("ci" in row for row in summary["rows"]) else ""
     lent = "; ".join(f"`{command}`" for command in summary.get("beside", []))
     if lent:
         commands += f"; `{beside_of(summary['rows'])}` by {lent}"
     return (
         f"{summary['data']}, tie order {summary['tie_order']}, seeds {seeds}: hit users, mean ± "
-        f"standard deviation over the runs{sure}.{mixed} Made by {commands}."
+        f"standard deviation over the runs{sure}.{mixed} Made by {commands}{made_at}."
     )
 
 
