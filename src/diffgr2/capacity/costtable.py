@@ -39,7 +39,7 @@ GROWS: dict[str, dict[str, float]] = {
     "candidates:cells": {"lists": 1.0, "items": 0.5},
     "candidates:itemknn": {"lists": 1.0, "items": 1.0},
     "candidates:popularity": {"lists": 1.0, "items": 1.0},
-    "evidence": {"shown": 1.0},
+    "evidence": {"shown": 0.75, "interactions": 0.25},  # pairs are counted, lists looked up
 }
 """Parts of stages and the sizes they grow with, by the power that their loops suggest. `shown` is
 lists times candidates of one. A retriever's part is all but its epochs, and so are the candidates':
@@ -57,7 +57,7 @@ MEMORY: dict[str, dict[str, float]] = {
     "candidates:cells": {"lists": 1.0},
     "candidates:itemknn": {"lists": 1.0},
     "candidates:popularity": {"lists": 1.0},
-    "evidence": {"shown": 1.0},
+    "evidence": {"interactions": 1.0, "shown": 0.0},  # counts are held, lists pass by in chunks
 }
 
 

@@ -48,6 +48,12 @@ RETRIEVERS = {
 LISTS = {"k": 10, "k_max": 20, "folds": FOLDS, "prefixes": 4}
 """The section `candidates` of what is measured."""
 
+FEW = LISTS | {"k_max": 10, "prefixes": 1}
+"""The same of a second run of lists and evidence: what grows with interactions and what grows with
+lists could not be told apart, did each size have as many lists a user."""
+
+FEWER = "plain-few"  # the run with them
+
 INDEX = {
     "data": ("histories.safetensors", "items.parquet", "users.parquet"),
     "evidence": ("index.safetensors", "index.json"),
@@ -111,18 +117,29 @@ class Bench:
         if not self._affords("candidates:popularity", about):  # nothing follows without lists
             return
         self._stage(place, "plain", "retriever", paths)
-        lists = self._stage(place, "plain", "candidates", paths)
-        kept = read_manifest(place / "plain" / "candidates")["metrics"]
-        sizes["lists"] = float(sum(kept[f"{s}_lists"] for s in ("train", "validation", "test")))
-        sizes["shown"] = sizes["lists"] * self.lists["k_max"]
-        self._add("candidates:popularity", sizes, lists)
-        evidence = self._stage(place, "plain", "evidence", paths)
-        self._add("evidence", sizes, evidence, place / "plain" / "evidence")
+        sizes |= self._listed(place, paths, sizes, "plain", self.lists["k_max"])
+        if self.lists == LISTS:
+            for stage in ("data", "items", "retriever"):
+                shutil.copytree(place / "plain" / stage, place / FEWER / stage)
+            self._listed(place, paths, sizes, FEWER, FEW["k_max"])
         if self._affords("candidates:itemknn", sizes):
             self._counted(place, paths, sizes)
         for run, search in (("sasrec", "sasrec"), ("sampled", "cells")):
             if self._affords(f"epoch:{run}", sizes, float(max(EPOCHS))):
                 self._trained(place, paths, sizes, run, search)
+
+    def _listed(
+        self, place: Path, paths: tuple[Path, Path], sizes: dict[str, float], run: str, k_max: int
+    ) -> dict[str, float]:
+        """Lists at the least cost and their evidence; returns how many they are."""
+        lists = self._stage(place, run, "candidates", paths)
+        kept = read_manifest(place / run / "candidates")["metrics"]
+        n_lists = float(sum(kept[f"{s}_lists"] for s in ("train", "validation", "test")))
+        found = {"lists": n_lists, "shown": n_lists * k_max}
+        self._add("candidates:popularity", {**sizes, **found}, lists)
+        evidence = self._stage(place, run, "evidence", paths)
+        self._add("evidence", {**sizes, **found}, evidence, place / run / "evidence")
+        return found
 
     def _counted(self, place: Path, paths: tuple[Path, Path], sizes: dict[str, float]) -> None:
         run = self._beside(place, "itemknn")
@@ -176,9 +193,9 @@ class Bench:
     def _stage(
         self, place: Path, run: str, stage: str, paths: tuple[Path, Path], epochs: int = 1
     ) -> Used:
-        retriever = RETRIEVERS[run.partition("-")[0]]
+        retriever, lists = RETRIEVERS[run.partition("-")[0]], FEW if run == FEWER else self.lists
         recipe = place / f"{run}.yaml"
-        values = recipe_of(paths, retriever, epochs) | {"candidates": dict(self.lists)}
+        values = recipe_of(paths, retriever, epochs) | {"candidates": dict(lists)}
         recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
         words = ["data", "run"] if stage == "data" else [stage]
         command = [sys.executable, "-m", "diffgr2.cli", *words, str(recipe)]

@@ -29,6 +29,9 @@ BASES = 81
 MORE = 0.3
 """What is added to an expected power, at most."""
 
+LESS = 0.1
+"""How far below the suggested power a fit may end where there is one size."""
+
 Sizes = Mapping[str, float]
 
 
@@ -113,5 +116,7 @@ def _powers(
     square_VV = left_VP @ centred_PV + TRUST * np.eye(len(expected_V))
     change_V = np.linalg.solve(square_VV, left_VP @ (rest_P - share_P @ rest_P))
     # No part of a pipeline gets cheaper with more data, or grows much faster than its loops say.
-    power_V = np.clip(expected_V + change_V, 0.0, expected_V + MORE)
+    # Beside others a size may turn out not to matter; what grows with one alone is a loop over it.
+    least_V = np.maximum(expected_V - LESS, 0.0) if len(expected_V) == 1 else 0.0
+    power_V = np.clip(expected_V + change_V, least_V, expected_V + MORE)
     return float(share_P @ (value_P - log_PV @ power_V)), power_V
