@@ -65,7 +65,7 @@ def measured(table: costtable.Table, given: argparse.Namespace) -> dict[str, cos
         given.most,
         lambda line: print(line, flush=True),
         {part: list(points) for part, points in table.points.items()},
-        measuring.LISTS | {"prefixes": given.prefixes, "k_max": given.candidates},
+        [measuring.LISTS | {"prefixes": given.prefixes, "k_max": given.candidates}],
         given.without,
     )
     return measuring.at_size(bench, *size)

@@ -52,8 +52,6 @@ FEW = LISTS | {"k_max": 10, "prefixes": 1}
 """The same of a second run of lists and evidence: what grows with interactions and what grows with
 lists could not be told apart, did each size have as many lists a user."""
 
-FEWER = "plain-few"  # the run with them
-
 INDEX = {
     "data": ("histories.safetensors", "items.parquet", "users.parquet"),
     "evidence": ("index.safetensors", "index.json"),
@@ -94,12 +92,16 @@ def used(command: Sequence[str], env: dict[str, str]) -> Used:
 
 @dataclass
 class Bench:
-    """One size after the other in one scratch directory; `without` names parts to leave out."""
+    """One size after the other in one scratch directory.
+
+    The first of `lists` is everybody's; with each further one lists and their evidence are made
+    once more. `without` names parts to leave out.
+    """
 
     most: float
     told: Callable[[str], object]
     points: dict[str, list[Point]] = field(default_factory=dict)
-    lists: Mapping[str, int] = field(default_factory=lambda: LISTS)
+    lists: Sequence[Mapping[str, int]] = (LISTS, FEW)
     without: Collection[str] = ()
 
     def measure(self, place: Path, interactions: int, items: int) -> None:
@@ -112,16 +114,15 @@ class Bench:
         sizes = {name: float(facts[name]) for name in ("interactions", "users", "items")}
         self._add("data", sizes, data, place / "plain" / "data")
         self._add("items", sizes, self._stage(place, "plain", "items", paths))
-        each = min(self.lists["prefixes"], sizes["interactions"] / sizes["users"] - 3)
+        each = min(self.lists[0]["prefixes"], sizes["interactions"] / sizes["users"] - 3)
         about = {**sizes, "lists": sizes["users"] * (2 + each)}
         if not self._affords("candidates:popularity", about):  # nothing follows without lists
             return
         self._stage(place, "plain", "retriever", paths)
-        sizes |= self._listed(place, paths, sizes, "plain", self.lists["k_max"])
-        if self.lists == LISTS:
-            for stage in ("data", "items", "retriever"):
-                shutil.copytree(place / "plain" / stage, place / FEWER / stage)
-            self._listed(place, paths, sizes, FEWER, FEW["k_max"])
+        for number, lists in enumerate(self.lists[1:], 1):
+            run = self._beside(place, f"plain-{number}", ("data", "items", "retriever"))
+            self._listed(place, paths, sizes, run.name, lists)
+        sizes |= self._listed(place, paths, sizes, "plain", self.lists[0])
         if self._affords("candidates:itemknn", sizes):
             self._counted(place, paths, sizes)
         for run, search in (("sasrec", "sasrec"), ("sampled", "cells")):
@@ -129,15 +130,20 @@ class Bench:
                 self._trained(place, paths, sizes, run, search)
 
     def _listed(
-        self, place: Path, paths: tuple[Path, Path], sizes: dict[str, float], run: str, k_max: int
+        self,
+        place: Path,
+        paths: tuple[Path, Path],
+        sizes: dict[str, float],
+        run: str,
+        lists: Mapping[str, int],
     ) -> dict[str, float]:
         """Lists at the least cost and their evidence; returns how many they are."""
-        lists = self._stage(place, run, "candidates", paths)
+        made = self._stage(place, run, "candidates", paths, lists=lists)
         kept = read_manifest(place / run / "candidates")["metrics"]
         n_lists = float(sum(kept[f"{s}_lists"] for s in ("train", "validation", "test")))
-        found = {"lists": n_lists, "shown": n_lists * k_max}
-        self._add("candidates:popularity", {**sizes, **found}, lists)
-        evidence = self._stage(place, run, "evidence", paths)
+        found = {"lists": n_lists, "shown": n_lists * lists["k_max"]}
+        self._add("candidates:popularity", {**sizes, **found}, made)
+        evidence = self._stage(place, run, "evidence", paths, lists=lists)
         self._add("evidence", {**sizes, **found}, evidence, place / run / "evidence")
         return found
 
@@ -159,6 +165,7 @@ class Bench:
         run, few, many = self._beside(place, name), *EPOCHS
         one = self._stage(place, name, "retriever", paths, few)
         lists = self._stage(place, name, "candidates", paths, few)
+        self._beside(place, f"{name}-{many}")
         more = self._stage(place, f"{name}-{many}", "retriever", paths, many)
         epoch = max((more.seconds - one.seconds) / (many - few), 1e-3)
         self._add(f"epoch:{name}", sizes, Used(epoch, more.peak))
@@ -184,18 +191,24 @@ class Bench:
             self.told(f"  {part}: left out, it would take {need:,.0f} s")
         return need <= self.most
 
-    def _beside(self, place: Path, name: str) -> Path:
-        """Another run on the same data."""
-        for run in (name, f"{name}-{EPOCHS[-1]}"):
-            shutil.copytree(place / "plain" / "data", place / run / "data")
-        return place / name
+    def _beside(self, place: Path, run: str, stages: Sequence[str] = ("data",)) -> Path:
+        """Another run that begins with what these stages of the plain one made."""
+        for stage in stages:
+            shutil.copytree(place / "plain" / stage, place / run / stage)
+        return place / run
 
     def _stage(
-        self, place: Path, run: str, stage: str, paths: tuple[Path, Path], epochs: int = 1
+        self,
+        place: Path,
+        run: str,
+        stage: str,
+        paths: tuple[Path, Path],
+        epochs: int = 1,
+        *,
+        lists: Mapping[str, int] | None = None,
     ) -> Used:
-        retriever, lists = RETRIEVERS[run.partition("-")[0]], FEW if run == FEWER else self.lists
-        recipe = place / f"{run}.yaml"
-        values = recipe_of(paths, retriever, epochs) | {"candidates": dict(lists)}
+        retriever, recipe = RETRIEVERS[run.partition("-")[0]], place / f"{run}.yaml"
+        values = recipe_of(paths, retriever, epochs, lists or self.lists[0])
         recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
         words = ["data", "run"] if stage == "data" else [stage]
         command = [sys.executable, "-m", "diffgr2.cli", *words, str(recipe)]
@@ -215,7 +228,12 @@ class Bench:
         )
 
 
-def recipe_of(paths: tuple[Path, Path], retriever: dict[str, str], epochs: int) -> dict[str, Any]:
+def recipe_of(
+    paths: tuple[Path, Path],
+    retriever: dict[str, str],
+    epochs: int,
+    lists: Mapping[str, int] = LISTS,
+) -> dict[str, Any]:
     """What is measured: the defaults of a recipe, on one thread."""
     return {
         "name": "costs",
@@ -228,7 +246,7 @@ def recipe_of(paths: tuple[Path, Path], retriever: dict[str, str], epochs: int) 
         },
         "items": {"min_unique": 0.0},
         "retriever": {**retriever, "epochs": epochs, "patience": epochs, "dim": 64},
-        "candidates": dict(LISTS),
+        "candidates": dict(lists),
     }
 
 
