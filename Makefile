@@ -177,6 +177,7 @@ readme: $(STAMP)  ## the tables and the picture of README and docs from results/
 	$(BIN)/python tools/readme_table.py docs/own_lists.md results
 	$(BIN)/python tools/readme_table.py docs/bases.md results
 	$(BIN)/python tools/readme_table.py docs/evidence.md results
+	$(BIN)/python tools/readme_table.py docs/scaling.md results
 	$(BIN)/python tools/readme_picture.py results/demo.json results/demo.json docs/quality.png
 
 clean:  ## caches and builds; runs and .venv stay

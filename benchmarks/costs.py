@@ -50,8 +50,8 @@ def main() -> None:
         told = {"command": machine.command("costs", "TABLE"), "commit": source_commit()}
         told |= {"machine": machine.about(), "points": {p: asdict(one) for p, one in found.items()}}
     points = {part: costtable.Point(**one) for part, one in told["points"].items()}
-    told |= {"table": table.said(), "said": rows_of(table, points)}
-    for row in told["said"]:
+    told |= {"table": table.said(), "rows": rows_of(table, points)}
+    for row in told["rows"]:
         off = f"{row['said']:12.4g} {row['measured']:12.4g} {row['off']:+.1%}"
         print(f"{row['part']:22} {row['what']:8} {off}")
     if given.out:

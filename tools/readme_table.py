@@ -5,8 +5,9 @@ Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands wh
 rows on targets of the same day and of others; `budget:NAME`: quality over steps of a stage;
 `speed:NAME`: its timing run; `serving:NAME`: a serving benchmark; `growth:NAME`: costs of larger
 lists; `sids:NAME`: semantic IDs; `lists:NAME`: a shop's own lists, fold by fold; `short:NAME`: what
-the run ended with; `text:NAME`, `ids:NAME`, `gpu:NAME`, `prompt:NAME`: `trial_tables`); run again,
-it changes nothing. Not here: measuring.
+the run ended with; `costs:NAME`: what a table of costs said of a larger size; `text:NAME`,
+`ids:NAME`, `gpu:NAME`, `prompt:NAME`: `trial_tables`); run again, it changes nothing. Not here:
+measuring.
 Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
@@ -19,6 +20,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cost_tables import (
+    costs_table,
+    growth_table,
+    peers_table,
+    serving_table,
+    short_peers_table,
+    speed_table,
+)
 from own_table import lists_table
 from readme_short import short
 from trial_tables import gpu_table, ids_table, prompt_table, text_table
@@ -36,11 +45,10 @@ from diffgr2.evaluate.tables import (
     parts_table,
     rows_of,
     span,
-    timings_table,
 )
 from diffgr2.pipeline import DIRTY
 
-KINDS = "results|short|rows|days|budget|serving|speed|growth|sids|ids|lists|text|gpu|prompt"
+KINDS = "results|short|rows|days|budget|serving|speed|growth|sids|ids|lists|text|gpu|prompt|costs"
 OPEN = re.compile(rf"^<!-- ({KINDS}):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
@@ -163,96 +171,6 @@ def pooled_note(summary: dict[str, Any]) -> str:
     )
 
 
-def speed_table(report: dict[str, Any]) -> str:
-    """Every decoder and batch size of the timing run."""
-    note = f"{report['data']}: tokens per second without the prompt's prefill, median over rounds."
-    return f"{timings_table(report['speed'])}\n\n{note} {source(report)}"
-
-
-def serving_table(report: dict[str, Any]) -> str:
-    """Latency and throughput by decoder and number of clients."""
-    columns: list[Any] = [("decoder", at("decoder")), ("clients", at("clients"))]
-    for head, key in (("p50 ms", "p50_ms"), ("p99 ms", "p99_ms"), ("requests/s", "requests_per_s")):
-        columns.append((head, lambda row, key=key: f"{row[key]:.1f}"))
-    columns.append(("TPF", at("tokens_per_forward", 1)))
-    late = report["overload"]
-    note = (
-        f"{report['cores']} cores. Overload: {late['sent']:,} sent = {late['answered']:,} answered "
-        f"+ {late['rejected']:,} rejected, p99 of a rejection {late['rejection_p99_ms']} ms. "
-        f"{source(report)}"
-    )
-    return f"{markdown_table(report['rows'], columns)}\n\n{note}"
-
-
-MAIN_PEERS = (
-    *("ar", "block", "block (onnx-int8)", "block, 3 views", "verify"),
-    *("transformers generate, static cache, compiled", "llama.cpp", "ONNX Runtime, plain loop"),
-    *("MiniLM-L6 cross-encoder, ONNX Runtime", "LightGBM"),
-)
-MAIN_BATCHES = (1, 32)
-"""What the short table of peers shows, on one thread; ours on their first engine."""
-
-
-def decimals(key: str, digits: int = 1) -> Callable[[dict[str, Any]], str]:
-    """A number with all its digits, or a dash."""
-    return lambda row: "–" if row.get(key) is None else f"{row[key]:,.{digits}f}"
-
-
-def percent(key: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: "–" if row.get(key) is None else f"{100 * row[key]:.0f} %"
-
-
-def of_limit(key: str) -> Callable[[dict[str, Any]], str]:
-    """Of the rate of fp32 products, which is no limit of products of eight bits."""
-    share = percent(key)
-    return lambda row: "–" if "int8" in row["name"] else share(row)
-
-
-def peers_table(report: dict[str, Any]) -> str:
-    """Everybody timed beside each other, at every batch size and number of threads."""
-    columns: list[Any] = [("way", at("name")), ("batch", at("batch")), ("threads", at("threads"))]
-    columns += [("ms per list", decimals("ms_per_list", 2))]
-    columns += [("tokens/s", decimals("tokens_per_s", 0)), ("forwards", decimals("forwards"))]
-    columns += [("of the limit", of_limit("share_of_limit"))]
-    columns += [("same tokens", percent("same_tokens"))]
-    return f"{markdown_table(report['rows'], columns)}\n\n{peers_note(report)}"
-
-
-def short_peers_table(report: dict[str, Any]) -> str:
-    """One line for each."""
-    lines: dict[str, dict[str, Any]] = {}
-    for row in report["rows"]:
-        name, batch = re.sub(r" \((onnx|torch)\)$", "", row["name"]), row["batch"]
-        line = lines.setdefault(name, {"name": name})
-        if row["threads"] == 1 and batch in MAIN_BATCHES and f"ms_per_list@{batch}" not in line:
-            line |= {f"{key}@{batch}": value for key, value in row.items()}
-    columns: list[Any] = [("way", at("name"))]
-    for batch in MAIN_BATCHES:
-        columns += [
-            (f"ms, batch {batch}", decimals(f"ms_per_list@{batch}", 2)),
-            ("tokens/s", decimals(f"tokens_per_s@{batch}", 0)),
-            ("of the limit", of_limit(f"share_of_limit@{batch}")),
-        ]
-    columns += [("same tokens", percent(f"same_tokens@{MAIN_BATCHES[-1]}"))]
-    shown = [lines[name] for name in MAIN_PEERS if name in lines]
-    return f"{markdown_table(shown, columns)}\n\n{peers_note(report)}"
-
-
-def peers_note(report: dict[str, Any]) -> str:
-    """The machine, what it can do, and how the table was made."""
-    about = report["machine"]
-    limits = "; ".join(
-        f"{one['threads']} thread{'s' * (one['threads'] > 1)}: "
-        f"{one['flop'] / 1e9:,.0f} GFLOP/s, {one['bytes'] / 1e9:,.0f} GB/s"
-        for one in report["limit"]
-    )
-    absent = f" Not installed: {', '.join(report['left_out'])}." if report["left_out"] else ""
-    return (
-        f"{about['processor']}, {about['cores']} cores, load {about['load']}; limit by {limits}."
-        f"{absent} {source(report)}"
-    )
-
-
 def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
     """One number where seeds agree on what is shown, else from the least to the most."""
     low, high = (f"{scale * one:.{digits}f}" for one in (min(values), max(values)))
@@ -295,18 +213,6 @@ def sids_table(report: dict[str, Any]) -> str:
     return f"{markdown_table(lines, columns)}\n\n{seeds} seeds. {source(report)}"
 
 
-def growth_table(report: dict[str, Any]) -> str:
-    """What a list costs as one thing grows."""
-    columns: list[Any] = [("grows", at("axis")), ("to", at("value"))]
-    for way, ms in (("ar", "`ar` ms"), ("block", "`block` ms"), ("least", "at once ms")):
-        columns += [(ms, decimals(f"{way}_ms")), ("forwards", decimals(f"{way}_forwards"))]
-    columns += [("one more ms", decimals("further_forward_ms", 2))]
-    columns += [("pays up to forwards", decimals("pays_up_to"))]
-    about = report["machine"]
-    note = f"{about['processor']}, one thread, load {about['load']}. {source(report)}"
-    return f"{markdown_table(report['rows'], columns)}\n\n{note}"
-
-
 def budget_table(report: dict[str, Any]) -> str:
     """What more steps of a stage do."""
     columns: list[Any] = [(name, at(name)) for name in ("stage", "way", "steps", "read")]
@@ -331,10 +237,10 @@ def to_none(metric: str) -> Callable[[dict[str, Any]], str]:
     return lambda row: span(row["over_none"][metric]["ci"]) if row["steps"] else "–"
 
 
-PLAIN = {"serving": serving_table, "speed": speed_table, "growth": growth_table}
-PLAIN |= {"budget": budget_table, "days": days_table, "sids": sids_table, "short": short}
+PLAIN = {"budget": budget_table, "days": days_table, "sids": sids_table, "short": short}
 OTHERS = {"lists": lists_table, "text": text_table, "gpu": gpu_table, "ids": ids_table}
-OTHERS |= {"prompt": prompt_table}
+OTHERS |= {"prompt": prompt_table, "serving": serving_table, "speed": speed_table}
+OTHERS |= {"growth": growth_table, "costs": costs_table}
 
 
 def table_of(kind: str, report: dict[str, Any]) -> str:
@@ -344,7 +250,8 @@ def table_of(kind: str, report: dict[str, Any]) -> str:
     if kind in OTHERS:
         return OTHERS[kind](report, source(report))
     if "limit" in report:
-        return peers_table(report) if kind == "rows" else short_peers_table(report)
+        table = peers_table if kind == "rows" else short_peers_table
+        return table(report, source(report))
     if "seeds" in report:
         return several_seeds(report, every=kind == "rows")
     return results_table(report, every=kind == "rows")

@@ -1,12 +1,14 @@
 """How many bytes torch holds at most while something runs, by its own account of every allocation.
 
 Contract: `peak(work)` runs it and returns the most that was allocated above what stood before, on
-the CPU: torch's profiler reports each allocation and release with its size, in order. Not here:
-what Python or a library holds beside tensors.
+the CPU: torch's profiler reports each allocation and release with its size, in order. What earlier
+work left for the garbage collector goes first, or its release would count against this one. Not
+here: what Python or a library holds beside tensors.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 def peak(work: Callable[[], object]) -> int:
     """Bytes of the highest moment, above those of the beginning."""
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
     found = seen.profiler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,6 +121,20 @@ def test_the_peak_of_a_training_is_within_15_percent(name: str, way: str, tmp_pa
     measured, told = both(name, way, tmp_path)
     print(f"{name} {way}: measured {measured / 1e6:.2f} MB, said {told.peak / 1e6:.2f} MB")
     assert told.peak == pytest.approx(measured, rel=0.15)
+
+
+def test_what_earlier_work_left_behind_is_no_part_of_a_peak() -> None:
+    def leave() -> None:
+        left: list[object] = [torch.ones(10**6)]
+        left.append(left)  # only the garbage collector can let it go
+
+    def work() -> None:
+        gc.collect()
+        torch.ones(1000).add(1)
+
+    alone = peak(work)
+    peak(leave)
+    assert peak(work) == alone
 
 
 @pytest.mark.parametrize("way", ["fp32", "autocast", "halves"])

@@ -9,7 +9,10 @@ import pytest
 from readme_table import OPEN, rewrite
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/results.md", "docs/own_lists.md", "docs/bases.md", "docs/evidence.md")
+PAGES = (
+    *("README.md", "docs/results.md", "docs/own_lists.md", "docs/bases.md", "docs/evidence.md"),
+    "docs/scaling.md",
+)
 
 
 def marks(page: str) -> list[tuple[str, str]]:

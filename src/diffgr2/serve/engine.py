@@ -42,6 +42,7 @@ class Engine:
         self._inbox: deque[Job] = deque()
         self._orders: deque[Order] = deque()
         self._waiting: deque[Job] = deque()
+        self._writing = 0  # orders that become jobs now: in no queue, and yet to do
         self._batches: dict[str, Batch] = {}
         self._jobs: dict[int, Job] = {}  # the writer's key -> job
         self._next_key = 0
@@ -122,7 +123,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting) + len(self._orders)
+        return len(self._waiting) + len(self._orders) + self._writing
 
     @property
     def load(self) -> int:
@@ -171,10 +172,14 @@ class Engine:
         oldest = self._orders[0].arrived
         ahead = sum(job.turn <= oldest for job in self._waiting)
         room = self.limits.running - len(self._jobs) - ahead
-        orders = [self._orders.popleft() for _ in range(min(room, len(self._orders)))]
-        if orders:
-            waiting = [*self._waiting, *orders[0].together(orders)]
-            self._waiting = deque(sorted(waiting, key=lambda job: job.turn))
+        self._writing = max(0, min(room, len(self._orders)))
+        orders = [self._orders.popleft() for _ in range(self._writing)]
+        try:
+            if orders:
+                waiting = [*self._waiting, *orders[0].together(orders)]
+                self._waiting = deque(sorted(waiting, key=lambda job: job.turn))
+        finally:
+            self._writing = 0
 
     def _leave(self) -> None:
         """Cancelled jobs leave, waiting or decoding, and orders that nobody waits for."""
