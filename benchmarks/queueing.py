@@ -1,14 +1,14 @@
 """Whether the simulated server keeps a real one's time: an open loop at three loads, against it.
 
-Starts `diffgr2 serve` on a bundle, and in rounds that take turns measures how it answers
-(`diffgr2.capacity.servicing`) and sends Poisson arrivals at shares of the rate that it reached at
-most; then compares the 50th and 99th percentile with the simulation of the very same arrivals: a
-few hundred hold a burst or none, and their 99th percentile is that of the burst. Intervals of
-what was measured are from blocks of requests. Seconds count from when a request was sent: the
-client's own timer is a millisecond late, which is told, and its share of the cores. Wants a machine
-with nothing else to do; where there is none, `--pinned` gives each lane a core, which is where a
-thread that wakes finds itself on an idle machine: on a busy one it wakes beside the other lane. Not
-a test: nothing passes or fails.
+Starts `diffgr2 serve` on a bundle, and in rounds that take turns watches the machine stand still
+(`diffgr2.capacity.stalls`), measures how the server answers (`servicing`) and sends Poisson
+arrivals at shares of the rate that it reached at most; then compares the 50th and 99th percentile
+with the simulation of the very same arrivals: a few hundred hold a burst or none, and their 99th
+percentile is that of the burst. Intervals of what was measured are from blocks of requests. Seconds
+count from when a request was sent: the client's own timer is a millisecond late, which is told, and
+its share of the cores. Wants a machine with nothing else to do; where there is none, `--pinned`
+gives each lane a core, which is where a thread that wakes finds itself on an idle machine: on a
+busy one it wakes beside the other lane. Not a test: nothing passes or fails.
 
     python benchmarks/queueing.py runs/demo/bundle --requests 6000 --out results/queueing.json
 """
@@ -45,6 +45,7 @@ from diffgr2.capacity.servicing import (
     served_of,
     server,
 )
+from diffgr2.capacity.stalls import NEVER, WATCHED, watched
 from diffgr2.pipeline import source_commit
 from diffgr2.rerank.world import World
 
@@ -198,6 +199,7 @@ def short(served: Served) -> dict[str, Any]:
     found = asdict(served)
     for name in ("noise", "steps", "wake"):
         found["replica"][name] = round(float(np.mean(found["replica"][name])), 6)
+    found["replica"]["stalls"] = served.replica.stalls.said()
     return found
 
 
@@ -205,12 +207,13 @@ def compared(
     running: Server, world: World, decoder: str, given: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], Served]:
     """A row of each load; closed and open loops take turns, so that both meet the same machine."""
-    url, closed, opened, after = running.url, [], list[Open](), list[float]()
+    url, closed, opened, after, stalls = running.url, [], list[Open](), list[float](), NEVER
     messages = messages_of(url, bodies(world, 64), decoder)
     asyncio.run(closed_loop(url, messages, 4, 64))  # warm
     if given.pinned:
         pinned(running.process.pid, given.threads)
     for number in range(given.rounds):
+        stalls = stalls.then(watched(given.watch / given.rounds))
         closed.append(looped(url, messages, CLIENTS, max(1, given.asked // given.rounds)))
         after += asyncio.run(paused(url, messages, 2 * given.asked // given.rounds, number))
         if not opened:
@@ -219,11 +222,12 @@ def compared(
         for one in opened:
             one.add(url, messages, given.requests // given.rounds, number)
     held = (given.threads, running.memory)
-    served = served_of(world, decoder, joined(closed), after, *held)
+    served = served_of(world, decoder, joined(closed), after, stalls, *held)
     paces = paces_of(closed)
     rows = [one.row(served, paces) | {"paces": [round(p, 2) for p in paces]} for one in opened]
     for row in rows:
         print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+    print(stalls.said(), flush=True)
     return rows, served
 
 
@@ -234,6 +238,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=6_000, help="at each load")
     parser.add_argument("--asked", type=int, default=256, help="in each closed loop")
     parser.add_argument("--rounds", type=int, default=6, help="in which both loops take turns")
+    parser.add_argument("--watch", type=float, default=WATCHED, help="seconds, of all rounds")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pinned", action="store_true", help="see above")
     parser.add_argument("--out", type=Path, help="one repeat more where it is there")

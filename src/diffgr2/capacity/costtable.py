@@ -22,6 +22,7 @@ from diffgr2 import __version__
 from diffgr2.artifacts import read_json, write_json
 from diffgr2.capacity.powerlaw import Law, fit
 from diffgr2.capacity.queueing import Replica
+from diffgr2.capacity.stalls import Stalls
 from diffgr2.errors import ArtifactError
 from diffgr2.model.backends import cores
 
@@ -237,6 +238,9 @@ def read(place: Path) -> Table:
 def _served(values: dict[str, Any]) -> Served:
     own = dict(values.pop("replica"))
     own |= {name: tuple(own[name]) for name in ("steps", "noise", "wake") if name in own}
+    if stalls := own.pop("stalls", None):
+        spells = tuple((begin, long, slower) for begin, long, slower in stalls["spells"])
+        own["stalls"] = Stalls(stalls["watched"], spells)
     rounds = tuple(Round(**one) for one in values.pop("rounds"))
     return Served(**values, rounds=rounds, replica=Replica(**own))
 

@@ -2,11 +2,12 @@
 
 Contract: a `Replica` is what the server is to a queue: lanes, each of which decodes in iterations
 that waiting jobs join at their start, an iteration's seconds being `first + each * jobs + join *
-joining` times a drawn factor, and up to `wake` more the longer its lane had slept. `simulate` sends
-Poisson arrivals to equal replicas, each to the one of two drawn at random that has less to do
-(`two`), or to any (`random`); `closed` is so many clients who ask again once they are answered. The
-same seed gives the same figures. Not here: where the seconds come from (`servicing`, `matching`), a
-network, failures, clients that give up, caches.
+joining` times a drawn factor, and up to `wake` more the longer its lane had slept; where the
+machine stands still (`stalls`), all its lanes do. `simulate` sends Poisson arrivals to equal
+replicas, each to the one of two drawn at random that has less to do (`two`), or to any (`random`);
+`closed` is so many clients who ask again once they are answered. The same seed gives the same
+figures. Not here: where the seconds come from (`servicing`, `matching`), a network, failures,
+clients that give up, caches.
 
 >>> one = Replica(first=0.010, each=0.0)
 >>> seen = simulate(one, 1, rate=1.0, requests=200, seed=0)
@@ -25,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 
+from diffgr2.capacity.stalls import NEVER, Going, Stalls
 from diffgr2.streams import generator
 
 Routing = Literal["two", "random"]
@@ -55,6 +57,7 @@ class Replica:
     noise: tuple[float, ...] = (1.0,)  # factors of an iteration, one of these, mean 1
     join: float = 0.0  # seconds more of an iteration for each job that joins it: its prompt
     wake: tuple[float, ...] = (0.0,)  # seconds more of one whose lane slept long; goes with noise
+    stalls: Stalls = NEVER  # of the machine, in which all seconds but `outside` are longer
 
     @property
     def capacity(self) -> float:
@@ -62,13 +65,15 @@ class Replica:
         most = max(1, self.running // self.lanes)
         left = most / (sum(self.steps) / len(self.steps))  # jobs that leave after an iteration
         turn = self.first + self.each * most + self.join * left
-        return self.lanes * left / turn / (1 + self.beside * (self.lanes > 1))
+        going = 1 - self.stalls.share
+        return self.lanes * left / turn * going / (1 + self.beside * (self.lanes > 1))
 
     @property
     def alone(self) -> float:
         """Mean seconds of a request that meets nobody."""
         steps = sum(self.steps) / len(self.steps)
-        return (self.first + self.each) * steps + self.join + self.outside
+        work = (self.first + self.each) * steps + self.join
+        return work / (1 - self.stalls.share) + self.outside
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,9 @@ class _World:
         self.lanes, self.load = lanes, [0] * replicas
         self.most = max(1, replica.running // replica.lanes)
         self.heap: list[tuple[float, int, _Lane]] = []
+        stalls = replica.stalls
+        begins = self.source.uniform(0, stalls.watched, replicas if stalls.spells else 0).tolist()
+        self.going = [Going(stalls, begin) for begin in begins] or [Going(stalls)] * replicas
         self.events = self.iterations = self.decoded = 0
         self.busy_s = 0.0
         wake = np.resize(replica.wake, len(replica.noise))
@@ -151,9 +159,10 @@ class _World:
         seconds += slept * wake
         self.iterations += 1
         self.decoded += len(jobs)
-        self.busy_s += seconds
+        end = self.going[lane.place].end(now, seconds)
+        self.busy_s += end - now
         self.events += 1
-        heapq.heappush(self.heap, (now + seconds, self.events, lane))
+        heapq.heappush(self.heap, (end, self.events, lane))
 
     def step(self) -> tuple[float, int, list[float]]:
         """The next iteration ends: (when, at which replica, when those that leave had come)."""

@@ -1,10 +1,11 @@
 """How a bundle answers, asked over HTTP: a server of its own, and clients that wait their turn.
 
-Contract: `serviced(bundle, decoders, threads, …)` starts `diffgr2 serve` on the bundle, asks it for
-lists of the bundle's own shoppers and retriever, alone and with more and more clients at once, and
-returns what the table keeps. `server`, `message_of` and `asked_once` are for whoever times servers.
-Clients write bare sockets, since a client library's work is as much as the server's own. Not here:
-what follows from it (`matching`, `forecast`), and open loops (`benchmarks/queueing.py`).
+Contract: `serviced(bundle, decoders, threads, …)` watches the machine for a while, starts `diffgr2
+serve` on the bundle, asks it for lists of the bundle's own shoppers and retriever, alone and with
+more and more clients at once, and returns what the table keeps. `server`, `message_of` and
+`asked_once` are for whoever times servers. Clients write bare sockets, since a client library's
+work is as much as the server's own. Not here: what follows from it (`matching`, `forecast`), and
+open loops (`benchmarks/queueing.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from diffgr2.artifacts import digest, read_manifest
 from diffgr2.candidates.retrieval import prefixes, top_k
 from diffgr2.capacity.costtable import Round, Served
 from diffgr2.capacity.matching import matched, woken
+from diffgr2.capacity.stalls import WATCHED, Stalls, watched
 from diffgr2.errors import ArtifactError
 from diffgr2.model.backends import cores
 from diffgr2.model.contract import read_config
@@ -203,10 +205,12 @@ def serviced(
     told: Callable[[str], object],
     clients: Sequence[int] | None = None,
     asked: int | None = None,
+    watch: float = WATCHED,
 ) -> list[Served]:
     """See the module's docstring."""
     threads, clients, asked = min(threads, cores()), clients or CLIENTS, asked or ASKED
-    world = World(bundle)
+    world, stalls = World(bundle), watched(watch)
+    told(stalls.said())
     with server(bundle, *options_of(threads)) as running:
         lists, found = bodies(world, 64), []
         for decoder in decoders:
@@ -217,7 +221,7 @@ def serviced(
                 told(f"{decoder}: {n} clients: {loop.per_s:.0f} lists a second")
             after = asyncio.run(paused(running.url, messages, 2 * asked))
             told(f"{decoder}: after a pause {np.mean(after) * 1e3:.1f} ms")
-            found.append(served_of(world, decoder, loops, after, threads, running.memory))
+            found.append(served_of(world, decoder, loops, after, stalls, threads, running.memory))
     return found
 
 
@@ -243,6 +247,7 @@ def served_of(
     decoder: str,
     loops: Mapping[int, Loop],
     after: Sequence[float],
+    stalls: Stalls,
     threads: int,
     memory: float,
 ) -> Served:
@@ -250,7 +255,7 @@ def served_of(
     weights = sizes_of(read_config(world.directory)).weights
     rounds, alone = [_round(n, loop) for n, loop in loops.items()], loops[min(loops)]
     means, lanes = [(one.clients, one.mean) for one in rounds], lanes_of(weights, threads)
-    replica, misfit = matched(means, alone.seconds, alone.forwards, lanes, RUNNING)
+    replica, misfit = matched(means, alone.seconds, alone.forwards, lanes, RUNNING, stalls)
     replica = woken(replica, alone.seconds, after, PAUSE)
     facts = (world.name, mark_of(world.directory), decoder, weights, world.k)
     held = (threads, memory, index_bytes(world.directory), sizes_in(world))

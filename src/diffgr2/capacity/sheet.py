@@ -182,6 +182,8 @@ def traffic_lines(table: Table, asked: Asked) -> tuple[list[str], bool]:
         return lines, True
     memory, told = _memory(table, asked, known)
     lines.append(told)
+    if own.stalls.spells:
+        lines.append(f"counted in, as measured: {own.stalls.said()}")
     more, holds = _replicas(asked, known, memory, mark)
     return lines + more, holds
 
