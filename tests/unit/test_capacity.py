@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from diffgr2.capacity.costtable import Machine, Point, Round, Served, Table
 from diffgr2.capacity.machines import amount_of, count_said, machines_of
 from diffgr2.capacity.powerlaw import fit
 from diffgr2.capacity.queueing import Replica
+from diffgr2.capacity.stalls import Stalls
 from diffgr2.capacity.synthetic import written
 from diffgr2.cli import app
-from diffgr2.config import DataConfig
+from diffgr2.config import DataConfig, Recipe
 from diffgr2.data.split import k_core
 from diffgr2.errors import ArtifactError, ConfigError, Diffgr2Error
 from diffgr2.recipe import load_recipe
@@ -39,10 +41,14 @@ TRUE = {  # seconds and bytes of each part at (interactions, items, lists)
 }
 
 
+@cache
+def recipe_of(k_max: int) -> Recipe:
+    return load_recipe("demo", [f"candidates.k_max={k_max}"])
+
+
 def sizes_at(interactions: float, items: float, k_max: int = 20) -> dict[str, float]:
-    recipe = load_recipe("demo", [f"candidates.k_max={k_max}"])
     size = Size(round(interactions / 8), round(items), round(interactions))
-    return forecast.sizes_of_data(recipe, size)
+    return forecast.sizes_of_data(recipe_of(k_max), size)
 
 
 def table(machine: Machine | None = None, **more) -> Table:
@@ -287,6 +293,17 @@ def test_traffic_is_simulated_and_placed_on_machines(tmp_path: Path) -> None:
     code, said = planned(tmp_path, found, *words, "--rate", "500", "--p99", "5")
     assert code == 1
     assert "no number of replicas keeps it" in said
+
+
+def test_a_machine_that_stands_still_is_counted_in_and_told(tmp_path: Path) -> None:
+    stalls = Stalls(20.0, ((1.0, 0.1, 5.0), (9.5, 0.3, 5.0)))
+    found = served(replica=replace(served().replica, stalls=stalls))
+    words = ("demo", "--interactions", "1M", "--items", "10k", "--decoder", "block", "--rate", "9")
+    code, said = planned(tmp_path, table(served=(found,)), *words, "--p99", "900")
+    assert code == 0
+    assert "itself slows down 0.1 times a second for 200 ms, which costs 2 % of its time" in said
+    assert f"at most {found.replica.capacity:.0f} lists a second" in said
+    assert costtable.read(tmp_path / "costs.json").served == (found,)
 
 
 def test_service_times_of_another_model_are_scaled_and_said_to_be(tmp_path: Path) -> None:
