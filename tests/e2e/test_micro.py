@@ -113,14 +113,22 @@ def test_status_says_what_stands(root: Path) -> None:
     assert done.stdout.splitlines()[-1].endswith(f"{len(HAS)} of {len(HAS) + 1} stages stand")
 
 
-def test_a_changed_key_runs_exactly_its_dependents(root: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
+def test_a_changed_key_outdates_exactly_its_dependents(root: Path) -> None:
+    done = cli("status", "micro", "--runs", str(root), "--set", "opd.steps=2")
+    states = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()[:-1]}
+    assert {name for name, state in states.items() if state == "outdated"} == AFTER_OPD
+    assert {name for name, state in states.items() if state == "stands"} == HAS - AFTER_OPD
+
+
+def test_what_is_outdated_runs_and_nothing_else(root: Path, tmp_path: Path) -> None:
+    copy, goal = tmp_path / "run", {"opd", "block_rl", "score_cft_opd_rl"}
     shutil.copytree(root, copy)
     before = {name: read_manifest(copy / name) for name in HAS}
-    done = cli("run", "micro", "--runs", str(copy), "--set", "opd.steps=2")
+    words = ("--set", "opd.steps=2", "--goal", "score_cft_opd_rl")
+    done = cli("run", "micro", "--runs", str(copy), *words)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert started(done) == AFTER_OPD
-    for name in set(before) - AFTER_OPD:
+    assert started(done) == goal
+    for name in set(before) - goal:
         assert read_manifest(copy / name, verify=True) == before[name]
     assert read_manifest(copy / "opd")["files"] != before["opd"]["files"]
 
