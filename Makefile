@@ -56,11 +56,14 @@ ladder: $(STAMP)  ## what the demo leaves out: every row, speed, probes
 	$(BIN)/diffgr2 run demo
 	$(BIN)/diffgr2 report demo
 
+# Each worker has a core; numpy's threads would wait for each other's.
+ONE_EACH := OPENBLAS_NUM_THREADS=1
+
 test: lint  ## lint, types, tests
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
+	$(ONE_EACH) $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP)  ## the tests that take minutes
-	$(BIN)/pytest -q -m slow
+	$(ONE_EACH) $(BIN)/pytest -q -m slow
 
 # The public clients pin older releases of shared packages, so they get an environment of their own;
 # it looks into .venv for the rest (torch, diffgr2), after its own packages.

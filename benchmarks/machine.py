@@ -203,3 +203,17 @@ def about() -> dict[str, Any]:
         "python": platform.python_version(),
         "clock": "processor time on one thread, the clock on more",
     }
+
+
+def ticks() -> list[int]:
+    """What all cores have done since they started, by the kernel's account; empty elsewhere."""
+    try:
+        return [int(n) for n in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    except OSError:
+        return []
+
+
+def stolen(before: list[int], after: list[int]) -> float:
+    """Share of the cores' time between two accounts that the host gave to others."""
+    passed = [late - early for early, late in zip(before, after, strict=True)]
+    return passed[7] / max(sum(passed), 1) if passed else 0.0

@@ -117,14 +117,16 @@ class Open:
     rate: float
     seconds: list[np.ndarray] = field(default_factory=list)
     late: list[np.ndarray] = field(default_factory=list)
+    stolen: list[float] = field(default_factory=list)
     cpu_s: float = 0.0
     wall_s: float = 0.0
 
     def add(self, url: str, messages: list[bytes], requests: int, seed: int) -> None:
-        begun, wall = cpu_s(), time.perf_counter()
+        begun, wall, before = cpu_s(), time.perf_counter(), machine.ticks()
         seconds_N, late_N = asyncio.run(open_loop(url, messages, self.rate, requests, seed))
         self.cpu_s += cpu_s() - begun
         self.wall_s += time.perf_counter() - wall
+        self.stolen.append(machine.stolen(before, machine.ticks()))
         self.seconds.append(seconds_N)
         self.late.append(late_N)
 
@@ -155,6 +157,7 @@ class Open:
             }
         late = float(np.percentile(np.concatenate(self.late), 99)) * 1e3
         row |= {"client_cores": round(self.cpu_s / self.wall_s, 3)}
+        row |= {"stolen_rounds": [round(share, 3) for share in self.stolen]}
         return row | {"sent_late_p99_ms": round(late, 2)}
 
 

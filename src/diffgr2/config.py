@@ -295,7 +295,7 @@ class Recipe(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # runs/<name>
     seed: Count = 0  # every random draw is a function of it
-    threads: Count = 0  # torch threads; 0 = torch's own choice
+    threads: Count = 0  # of torch, and of linear algebra; 0 = their own choice
     start: str | None = (
         None  # bundle whose vocabulary, semantic IDs and weights training starts from
     )

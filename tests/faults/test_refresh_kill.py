@@ -21,13 +21,12 @@ import support
 from diffgr2.artifacts import list_files
 from diffgr2.rerank.bundle import check, opened
 from diffgr2.rerank.world import World
-from support.micro_shop import build
+from support.micro_shop import shared
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kept = os.environ.get("DIFFGR2_MICRO_SHOP")
-    return build(Path(kept) if kept else tmp_path_factory.mktemp("shop")) / "bundle"
+    return shared(tmp_path_factory) / "bundle"
 
 
 class Child:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from diffgr2.rerank.reranker import Reranker
 from support import featured_shop
 from support.live import Live
-from support.micro_shop import build
+from support.micro_shop import of_all_workers, shared
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
@@ -29,12 +28,7 @@ QUIET = [
 
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kept = os.environ.get("DIFFGR2_MICRO_SHOP")  # a directory that outlives the test run
-    if kept:
-        return build(Path(kept))
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    return build(shared / "micro-shop")
+    return shared(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -52,12 +46,8 @@ def live(reranker: Reranker) -> Iterator[Live]:
 @pytest.fixture(scope="session")
 def own_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shop whose lists have features of its own."""
-    kept = os.environ.get("DIFFGR2_FEATURED_SHOP")  # a directory that outlives the test run
-    if kept:
-        return featured_shop.build(Path(kept))
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    return featured_shop.build(shared / "featured-shop")
+    place = ("featured-shop", "DIFFGR2_FEATURED_SHOP")
+    return of_all_workers(tmp_path_factory, *place, featured_shop.build)
 
 
 @pytest.fixture(scope="module")

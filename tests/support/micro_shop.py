@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from diffgr2.config import Recipe
@@ -64,3 +67,18 @@ def build(root: Path) -> Path:
         quiet = Progress(io.StringIO())
         Runner(recipe(), root, STAGES, quiet).run(["bundle", "bundle_ar"])
     return root
+
+
+def shared(factory: pytest.TempPathFactory) -> Path:
+    """The same of one test run."""
+    return of_all_workers(factory, "micro-shop", "DIFFGR2_MICRO_SHOP", build)
+
+
+def of_all_workers(
+    factory: pytest.TempPathFactory, name: str, variable: str, make: Callable[[Path], Path]
+) -> Path:
+    """What is made once in a test run, or stands where the environment says and outlives it."""
+    if kept := os.environ.get(variable):
+        return make(Path(kept))
+    base = factory.getbasetemp()
+    return make((base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / name)

@@ -26,8 +26,8 @@ House = Mapping[str, str]
 """Module name as imported -> source; a package's `__init__` goes by the package's name."""
 
 GROUND = (
-    "types errors choices section own learning config renames recipe streams artifacts progress "
-    "stage pipeline strict_json"
+    "types errors choices section own learning config renames recipe streams blas artifacts "
+    "progress stage pipeline strict_json"
 )
 FLOORS = (
     f"ground {GROUND}",

@@ -24,6 +24,7 @@ from scipy.special import softmax
 from torch import nn
 from torch.nn import functional as F
 
+from diffgr2 import blas
 from diffgr2.artifacts import load_arrays, save_arrays
 from diffgr2.candidates.retrieval import rank_of_target as rank_of_target
 from diffgr2.streams import permutation, torch_generator
@@ -94,7 +95,9 @@ class LinearScorer:
             return loss / n_lists + penalty, slope_C
 
         options = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-7}
-        found = minimize(objective, np.zeros(cells), jac=True, method="L-BFGS-B", options=options)
+        given = {"jac": True, "method": "L-BFGS-B", "options": options}
+        with blas.single():  # whose own products are of ten vectors at most
+            found = minimize(objective, np.zeros(cells), **given)
         weight_FV = found.x.reshape(fields, levels)
         # Within a list only differences matter; centring makes a contribution's sign mean
         # "better or worse than the usual candidate".

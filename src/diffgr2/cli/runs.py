@@ -69,7 +69,7 @@ def open_report(named: str, directory: Path | None, overrides: list[str] | None)
 
 
 def set_threads(recipe: Recipe) -> None:
-    """The recipe's torch threads; results depend on their number."""
+    """The recipe's threads; results depend on their number."""
     # Between two small products a thread waits for its neighbour. To spin for long takes the core
     # from it where others work too (ten times slower then), to sleep at once costs a third of a
     # training step; this many turns are a few microseconds. OpenMP reads it once, with torch.
@@ -78,7 +78,10 @@ def set_threads(recipe: Recipe) -> None:
     if recipe.threads:
         import torch
 
+        from diffgr2 import blas
+
         torch.set_num_threads(recipe.threads)
+        blas.keep(recipe.threads)
 
 
 def say(text: str) -> None:
