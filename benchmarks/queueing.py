@@ -202,8 +202,8 @@ def short(served: Served) -> dict[str, Any]:
     found = asdict(served)
     for name in ("noise", "steps", "wake"):
         found["replica"][name] = round(float(np.mean(found["replica"][name])), 6)
-    found["replica"]["stalls"] = served.replica.stalls.said()
-    return found
+    del found["replica"]["stalls"]
+    return found | {"stalls": served.replica.stalls.said()}
 
 
 def compared(
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--watch", type=float, default=WATCHED, help="seconds, of all rounds")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pinned", action="store_true", help="see above")
-    parser.add_argument("--out", type=Path, help="one repeat more where it is there")
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     before, world = os.getloadavg()[0], World(given.bundle)
     rows: list[dict[str, Any]] = []
@@ -262,8 +262,7 @@ def main() -> None:
         "served": found,
     }
     if given.out:
-        known = json.loads(given.out.read_text()) if given.out.is_file() else []
-        given.out.write_text(json.dumps([*known, report], indent=1) + "\n")
+        given.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Tables of what things cost: a run's timings, peers, a server, larger lists, larger data.
 
-Contract: `speed_table(report, made)`, `serving_table`, `peers_table`, `short_peers_table`,
-`growth_table` and `costs_table` are what stands between the marks of `speed:NAME`, `serving:NAME`,
-`rows:NAME` and `results:NAME` of a contest, `growth:NAME` and `costs:NAME`. Not here: other tables,
-and the marks (`readme_table`).
+Contract: each `…_table(report, made)` is what stands between the marks of its kind: `speed:NAME`,
+`serving:NAME`, `growth:NAME`, `costs:NAME`, `queueing:NAME`, and of a contest `rows:NAME` and
+`results:NAME` (`peers_table`, `short_peers_table`). Not here: other tables, and the marks
+(`readme_table`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from diffgr2.evaluate.tables import at, markdown_table, timings_table
+from diffgr2.evaluate.tables import at, interval_at, markdown_table, timings_table
 
 
 def speed_table(report: dict[str, Any], made: str) -> str:
@@ -140,3 +140,26 @@ def costs_table(report: dict[str, Any], made: str) -> str:
 def off(key: str) -> Callable[[dict[str, Any]], str]:
     """A share with its sign."""
     return lambda row: f"{100 * row[key]:+.0f} %".replace("-", "−")
+
+
+def queueing_table(report: dict[str, Any], made: str) -> str:
+    """A real server under arrivals at three loads beside its simulation."""
+    columns: list[Any] = [("decoder", lambda row: f"`{row['decoder']}`"), ("load", at("load", 1))]
+    columns += [("lists/s", decimals("rate"))]
+    for name in ("p50", "p99"):
+        columns += [(f"{name} ms", decimals(f"{name}_ms")), ("95 %", interval_at(f"{name}_ci", 1))]
+        columns += [("rounds", ends(f"{name}_rounds_ms"))]
+        columns += [("simulated", decimals(f"{name}_simulated_ms")), ("off", off(f"{name}_off"))]
+    columns += [("taken by the host", ends("stolen_rounds", 100, " %"))]
+    stalls = "; ".join(f"`{one['decoder']}`: {one['stalls']}" for one in report["served"])
+    about = report["machine"]
+    note = (
+        f"{about['processor']}, {about['cores']} cores, load before {about['load_before']}; "
+        f"{stalls}. {made}"
+    )
+    return f"{markdown_table(report['rows'], columns)}\n\n{note}"
+
+
+def ends(key: str, scale: float = 1.0, unit: str = "") -> Callable[[dict[str, Any]], str]:
+    """From the least to the most of some rounds."""
+    return lambda row: f"{scale * min(row[key]):.0f} to {scale * max(row[key]):.0f}{unit}"

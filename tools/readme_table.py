@@ -5,9 +5,9 @@ Contract: between `<!-- results:NAME -->` and `<!-- /results:NAME -->` stands wh
 rows on targets of the same day and of others; `budget:NAME`: quality over steps of a stage;
 `speed:NAME`: its timing run; `serving:NAME`: a serving benchmark; `growth:NAME`: costs of larger
 lists; `sids:NAME`: semantic IDs; `lists:NAME`: a shop's own lists, fold by fold; `short:NAME`: what
-the run ended with; `costs:NAME`: what a table of costs said of a larger size; `text:NAME`,
-`ids:NAME`, `gpu:NAME`, `prompt:NAME`: `trial_tables`); run again, it changes nothing. Not here:
-measuring.
+the run ended with; `costs:NAME`: what a table of costs said of a larger size; `queueing:NAME`: a
+server beside its simulation; `text:NAME`, `ids:NAME`, `gpu:NAME`, `prompt:NAME`: `trial_tables`);
+run again, it changes nothing. Not here: measuring.
 Run: `python tools/readme_table.py README.md results [--check]`.
 """
 
@@ -24,6 +24,7 @@ from cost_tables import (
     costs_table,
     growth_table,
     peers_table,
+    queueing_table,
     serving_table,
     short_peers_table,
     speed_table,
@@ -48,7 +49,8 @@ from diffgr2.evaluate.tables import (
 )
 from diffgr2.pipeline import DIRTY
 
-KINDS = "results|short|rows|days|budget|serving|speed|growth|sids|ids|lists|text|gpu|prompt|costs"
+KINDS = "results|short|rows|days|budget|serving|speed|growth|costs|queueing|sids|ids|lists|text"
+KINDS += "|gpu|prompt"
 OPEN = re.compile(rf"^<!-- ({KINDS}):([A-Za-z0-9_.-]+) -->$", re.MULTILINE)
 
 
@@ -241,6 +243,7 @@ PLAIN = {"budget": budget_table, "days": days_table, "sids": sids_table, "short"
 OTHERS = {"lists": lists_table, "text": text_table, "gpu": gpu_table, "ids": ids_table}
 OTHERS |= {"prompt": prompt_table, "serving": serving_table, "speed": speed_table}
 OTHERS |= {"growth": growth_table, "costs": costs_table}
+OTHERS |= {"queueing": queueing_table}
 
 
 def table_of(kind: str, report: dict[str, Any]) -> str:

@@ -26,9 +26,12 @@ def planned(bundle: Path, place: Path, *words: str) -> str:
 
 def test_a_bundle_is_measured_by_its_own_server(run_dir: Path, tmp_path: Path) -> None:
     bundle, told = run_dir / "bundle", list[str]()
-    found = servicing.serviced(bundle, ["block", "ar"], 1, told.append, clients=(1, 2), asked=4)
+    how = {"clients": (1, 2), "asked": 4, "watch": 0.5}
+    found = servicing.serviced(bundle, ["block", "ar"], 1, told.append, **how)
     assert [one.decoder for one in found] == ["block", "ar"]
-    assert len(told) == 6
+    assert told[0].startswith("the machine ")
+    assert len(told) == 7
+    assert {one.replica.stalls.watched >= 0.5 for one in found} == {True}
     world = World(bundle)
     for one in found:
         assert [r.clients for r in one.rounds] == [1, 2]
@@ -57,6 +60,7 @@ def test_the_verb_keeps_a_bundle_beside_what_was_known(
 ) -> None:
     monkeypatch.setattr(servicing, "CLIENTS", (1, 2))
     monkeypatch.setattr(servicing, "ASKED", 2)
+    monkeypatch.setattr(servicing, "WATCHED", 0.1)
     bundle, place = run_dir / "bundle", tmp_path / "deep" / "costs.json"
     said = planned(bundle, place, "--measure", "--decoder", "block")
     assert re.search(r"^block: [\d.]+ ms a list alone, at most \d+ a second;", said, re.MULTILINE)

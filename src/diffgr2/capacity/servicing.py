@@ -205,11 +205,11 @@ def serviced(
     told: Callable[[str], object],
     clients: Sequence[int] | None = None,
     asked: int | None = None,
-    watch: float = WATCHED,
+    watch: float | None = None,
 ) -> list[Served]:
     """See the module's docstring."""
     threads, clients, asked = min(threads, cores()), clients or CLIENTS, asked or ASKED
-    world, stalls = World(bundle), watched(watch)
+    world, stalls = World(bundle), watched(watch or WATCHED)
     told(stalls.said())
     with server(bundle, *options_of(threads)) as running:
         lists, found = bodies(world, 64), []
