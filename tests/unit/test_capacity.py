@@ -296,14 +296,22 @@ def test_traffic_is_simulated_and_placed_on_machines(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_stands_still_is_counted_in_and_told(tmp_path: Path) -> None:
-    stalls = Stalls(20.0, ((1.0, 0.1, 5.0), (9.5, 0.3, 5.0)))
+    stalls = Stalls(5.0, ((1.0, 0.1, 5.0), (2.5, 0.3, 5.0)))
     found = served(replica=replace(served().replica, stalls=stalls))
     words = ("demo", "--interactions", "1M", "--items", "10k", "--decoder", "block", "--rate", "9")
     code, said = planned(tmp_path, table(served=(found,)), *words, "--p99", "900")
     assert code == 0
-    assert "itself slows down 0.1 times a second for 200 ms, which costs 2 % of its time" in said
+    assert "itself slows down 0.4 times a second for 200 ms, which costs 6 % of its time" in said
     assert f"at most {found.replica.capacity:.0f} lists a second" in said
     assert costtable.read(tmp_path / "costs.json").served == (found,)
+    code, said = planned(tmp_path, table(served=(found,)), *words, "--p99", "40")
+    assert code == 1
+    kept = r"the freer of two: no number of replicas keeps it\n  on a machine that never .*: 1 rep"
+    assert re.search(kept, said)
+    elsewhere = table(replace(Machine.here(), cores=99), served=(found,))
+    code, said = planned(tmp_path, elsewhere, *words, "--p99", "40")
+    assert code == 0
+    assert "not counted: times at which this machine stands still" in said
 
 
 def test_service_times_of_another_model_are_scaled_and_said_to_be(tmp_path: Path) -> None:

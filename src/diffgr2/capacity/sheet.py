@@ -24,6 +24,7 @@ from diffgr2.capacity.forecast import (
 )
 from diffgr2.capacity.machines import Machines, count_said
 from diffgr2.capacity.queueing import Fleet, Replica, Routing, fewest, fleet
+from diffgr2.capacity.stalls import NEVER
 from diffgr2.config import Recipe
 from diffgr2.stages.effort import Size
 
@@ -139,7 +140,7 @@ def known_of(table: Table, asked: Asked) -> Known | None:
     if exact:
         one = exact[0]
         told = f"{one.bundle}, lists of {one.k}, {one.cores} cores"
-        return Known(one, one.replica, lambda v: Figure(v, here=table.here), told)
+        return Known(one, _here(table, one), lambda v: Figure(v, here=table.here), told)
     if not same:
         return None
     one = min(same, key=lambda s: abs(s.weights - asked.weights))
@@ -147,7 +148,7 @@ def known_of(table: Table, asked: Asked) -> Known | None:
     # Words cost by the candidate; arithmetic, which only counts where it is more, by the weight.
     times = k * max(1.0, asked.weights / one.weights)
     replica = replace(
-        one.replica,
+        _here(table, one),
         first=one.replica.first * times,
         each=one.replica.each * times,
         join=one.replica.join * times,
@@ -155,6 +156,11 @@ def known_of(table: Table, asked: Asked) -> Known | None:
     )
     told = f"scaled ×{times:.2f} from {one.bundle} of {one.weights / 1e6:.2f} M weights"
     return Known(one, replica, lambda v: Figure(v, max(times, 1 / times), False), told)
+
+
+def _here(table: Table, one: Served) -> Replica:
+    """Another machine's spells are no part of what this one does."""
+    return one.replica if table.here else replace(one.replica, stalls=NEVER)
 
 
 def traffic_lines(table: Table, asked: Asked) -> tuple[list[str], bool]:
@@ -184,6 +190,10 @@ def traffic_lines(table: Table, asked: Asked) -> tuple[list[str], bool]:
     lines.append(told)
     if own.stalls.spells:
         lines.append(f"counted in, as measured: {own.stalls.said()}")
+    elif known.served.replica.stalls.spells:
+        lines.append(
+            "not counted: times at which this machine stands still (plan BUNDLE --measure)"
+        )
     more, holds = _replicas(asked, known, memory, mark)
     return lines + more, holds
 
@@ -218,6 +228,7 @@ def _replicas(asked: Asked, known: Known, memory: float, mark: str) -> tuple[lis
         if found is None:
             lines.append(head + "no number of replicas keeps it")
             holds = holds and routing != "two"
+            lines += _calm(asked, own, routing)
             continue
         lines.append(head + f"{_fleet(found)} (simulated, service times {mark})")
         if routing == "two":
@@ -226,6 +237,14 @@ def _replicas(asked: Asked, known: Known, memory: float, mark: str) -> tuple[lis
             if not holds and each * machines.count * own.capacity > asked.rate:
                 lines.append("  there: " + _fleet(_tried(own, each * machines.count, asked.rate)))
     return lines, holds
+
+
+def _calm(asked: Asked, own: Replica, routing: Routing) -> list[str]:
+    """What would keep it where the machine is no reason."""
+    assert asked.rate is not None
+    calm = replace(own, stalls=NEVER)
+    found = fewest(calm, asked.rate, asked.p99, routing=routing) if own.stalls.spells else None
+    return [f"  on a machine that never stands still: {_fleet(found)}"] if found else []
 
 
 def _tried(own: Replica, count: int, rate: float, routing: Routing = "two") -> Fleet:
