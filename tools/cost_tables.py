@@ -124,16 +124,16 @@ def costs_table(report: dict[str, Any], made: str) -> str:
         line = lines.setdefault(row["part"], {"part": row["part"]})
         scale = 1.0 if row["what"] == "seconds" else 1e9
         line |= {f"{row['what']}_{key}": row[key] / scale for key in ("said", "measured")}
-        line |= {f"{row['what']}_off": row["off"], f"{row['what']}_beyond": row["beyond"]}
+        line[f"{row['what']}_off"] = row["off"]
     columns: list[Any] = [("stage", lambda row: f"`{row['part']}`")]
     for what, head, digits in (("seconds", "CPU-s", 1), ("peak", "peak GB", 2)):
         columns += [(f"{head} said", decimals(f"{what}_said", digits))]
         columns += [("measured", decimals(f"{what}_measured", digits)), ("off", off(f"{what}_off"))]
-    columns += [("beyond", lambda row: f"× {row['seconds_beyond']:.1f}")]
     sizes = max((point["sizes"] for point in report["points"].values()), key=len)
     size = ", ".join(f"{value:,.0f} {name}" for name, value in sizes.items())
     table = report["table"].removeprefix("yours, ")
-    note = f"{size}. Table: {table}. Beyond: of what it holds. {made}"
+    far = max(row["beyond"] for row in report["rows"])
+    note = f"{size}: up to {far:.1f} times what the table holds. Table: {table}. {made}"
     return f"{markdown_table([*lines.values()], columns)}\n\n{note}"
 
 

@@ -240,10 +240,18 @@ def to_none(metric: str) -> Callable[[dict[str, Any]], str]:
 
 
 PLAIN = {"budget": budget_table, "days": days_table, "sids": sids_table, "short": short}
-OTHERS = {"lists": lists_table, "text": text_table, "gpu": gpu_table, "ids": ids_table}
-OTHERS |= {"prompt": prompt_table, "serving": serving_table, "speed": speed_table}
-OTHERS |= {"growth": growth_table, "costs": costs_table}
-OTHERS |= {"queueing": queueing_table}
+OTHERS = {
+    "serving": serving_table,
+    "speed": speed_table,
+    "growth": growth_table,
+    "costs": costs_table,
+    "queueing": queueing_table,
+    "lists": lists_table,
+    "text": text_table,
+    "gpu": gpu_table,
+    "ids": ids_table,
+    "prompt": prompt_table,
+}
 
 
 def table_of(kind: str, report: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffgr2.capacity import matching
@@ -29,6 +29,7 @@ def records(draw) -> Stalls:
     return Stalls((at + draw(st.integers(1, 20))) / 10, tuple(spells))
 
 
+@settings(deadline=None)
 @given(records(), st.floats(0, 30), st.floats(0, 20), st.floats(0, 20))
 def test_work_ends_where_small_steps_say(record: Stalls, offset: float, now: float, work) -> None:
     end, step, done, at = Going(record, offset).end(now, work), 0.01, 0.0, now
@@ -40,6 +41,7 @@ def test_work_ends_where_small_steps_say(record: Stalls, offset: float, now: flo
     assert end == pytest.approx(at, abs=0.2)
 
 
+@settings(deadline=None)
 @given(records(), st.floats(0, 30), st.floats(0, 20), st.floats(0, 5), st.floats(0, 5))
 def test_work_in_two_parts_ends_as_in_one(record, offset, now, first: float, second: float) -> None:
     going = Going(record, offset)
@@ -63,6 +65,7 @@ def test_spells_are_found_between_pieces_of_work() -> None:
     pace[2000:2010] = 0.009  # .09 s, nine times as slow
     pace[5000], pace[5003] = 0.02, 0.03  # one spell
     pace[7000] = 0.004  # any program's turn
+    pace[8000] = pace[8027] = 0.003  # and two more
     seen = found(np.concatenate([[0.0], np.cumsum(pace)]))
     assert [round(begin, 2) for begin, _, _ in seen.spells] == [2.0, 5.08]
     assert seen.spells[0][1:] == (0.09, 9.0)
@@ -82,6 +85,17 @@ def test_a_lone_client_meets_as_many_as_said() -> None:
     seconds = closed(alone, 1, requests=4_000).response_N
     assert (seconds > 0.017).mean() == pytest.approx(OFTEN.touched(0.016), abs=0.01)
     assert seconds.mean() == pytest.approx(alone.alone, rel=0.02)
+
+
+def test_a_client_that_pauses_meets_more() -> None:
+    going, now, met = Going(OFTEN), 0.0, 0
+    pauses = np.random.default_rng(0).exponential(0.02, 4_000)
+    for pause in pauses.tolist():
+        end = going.end(now + pause, 0.016)
+        met += end > now + pause + 0.017
+        now = end
+    assert met / len(pauses) == pytest.approx(OFTEN.touched(0.016, 0.02), rel=0.2)
+    assert OFTEN.touched(0.016, 0.02) > 1.2 * OFTEN.touched(0.016)
 
 
 def test_who_comes_at_their_own_time_wait_through_them(monkeypatch) -> None:

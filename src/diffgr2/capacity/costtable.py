@@ -22,7 +22,7 @@ from diffgr2 import __version__
 from diffgr2.artifacts import read_json, write_json
 from diffgr2.capacity.powerlaw import Law, fit
 from diffgr2.capacity.queueing import Replica
-from diffgr2.capacity.stalls import Stalls
+from diffgr2.capacity.stalls import NEVER, Stalls
 from diffgr2.errors import ArtifactError
 from diffgr2.model.backends import cores
 
@@ -228,8 +228,10 @@ def read(place: Path) -> Table:
             for part in GROWS
             if part in values["points"]
         }
-        served = tuple(_served(one) for one in values["served"])
         machine = Machine(**values["machine"])
+        served = tuple(_served(one) for one in values["served"])
+        if not machine.same(Machine.here()):  # its spells are no part of what this machine does
+            served = tuple(replace(s, replica=replace(s.replica, stalls=NEVER)) for s in served)
         return Table(machine, values["recipe"], values["generator"], points, served)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{place}: not a table of costs ({error})") from None

@@ -92,8 +92,8 @@ def woken(
 ) -> Replica:
     """With the seconds more that lone requests took after pauses, exponential ones of that mean."""
     even_Q = (np.arange(len(replica.noise)) + 0.5) / len(replica.noise)
-    even_Q *= 1 - replica.stalls.touched(float(np.mean(alone)))
-    more_Q = np.quantile(after, even_Q) - np.quantile(alone, even_Q)
+    met, met_after = (replica.stalls.touched(float(np.mean(alone)), p) for p in (0.0, pause))
+    more_Q = np.quantile(after, even_Q * (1 - met_after)) - np.quantile(alone, even_Q * (1 - met))
     # Short pauses among them wake nobody; so the mean is of 1 - exp(-pause / NAP) of it.
     wake_Q = np.maximum(more_Q, 0.0) * (1 + NAP / pause)
     return replace(replica, wake=tuple(round(float(q), 7) for q in wake_Q))

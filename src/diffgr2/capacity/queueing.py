@@ -7,7 +7,7 @@ machine stands still (`stalls`), all its lanes do. `simulate` sends Poisson arri
 replicas, each to the one of two drawn at random that has less to do (`two`), or to any (`random`);
 `closed` is so many clients who ask again once they are answered. The same seed gives the same
 figures. Not here: where the seconds come from (`servicing`, `matching`), a network, failures,
-clients that give up, caches.
+clients that give up, caches, replicas that share a machine and its spells.
 
 >>> one = Replica(first=0.010, each=0.0)
 >>> seen = simulate(one, 1, rate=1.0, requests=200, seed=0)

@@ -1,11 +1,11 @@
 """How a bundle answers, asked over HTTP: a server of its own, and clients that wait their turn.
 
-Contract: `serviced(bundle, decoders, threads, …)` watches the machine for a while, starts `diffgr2
-serve` on the bundle, asks it for lists of the bundle's own shoppers and retriever, alone and with
-more and more clients at once, and returns what the table keeps. `server`, `message_of` and
-`asked_once` are for whoever times servers. Clients write bare sockets, since a client library's
-work is as much as the server's own. Not here: what follows from it (`matching`, `forecast`), and
-open loops (`benchmarks/queueing.py`).
+Contract: `serviced(bundle, decoders, threads, …)` starts `diffgr2 serve` on the bundle, asks it for
+lists of the bundle's own shoppers and retriever, alone and with more and more clients at once, for
+each decoder between two halves of watching the machine, and returns what the table keeps. `server`,
+`message_of` and `asked_once` are for whoever times servers. Clients write bare sockets, since a
+client library's work is as much as the server's own. Not here: what follows from it (`matching`,
+`forecast`), and open loops (`benchmarks/queueing.py`).
 """
 
 from __future__ import annotations
@@ -209,18 +209,21 @@ def serviced(
 ) -> list[Served]:
     """See the module's docstring."""
     threads, clients, asked = min(threads, cores()), clients or CLIENTS, asked or ASKED
-    world, stalls = World(bundle), watched(watch or WATCHED)
-    told(stalls.said())
+    world, half = World(bundle), (watch or WATCHED) / 2
     with server(bundle, *options_of(threads)) as running:
         lists, found = bodies(world, 64), []
         for decoder in decoders:
             messages = messages_of(running.url, lists, decoder)
             asyncio.run(closed_loop(running.url, messages, 4, 32))  # warm
+            told(f"{decoder}: {half:.0f} s of watching the machine before, as many behind")
+            before = watched(half)
             loops = looped(running.url, messages, clients, asked)
             for n, loop in loops.items():
                 told(f"{decoder}: {n} clients: {loop.per_s:.0f} lists a second")
             after = asyncio.run(paused(running.url, messages, 2 * asked))
             told(f"{decoder}: after a pause {np.mean(after) * 1e3:.1f} ms")
+            stalls = before.then(watched(half))
+            told(f"{decoder}: {stalls.said()}")
             found.append(served_of(world, decoder, loops, after, stalls, threads, running.memory))
     return found
 

@@ -140,7 +140,8 @@ def known_of(table: Table, asked: Asked) -> Known | None:
     if exact:
         one = exact[0]
         told = f"{one.bundle}, lists of {one.k}, {one.cores} cores"
-        return Known(one, _here(table, one), lambda v: Figure(v, here=table.here), told)
+        here = table.here or one.replica.stalls.watched > 0  # a record is this machine's
+        return Known(one, one.replica, lambda v: Figure(v, here=here), told)
     if not same:
         return None
     one = min(same, key=lambda s: abs(s.weights - asked.weights))
@@ -148,7 +149,7 @@ def known_of(table: Table, asked: Asked) -> Known | None:
     # Words cost by the candidate; arithmetic, which only counts where it is more, by the weight.
     times = k * max(1.0, asked.weights / one.weights)
     replica = replace(
-        _here(table, one),
+        one.replica,
         first=one.replica.first * times,
         each=one.replica.each * times,
         join=one.replica.join * times,
@@ -156,11 +157,6 @@ def known_of(table: Table, asked: Asked) -> Known | None:
     )
     told = f"scaled ×{times:.2f} from {one.bundle} of {one.weights / 1e6:.2f} M weights"
     return Known(one, replica, lambda v: Figure(v, max(times, 1 / times), False), told)
-
-
-def _here(table: Table, one: Served) -> Replica:
-    """Another machine's spells are no part of what this one does."""
-    return one.replica if table.here else replace(one.replica, stalls=NEVER)
 
 
 def traffic_lines(table: Table, asked: Asked) -> tuple[list[str], bool]:
@@ -188,12 +184,11 @@ def traffic_lines(table: Table, asked: Asked) -> tuple[list[str], bool]:
         return lines, True
     memory, told = _memory(table, asked, known)
     lines.append(told)
-    if own.stalls.spells:
+    if own.stalls.watched:
         lines.append(f"counted in, as measured: {own.stalls.said()}")
-    elif known.served.replica.stalls.spells:
-        lines.append(
-            "not counted: times at which this machine stands still (plan BUNDLE --measure)"
-        )
+    else:
+        told = "times at which this machine stands still (diffgr2 plan BUNDLE --measure)"
+        lines.append(f"not counted: {told}")
     more, holds = _replicas(asked, known, memory, mark)
     return lines + more, holds
 

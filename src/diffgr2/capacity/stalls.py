@@ -1,11 +1,12 @@
-"""When the machine itself stands still: spells in which all its cores are many times slower.
+"""When the machine itself all but stands still: spells in which it is several times slower.
 
-Contract: `watched(seconds)` does the same small piece of work over and over and returns the spells
-in which it took far longer; `Stalls` joins records, says what share of the time they cost, and
-`Going` tells when work that begins at a moment ends, playing the record again and again. A virtual
-machine whose host takes its cores away sees such spells, in no account of its own: a client who
-asks again once it is answered meets few of them, while those who come at their own times all wait
-through each. Not here: how a server answers (`servicing`), the queue (`queueing`).
+Contract: `watched(seconds)` does the same small piece of work over and over, on one core, and
+returns the spells in which it took far longer (on virtual machines all cores were seen to);
+`Stalls` joins records, says what share of the time they cost, and `Going` tells when work that
+begins at a moment ends, playing the record again and again. A virtual machine whose host takes its
+cores away sees such spells, in no account of its own: a client who asks again once it is answered
+meets few of them, while those who come at their own times all wait through each. Not here: how a
+server answers (`servicing`), the queue (`queueing`).
 
 >>> Going(Stalls(10.0, ((4.0, 1.0, 5.0),))).end(3.9, 0.2)  # .1 before, .1 five times as slow
 4.5
@@ -34,7 +35,7 @@ APART = 0.03
 """Seconds between two slow pieces from which they belong to different spells."""
 
 SHORT = 0.01
-"""Seconds of a spell below which it is any program's turn at the core."""
+"""Seconds that a spell costs below which it is any program's turn at the core."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,14 @@ class Stalls:
         lost = sum(seconds * (1 - 1 / slower) for _, seconds, slower in self.spells)
         return lost / self.watched if self.spells else 0.0
 
-    def touched(self, seconds: float) -> float:
-        """Share of the requests of a lone client, each of so many seconds, that meet one."""
+    def touched(self, seconds: float, pause: float = 0.0) -> float:
+        """About what share of the requests of a lone client meet one, each of so many seconds; the
+        client pauses before each."""
         if not self.spells:
             return 0.0
-        work = sum(seconds + length / slower for _, length, slower in self.spells)
-        return min(work / self.watched, 1.0)
+        turn = pause + seconds
+        met = (seconds / turn + long / (pause + seconds * slow) for _, long, slow in self.spells)
+        return min(turn * sum(met) / self.watched, 1.0)
 
     def then(self, other: Stalls) -> Stalls:
         """One record after the other."""
@@ -151,7 +154,8 @@ def found(moments: Iterable[float]) -> Stalls:
     kept = []
     for first, last in spells:
         begin, seconds = float(moment_N[first]), float(moment_N[last + 1] - moment_N[first])
-        if seconds >= SHORT:
-            slower = seconds / (usual * (last + 1 - first))
+        work = usual * (last + 1 - first)
+        if seconds - work >= SHORT:
+            slower = seconds / work
             kept.append((round(begin, 4), round(seconds, 4), round(slower, 2)))
     return Stalls(round(float(moment_N[-1]), 4), tuple(kept))
