@@ -9,7 +9,7 @@ Contract: each `…_table(report, made)` is what stands between the marks of its
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffgr2.evaluate.tables import at, interval_at, markdown_table, timings_table
@@ -43,6 +43,12 @@ MAIN_PEERS = (
 )
 MAIN_BATCHES = (1, 32)
 """What the short table of peers shows, on one thread; ours on their first engine."""
+
+
+def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
+    """One number where all agree on what is shown, else from the least to the most."""
+    low, high = (f"{scale * one:.{digits}f}" for one in (min(values), max(values)))
+    return low if low == high else f"{low}–{high}"
 
 
 def decimals(key: str, digits: int = 1) -> Callable[[dict[str, Any]], str]:
@@ -162,4 +168,4 @@ def queueing_table(report: dict[str, Any], made: str) -> str:
 
 def ends(key: str, scale: float = 1.0, unit: str = "") -> Callable[[dict[str, Any]], str]:
     """From the least to the most of some rounds."""
-    return lambda row: f"{scale * min(row[key]):.0f} to {scale * max(row[key]):.0f}{unit}"
+    return lambda row: spread(row[key], 0, scale) + unit

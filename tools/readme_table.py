@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from cost_tables import (
     serving_table,
     short_peers_table,
     speed_table,
+    spread,
 )
 from own_table import lists_table
 from readme_short import short
@@ -171,12 +172,6 @@ def pooled_note(summary: dict[str, Any]) -> str:
         f"{summary['data']}, tie order {summary['tie_order']}, seeds {seeds}: hit users, mean ± "
         f"standard deviation over the runs{sure}.{mixed} Made by {commands}{made_at}."
     )
-
-
-def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
-    """One number where seeds agree on what is shown, else from the least to the most."""
-    low, high = (f"{scale * one:.{digits}f}" for one in (min(values), max(values)))
-    return low if low == high else f"{low}–{high}"
 
 
 def sids_table(report: dict[str, Any]) -> str:

@@ -359,6 +359,13 @@ def test_the_users_own_table_goes_before_the_shipped_one(tmp_path: Path, monkeyp
     both = costtable.opened(None)
     assert both.points == shipped.points
     assert both.served[0].mark == "x"
+    stalls = Stalls(5.0, ((1.0, 0.1, 5.0),))
+    own = Table(Machine.here(), served=(served(replica=replace(served().replica, stalls=stalls)),))
+    costtable.write(costtable.own_place(), own)
+    costtable.write(tmp_path / "far", replace(own, machine=replace(own.machine, cores=99)))
+    monkeypatch.setattr(costtable, "SHIPPED", tmp_path / "far")
+    kept = [one.replica.stalls for one in costtable.opened(None).served]
+    assert kept == [stalls, Stalls()], "spells are this machine's alone"
     costtable.write(costtable.own_place(), table())
     assert not costtable.opened(None).shipped
 
